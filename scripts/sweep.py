@@ -1,8 +1,9 @@
 """Sweep explorations from one checkpoint on validation problems; one JSON file and a Markdown table.
 
-    python scripts/sweep.py --checkpoint runs/demo-seed0/checkpoints/coconut --out docs/sweep --steps 100
+    python scripts/sweep.py --checkpoint runs/demo-seed0/checkpoints/coconut --out docs/sweep
 
-Every arm gets the same questions, seeds and number of rollouts; only the exploration differs.
+Every arm gets the same questions, seeds and number of rollouts; only the exploration differs. An arm whose run folder
+is finished is not run again, so two processes can share the arms (`--arms`) and a third call collects them.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="word-problems")
     parser.add_argument("--out", type=Path, required=True, help="path without ending: .json and .md are written")
     parser.add_argument("--runs", type=Path, default=Path("runs/sweep"), help="run folders of the arms")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     options = parser.parse_args()
@@ -53,15 +54,18 @@ def main() -> None:
     recipes.add_class_arguments(Recipe, as_group=False)
     parsed = recipes.instantiate_classes(recipes.parse_path(recipe_path(options.recipe)))
     recipe = Recipe(**vars(parsed))
-    recipe = replace(recipe, seed=options.seed, grpo=replace(recipe.grpo, max_steps=options.steps))
+    grpo = replace(recipe.grpo, max_steps=options.steps, eval_steps=options.steps // 3)
+    recipe = replace(recipe, seed=options.seed, grpo=grpo, data=replace(recipe.data, max_valid=1000))
     problems = problems_of(recipe.data, ("grpo", "valid"))
     rows = []
     for name in options.arms:
-        run = RunFolder(options.runs / name.replace(" ", "_"), "sweep", replace(recipe, exploration=ARMS[name]))
-        model = LatentModel.from_pretrained(options.checkpoint)
-        arm = (model, build_exploration(ARMS[name]), problems["grpo"], problems["valid"], "grpo")
-        train_grpo(recipe, run, *arm)
-        records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+        folder = options.runs / name.replace(" ", "_")
+        if not (folder / "checkpoints" / "grpo").is_dir():
+            run = RunFolder(folder, "sweep", replace(recipe, exploration=ARMS[name]))
+            model = LatentModel.from_pretrained(options.checkpoint)
+            arm = (model, build_exploration(ARMS[name]), problems["grpo"], problems["valid"], "grpo")
+            train_grpo(recipe, run, *arm)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         curve = {r["step"]: r["eval/pass@1"] for r in records if "eval/pass@1" in r}
         mixed = [1 - r["frac_reward_zero_std"] for r in records]
         rows.append(

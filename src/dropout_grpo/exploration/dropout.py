@@ -7,6 +7,7 @@ variational posterior). A fresh mask at every step (``PerStepDropout``) has no s
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ class DropoutNoise:
         return chosen
 
     def _draw(self, seeds: Tensor) -> dict[str, Tensor]:
-        streams = torch.cat([stream(site.name, site.count, seeds.device) for site in self._instances])
+        streams = _streams(tuple((site.name, site.count) for site in self._instances), seeds.device)
         scale = 1.0 / (1.0 - self._p)
         masks = (~bernoulli(seeds, streams, self._p)).to(self._dtype) * scale  # [B, sum of counts]
         parts = masks[:, None, :].split([site.count for site in self._instances], dim=-1)
@@ -100,6 +101,12 @@ class DropoutNoise:
             site.name: part.repeat_interleave(site.repeat, dim=-1) if site.repeat > 1 else part
             for site, part in zip(self._instances, parts, strict=True)
         }
+
+
+@lru_cache(maxsize=16)
+def _streams(sites: tuple[tuple[str, int], ...], device: torch.device) -> Tensor:
+    """Counters of all sites side by side, int64 [sum of counts]: the same for every batch of masks."""
+    return torch.cat([stream(name, count, device) for name, count in sites])
 
 
 def _known(what: str, given: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
