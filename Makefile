@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test lint test-slow theory gpu clean
+.PHONY: demo test lint test-slow theory bench gpu clean
 
 demo: $(READY)
 	$(BIN)/dropout-grpo demo --seed $(SEED) --data.word_problems.seed $(SEED) --run_dir runs/demo-seed$(SEED)
@@ -24,8 +24,22 @@ test-slow: $(READY)
 theory: $(READY)  # runs all checks and redoes docs/theory.md's figures and tables
 	$(BIN)/python -m dropout_grpo.theory.page docs/theory.md
 
-gpu: $(READY)
-	$(BIN)/pytest -m gpu
+LINEAR := [num_generations,latent_steps]
+# One result file a call; a run that fails leaves none.
+measure = $(BIN)/dropout-grpo bench --device cpu $(2) --json > benchmarks/results/$(1).json.part && \
+	mv benchmarks/results/$(1).json.part benchmarks/results/$(1).json
+
+bench: $(READY)  # on an idle machine; see benchmarks/README.md
+	mkdir -p benchmarks/results
+	$(call measure,tiny-cpu,--size tiny)
+	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
+	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
+	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
+	$(BIN)/python benchmarks/page.py
+
+gpu: $(READY)  # tests and benchmark on a GPU
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/page.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

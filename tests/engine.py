@@ -40,7 +40,10 @@ ANSWERS = [  # two for each question, as K = 2 rollouts would give
 ]
 SEEDS = torch.tensor([[3, -4], [5, 2**63 - 1], [-(2**63), 8]])
 
-WIDTHS = {"attention": 16, "mlp": 16, "mlp_hidden": 24, "heads": 4, "thought": 16}  # of every tiny model
+KEEPS_ITS_ATTENTION = ("gemma2", "gemma3_text", "mistral", "qwen2_window")
+"""Sliding windows and soft caps need the model's own attention, so groups copy their prompt."""
+
+WIDTHS = {"attention": 16, "mlp": 16, "mlp_hidden": 24, "heads": 4, "thought": 16}  # of all tiny models but opt_350m
 ALL_SITES = ("residual", "mlp_hidden", "heads", "thought")
 ALL_PHASES = ("prompt", "latent", "answer")
 
@@ -60,7 +63,7 @@ def latent_model(
     """
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [START, LATENT, END]})
-    attention = WIDE if kind == "gemma2" else "eager"
+    attention = WIDE if kind in KEEPS_ITS_ATTENTION else "eager"
     plain = widen(tiny_model(kind, dtype, attn_implementation=attention, **options))
     model = LatentModel(plain, tokenizer, latent_steps=latent_steps, thought=thought)
     model.shares_prefix = model.shares_prefix and not copy_prompts
@@ -126,8 +129,11 @@ def prompts(rows: Sequence[Sequence[int]] = QUESTIONS) -> Prompts:
     return Prompts(*pad_left(rows, 0, "cpu"))
 
 
-def reference_factors(seed: int, exploration: SharedDropout, *, per_step: bool = False) -> Factors:
+def reference_factors(
+    seed: int, exploration: SharedDropout, *, per_step: bool = False, thought_width: int = WIDTHS["thought"]
+) -> Factors:
     """The oracle's masks of one rollout, from Python's integers."""
+    widths = {**WIDTHS, "thought": thought_width}
     kinds = set(exploration.sites) | ({"attention", "mlp"} if "residual" in exploration.sites else set())
     names = [f"layers.{i}.{kind}" for i in range(2) for kind in kinds - {"residual", "thought"}]
     names += ["thought"] if "thought" in kinds else []
@@ -136,16 +142,16 @@ def reference_factors(seed: int, exploration: SharedDropout, *, per_step: bool =
         if phase not in exploration.phases:
             return {}
         drawn_from = splitmix.fold(seed, step + 1) if per_step and phase == "latent" else seed
-        return {name: reference_mask(drawn_from, name, exploration.p) for name in names}
+        return {name: reference_mask(drawn_from, name, exploration.p, widths[name.split(".")[-1]]) for name in names}
 
     return factors
 
 
 @lru_cache(maxsize=4096)
-def reference_mask(seed: int, site: str, p: float) -> Tensor:
+def reference_mask(seed: int, site: str, p: float, width: int | None = None) -> Tensor:
     """[F] of a tiny model's site, float64."""
-    width = WIDTHS[site.split(".")[-1]]
-    kept = [0.0 if splitmix.dropped(seed, site, i, p) else 1.0 / (1.0 - p) for i in range(width)]
+    features = range(width or WIDTHS[site.split(".")[-1]])
+    kept = [0.0 if splitmix.dropped(seed, site, i, p) else 1.0 / (1.0 - p) for i in features]
     return torch.tensor(kept, dtype=torch.float64)
 
 

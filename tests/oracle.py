@@ -165,7 +165,7 @@ def site_modules(model: PreTrainedModel) -> dict[str, tuple[nn.Module, str]]:
         parts = [(b.attention, b.attention.dense, b.mlp, b.mlp.dense_4h_to_h) for b in net.gpt_neox.layers]
     elif kind == "opt":  # has no MLP module: fc2 is its last projection, and its end
         parts = [(b.self_attn, b.self_attn.out_proj, b.fc2, b.fc2) for b in net.model.decoder.layers]
-    elif kind in ("llama", "qwen2", "qwen3", "gemma2"):
+    elif kind in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"):
         parts = [(b.self_attn, b.self_attn.o_proj, b.mlp, b.mlp.down_proj) for b in net.model.layers]
     else:
         raise KeyError(f"the oracle does not know the modules of {kind!r}")

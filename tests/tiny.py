@@ -1,8 +1,12 @@
 """Models and a tokenizer small enough for proofs, built offline from configs.
 
 Every model has 2 layers, width 16, 4 attention heads (2 key/value heads where the architecture groups them),
-an MLP of width 24 and 64 positions. Qwen3 and Gemma 2 have heads of width 8, so that heads x width is not the
+an MLP of width 24 and 64 positions. Qwen3 and Gemma have heads of width 8, so that heads x width is not the
 model's width: sizes that could be confused with one another differ.
+
+``VARIANTS`` are the same architectures as other published models configure them: tied embeddings (Llama 3.2 1B,
+Qwen2.5 0.5B), a sliding window on every layer (Mistral 7B v0.1) or on one (Qwen2), and OPT-350m, which norms after
+its blocks, has no final norm, and embeddings (width 12) narrower than the model.
 
 Only GPT-2 computes in the dtype it is given. The eager attention of the others takes its softmax in float32
 whatever the dtype, and most take norms and rotary angles so too. Two ways to compute the same float64 logits
@@ -24,7 +28,17 @@ from transformers import (
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 
 KINDS = ("gpt2", "llama", "qwen2", "qwen3")
-EXTRA_KINDS = ("gemma2", "gpt_neox", "opt")
+EXTRA_KINDS = ("gemma", "gemma2", "gemma3_text", "gpt_neox", "opt")
+WINDOWED_KINDS = ("gemma2", "gemma3_text")  # their first layer has a sliding window, as wide as their positions
+WIDE_HEADS = ("qwen3", "gemma", "gemma2", "gemma3_text")  # 8, where 16 / 4 would be 4
+
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "llama_tied": ("llama", {"tie_word_embeddings": True}),
+    "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
+    "mistral": ("mistral", {"sliding_window": 5}),
+    "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "opt_350m": ("opt", {"word_embed_proj_dim": 12, "do_layer_norm_before": False}),
+}
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 WORDS = (*SPECIAL, *"0123456789", "###", "\n", *".,?=+-*", "Ann", "Bob", "has", "gets", "how", "many")
@@ -66,19 +80,24 @@ def _config(kind: str, vocab_size: int, n_layer: int, max_positions: int) -> Pre
     sizes = {"vocab_size": vocab_size, "max_position_embeddings": max_positions}
     shape = {"hidden_size": 16, "num_hidden_layers": n_layer, "num_attention_heads": 4}
     grouped = {**sizes, **shape, "intermediate_size": 24, "num_key_value_heads": 2}
-    options: dict[str, dict[str, int]] = {
+    windowed = {**grouped, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": max_positions}
+    options: dict[str, dict[str, object]] = {
         "gpt2": {"n_positions": max_positions, "n_embd": 16, "n_layer": n_layer, "n_head": 4, "n_inner": 24}
         | {"vocab_size": vocab_size},
         "llama": grouped,
         "qwen2": grouped,
         "qwen3": {**grouped, "head_dim": 8},
-        "gemma2": {**grouped, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": max_positions},
+        "mistral": grouped,
+        "gemma": {**grouped, "head_dim": 8},
+        "gemma2": windowed,
+        "gemma3_text": {**windowed, "layer_types": ["sliding_attention", *["full_attention"] * (n_layer - 1)]},
         "gpt_neox": {**sizes, **shape, "intermediate_size": 24},
         "opt": {**sizes, **shape, "ffn_dim": 24, "word_embed_proj_dim": 16},
     }
-    if kind not in options:
-        raise KeyError(f"tiny_model knows {', '.join(options)}, not {kind!r}")
-    return AutoConfig.for_model(kind, **options[kind], **special)
+    architecture, changes = VARIANTS.get(kind, (kind, {}))
+    if architecture not in options:
+        raise KeyError(f"tiny_model knows {', '.join([*options, *VARIANTS])}, not {kind!r}")
+    return AutoConfig.for_model(architecture, **{**options[architecture], **changes, **special})
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ from dropout_grpo.tasks.problem import Problem
 from tiny import tiny_model, tiny_tokenizer
 
 PLAIN_TOKENS = 28
-"""Of the tiny tokenizer; the latent tokens are 28 (start), 29 (latent) and 30 (end)."""
+"""Of the tiny tokenizer; the latent tokens are 28 (start), 29 (end) and 30 (latent), in Coconut's order."""
 
 
 def tiny_latent(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dropout_grpo.latent.attention import Prefix, shared_prefix_attention, shares_prefix
 from engine import difference, latent_model
-from tiny import EXTRA_KINDS, KINDS, tiny_model
+from tiny import EXTRA_KINDS, KINDS, VARIANTS, WINDOWED_KINDS, tiny_model
 
 G, H, S, T, E = 3, 4, 5, 3, 8
 REAL = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)  # the rest is padding
@@ -118,12 +118,12 @@ def test_which_models_share_a_prompt() -> None:
     """All but those whose attention is not a plain softmax over all positions."""
     assert {kind: shares_prefix(tiny_model(kind)) for kind in KINDS + EXTRA_KINDS} == {
         **dict.fromkeys(KINDS + EXTRA_KINDS, True),
-        "gemma2": False,
+        **dict.fromkeys(WINDOWED_KINDS, False),
     }
-    windowed = tiny_model("qwen2")
-    windowed.config.sliding_window, windowed.config.use_sliding_window = 4, True
-    windowed.config.layer_types = ["full_attention", "sliding_attention"]
-    assert not shares_prefix(windowed)
+    assert {kind: shares_prefix(tiny_model(kind)) for kind in VARIANTS} == {
+        **dict.fromkeys(VARIANTS, True),
+        **dict.fromkeys(("mistral", "qwen2_window"), False),
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from dropout_grpo.exploration.seeds import as_int64, bernoulli, fold, random_bit
 from dropout_grpo.latent import LatentModel
 from engine import ALL_PHASES, ALL_SITES, SEEDS, engine_rows, latent_model, prompts, reference_mask
 from oracle import site_modules
-from tiny import EXTRA_KINDS, KINDS
+from tiny import EXTRA_KINDS, KINDS, WIDE_HEADS
 
 EDGES = [0, 1, -1, 2, 41, -42, 2**31, 2**32, -(2**32), 2**53 + 1, 2**63 - 1, 2**63 - 2, -(2**63), -(2**63) + 1]
 EDGE_SEEDS = torch.tensor(EDGES)
@@ -114,7 +114,7 @@ def test_a_models_masks_are_the_references_in_every_dtype(kind: str, dtype: torc
     assert set(found) == {*site_modules(model.model), "thought"}
     for name, mask in found.items():
         expected = torch.stack([reference_mask(seed, name, 0.3) for seed in EDGES])  # [B, F], or [B, heads]
-        head_width = model.model.config.hidden_size // 4 if kind not in ("qwen3", "gemma2") else 8
+        head_width = model.model.config.hidden_size // 4 if kind not in WIDE_HEADS else 8
         repeated = expected.repeat_interleave(head_width if name.endswith("heads") else 1, dim=1)
         assert mask.dtype == dtype
         assert torch.equal(mask[:, 0], repeated.to(dtype))

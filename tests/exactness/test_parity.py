@@ -32,7 +32,7 @@ from engine import (
     prompts,
     reference_noises,
 )
-from tiny import EXTRA_KINDS, KINDS
+from tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
 
 MASKS = SharedDropout(0.25, ALL_SITES, ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.25, ALL_SITES, ALL_PHASES)
@@ -41,12 +41,12 @@ every_kind = pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
 both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
 both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
 
-# Gemma 2 caps its scores and has sliding windows, so its groups always copy their prompt.
+# Gemma 2 caps its scores, Gemma 2 and 3 have sliding windows: their groups always copy their prompt.
 KINDS_AND_CACHES = [
     pytest.param(kind, copy, id=f"{kind}-{'copied' if copy else 'shared'}")
     for kind in KINDS + EXTRA_KINDS
     for copy in (False, True)
-    if copy or kind != "gemma2"
+    if copy or kind not in WINDOWED_KINDS
 ]
 
 Rows = tuple[list[Tensor], Tensor]
@@ -94,9 +94,9 @@ def test_a_pause_thought_is_its_vector_at_every_step(kind: str, copy_prompts: bo
     model = latent_model(kind, thought="pause", copy_prompts=copy_prompts)
     plain = oracle_model(kind)
     embedding = plain.get_input_embeddings().weight[LATENT_ID].detach()
-    assert torch.equal(model.thought.vector[0, 0], embedding.float())  # where it starts to be learned from
+    assert torch.equal(model.thought.vector[0, 0], embedding)  # where it starts to be learned from
     pause = torch.nn.Parameter(embedding + 0.1)
-    model.thought.double().vector.data.copy_(pause.data)
+    model.thought.vector.data.copy_(pause.data)
     plain.register_parameter("pause", pause)  # for its gradient to be found by name
     oracle = oracle_rows(plain, 2, reference_noises(MASKS), thought=lambda hidden: pause)
     engine = engine_rows(model, MASKS)
@@ -108,20 +108,50 @@ def test_a_pause_thought_is_its_vector_at_every_step(kind: str, copy_prompts: bo
     assert worst(engine, quiet) > 1e-2, "the hidden state was fed back"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@both_caches
+def test_a_projection_is_applied_to_every_hidden_state(kind: str, copy_prompts: bool) -> None:
+    """CODI's formula written out, the thought's mask on what it gives; gradients of the projection as well."""
+    model, plain = latent_model(kind, thought="projection", copy_prompts=copy_prompts), oracle_model(kind)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.thought.named_parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        plain.register_parameter(name.replace(".", "_"), torch.nn.Parameter(parameter.detach().clone()))
+
+    def projection(hidden: Tensor) -> Tensor:
+        inner = plain.prj_1_weight @ hidden + plain.prj_1_bias
+        inner = inner * (1 + torch.erf(inner / 2**0.5)) / 2
+        out = plain.prj_3_weight @ inner + plain.prj_3_bias
+        out = (out - out.mean()) / (out.var(correction=0) + 1e-5).sqrt()
+        return out * plain.prj_ln_weight + plain.prj_ln_bias
+
+    oracle = oracle_rows(plain, 2, reference_noises(MASKS), thought=projection)
+    engine = engine_rows(model, MASKS)
+    assert worst(engine, oracle) < 1e-10
+    expected = gradients(plain, oracle[1])
+    found = {
+        name.removeprefix("model.").replace("thought.prj.", "prj_").replace(".", "_"): gradient
+        for name, gradient in gradients(model, engine[1]).items()
+    }
+    assert differences(found, {name.replace(".", "_"): gradient for name, gradient in expected.items()}) < 1e-10
+    assert min(expected[name].abs().max() for name in expected if name.startswith("prj_")) > 1e-3
+
+
+@pytest.mark.parametrize("kind", WINDOWED_KINDS)
 @pytest.mark.parametrize("window", [3, 5, 10])
-def test_a_sliding_window_forgets_the_same_positions(window: int) -> None:
-    """Gemma 2's first layer sees a window only, and its cache drops what is outside of it.
+def test_a_sliding_window_forgets_the_same_positions(kind: str, window: int) -> None:
+    """Their first layer sees a window only, and its cache drops what is outside of it.
 
     The longest row has 6 + 4 + 4 positions, so the window closes on the prompt, on thoughts, or on the answer.
     """
-    model = latent_model("gemma2", latent_steps=4, max_positions=window)
-    plain = oracle_model("gemma2", max_positions=window)
+    model = latent_model(kind, latent_steps=4, max_positions=window)
+    plain = oracle_model(kind, max_positions=window)
     assert plain.config.sliding_window == window
     oracle = oracle_rows(plain, 4, reference_noises(MASKS))
     engine = engine_rows(model, MASKS)
     assert worst(engine, oracle) < 1e-10
     assert differences(gradients(model.model, engine[1]), gradients(plain, oracle[1])) < 1e-10
-    wide = oracle_rows(oracle_model("gemma2"), 4, reference_noises(MASKS))
+    wide = oracle_rows(oracle_model(kind), 4, reference_noises(MASKS))
     assert worst(engine, wide) > 1e-2, "the window did not matter"
 
 

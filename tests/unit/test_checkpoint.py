@@ -20,6 +20,7 @@ from dropout_grpo.training.optimizer import build_optimizer, optimizer_tensors
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from tiny_latent import assert_same_weights, tiny_latent, weights_of
 
+THOUGHTS = ["hidden_state", "pause", "projection"]
 NO_QWEN2 = [kind for kind in KINDS if kind != "qwen2"]
 """transformers' AutoTokenizer takes any tokenizer beside a Qwen2 model for Qwen2's own, and the tiny one is not."""
 
@@ -31,7 +32,7 @@ def answers_of(model: LatentModel) -> tuple[Tensor, list[str]]:
         return model.score(state, torch.tensor([[25, 10, 1]] * 2)), model.answer(["Ann has 3", "Bob ?"], 5)
 
 
-@pytest.mark.parametrize("thought", ["hidden_state", "pause"])
+@pytest.mark.parametrize("thought", THOUGHTS)
 @pytest.mark.parametrize("kind", NO_QWEN2)
 def test_round_trip_gives_the_same_model_back(kind: str, thought: str, tmp_path: Path) -> None:
     model = tiny_latent(kind, latent_steps=3, thought=thought)
@@ -47,7 +48,7 @@ def test_round_trip_gives_the_same_model_back(kind: str, thought: str, tmp_path:
     assert said == expected_said
 
 
-@pytest.mark.parametrize("thought", ["hidden_state", "pause"])
+@pytest.mark.parametrize("thought", THOUGHTS)
 def test_a_checkpoint_is_safetensors_and_json(thought: str, tmp_path: Path) -> None:
     model = tiny_latent(thought=thought)
     optimizer = build_optimizer(model.parameters(), learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.999))
@@ -55,9 +56,9 @@ def test_a_checkpoint_is_safetensors_and_json(thought: str, tmp_path: Path) -> N
     save_checkpoint(tmp_path / "last", model, optimizer, {"step": 1})
     files = [path.name for path in (tmp_path / "last").iterdir()]
     assert {Path(name).suffix for name in files} == {".safetensors", ".json"}
-    assert ("thought.safetensors" in files) == (thought == "pause")
+    assert ("thought.safetensors" in files) == (thought != "hidden_state")
     config = json.loads((tmp_path / "last" / "latent_config.json").read_text(encoding="utf-8"))
-    assert config == {"latent_steps": 2, "thought": thought}
+    assert config == {"latent_steps": 2, "thought": thought} | ({"prj_dim": 16} if thought == "projection" else {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,6 +78,18 @@ def test_what_is_given_outranks_what_is_written(tmp_path: Path) -> None:
     loaded = load_latent_model(tmp_path, latent_steps=5, thought="pause", dtype=torch.float64)
     assert (loaded.latent_steps, loaded.thought.kind) == (5, "pause")
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float64}
+
+
+def test_a_projection_keeps_the_width_it_was_saved_with(tmp_path: Path) -> None:
+    plain = tiny_latent()
+    model = LatentModel(plain.model, plain.tokenizer, latent_steps=2, thought="projection", prj_dim=5, seed=9)
+    model.save_pretrained(tmp_path)
+    loaded = load_latent_model(tmp_path)
+    assert loaded.thought.prj_dim == 5
+    assert_same_weights(weights_of(loaded), weights_of(model))
+    assert not torch.equal(answers_of(loaded)[0], answers_of(plain)[0])
+    fresh = load_latent_model(tmp_path, thought="pause")  # another than the one written begins anew
+    assert fresh.thought.kind == "pause"
 
 
 def test_a_plain_folder_with_latent_tokens_needs_only_its_number_of_thoughts(tmp_path: Path) -> None:

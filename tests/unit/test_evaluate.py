@@ -13,8 +13,6 @@ from dropout_grpo.evaluation.evaluate import (
     EvaluationConfig,
     answer_problems,
     is_correct,
-    model_average,
-    summarize,
     vote,
     vote_table,
 )
@@ -125,18 +123,86 @@ def test_a_question_too_long_is_refused() -> None:
         answer_problems(tiny_latent(), [long], replace(CONFIG, num_samples=0))
 
 
-@torch.no_grad()
 def test_the_average_of_one_mask_is_that_mask() -> None:
     model = tiny_latent(dtype=torch.float64)
-    prompts, seeds = Prompts(*model.encode([p.question for p in PROBLEMS])), torch.arange(5).view(5, 1)
-    state, noise = think_in_groups(model, prompts, seeds, MASKS)
-    alone = model.generate(state, 5, noise=noise)
-    assert model_average(model, prompts, seeds, MASKS, 5) == model.decode(alone.token_ids, alone.mask)
+    found = answer_problems(model, PROBLEMS, replace(CONFIG, num_samples=1), exploration=MASKS)
+    assert [(a.average,) for a in found] == [a.samples for a in found]
+    assert [a.average for a in found] != [a.plain for a in found], "the masks change nothing"
 
 
-def answered(answer: str, plain: str, samples: tuple[str, ...] = (), average: str | None = None) -> Answered:
+def test_lengths_count_tokens_with_eos_and_say_what_was_cut_off() -> None:
+    model = tiny_latent(dtype=torch.float64, seed=17)  # answers of different lengths
+    found = answer_problems(model, PROBLEMS, CONFIG, exploration=MASKS)
+    oracle = plain_model(dtype=torch.float64, seed=17)
+    for problem, record in zip(PROBLEMS, found, strict=True):
+        prompt = encode_question(model.tokenizer, problem.question, model.tokens)
+        ids = oracle_greedy(oracle, prompt, 2, model.tokens.end, model.tokens.eos, 5)
+        ended = ids[-1] == model.tokens.eos
+        assert (record.plain_length, record.plain_clipped) == (len(ids), not ended)
+        seeds = rollout_seeds(0, EVAL_STEP, torch.tensor([problem.id]), 3)
+        state, noise = think_in_groups(model, Prompts(*model.encode([problem.question])), seeds, MASKS)
+        assert list(record.sample_lengths) == model.generate(state, 5, noise=noise).mask.sum(-1).tolist()
+    assert len({record.plain_clipped for record in found}) == 2, "all cut off, or none: nothing is told apart"
+    assert len({length for record in found for length in record.sample_lengths}) > 1
+
+
+def test_masks_in_the_prompt_are_seen_when_it_is_read() -> None:
+    model = tiny_latent(dtype=torch.float64)
+    masks = SharedDropout(0.4, phases=("prompt",))
+    found = answer_problems(model, PROBLEMS, CONFIG, exploration=masks)
+    for problem, record in zip(PROBLEMS, found, strict=True):
+        seeds = rollout_seeds(0, EVAL_STEP, torch.tensor([problem.id]), 3)
+        state, noise = think_in_groups(model, Prompts(*model.encode([problem.question])), seeds, masks)
+        drawn = model.generate(state, 5, noise=noise)
+        assert list(record.samples) == model.decode(drawn.token_ids, drawn.mask)
+    assert any(len(set(record.samples)) > 1 for record in found), "the masks change nothing"
+
+
+def test_a_question_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_latent()
+    read, sizes = model.read, []
+
+    def counted(input_ids: torch.Tensor, *args: Any) -> Any:
+        sizes.append(len(input_ids))
+        return read(input_ids, *args)
+
+    monkeypatch.setattr(model, "read", counted)
+    answer_problems(model, PROBLEMS, CONFIG, exploration=MASKS)  # 6 rows: 2 problems
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("sites", "phases", "steps"),
+    [
+        (("residual",), ("latent",), 0),  # no thoughts, no latent phase
+        (("thought",), ("prompt", "answer"), 2),  # what is fed back is fed back in the latent phase
+    ],
+)
+def test_masks_that_never_come_to_bear_are_not_random(
+    sites: tuple[str, ...], phases: tuple[str, ...], steps: int
+) -> None:
+    config = replace(CONFIG, latent_steps=steps)
+    with pytest.raises(UserError, match="all samples would be the same"):
+        answer_problems(tiny_latent(), PROBLEMS, config, exploration=SharedDropout(0.4, sites, phases))
+    answer_problems(
+        tiny_latent(),
+        PROBLEMS,
+        config,
+        exploration=SharedDropout(0.4, sites, phases={"latent", "answer"} if steps == 0 else {"latent"}),
+    )
+
+
+def test_more_thoughts_than_the_model_has_positions_for_are_refused() -> None:
+    config = replace(CONFIG, num_samples=0, latent_steps=60)
+    with pytest.raises(UserError, match="needs 66 more"):  # 60 thoughts, the end marker, 5 tokens
+        answer_problems(tiny_latent(), PROBLEMS, config)
+    with pytest.raises(UserError, match=r"evaluation\.latent_steps=-1 must be at least 0"):
+        replace(config, latent_steps=-1)
+
+
+def answered(answer: str, *samples: str) -> Answered:
     problem = Problem(id=0, question="?", steps=(), answer=answer)
-    return Answered(problem=problem, plain=plain, samples=samples, average=average)
+    return Answered(problem=problem, plain="", plain_length=1, plain_clipped=False, samples=samples)
 
 
 def test_is_correct_reads_what_follows_the_marker() -> None:
@@ -147,44 +213,15 @@ def test_is_correct_reads_what_follows_the_marker() -> None:
     assert not is_correct("### 81", problem)
 
 
-def test_summarize_by_hand() -> None:
-    records = [
-        answered("7", "### 7", ("### 7", "### 7", "### 1", "### 1"), "### 7"),  # 2 of 4; a tie that 7 was first in
-        answered("7", "### 1", ("### 1", "### 7", "### 1", "oops"), "### 1"),  # 1 of 4; 1 wins
-        answered("7", "oops", ("### 1", "### 2", "### 3", "### 4"), "oops"),  # 0 of 4
-        answered("7", "### 7.0", ("### 7", "### 7", "oops", "oops"), "### 7"),  # 2 of 4; two do not vote
-    ]
-    metrics: dict[str, Any] = summarize(records)
-    assert metrics["n"] == 4
-    assert metrics["pass@1"] == 0.5
-    # Wilson at 2 of 4 with z = 1.96: 0.5 +- 1.96 sqrt(1/16 + 0.9604/16) / (1 + 3.8416/4) = 0.5 +- 0.35
-    assert metrics["ci95"] == [pytest.approx(0.15, abs=1e-3), pytest.approx(0.85, abs=1e-3)]
-    assert metrics["masked_pass@1"] == pytest.approx((2 + 1 + 0 + 2) / 16)
-    # Of the 6 pairs of a problem with c right of 4, those without a right one: 1, 3, 6, 1.
-    assert metrics["pass@2"] == pytest.approx((5 + 3 + 0 + 5) / 24)
-    assert metrics["pass@4"] == pytest.approx(3 / 4)
-    assert metrics["coverage"] == pytest.approx(3 / 4)
-    assert metrics["maj@4"] == pytest.approx(2 / 4)
-    assert metrics["bma"] == pytest.approx(2 / 4)
-    assert set(metrics) == {
-        "n", "pass@1", "ci95", "masked_pass@1", "pass@2", "pass@4", "maj@4", "coverage", "bma",
-    }  # fmt: skip
-
-
-def test_summarize_of_what_was_not_measured() -> None:
-    assert set(summarize([answered("7", "### 7")])) == {"n", "pass@1", "ci95"}
-    sampled = summarize([answered("7", "### 7", ("### 7", "### 1", "### 7"))])
-    assert "bma" not in sampled  # temperature alone
-    assert {"pass@2", "pass@3", "maj@3"} <= set(sampled)  # powers of two, and n itself
-    assert sampled["masked_pass@1"] == pytest.approx(2 / 3)
-    single: dict[str, Any] = summarize([answered("7", "### 1", ("### 7",), "### 7")])
-    assert (single["pass@1"], single["masked_pass@1"], single["maj@1"], single["bma"]) == (0.0, 1.0, 1.0, 1.0)
+def test_samples_are_right_or_wrong_one_by_one() -> None:
+    record = answered("7", "### 7", "oops", "### 7.0", "### 1", "### 7")
+    assert record.samples_correct() == [True, False, True, False, True]
 
 
 def test_votes_are_counted_in_canonical_form() -> None:
-    record = answered("7", "", ("### 7", "### 7.0", "### 1", "oops", "### 14/2", "### 1"))
+    record = answered("7", "### 7", "### 7.0", "### 1", "oops", "### 14/2", "### 1")
     assert record.votes() == ["7", "7", "1", None, "7", "1"]
     assert vote(record) == "7"
     assert list(vote_table(record).items()) == [("7", 3), ("1", 2), ("(unparsable)", 1)]
-    nothing = answered("7", "", ("oops", "oops"))
+    nothing = answered("7", "oops", "oops")
     assert (vote(nothing), vote_table(nothing)) == (None, {"(unparsable)": 2})

@@ -1,4 +1,7 @@
-"""Problem files: Coconut's JSON and its line-by-line form, and the message for each way they can be wrong."""
+"""Problem files: Coconut's JSON and its line-by-line form, and the message for each way they can be wrong.
+
+GSM8K, ProntoQA and Hugging Face datasets have test files of their own.
+"""
 
 import json
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.tasks.columns import Columns
 from dropout_grpo.tasks.files import load_problems, save_problems
 from dropout_grpo.tasks.problem import Problem
 
@@ -26,7 +30,7 @@ def write(tmp_path: Path, content: Any, name: str = "problems.json") -> Path:
     return path
 
 
-def error(path: Path, **options: bool) -> str:
+def error(path: Path, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         load_problems(path, **options)
     return str(caught.value)
@@ -110,7 +114,8 @@ GOOD = {"question": "q", "steps": ["s"], "answer": "1"}
         ({"answer": True}, ["'answer' must be", "found a boolean: true"]),
         ({"answer": ["1"]}, ["'answer' must be", "found a list"]),
         ({"answer": float("nan")}, ["'answer' must be", "found a number: NaN"]),
-        ({"steps": "<<1+1=2>>"}, ["'steps' must be a list of strings", "found a string"]),
+        ({"steps": "<<1+1=2>> so 2"}, ["'steps' must be a list of strings, or calculator marks", "found a string"]),
+        ({"steps": 2}, ["'steps' must be a list of strings", "found a number: 2"]),
         ({"steps": ["s", 2]}, ["'steps', step 2 must be a string", "found a number: 2"]),
         ({"steps": ["s", ""]}, ["'steps', step 2 must be a string", "empty"]),
     ],
@@ -125,6 +130,31 @@ def test_a_malformed_field_is_named_with_its_place(
         assert part in message
     lines = write(tmp_path, f"{json.dumps(GOOD)}\n\n{json.dumps(GOOD | change)}", "problems.jsonl")
     assert f"{lines}, record 2 (line 3):" in error(lines, require_steps=require_steps)
+
+
+def test_other_names_of_columns(tmp_path: Path) -> None:
+    """An unread column with the name of a field is left out: the map says which column is that field."""
+    record = {"prompt": "q", "chain": ["s"], "gold": 2, "answer": "a long solution", "level": 3}
+    columns = Columns(question="prompt", steps="chain", answer="gold")
+    expected = [Problem(id=0, question="q", steps=("s",), answer="2", extra={"level": 3})]
+    assert load_problems(write(tmp_path, [record]), columns=columns) == expected
+
+
+def test_a_wrong_name_of_a_column_is_told_with_those_that_are_there(tmp_path: Path) -> None:
+    path = write(tmp_path, [GOOD])
+    message = error(path, columns=Columns(question="prompt"))
+    assert f"{path}, record 1: field 'prompt' is missing (fields found: 'question', 'steps', 'answer')" in message
+    assert "data.columns.question" in message
+    assert "data.columns.steps" in error(path, columns=Columns(steps="chain"))
+    assert load_problems(path, columns=Columns(steps="chain"), require_steps=False)[0].steps == ()
+    with pytest.raises(UserError, match=r"three different columns"):
+        Columns(question="answer")
+
+
+def test_steps_that_are_one_text_of_calculator_marks(tmp_path: Path) -> None:
+    """As in some copies of GSM8K-Aug; an empty text is no steps."""
+    records = [GOOD | {"steps": steps} for steps in ("<<1+1=2>> <<2*2=4>>", "")]
+    assert [p.steps for p in load_problems(write(tmp_path, records))] == [("<<1+1=2>>", "<<2*2=4>>"), ()]
 
 
 @pytest.mark.parametrize("field", ["question", "answer", "steps"])
@@ -155,7 +185,8 @@ def test_a_record_that_is_no_object(tmp_path: Path) -> None:
             '[{"question": "q", "steps": ["s"], "answer": ' + "9" * 5000 + "}]",
             ["not readable as JSON"],
         ),
-        ("a.txt", "q||s #### 1", [".json", ".jsonl"]),
+        ("a.csv", "question,answer", [".json, .jsonl, .txt", "hf:NAME_OR_FOLDER"]),
+        ("a", "[]", [".json, .jsonl, .txt"]),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, content: str, parts: list[str]) -> None:
@@ -167,8 +198,10 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, conten
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "no such file" in error(tmp_path / "none.json")
-    (tmp_path / "folder.json").mkdir()
-    assert "cannot be read" in error(tmp_path / "folder.json")
+    (tmp_path / "folder").mkdir()
+    assert f"is a folder: give a file in it, or read it as a dataset with hf:{tmp_path}/folder@SPLIT" in error(
+        tmp_path / "folder"
+    )
     (tmp_path / "latin.json").write_bytes(b'[{"question": "\xc4pfel"}]')
     assert "not UTF-8 at byte 15" in error(tmp_path / "latin.json")
 

@@ -23,6 +23,7 @@ def test_defaults_are_the_papers_objective() -> None:
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1"),
         ({"prompts_per_step": 0}, "prompts_per_step=0 must be at least 1"),
+        ({"dynamic_sampling_max_gen_batches": 0}, "dynamic_sampling_max_gen_batches=0 must be at least 1"),
         ({"num_iterations": 0}, "num_iterations=0 must be at least 1"),
         ({"max_completion_length": 0}, "max_completion_length=0 must be at least 1"),
         ({"logging_steps": 0}, "logging_steps=0 must be at least 1"),

@@ -18,13 +18,13 @@ from tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_pro
 
 def test_every_pass_over_the_data_has_every_problem_once(tmp_path: Path) -> None:
     made = trainer(tmp_path, replace(CONFIG, prompts_per_step=2))
-    places = [place for step in range(1, 11) for place in made._batch(step)]  # 4 passes over 5 problems
+    places = [place for step in range(1, 11) for place in made.sampler.places(step)]  # 4 passes over 5 problems
     passes = [places[start : start + 5] for start in range(0, 20, 5)]
     assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes)
     assert len({tuple(one) for one in passes}) > 2
-    assert made._batch(3) == made._batch(3)  # a pure function of the step: a resumed run goes on with the right data
+    assert made.sampler.places(3) == made.sampler.places(3)  # pure: a resumed run goes on with the right data
     other = trainer(tmp_path / "other", replace(CONFIG, prompts_per_step=2), seed=1)
-    assert [place for step in range(1, 11) for place in other._batch(step)] != places
+    assert [place for step in range(1, 11) for place in other.sampler.places(step)] != places
 
 
 def test_a_problem_seen_again_gets_new_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

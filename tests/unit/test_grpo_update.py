@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from dropout_grpo.rl.groups import Groups
 from grpo_run import CONFIG, Replays, alternating, constant, talkative, trainer
 from tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
@@ -85,7 +85,7 @@ def test_kl_to_the_model_that_it_started_from(tmp_path: Path) -> None:
 def test_groups_without_variance_still_feel_the_kl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replays = Replays(monkeypatch)
     model = tiny_latent()
-    config = replace(CONFIG, max_steps=8, beta=1.0, lr_scheduler_type="constant", learning_rate=5e-3)
+    config = replace(CONFIG, max_steps=15, beta=1.0, lr_scheduler_type="constant", learning_rate=5e-3)
     made = trainer(tmp_path, config, model=model, reward_funcs=[constant], problems=tiny_problems(3))
     with torch.no_grad():
         for parameter in model.parameters():  # the policy has left its reference
@@ -138,16 +138,17 @@ def test_truncated_answers_get_no_gradient_when_masked(
     config = replace(CONFIG, max_steps=1, micro_batch_size=12, max_completion_length=length)
     config = replace(config, mask_truncated_completions=True)
     made = trainer(tmp_path, config, model=talkative(), reward_funcs=[alternating])
-    sampled: list[tuple[Tensor, ...]] = []
-    roll_out = made._roll_out
+    sampled: list[Groups] = []
+    sample = made.sampler.sample
 
-    def watched(*args: Any) -> tuple[Tensor, ...]:
-        sampled.append(roll_out(*args))
-        return sampled[0]
+    def watched(step: int) -> tuple[Groups, dict[str, float]]:
+        groups, statistics = sample(step)
+        sampled.append(groups)
+        return groups, statistics
 
-    monkeypatch.setattr(made, "_roll_out", watched)
+    monkeypatch.setattr(made.sampler, "sample", watched)
     made.train()
-    tokens, mask, _, _ = sampled[0]
+    tokens, mask = sampled[0].answers.token_ids, sampled[0].answers.mask
     ended = (tokens == made.model.tokens.eos).any(-1)  # an answer that ends with the last token it may have is whole
     assert 0 < int(ended.sum()) < 12
     assert bool((tokens[:, -1] == made.model.tokens.eos).any())

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.tasks.columns import Columns
 from dropout_grpo.tasks.files import load_problems, save_problems
-from dropout_grpo.tasks.gsm8k import load_gsm8k, load_gsm8k_aug
 from dropout_grpo.tasks.problem import Problem
 
 RECORDS = [
@@ -37,7 +37,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_gsm8k_as_published(tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl", "\n".join(json.dumps(record) for record in RECORDS) + "\n")
-    assert load_gsm8k(path) == PROBLEMS
+    assert load_problems(path) == PROBLEMS
 
 
 def test_it_becomes_coconuts_format(tmp_path: Path) -> None:
@@ -49,8 +49,21 @@ def test_it_becomes_coconuts_format(tmp_path: Path) -> None:
 def test_a_file_of_another_kind(tmp_path: Path, answer: str) -> None:
     record = {"question": "q", "answer": answer}
     path = write(tmp_path / "train.jsonl", "\n".join([json.dumps(RECORDS[0]), json.dumps(record)]))
-    with pytest.raises(UserError, match=r"train.jsonl, record 2: field 'answer' has no '#### <answer>'"):
-        load_gsm8k(path)
+    with pytest.raises(UserError, match=r"train.jsonl, record 2 \(line 2\): field 'answer' has no '#### <answer>'"):
+        load_problems(path)
+
+
+def test_other_columns_are_kept_and_their_names_may_differ(tmp_path: Path) -> None:
+    record = {"problem": "q", "solution": "1 + 1 = <<1+1=2>>2\n#### 2", "level": 3}
+    path = write(tmp_path / "train.json", json.dumps([record]))
+    expected = [Problem(id=0, question="q", steps=("<<1+1=2>>",), answer="2", extra={"level": 3})]
+    assert load_problems(path, columns=Columns(question="problem", answer="solution")) == expected
+
+
+def test_a_record_with_steps_is_coconuts(tmp_path: Path) -> None:
+    record = {"question": "q", "steps": ["<<1+1=2>>"], "answer": "so #### 2"}
+    path = write(tmp_path / "train.json", json.dumps([record]))
+    assert load_problems(path)[0].answer == "so #### 2"
 
 
 def test_gsm8k_aug(tmp_path: Path) -> None:
@@ -60,31 +73,32 @@ def test_gsm8k_aug(tmp_path: Path) -> None:
         "A city has 1,080 people. How many people?|| #### 1,080",
         "What is 2 - 5?||<<2-5=-3>> #### -3",
     ]
-    assert load_gsm8k_aug(write(tmp_path / "train.txt", "\n".join(lines) + "\n")) == PROBLEMS
+    path = write(tmp_path / "train.txt", "\n".join(lines) + "\n")
+    assert load_problems(path) == PROBLEMS
+    assert load_problems(path, columns=Columns(question="prompt")) == PROBLEMS, "its columns have no names"
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "fault"),
     [
-        "A question|<<1+1=2>> #### 2",
-        "A question||<<1+1=2>> 2",
-        "A question||<<1+1=2>> ####",
-        "||<<1+1=2>> #### 2",
-        "A question||First, 1 + 1 = <<1+1=2>> #### 2",  # steps in words would be lost
-        "A question||<<1+1=2> #### 2",
+        ("A question|<<1+1=2>> #### 2", "no '||'"),
+        ("A question||<<1+1=2>> 2", "no '#### <answer>'"),
+        ("A question||<<1+1=2>> ####", "no '#### <answer>'"),
+        ("||<<1+1=2>> #### 2", "the question is empty"),
+        ("A question||First, 1 + 1 = <<1+1=2>> #### 2", "words besides calculator marks: 'First, 1 + 1 ='"),
+        ("A question||<<1+1=2> #### 2", "words besides calculator marks"),
     ],
 )
-def test_a_line_of_another_form(tmp_path: Path, line: str) -> None:
+def test_a_line_of_another_form(tmp_path: Path, line: str, fault: str) -> None:
     path = write(tmp_path / "train.txt", "q||<<1+1=2>> #### 2\n\n" + line)
     with pytest.raises(UserError, match=r"train.txt, line 3: expected 'question\|\|") as caught:
-        load_gsm8k_aug(path)
+        load_problems(path)
     assert repr(line) in str(caught.value)
+    assert fault in str(caught.value)
 
 
-def test_files_that_are_not_there_empty_or_misnamed(tmp_path: Path) -> None:
+def test_files_that_are_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        load_gsm8k_aug(tmp_path / "none.txt")
+        load_problems(tmp_path / "none.txt")
     with pytest.raises(UserError, match="no problems"):
-        load_gsm8k_aug(write(tmp_path / "empty.txt", "\n"))
-    with pytest.raises(UserError, match=r"must end in \.txt"):
-        load_gsm8k_aug(write(tmp_path / "train.json", "[]"))
+        load_problems(write(tmp_path / "empty.txt", "\n"))

@@ -1,19 +1,16 @@
 """Metrics against values by hand, brute-force enumeration and scipy."""
 
 from itertools import combinations
-from operator import eq
 
 import pytest
 from scipy.stats import binomtest
 
 from dropout_grpo.evaluation.metrics import (
-    coverage,
-    maj_at_k,
+    majorities,
     majority_vote,
     mcnemar,
     pass_at_k,
-    pass_at_k_curve,
-    wilson_interval,
+    pass_at_k_curves,
 )
 
 
@@ -21,33 +18,6 @@ def enumerated_pass_at_k(n: int, c: int, k: int) -> float:
     """The definition: the share of all k-subsets of n answers that hold at least one of the c right ones."""
     subsets = list(combinations([i < c for i in range(n)], k))
     return sum(any(subset) for subset in subsets) / len(subsets)
-
-
-def test_wilson_by_hand() -> None:
-    # z = 1.96, 5 of 10: centre 0.5, half width 1.96 sqrt(0.025 + 0.009604) / 1.38416 = 0.26341
-    lo, hi = wilson_interval(5, 10)
-    assert (lo, hi) == (pytest.approx(0.23659, abs=1e-5), pytest.approx(0.76341, abs=1e-5))
-    # At 0 of n the closed form is (0, z^2 / (n + z^2)) = (0, 3.84146 / 13.84146).
-    assert wilson_interval(0, 10) == (0.0, pytest.approx(0.277533, abs=1e-6))
-    assert wilson_interval(10, 10) == (pytest.approx(1 - 0.277533, abs=1e-6), 1.0)
-
-
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (1, 7), (806, 2000), (1232, 2000), (2000, 2000)])
-def test_wilson_is_scipys(correct: int, n: int, confidence: float) -> None:
-    oracle = binomtest(correct, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(correct, n, confidence) == (
-        pytest.approx(oracle.low, abs=1e-12),
-        pytest.approx(oracle.high, abs=1e-12),
-    )
-
-
-@pytest.mark.parametrize(
-    ("correct", "n", "confidence"), [(-1, 5, 0.95), (6, 5, 0.95), (0, 0, 0.95), (1, 5, 0.0), (1, 5, 95.0)]
-)
-def test_wilson_refuses(correct: int, n: int, confidence: float) -> None:
-    with pytest.raises(ValueError, match=r"is (-1|6|0|0\.0|95\.0):"):
-        wilson_interval(correct, n, confidence)
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -78,13 +48,15 @@ def test_pass_at_k_refuses(n: int, c: int, k: int) -> None:
         pass_at_k(n, c, k)
 
 
-def test_curve_averages_over_problems() -> None:
-    # pass@1 = (0 + 1/4 + 1) / 3; pass@2 = (0 + 1/2 + 1) / 3; pass@4 = (0 + 1 + 1) / 3
-    curve = pass_at_k_curve(4, [0, 1, 4], [1, 2, 4])
-    assert curve == {1: pytest.approx(5 / 12), 2: pytest.approx(1 / 2), 4: pytest.approx(2 / 3)}
-    assert curve[4] == coverage([0, 1, 4])  # at k = n the curve ends at the coverage
-    with pytest.raises(ValueError, match="no problems"):
-        pass_at_k_curve(4, [], [1])
+def test_curves_have_an_entry_for_each_k() -> None:
+    assert pass_at_k_curves(4, [0, 1, 4, 1]) == [
+        [0, 0, 0, 0],
+        [0.25, 0.5, 0.75, 1],  # of one right answer, k / n
+        [1, 1, 1, 1],
+        [0.25, 0.5, 0.75, 1],
+    ]
+    with pytest.raises(ValueError, match="c is 5"):
+        pass_at_k_curves(4, [5])
 
 
 @pytest.mark.parametrize(
@@ -106,23 +78,10 @@ def test_majority_vote(votes: list[str | None], winner: str | None) -> None:
     assert majority_vote(votes) == winner
 
 
-def test_maj_at_k() -> None:
-    votes = [["1", "2", "2"], ["4", None, "4"], [None, None, None], ["7", "8", "9"]]
-    assert maj_at_k(votes, ["2", "5", "6", "7"], eq) == 0.5  # right, wrong, none, right by being first
-    assert maj_at_k([["2.0", "3"]], ["2"], lambda vote, reference: float(vote) == float(reference)) == 1.0
-    assert maj_at_k([["2.0", "3"]], ["2"], eq) == 0.0
-    with pytest.raises(ValueError, match="2 lists of votes for 1 references"):
-        maj_at_k([["1"], ["2"]], ["1"], eq)
-    with pytest.raises(ValueError, match="no problems"):
-        maj_at_k([], [], eq)
-
-
-def test_coverage() -> None:
-    assert coverage([0, 1, 8, 0]) == 0.5
-    with pytest.raises(ValueError, match="is -1"):
-        coverage([2, -1])
-    with pytest.raises(ValueError, match="no problems"):
-        coverage([])
+def test_majorities_of_the_first_answers() -> None:
+    assert majorities(["1", "2", "2"]) == ["1", "1", "2"]  # a tie after two, then a majority
+    assert majorities([None, "4", None, "5", "5"]) == [None, "4", "4", "4", "5"]
+    assert majorities([]) == []
 
 
 def test_mcnemar_by_hand() -> None:
@@ -135,6 +94,8 @@ def test_mcnemar_by_hand() -> None:
         mcnemar(3, -2)
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(1, 0), (7, 2), (40, 40), (61, 40), (523, 104), (1500, 1400)])
+@pytest.mark.parametrize(
+    ("wins", "losses"), [(1, 0), (7, 2), (40, 40), (61, 40), (523, 104), (1500, 1400), (4000, 5000)]
+)
 def test_mcnemar_is_the_exact_binomial_test(wins: int, losses: int) -> None:
     assert mcnemar(wins, losses) == pytest.approx(binomtest(wins, wins + losses, 0.5).pvalue, rel=1e-9)

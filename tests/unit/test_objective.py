@@ -154,7 +154,19 @@ def test_token_weight_of_a_row_without_tokens_is_zero() -> None:
     batch = Batch(rollouts=2, tokens=2, max_completion_length=2)
     for loss_type, weight in (("sum", 0.5), ("grpo", 0.25), ("dr_grpo", 0.25), ("dapo", 0.5)):
         expected = torch.tensor([[0.0, 0.0], [weight, weight]])
-        assert torch.equal(token_weight(mask, loss_type, batch), expected)  # type: ignore[arg-type]
+        assert torch.equal(token_weight(mask, loss_type, batch, torch.float32), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("loss_type", "third"), [("sum", 3), ("grpo", 6), ("dr_grpo", 21), ("dapo", 6)])
+def test_weights_have_the_precision_of_the_log_probs(loss_type: Any, third: int) -> None:
+    # Two tokens an answer, 3 answers: 1/3, 1/6, 1/21 and 1/6 a token, none of which float32 has to 1e-9.
+    mask = torch.ones(3, 2)
+    batch = Batch(rollouts=3, tokens=6, max_completion_length=7)
+    logprobs = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    gain = torch.ones(3, dtype=torch.float64)
+    loss = surrogate(logprobs, logprobs.detach(), mask, gain, batch=batch, loss_type=loss_type).loss
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert gradient.flatten().tolist() == pytest.approx([-1 / third] * 6, rel=1e-15)
 
 
 def test_k3_by_hand() -> None:

@@ -136,7 +136,7 @@ PROJECTIONS = {
     "gpt_neox": ("gpt_neox.layers.{}.attention.dense", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
     "opt": ("model.decoder.layers.{}.self_attn.out_proj", "model.decoder.layers.{}.fc2"),
     **dict.fromkeys(
-        ("llama", "qwen2", "qwen3", "gemma2"),
+        ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
         ("model.layers.{}.self_attn.o_proj", "model.layers.{}.mlp.down_proj"),
     ),
 }

@@ -9,7 +9,7 @@ import pytest
 
 from dropout_grpo.report import write_report
 from dropout_grpo.report.style import CSS
-from fake_run import CONFIG, FLIP, RESULTS, RL, SFT, make_run, rl
+from fake_run import CONFIG, FLIP, RESULTS, RL, SFT, by_k, make_run, rl
 
 
 class Page(HTMLParser):
@@ -179,15 +179,16 @@ def test_text_from_files_is_only_text(tmp_path: Path) -> None:
         tmp_path / "<i>run",
         config={"command": evil, "config": {evil: evil}, "versions": {evil: evil}, "commit": evil},
         results={"baseline": {"pass@1": 0.1}, "dropout_grpo": {"pass@1": 0.2}, evil: {"pass@1": 0.3}}
-        | {"seconds": {evil: 1}, "evaluations": [{"file": evil, "pass@k": {evil: 0.1}, f"pass@{evil}": 0.1}]},
+        | {"seconds": {evil: 1}, "evaluations": [{"file": evil, f"pass@{evil}": 0.1}]},
+        measures={"evaluations": [{"file": evil, "pass@k": by_k(0.1, 0.2)}]},
         metrics=[rl(evil, 0, 0.5), rl("grpo", 0, 0.5)],
         flips=[flip],
     )
     page = read_page(run)
     assert not [tag for tag, attributes in page.tags if tag in ("script", "i") or "onload" in attributes]
     # The page shows the string as it is: title, heading, a row of the results and of their figure, file and
-    # column of 2 evaluation tables, 4 legends, the flip's question, answer, 2 plain answers, 2 votes, time,
-    # name and value of a version, commit, name and value of a setting.
+    # column of the evaluation, file of its figure and of its table by k, 4 legends, the flip's question, answer,
+    # 2 plain answers, 2 votes, time, name and value of a version, commit, name and value of a setting.
     assert page.text.count(evil) == 24
     assert "run <i>run" in page.text
 
@@ -205,9 +206,10 @@ def test_parts_that_are_absent_are_left_out(tmp_path: Path, demo: Path) -> None:
 
 
 def test_the_numbers_of_an_evaluation(tmp_path: Path) -> None:
-    first = {"file": "a.json", "n": 1500, "pass@1": 0.62, "ci95": [0.595, 0.644], "maj@8": 0.64}
-    first |= {"pass@k": {"16": 0.81, "1": 0.58, "2": 0.66}, "coverage": 0.81, "bma": None}
-    second = {"file": "b.json", "n": 20, "pass@1": 0.05, "pass@k": {"1": 0.04}}
+    first = {"file": "a.json", "n": 1500, "pass@1": 0.62, "ci95": [0.595, 0.644], "maj@8": 0.64, "coverage": 0.81}
+    first |= {"bma": None, "seconds": 71.2, "problems_per_second": 21.06}
+    first |= {"completions/mean_length": 4.25, "completions/clipped_ratio": 0.012}
+    second = {"file": "b.json", "n": 20, "pass@1": 0.05}
     page = read_page(make_run(tmp_path, results={"evaluations": [first, second]}))
     assert page.headings() == ["Evaluation"]
     assert page.tables["Share of each file's problems"] == [
@@ -215,11 +217,33 @@ def test_the_numbers_of_an_evaluation(tmp_path: Path) -> None:
         ["a.json", "1,500", "62.0 %", "[59.5, 64.4] %", "64.0 %", "81.0 %", "–"],
         ["b.json", "20", "5.0 %", "", "–", "–", "–"],
     ]
-    assert page.tables["pass@k: the chance that at least one of k sampled answers is right"] == [
-        ["file", "k = 1", "k = 2", "k = 16"],
-        ["a.json", "58.0 %", "66.0 %", "81.0 %"],
-        ["b.json", "4.0 %", "–", "–"],
+    assert page.tables["Length of the plain answers, and time"] == [
+        ["file", "tokens an answer", "cut off", "time", "problems a second"],
+        ["a.json", "4.2", "1.2 %", "1 min 11 s", "21.1"],
     ]
+    assert page.labels() == []
+
+
+def test_what_k_answers_give(tmp_path: Path) -> None:
+    rows = [{"file": "a.json", "pass@1": 0.5}, {"file": "b.json", "pass@1": 0.1}]
+    curves = {"pass@k": by_k(0.4, 0.5, 0.6), "maj@k": by_k(0.4, 0.4, 0.45)}
+    several = {"file": "a.json", "pass@1": {"value": 0.5, "ci95": [0.4, 0.6]}, **curves}
+    single = {"file": "b.json", "pass@1": {"value": 0.1, "ci95": [0.0, 0.2]}, "pass@k": by_k(0.1), "maj@k": by_k(0.1)}
+    run = make_run(tmp_path, results={"evaluations": rows}, measures={"evaluations": [several, single]})
+    page = read_page(run)
+    assert page.tables["pass@k and maj@k with 95 % intervals"] == [
+        ["file", "", "k = 1", "k = 2", "k = 3"],
+        ["a.json", "pass@k", "40.0 % [38.0, 42.0] %", "50.0 % [48.0, 52.0] %", "60.0 % [58.0, 62.0] %"],
+        ["a.json", "maj@k", "40.0 % [38.0, 42.0] %", "40.0 % [38.0, 42.0] %", "45.0 % [43.0, 47.0] %"],
+        ["b.json", "pass@k", "10.0 % [8.0, 12.0] %", "–", "–"],
+        ["b.json", "maj@k", "10.0 % [8.0, 12.0] %", "–", "–"],
+    ]
+    (label,) = page.labels()  # one answer to each problem makes no curve
+    assert label.replace("\u202f", " ") == (
+        "pass@k and maj@k on a.json. pass@k: 40.0 % at k = 1, 60.0 % at k = 3; maj@k: 40.0 % at k = 1, 45.0 % at k = 3"
+    )
+    source = (run / "report.html").read_text(encoding="utf-8")
+    assert outside_references(source) == []
 
 
 def test_the_same_run_gives_the_same_page_and_no_global_state_changes(demo: Path) -> None:

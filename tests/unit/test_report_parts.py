@@ -30,6 +30,10 @@ from fake_run import CONFIG, FLIP, RESULTS, SFT, Record, make_run
         ({"results": {"baseline": {"pass@1": True}}}, r"'pass@1' is True, but must be a number"),
         ({"results": {"baseline": {"pass@1": 0.4, "ci95": [0.3]}}}, r"'ci95' is \[0.3\], but must be a pair"),
         ({"results": RESULTS | {"collapse": [1]}}, r"'collapse' is \[1\], but must be an object"),
+        (
+            {"results": {"evaluations": [{"pass@1": 0.1}]}, "measures": {"evaluations": [{"pass@k": [{"k": "2"}]}]}},
+            r"metrics.json, evaluations\[0\], 'pass@k'\[0\]: 'k' is '2'",
+        ),
         ({"results": {"evaluations": {"a": 1}}}, r"'evaluations' is .* must be a list of objects"),
         ({"results": RESULTS, "flips": [FLIP | {"after": 3}]}, r"flips.jsonl, record 1: 'after' is 3"),
     ],

@@ -12,6 +12,7 @@ from dropout_grpo.tasks.rewards import (
     RewardFunction,
     call_reward,
     call_rewards,
+    choice_answer,
     combine_rewards,
     exact_answer,
     load_reward,
@@ -37,6 +38,22 @@ def returning(values: Any) -> RewardFunction:
 
 def test_exact_answer() -> None:
     assert exact_answer(PROMPTS, COMPLETIONS, **COLUMNS) == [1.0, 0.0, 0.0]
+
+
+def test_choice_answer_asks_for_the_right_candidate_alone() -> None:
+    question, gold = "Tom is a lempus. Is Tom a lempus or scrompus?", "Tom is a lempus."
+    completions = ["### Tom is a lempus .", "### lempus", "### Tom is a scrompus.", "### lempus or scrompus", "lempus"]
+    n = len(completions)
+    assert choice_answer([question] * n, completions, [gold] * n, level=[0] * n) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert exact_answer([question] * n, completions, [gold] * n) == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("question", "gold"), [("How many?", "3"), ("Is Tom a lempus or scrompus?", "Tom is a gerpus.")]
+)
+def test_choice_answer_refuses_other_questions(question: str, gold: str) -> None:
+    with pytest.raises(UserError, match="use exact_answer"):
+        choice_answer([question], ["### 3"], [gold])
 
 
 def test_a_reward_gets_prompts_completions_and_columns() -> None:

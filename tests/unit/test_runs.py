@@ -27,7 +27,7 @@ class Config:
 
 
 def resolved(run: Path) -> dict[str, object]:
-    return json.loads((run / "config.resolved.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads((run / "config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def test_a_new_run_keeps_its_config_and_where_it_comes_from(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 def test_resuming_with_the_same_options_is_allowed(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", "grpo", Config())
-    before = (tmp_path / "run" / "config.resolved.json").read_bytes()
+    before = (tmp_path / "run" / "config.json").read_bytes()
     RunFolder(tmp_path / "run", "grpo", Config(run_dir=Path("elsewhere"), resume=True), resume=True)
-    assert (tmp_path / "run" / "config.resolved.json").read_bytes() == before  # as it was started
+    assert (tmp_path / "run" / "config.json").read_bytes() == before  # as it was started
     RunFolder(tmp_path / "new", "grpo", Config(), resume=True)  # nothing to continue: a new run
     assert resolved(tmp_path / "new")["command"] == "grpo"
 
@@ -91,7 +91,7 @@ def test_resuming_another_command_or_no_run_at_all_is_refused(tmp_path: Path) ->
         RunFolder(tmp_path / "run", "grpo", Config(), resume=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds files but no config\.resolved\.json"):
+    with pytest.raises(UserError, match=r"holds files but no config\.json"):
         RunFolder(tmp_path / "photos", "grpo", Config(), resume=True)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
@@ -117,6 +117,18 @@ def test_forget_after_drops_one_parts_later_lines(tmp_path: Path) -> None:
     assert [(r["part"], r["step"]) for r in kept] == [("sft", 1), ("sft", 9), ("grpo", 1), ("grpo", 2), ("sft", 10)]
     run.forget_after("grpo", 0)
     assert "grpo" not in (run.path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 30])
+def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, cut: int) -> None:
+    run = RunFolder(tmp_path / "run", "grpo", Config())
+    for step in (1, 2, 3):
+        run.log({"part": "grpo", "step": step, "reward": 0.5})
+    file = run.path / "metrics.jsonl"
+    file.write_text(file.read_text()[:-cut])  # the newline, a few characters, most of the line
+    run.forget_after("grpo", 9)
+    run.log({"part": "grpo", "step": 3, "reward": 0.5})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_checkpoints_have_a_place(tmp_path: Path) -> None:

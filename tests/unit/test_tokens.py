@@ -19,13 +19,13 @@ from dropout_grpo.latent.tokens import (
 )
 from tiny import WORDS, tiny_model, tiny_tokenizer
 
-TOKENS = LatentTokens(start=28, latent=29, end=30, eos=1, pad=0)
+TOKENS = LatentTokens(start=28, end=29, latent=30, eos=1, pad=0)
 ID = {word: i for i, word in enumerate(WORDS)}
 
 
 def with_latent_tokens() -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([START, LATENT, END], special_tokens=True)
+    tokenizer.add_tokens([START, END, LATENT], special_tokens=True)
     return tokenizer
 
 
@@ -39,7 +39,7 @@ def test_latent_tokens_are_found_by_name() -> None:
 def test_missing_tokens_are_named_with_the_place_and_the_remedy() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([START], special_tokens=True)
-    with pytest.raises(UserError, match=r"some/folder has no latent tokens: <\|latent\|>, <\|end-latent\|> not") as e:
+    with pytest.raises(UserError, match=r"some/folder has no latent tokens: <\|end-latent\|>, <\|latent\|> not") as e:
         latent_tokens(tokenizer, "some/folder")
     assert "dropout-grpo sft" in str(e.value)
     assert START not in str(e.value)

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
-from dropout_grpo.tasks.answers import extract_answer
+from dropout_grpo.errors import UserError
+from dropout_grpo.tasks import prosqa
+from dropout_grpo.tasks.answers import answers_match, extract_answer
+from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, make_splits, vocabulary
-from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from dropout_grpo.tasks.word_tokenizer import require_known_words, word_tokenizer
 
 CONFIG = WordProblemsConfig(n_train=200, n_grpo=0, n_valid=0, n_test=0)
 PROBLEMS = make_splits(CONFIG)["train"]
@@ -125,3 +128,43 @@ def test_save_and_load_offline_beside_a_model(
     batch = loaded(["tom has 7", "tom"], padding=True)
     assert batch["input_ids"][1] == [0, 0, *loaded.encode("tom")]
     assert batch["attention_mask"] == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_prosqa_is_read_word_by_word_and_answers_come_back() -> None:
+    tokenizer = word_tokenizer(prosqa.vocabulary())
+    config = prosqa.ProsqaConfig(n_train=50, n_grpo=0, n_valid=0, n_test=0)
+    problems = prosqa.make_splits(config, ("train",))["train"]
+    require_known_words(tokenizer, problems, "train")
+    for problem in problems:
+        text = "### " + problem.answer
+        ids = tokenizer.encode(text)
+        assert len(ids) == 6, "###, name, is, a, concept, stop"
+        assert answers_match(extract_answer(tokenizer.decode(ids)), problem.answer)
+        assert len(tokenizer.encode(problem.question)) == sum(
+            len(sentence.split()) + 1 for sentence in problem.question.replace("?", ".").split(". ")
+        )
+
+
+def test_unknown_words_are_refused_with_their_count(tokenizer: PreTrainedTokenizerFast) -> None:
+    known = Problem(id=0, question="Tom has 7 apples .", steps=("<<7+6=13>>",), answer="13")
+    require_known_words(tokenizer, [known] * 3, "train")
+    strange = [
+        Problem(id=1, question="Tom has 7 Kiwis and 99 kiwis .", steps=(), answer="13"),
+        Problem(id=2, question="tom has 7 .", steps=("<<7+6=13>>",), answer="13 Kiwis"),
+    ]
+    with pytest.raises(UserError) as caught:
+        require_known_words(tokenizer, [known, *strange], "valid.json")
+    message = str(caught.value)
+    assert "valid.json: 2 of 3 problems have words" in message
+    assert "'Kiwis' (2), 'and' (1), '99' (1), 'kiwis' (1);" in message
+    many = Problem(id=3, question="a b c d e f g", steps=(), answer="1")
+    with pytest.raises(UserError, match=r"and 2 others"):
+        require_known_words(tokenizer, [many], "x")
+
+
+def test_a_tokenizer_whose_unknown_token_is_its_end_is_one_of_bytes(tokenizer: PreTrainedTokenizerFast) -> None:
+    """GPT-2's tokenizer names its end token as the unknown one too, and never needs it for a word."""
+    text = "tom <eos>"
+    assert tokenizer.encode(text)[-1] == tokenizer.eos_token_id
+    tokenizer.unk_token = tokenizer.eos_token
+    require_known_words(tokenizer, [Problem(id=0, question=text, steps=(), answer="1")], "x")

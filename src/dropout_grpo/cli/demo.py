@@ -5,11 +5,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from dropout_grpo.cli.parts import SPLITS, measure, problems_of, train_curriculum, train_grpo
+from dropout_grpo.cli.parts import (
+    SPLITS,
+    measure,
+    problems_of,
+    refuse_lora_from_scratch,
+    require_readable,
+    starting_tokenizer,
+    train_curriculum,
+    train_grpo,
+    vocabulary,
+)
 from dropout_grpo.cli.recipe import Recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import Answered, summarize, vote_table
-from dropout_grpo.evaluation.metrics import mcnemar
+from dropout_grpo.evaluation.evaluate import Answered, vote_table
+from dropout_grpo.evaluation.measures import summarize
+from dropout_grpo.evaluation.paired import compare
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.latent.model import LatentModel
@@ -33,9 +44,13 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     exploration = build_exploration(recipe.exploration)
     if isinstance(exploration, NoExploration):
         raise UserError("exploration.kind none: the demo compares masks with none, so give it an exploration.")
+    refuse_lora_from_scratch(recipe)
+    if recipe.lora.r is not None and recipe.grpo.beta > 0:
+        raise UserError("the demo trains one adapter throughout, and grpo.beta needs a merge before GRPO: set it to 0.")
     clock = Clock()
-    run = RunFolder(recipe.run_dir, "demo", recipe, resume=recipe.resume)
+    run = RunFolder(recipe.run_dir, "demo", recipe, resume=recipe.resume, report_to=recipe.report_to)
     problems = clock("data", lambda: problems_of(recipe.data, SPLITS))
+    require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
     (run.path / "data").mkdir(exist_ok=True)
     for name, split in problems.items():
         save_problems(run.path / "data" / f"{name}.json", split)
@@ -69,8 +84,8 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         "dropout_grpo": summarize(after),
         "temperature_only": summarize(plain),
         "collapse": nothing,
-        "comparison": compare(before, after),
-        "comparison_temperature_only": compare(plain, after),
+        "comparison": compare(correct(before), correct(after)),
+        "comparison_temperature_only": compare(correct(plain), correct(after)),
         "seconds": clock.seconds(),
         **provenance(),
     }
@@ -99,12 +114,9 @@ class Clock:
         return {name: round(seconds, 1) for name, seconds in whole.items()}
 
 
-def compare(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, float]:
-    """Paired comparison of two plain networks on the same problems: wins, losses, exact McNemar p."""
-    pairs = list(zip(before, after, strict=True))
-    wins = sum(b.plain_correct and not a.plain_correct for a, b in pairs)
-    losses = sum(a.plain_correct and not b.plain_correct for a, b in pairs)
-    return {"wins": wins, "losses": losses, "mcnemar_p": mcnemar(wins, losses)}
+def correct(answered: Sequence[Answered]) -> list[bool]:
+    """Which problems the plain network solves."""
+    return [a.plain_correct for a in answered]
 
 
 def write_flips(run: RunFolder, before: Sequence[Answered], after: Sequence[Answered]) -> None:

@@ -1,4 +1,4 @@
-"""``dropout-grpo demo | data | sft | grpo | eval | ask | theory | report``: parse, run, say what the user can fix."""
+"""``dropout-grpo COMMAND``: parse, run, say what the user can fix."""
 
 import argparse
 import json
@@ -14,11 +14,21 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from dropout_grpo.bench.config import BenchConfig
 from dropout_grpo.cli import commands
+from dropout_grpo.cli.bench import bench
+from dropout_grpo.cli.checkpoint import CheckpointOptions
+from dropout_grpo.cli.compare import as_text, compare
 from dropout_grpo.cli.demo import demo
-from dropout_grpo.cli.recipe import DataConfig, Recipe, recipe_names, recipe_path
+from dropout_grpo.cli.evaluate import evaluate
+from dropout_grpo.cli.inspect import as_text as inspection_as_text
+from dropout_grpo.cli.inspect import inspect
+from dropout_grpo.cli.merge import merge
+from dropout_grpo.cli.recipe import DataConfig, Recipe, Task, recipe_names, recipe_path
+from dropout_grpo.cli.smoke import stand_ins
 from dropout_grpo.errors import UserError
 from dropout_grpo.report import write_report
+from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig
 from dropout_grpo.theory.check import checks_to_json
 from dropout_grpo.theory.checks import run as run_checks
@@ -40,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = parser.parse_args(_with_recipe_paths(sys.argv[1:] if argv is None else argv))
             name = arguments.command
             options = parser.instantiate_classes(arguments)[name]
+        if options.get("smoke"):
+            _put_stand_ins(options)
         _RUN[name](options)
     except UserError as error:
         return _complain(str(error))
@@ -67,6 +79,11 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         shipped = f"a YAML file, or a shipped recipe: {', '.join(recipe_names())}"
         sub.add_argument("--recipe", action=ActionConfigFile, help=shipped)
         sub.add_class_arguments(Recipe, as_group=False)
+        small = "try the rest of the command line: two steps of everything on a small stand-in, offline, in seconds"
+        sub.add_argument("--smoke", action="store_true", help=small)
+
+    def with_checkpoint_options(sub: ArgumentParser) -> None:
+        sub.add_class_arguments(CheckpointOptions, as_group=False)
 
     def with_json(sub: ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
@@ -74,28 +91,48 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub = command("demo", "make data, train a Coconut, post-train it with Dropout-GRPO, measure, report")
     with_recipe(sub)
     with_json(sub)
-    sub = command("data", "write the embedded task's problems as Coconut JSON files")
+    sub = command("data", "write an embedded task's problems as Coconut JSON files")
     sub.add_argument("--out", type=str, required=True, help="folder to write train, grpo, valid and test .json to")
-    sub.add_class_arguments(WordProblemsConfig, as_group=False)
+    sub.add_argument("--task", type=Task, default="word_problems", help="which embedded task")
+    sub.add_class_arguments(WordProblemsConfig, "word_problems")
+    sub.add_class_arguments(ProsqaConfig, "prosqa")
     with_recipe(command("sft", "train a latent model through Coconut's curriculum"))
     sub = command("grpo", "post-train a checkpoint with Dropout-GRPO")
     sub.add_argument("--checkpoint", type=str, required=True, help="folder or hub name of a latent model")
+    with_checkpoint_options(sub)
     with_recipe(sub)
     sub = command("eval", "measure a checkpoint: plain, under masks, and the model average")
     sub.add_argument("--checkpoint", type=str, required=True, help="folder or hub name of a latent model")
-    sub.add_argument("--files", type=list[str], required=True, help="problem files, Coconut JSON: [a.json,b.json]")
+    with_checkpoint_options(sub)
+    sub.add_argument("--files", type=list[str], required=True, help="files or hf: datasets: [a.json,b.jsonl]")
     with_json(sub)
     with_recipe(sub)
+    sub = command("compare", "two eval runs on the same problems: wins, losses, exact McNemar test, difference")
+    sub.add_argument("run_a", type=str, help="run folder of an eval")
+    sub.add_argument("run_b", type=str, help="run folder of another eval on the same files")
+    with_json(sub)
     sub = command("ask", "answer one question: the plain network, several masks, their vote")
     sub.add_argument("checkpoint", type=str, help="folder or hub name of a latent model")
     sub.add_argument("question", type=str)
+    with_checkpoint_options(sub)
     sub.add_argument("--masks", type=int, default=8, help="how many masks vote")
     sub.add_argument("--seed", type=int, default=0, help="of the masks")
     sub.add_argument("--max_new_tokens", type=int, default=64, help="answer tokens at most")
     sub.add_class_arguments(commands.ExplorationConfig, "exploration")
+    sub = command("inspect", "what is found in a model: sites, masks, latent tokens; and a dry run")
+    sub.add_argument("model", type=str, help="folder or hub name of a model, with latent tokens or without")
+    with_checkpoint_options(sub)
+    with_json(sub)
+    sub = command("merge", "add an adapter to its base: a plain checkpoint")
+    sub.add_argument("folder", type=str, help="folder or hub name of an adapter, as sft and grpo with lora write it")
+    sub.add_argument("--out", type=str, required=True, help="folder to write the checkpoint to")
     sub = command("theory", "check the paper's claims numerically and print a table")
     sub.add_argument("--seed", type=int, default=0, help="of the Monte-Carlo checks and of the small model they train")
     sub.add_argument("--plots", type=str | None, default=None, help="folder to write the figures to, as SVG")
+    with_json(sub)
+    sub = command("bench", "measure the engine beside plain, published and chain-of-thought ways; see benchmarks/")
+    sub.add_class_arguments(BenchConfig, as_group=False)
+    sub.add_argument("--sweep", action="store_true", help="vary one axis at a time at the largest K, and fit lines")
     with_json(sub)
     sub = command("report", "write report.html from a run folder")
     sub.add_argument("run_dir", type=str, help="the run folder")
@@ -109,14 +146,19 @@ def _demo(options: Namespace) -> None:
 
 
 def _data(options: Namespace) -> None:
-    task = {name: value for name, value in vars(options).items() if name != "out"}
-    commands.data(Path(options.out), DataConfig(word_problems=WordProblemsConfig(**task)))
+    made = DataConfig(task=options.task, word_problems=options.word_problems, prosqa=options.prosqa)
+    commands.data(Path(options.out), made)
 
 
 def _eval(options: Namespace) -> None:
-    results = commands.evaluate(_recipe(options), options.checkpoint, options.files)
+    results = evaluate(_recipe(options), options.checkpoint, options.files, _checkpoint_options(options))
     if options.json:
         print(json.dumps(results))
+
+
+def _compare(options: Namespace) -> None:
+    comparison = compare(options.run_a, options.run_b)
+    print(json.dumps(comparison) if options.json else as_text(comparison))
 
 
 def _ask(options: Namespace) -> None:
@@ -127,7 +169,18 @@ def _ask(options: Namespace) -> None:
         masks=options.masks,
         seed=options.seed,
         max_new_tokens=options.max_new_tokens,
+        how=_checkpoint_options(options),
     )
+
+
+def _inspect(options: Namespace) -> None:
+    found = inspect(options.model, _checkpoint_options(options))
+    print(json.dumps(found) if options.json else inspection_as_text(found))
+
+
+def _bench(options: Namespace) -> None:
+    config = BenchConfig(**{name: getattr(options, name) for name in BenchConfig.__dataclass_fields__})
+    bench(config, sweep=options.sweep, as_json=options.json)
 
 
 def _theory(options: Namespace) -> None:
@@ -146,16 +199,32 @@ _RUN: dict[str, Callable[[Namespace], Any]] = {
     "demo": _demo,
     "data": _data,
     "sft": lambda options: commands.sft(_recipe(options)),
-    "grpo": lambda options: commands.grpo(_recipe(options), options.checkpoint),
+    "grpo": lambda options: commands.grpo(_recipe(options), options.checkpoint, _checkpoint_options(options)),
     "eval": _eval,
+    "compare": _compare,
     "ask": _ask,
+    "inspect": _inspect,
+    "merge": lambda options: merge(options.folder, Path(options.out)),
     "theory": _theory,
+    "bench": _bench,
     "report": lambda options: print(write_report(Path(options.run_dir))),
 }
 
 
 def _recipe(options: Namespace) -> Recipe:
     return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+
+
+def _checkpoint_options(options: Namespace) -> CheckpointOptions:
+    return CheckpointOptions(latent_steps=options.latent_steps, base=options.base)
+
+
+def _put_stand_ins(options: Namespace) -> None:
+    named = options.get("base") or options.get("checkpoint")
+    recipe, checkpoint, files = stand_ins(_recipe(options), named, options.get("files") or [])
+    stand_in = {"checkpoint": checkpoint, "latent_steps": None, "base": None, "files": files}
+    for name, value in {**vars(recipe), **stand_in}.items():
+        options[name] = value
 
 
 def _with_recipe_paths(argv: Sequence[str]) -> list[str]:

@@ -1,13 +1,12 @@
 """The parts that commands are made of: problems, a model to start from, a trained curriculum, a GRPO arm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -17,14 +16,17 @@ from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.evaluate import Answered, EvaluationConfig, answer_problems
 from dropout_grpo.exploration.base import Exploration
+from dropout_grpo.latent.lora import add_lora, require_peft
+from dropout_grpo.latent.lora_checkpoint import is_adapter
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.scratch import scratch_model
 from dropout_grpo.latent.tokens import add_latent_tokens
 from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.tasks import prosqa, word_problems
 from dropout_grpo.tasks.files import load_problems
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.tasks.rewards import load_reward
-from dropout_grpo.tasks.word_problems import WordProblemsConfig, make_splits, vocabulary
-from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from dropout_grpo.tasks.word_tokenizer import require_known_words, word_tokenizer
 from dropout_grpo.training.checkpoint import trainer_state
 from dropout_grpo.training.precision import bf16_or_not
 from dropout_grpo.training.progress import Bar
@@ -39,54 +41,105 @@ def device() -> torch.device:
 
 
 def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Problem]]:
-    """Problems of the wanted splits: from files where given, else made.
+    """Problems of the wanted splits: from files and datasets where given, else made by the embedded task.
 
     Raises:
         UserError: a missing or malformed file.
     """
     given = {name: getattr(data, name) for name in wanted}
-    made = make_splits(data.word_problems) if any(path is None for path in given.values()) else {}
+    made = _make_splits(data, [name for name, source in given.items() if source is None])
     return {
-        name: made[name] if path is None else load_problems(path, require_steps=name == "train")
-        for name, path in given.items()
+        name: made[name]
+        if source is None
+        else load_problems(source, columns=data.columns, require_steps=name == "train")
+        for name, source in given.items()
     }
 
 
-def fresh_model(
-    config: ModelConfig, task: WordProblemsConfig, latent_steps: int, thought: str, seed: int
-) -> LatentModel:
-    """The model that the curriculum starts from, with latent tokens.
+def _make_splits(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Problem]]:
+    if data.task == "prosqa":
+        return prosqa.make_splits(data.prosqa, wanted)
+    return word_problems.make_splits(data.word_problems, wanted)
+
+
+def vocabulary(data: DataConfig) -> list[str]:
+    """The words of the embedded task, for a model made from scratch."""
+    return prosqa.vocabulary() if data.task == "prosqa" else word_problems.vocabulary(data.word_problems)
+
+
+def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that the curriculum starts from; `words` are for a model made from scratch.
+
+    Raises:
+        UserError: ``name_or_path`` has none that can be loaded, or is an adapter.
+    """
+    if config.name_or_path is None:
+        return word_tokenizer(words)
+    if is_adapter(config.name_or_path):
+        raise UserError(
+            f"model.name_or_path {config.name_or_path!r} is an adapter: merge it first (dropout-grpo merge)."
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer of model.name_or_path {config.name_or_path!r} cannot be loaded: {error}"
+        ) from error
+    return tokenizer
+
+
+def require_readable(
+    tokenizer: PreTrainedTokenizerBase, data: DataConfig, problems: Mapping[str, Sequence[Problem]]
+) -> None:
+    """Refuse splits with words that the tokenizer does not know, before a run begins.
+
+    Raises:
+        UserError: see `require_known_words`.
+    """
+    for name, few in problems.items():
+        require_known_words(tokenizer, few, getattr(data, name) or f"{data.task} {name}")
+
+
+def fresh_model(config: ModelConfig, words: Sequence[str], latent_steps: int, thought: str, seed: int) -> LatentModel:
+    """The model that the curriculum starts from, with latent tokens; `words` are for a model made from scratch.
 
     Raises:
         UserError: ``name_or_path`` cannot be loaded.
     """
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer = starting_tokenizer(config, words)
     model: PreTrainedModel
     if config.name_or_path is None:
-        tokenizer = word_tokenizer(vocabulary(task))
-        shape = GPT2Config(
-            vocab_size=len(tokenizer),
+        model = scratch_model(
+            tokenizer,
             n_embd=config.n_embd,
             n_layer=config.n_layer,
             n_head=config.n_head,
             n_positions=config.n_positions,
-            activation_function="gelu",  # one kernel; GPT-2's own gelu_new is several
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            seed=seed,
         )
-        with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
-            torch.manual_seed(seed)
-            model = GPT2LMHeadModel(shape)
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.name_or_path)
             model = AutoModelForCausalLM.from_pretrained(config.name_or_path, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise UserError(f"model.name_or_path {config.name_or_path!r} cannot be loaded: {error}") from error
     add_latent_tokens(model, tokenizer)
-    latent = LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought)
+    latent = LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
     return latent.to(device())
+
+
+def refuse_lora_from_scratch(recipe: Recipe) -> None:
+    """Refuse an adapter on random weights that are in no folder, and one without PEFT, before a run begins.
+
+    Raises:
+        UserError: says what to give.
+    """
+    if recipe.lora.r is None:
+        return
+    require_peft()
+    if recipe.model.name_or_path is None:
+        raise UserError(
+            "lora needs a model to adapt: give model.name_or_path, or leave lora out to train from scratch."
+        )
 
 
 def validator(recipe: Recipe, problems: Sequence[Problem]) -> Callable[..., float]:
@@ -113,9 +166,10 @@ def train_curriculum(recipe: Recipe, run: RunFolder, train: Sequence[Problem], v
     if recipe.resume and trainer_state(last) is not None:
         model = LatentModel.from_pretrained(last).to(device())
     else:
-        model = fresh_model(
-            recipe.model, recipe.data.word_problems, curriculum.latent_steps, curriculum.thought, recipe.seed
-        )
+        words = vocabulary(recipe.data)
+        model = fresh_model(recipe.model, words, curriculum.latent_steps, curriculum.thought, recipe.seed)
+        if recipe.lora.r is not None:
+            model = add_lora(model, recipe.lora, seed=recipe.seed)
     trainer = CurriculumTrainer(
         model,
         curriculum,
@@ -167,7 +221,7 @@ def measure(
     """Answers to all problems, with a progress bar."""
     config = recipe.evaluation
     if exploration is None:
-        config = EvaluationConfig(num_samples=0, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+        config = replace(config, num_samples=0)
     with Bar(title, len(problems)) as bar:
         return answer_problems(
             model,

@@ -3,14 +3,22 @@
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.evaluate import EvaluationConfig
 from dropout_grpo.exploration.build import ExplorationConfig
 from dropout_grpo.exploration.sites import nearest
+from dropout_grpo.latent.lora import LoRAConfig
 from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.tasks.columns import Columns
+from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig
+from dropout_grpo.training.trackers import TrackerName
+
+Task = Literal["word_problems", "prosqa"]
+"""The embedded tasks, whose problems are made from a seed."""
 
 EXACT_ANSWER = "dropout_grpo.tasks.rewards:exact_answer"
 
@@ -37,23 +45,32 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Problem files, Coconut JSON. A file that is not given is made by the embedded task.
+    """Where problems come from. What is not given is made by the embedded task.
+
+    A source is a file (.json or .jsonl: Coconut's records, GSM8K or ProntoQA as published; .txt: GSM8K-Aug) or a
+    Hugging Face dataset, hf:NAME_OR_FOLDER[:CONFIG][@SPLIT], for example hf:openai/gsm8k:main@train.
 
     Args:
-        train: problems with steps, for the curriculum.
-        grpo: problems for GRPO; steps are not needed.
-        valid: problems to validate on.
-        test: problems to measure on.
+        train: file or hf: dataset of problems with steps, for the curriculum.
+        grpo: file or hf: dataset for GRPO; steps are not needed.
+        valid: file or hf: dataset to validate on.
+        test: file or hf: dataset to measure on.
+        columns: names of the columns of those files and datasets.
         max_valid: validation during training uses the first so many problems.
-        word_problems: the embedded task.
+        task: the embedded task.
+        word_problems: settings of the task word_problems.
+        prosqa: settings of the task prosqa.
     """
 
     train: str | None = None
     grpo: str | None = None
     valid: str | None = None
     test: str | None = None
+    columns: Columns = field(default_factory=Columns)
     max_valid: int = 500
+    task: Task = "word_problems"
     word_problems: WordProblemsConfig = field(default_factory=WordProblemsConfig)
+    prosqa: ProsqaConfig = field(default_factory=ProsqaConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +82,10 @@ class Recipe:
         resume: continue the run that is in run_dir.
         seed: of weights, data order, masks and samples.
         bf16: matrix products in bf16 with float32 weights; when not given, where a measurement finds bf16 fast.
+        report_to: trackers that get the metrics of training besides metrics.jsonl: tensorboard, wandb, trackio.
         data: problems.
         model: what the curriculum starts from.
+        lora: an adapter on the model or checkpoint, trained in place of all weights.
         curriculum: Coconut's curriculum.
         exploration: randomness of the latent phase.
         grpo: GRPO.
@@ -78,8 +97,10 @@ class Recipe:
     resume: bool = False
     seed: int = 0
     bf16: bool | None = None
+    report_to: tuple[TrackerName, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)

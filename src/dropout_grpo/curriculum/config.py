@@ -18,8 +18,11 @@ class CurriculumConfig:
         epochs_per_stage: epochs of each latent stage.
         final_epochs: epochs of the final stage, answers alone.
         uniform_prob: probability that a problem is shown as in a random stage instead of the current one.
-        thought: hidden_state is Coconut; pause the control, a learned vector in place of every hidden state.
+        thought: hidden_state is Coconut; projection CODI, an MLP of the hidden state; pause the control, a learned
+            vector in place of every hidden state.
         batch_size: problems an update.
+        micro_batch_size: problems in one forward and backward pass, the whole batch when not given; halved where memory
+            runs out.
         learning_rate: peak of each stage's schedule.
         lr_scheduler_type: shape of each stage's schedule, after warm-up.
         warmup_steps: updates of linear warm-up in each stage.
@@ -36,8 +39,9 @@ class CurriculumConfig:
     epochs_per_stage: int = 10
     final_epochs: int = 20
     uniform_prob: float = 0.0
-    thought: Literal["hidden_state", "pause"] = "hidden_state"
+    thought: Literal["hidden_state", "pause", "projection"] = "hidden_state"
     batch_size: int = 128
+    micro_batch_size: int | None = None
     learning_rate: float = 1e-3
     lr_scheduler_type: Schedule = "constant"
     warmup_steps: int = 20
@@ -62,6 +66,8 @@ class CurriculumConfig:
             raise UserError(f"uniform_prob={self.uniform_prob} is outside [0, 1].")
         if self.batch_size < 1 or self.learning_rate <= 0:
             raise UserError(f"batch_size={self.batch_size} and learning_rate={self.learning_rate} must be above 0.")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(f"micro_batch_size={self.micro_batch_size} must be at least 1.")
         for name in ("cot_epochs", "epochs_per_stage", "final_epochs", "warmup_steps", "eval_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must not be negative.")

@@ -16,6 +16,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answer, encode_question, pad_left, pad_right
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
+from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import Bar
@@ -58,6 +59,7 @@ class CurriculumTrainer:
     ) -> None:
         self.model, self.config, self.problems, self.run = model, config, problems, run
         self.seed, self.bf16, self.evaluate, self.part = seed, bf16, evaluate, part
+        self._micro_batches = MicroBatches("micro_batch_size", config.micro_batch_size or config.batch_size)
         self.stages = curriculum(
             c_thought=config.c_thought,
             max_latent_stage=config.max_latent_stage,
@@ -104,7 +106,7 @@ class CurriculumTrainer:
         if state and not self.config.reset_optimizer:
             restore_optimizer(last, optimizer)
         start = time.monotonic()
-        with Bar("curriculum", total, done=step) as bar:
+        with self.run.tracking(self.part, step), Bar("curriculum", total, done=step) as bar:
             for stage in self.stages[first:]:
                 if self.config.reset_optimizer:
                     optimizer = self._optimizer()
@@ -115,6 +117,7 @@ class CurriculumTrainer:
                     warmup_steps=self.config.warmup_steps,
                     updates=updates,
                 )
+                validated = False  # after the last update; a stage may have none
                 for batch in self._batches(stage):
                     rate = schedule.get_last_lr()[0]
                     loss = self._backward(stage, batch, step)
@@ -139,10 +142,12 @@ class CurriculumTrainer:
                             "seconds": round(time.monotonic() - start, 3),
                         }
                     )
-                    if self.config.eval_steps and step % self.config.eval_steps == 0:
+                    validated = self.config.eval_steps > 0 and step % self.config.eval_steps == 0
+                    if validated:
                         self._validate(stage, step)
                     bar.advance(stage=stage.index, loss=loss)
-                self._validate(stage, step)
+                if not validated:
+                    self._validate(stage, step)
                 save_checkpoint(last, self.model, optimizer, {"step": step, "stage": stage.index})
                 if self.config.save_stages:
                     save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
@@ -180,16 +185,22 @@ class CurriculumTrainer:
 
     def _backward(self, stage: Stage, batch: list[int], step: int) -> float:
         """Gradients of the mean loss over the batch's words; rows are grouped by their number of thoughts."""
+        return self._micro_batches.fit(len(batch), lambda size: self._accumulate(stage, batch, step, size))
+
+    def _accumulate(self, stage: Stage, batch: list[int], step: int, size: int) -> float:
+        """As ``_backward``, with at most ``size`` rows at a time."""
+        self.model.zero_grad(set_to_none=True)  # what an attempt that ran out of memory has left
         shown: dict[int, list[int]] = defaultdict(list)  # stage index -> problems shown as in that stage
         for i, mixed in zip(batch, self._mixed_stages(stage, batch, step), strict=True):
             shown[mixed].append(i)
         tokens = sum(len(self._answers[s][i]) for s, rows in shown.items() for i in rows)
         loss = 0.0
         for index, rows in sorted(shown.items()):
-            with autocast(self.model.device, self.bf16):
-                part = self._loss(self.stages[index], rows) / tokens
-            part.backward()
-            loss += float(part.detach())
+            for start in range(0, len(rows), size):
+                with autocast(self.model.device, self.bf16):
+                    part = self._loss(self.stages[index], rows[start : start + size]) / tokens
+                part.backward()
+                loss += float(part.detach())
         return loss
 
     def _mixed_stages(self, stage: Stage, batch: list[int], step: int) -> list[int]:

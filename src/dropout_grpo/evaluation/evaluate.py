@@ -4,21 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.metrics import (
-    coverage,
-    maj_at_k,
-    majority_vote,
-    pass_at_k_curve,
-    wilson_interval,
-)
+from dropout_grpo.evaluation.metrics import majority_vote
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.exploration.sites import THOUGHT
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.sampling import AverageOverMasks
-from dropout_grpo.rl.rollout import Prompts, roll_out, think_in_groups
+from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sample
+from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from dropout_grpo.tasks.answers import answers_match, canonical_answer, extract_answer
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.precision import autocast
@@ -51,18 +45,33 @@ class EvaluationConfig:
         Raises:
             UserError: names the option.
         """
-        for name, least in (("num_samples", 0), ("temperature", 0), ("max_new_tokens", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"evaluation.{name}={getattr(self, name)} must be at least {least}.")
+        least_values = {"num_samples": 0, "temperature": 0, "max_new_tokens": 1, "batch_size": 1, "latent_steps": 0}
+        for name, least in least_values.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"evaluation.{name}={value} must be at least {least}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What a model said to one problem, as decoded. ``samples`` has n entries, ``average`` is None without masks."""
+    """What a model said to one problem, as decoded.
+
+    Attributes:
+        problem: what was asked.
+        plain: the plain network's answer.
+        plain_length: its tokens, EOS among them.
+        plain_clipped: it was cut off at ``max_new_tokens``.
+        samples: n answers under masks, or at a temperature.
+        sample_lengths: their tokens.
+        average: the model average's answer; None without masks.
+    """
 
     problem: Problem
     plain: str
+    plain_length: int
+    plain_clipped: bool
     samples: tuple[str, ...] = ()
+    sample_lengths: tuple[int, ...] = ()
     average: str | None = None
 
     @property
@@ -70,14 +79,43 @@ class Answered:
         """Is the plain network's answer right?"""
         return is_correct(self.plain, self.problem)
 
+    def samples_correct(self) -> list[bool]:
+        """Which samples are right; what the samples have in common is read once."""
+        right = {said: is_correct(said, self.problem) for said in set(self.samples)}
+        return [right[said] for said in self.samples]
+
     def votes(self) -> list[str | None]:
         """The samples' answers in canonical form; None where there is none to parse."""
-        return [None if (said := extract_answer(s)) is None else canonical_answer(said) for s in self.samples]
+        read = {said: _vote(said) for said in set(self.samples)}
+        return [read[said] for said in self.samples]
 
 
 def is_correct(completion: str, problem: Problem) -> bool:
     """Does the text after the last ``###`` match the gold answer?"""
     return answers_match(extract_answer(completion), problem.answer)
+
+
+def check_evaluation(
+    model: LatentModel, problems: Sequence[Problem], config: EvaluationConfig, exploration: Exploration
+) -> list[list[int]]:
+    """Refuse what ``answer_problems`` could not measure, before anything is asked.
+
+    Returns:
+        The encoded questions.
+
+    Raises:
+        UserError: no problems, a question too long for the model, or samples asked for with nothing random.
+    """
+    if not problems:
+        raise UserError("there are no problems to evaluate on.")
+    steps = _latent_steps(model, config)
+    if config.num_samples > 1 and config.temperature == 0 and not _masks_matter(model, exploration, steps):
+        raise UserError(
+            f"num_samples={config.num_samples} with temperature 0 and no exploration: all samples would be the same. "
+            "Set a temperature, an exploration, or num_samples 0."
+        )
+    more_thoughts = steps - model.latent_steps  # encode_rows leaves room for the model's own
+    return model.encode_rows([p.question for p in problems], room=config.max_new_tokens + more_thoughts)
 
 
 def answer_problems(
@@ -102,25 +140,18 @@ def answer_problems(
         progress: told how many problems are done after each batch.
 
     Raises:
-        UserError: samples asked for with nothing random, or no problems.
+        UserError: see ``check_evaluation``.
     """
     exploration = exploration or NoExploration()
-    if not problems:
-        raise UserError("there are no problems to evaluate on.")
-    masked = model.noise(exploration, torch.zeros(1, dtype=torch.int64)) is not None
-    if config.num_samples > 1 and config.temperature == 0 and not masked:
-        raise UserError(
-            f"num_samples={config.num_samples} with temperature 0 and no exploration: all samples would be the same. "
-            "Set a temperature, an exploration, or num_samples 0."
-        )
-    order = sorted(range(len(problems)), key=lambda i: len(problems[i].question))
+    encoded = check_evaluation(model, problems, config, exploration)
+    order = sorted(range(len(problems)), key=lambda i: len(encoded[i]))
     answered: dict[int, Answered] = {}
     size = max(1, config.batch_size // max(1, config.num_samples))
     for start in range(0, len(order), size):
         places = order[start : start + size]
-        rows = [problems[i] for i in places]
+        prompts = Prompts(*model.pad([encoded[i] for i in places]))
         with torch.no_grad(), autocast(model.device, bf16):
-            said = _answer_batch(model, rows, config, exploration, seed, masked)
+            said = _answer_batch(model, [problems[i] for i in places], prompts, config, exploration, seed)
         answered |= dict(zip(places, said, strict=True))
         if progress is not None:
             progress(len(answered))
@@ -130,79 +161,63 @@ def answer_problems(
 def _answer_batch(
     model: LatentModel,
     problems: Sequence[Problem],
+    prompts: Prompts,
     config: EvaluationConfig,
     exploration: Exploration,
     seed: int,
-    masked: bool,
 ) -> list[Answered]:
-    prompts = Prompts(*model.encode([p.question for p in problems], room=config.max_new_tokens))
-    one = torch.zeros(len(problems), 1, dtype=torch.int64)
-    length, steps = config.max_new_tokens, config.latent_steps
-    plain = roll_out(
-        model, prompts, one, NoExploration(), temperature=0, max_completion_length=length, latent_steps=steps
-    )
+    """Each question is read once, and thinks once plain and once under its masks."""
+    n, length, steps = config.num_samples, config.max_new_tokens, _latent_steps(model, config)
+    read = model.read(prompts.input_ids, prompts.attention_mask)
+    plain = model.generate(model.think(read, steps), length)
     plain_texts = model.decode(plain.token_ids, plain.mask)
-    n = config.num_samples
-    if n == 0:
-        return [Answered(problem=p, plain=text) for p, text in zip(problems, plain_texts, strict=True)]
-    ids = torch.tensor([p.id for p in problems])
-    seeds = rollout_seeds(seed, EVAL_STEP, ids, n)  # [N, n]
-    drawn = roll_out(
-        model,
-        prompts,
-        seeds,
-        exploration,
-        temperature=config.temperature,
-        max_completion_length=length,
-        latent_steps=steps,
-    )
-    samples = model.decode(drawn.token_ids, drawn.mask)
-    averages: Sequence[str | None] = [None] * len(problems)
-    if masked:
-        averages = model_average(model, prompts, seeds, exploration, length, steps)
+    plain_lengths = plain.mask.sum(-1).tolist()
+    ended = (plain.mask & (plain.token_ids == model.tokens.eos)).any(-1).tolist()
+    samples: list[str] = []
+    sample_lengths: list[int] = []
+    averages: list[str | None] = [None] * len(problems)
+    if n > 0:
+        seeds = rollout_seeds(seed, EVAL_STEP, torch.tensor([p.id for p in problems]), n)  # [N, n]
+        state, noise = think_in_groups(model, prompts, seeds, exploration, steps, read=read)
+        chooser: Chooser = Greedy()
+        if config.temperature > 0:
+            chooser = Sample(seeds.flatten().to(model.device), config.temperature)
+        drawn = model.generate(state, length, chooser=chooser, noise=noise)
+        samples, sample_lengths = model.decode(drawn.token_ids, drawn.mask), drawn.mask.sum(-1).tolist()
+        if noise is not None:
+            common = model.generate(state, length, chooser=AverageOverMasks(n), noise=noise)
+            averages = [*model.decode(common.token_ids[::n], common.mask[::n])]
     return [
-        Answered(problem=p, plain=plain_texts[i], samples=tuple(samples[i * n : i * n + n]), average=averages[i])
-        for i, p in enumerate(problems)
+        Answered(
+            problem=problem,
+            plain=plain_texts[i],
+            plain_length=plain_lengths[i],
+            plain_clipped=not ended[i],
+            samples=tuple(samples[i * n : i * n + n]),
+            sample_lengths=tuple(sample_lengths[i * n : i * n + n]),
+            average=averages[i],
+        )
+        for i, problem in enumerate(problems)
     ]
 
 
-def model_average(
-    model: LatentModel,
-    prompts: Prompts,
-    seeds: Tensor,
-    exploration: Exploration,
-    max_new_tokens: int,
-    latent_steps: int | None = None,
-) -> list[str]:
-    """One answer a question [N], decoded greedily from the average over its masks ``seeds`` [N, M]."""
-    state, noise = think_in_groups(model, prompts, seeds, exploration, latent_steps)
-    masks = seeds.shape[1]
-    generation = model.generate(state, max_new_tokens, chooser=AverageOverMasks(masks), noise=noise)
-    return model.decode(generation.token_ids[::masks], generation.mask[::masks])
+def _latent_steps(model: LatentModel, config: EvaluationConfig) -> int:
+    return model.latent_steps if config.latent_steps is None else config.latent_steps
 
 
-def summarize(answered: Sequence[Answered]) -> dict[str, object]:
-    """Metrics as fractions: ``n``, ``pass@1`` of the plain network with ``ci95``, and under masks ``pass@k`` for
-    k = 1, 2, 4, ... n, ``maj@n``, ``coverage``, ``bma``."""
-    right = sum(a.plain_correct for a in answered)
-    metrics: dict[str, object] = {
-        "n": len(answered),
-        "pass@1": right / len(answered),
-        "ci95": list(wilson_interval(right, len(answered))),
-    }
-    n = len(answered[0].samples)
-    if n == 0:
-        return metrics
-    corrects = [sum(is_correct(s, a.problem) for s in a.samples) for a in answered]
-    ks = [k for k in range(1, n + 1) if k & (k - 1) == 0 or k == n]
-    curve = pass_at_k_curve(n, corrects, ks)
-    metrics["masked_pass@1"] = curve[1]
-    metrics |= {f"pass@{k}": value for k, value in curve.items() if k > 1}
-    metrics[f"maj@{n}"] = maj_at_k([a.votes() for a in answered], [a.problem.answer for a in answered], answers_match)
-    metrics["coverage"] = coverage(corrects)
-    if answered[0].average is not None:
-        metrics["bma"] = sum(is_correct(a.average or "", a.problem) for a in answered) / len(answered)
-    return metrics
+def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: int) -> bool:
+    """Does a mask multiply anything on the way to an answer? Not in the latent phase of a model without thoughts."""
+    noise = model.noise(exploration, torch.zeros(1, dtype=torch.int64))
+    if noise is None:
+        return False
+    phases = ("prompt", "latent", "answer") if latent_steps > 0 else ("prompt", "answer")
+    # What is fed back is fed back in the latent phase only.
+    return any(site != THOUGHT or phase == "latent" for phase in phases for site in noise.factors(phase, 0))
+
+
+def _vote(completion: str) -> str | None:
+    answer = extract_answer(completion)
+    return None if answer is None else canonical_answer(answer)
 
 
 def vote_table(answered: Answered) -> dict[str, int]:

@@ -3,7 +3,8 @@
 Every decoder layer ends its two halves in a linear map back to the residual stream: the attention's output projection
 and the MLP's last projection. Their outputs are ``attention`` and ``mlp`` (together ``residual``: where GPT-2 has its
 native dropout), their inputs ``heads`` (one factor a head) and ``mlp_hidden``. So two modules a layer are enough, and
-they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen).
+they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A norm that follows a projection (Gemma 2 and 3)
+comes after the mask, which stays a mask of the weight matrix's rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,8 @@ class Site:
     repeat: int = 1
     module: nn.Module | None = None
     """The projection whose output (attention, mlp) or input (heads, mlp_hidden) is multiplied; None for thought."""
+    path: str = ""
+    """The module's name inside the decoder."""
 
 
 class SiteMap:
@@ -43,26 +46,36 @@ class SiteMap:
 
     Args:
         decoder: the transformer without its language-model head.
-        width: D, the width of the residual stream.
+        width: D, of what is fed back: the embeddings' width.
         heads: number of query heads.
 
     Raises:
-        UserError: no list of decoder layers, or a layer without a projection known by name; the message lists what
-            modules there are.
+        UserError: no list of decoder layers, no heads, or a layer without a projection known by name; the message
+            lists what modules there are.
     """
 
     def __init__(self, decoder: nn.Module, width: int, heads: int) -> None:
         self._decoder = decoder
         self._all: list[Site] = [Site(name=THOUGHT, kind=THOUGHT, count=width)]
-        for i, layer in enumerate(_layers(decoder)):
+        layers = _layers(decoder)
+        if heads < 1:
+            raise UserError(
+                f"the config of {type(decoder).__name__} has no num_attention_heads: its heads are unknown."
+            )
+        paths = {module: path for path, module in decoder.named_modules()}
+        for i, layer in enumerate(layers):
             out = _projection(layer, i, _ATTENTION, _ATTENTION_OUT, "attention")
             down = _projection(layer, i, _MLP, _MLP_OUT, "MLP")
-            inner, hidden = _input_width(out), _input_width(down)
+            (inner, attended), (hidden, moved) = _widths(out), _widths(down)
+            places = (
+                ("attention", attended, 1, out),
+                ("mlp", moved, 1, down),
+                ("mlp_hidden", hidden, 1, down),
+                ("heads", heads, inner // heads, out),
+            )
             self._all += [
-                Site(name=f"layers.{i}.attention", kind="attention", count=width, module=out),
-                Site(name=f"layers.{i}.mlp", kind="mlp", count=width, module=down),
-                Site(name=f"layers.{i}.mlp_hidden", kind="mlp_hidden", count=hidden, module=down),
-                Site(name=f"layers.{i}.heads", kind="heads", count=heads, repeat=inner // heads, module=out),
+                Site(name=f"layers.{i}.{kind}", kind=kind, count=n, repeat=repeat, module=module, path=paths[module])
+                for kind, n, repeat, module in places
             ]
         self._by_name = {site.name: site for site in self._all}
 
@@ -146,9 +159,10 @@ def _projection(layer: nn.Module, i: int, parents: tuple[str, ...], names: tuple
     )
 
 
-def _input_width(projection: nn.Module) -> int:
-    """Features that a projection reads: nn.Linear and PEFT's wrappers say so, GPT-2's Conv1D keeps [in, out]."""
+def _widths(projection: nn.Module) -> tuple[int, int]:
+    """Features in and out of a projection: nn.Linear and PEFT's wrappers say so, GPT-2's Conv1D keeps [in, out]."""
     if isinstance(features := getattr(projection, "in_features", None), int):
-        return features
+        assert isinstance(projection.out_features, int)
+        return features, projection.out_features
     assert isinstance(projection.weight, Tensor)
-    return int(projection.weight.shape[0])
+    return int(projection.weight.shape[0]), int(projection.weight.shape[1])

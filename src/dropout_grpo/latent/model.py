@@ -26,8 +26,8 @@ from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.generation import Generation, at_least_float32, generate
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState, share_cache
-from dropout_grpo.latent.thought import PauseThought, build_thought
-from dropout_grpo.latent.tokens import LatentTokens, embedding_table, encode_question, latent_tokens, pad_left
+from dropout_grpo.latent.thought import build_thought
+from dropout_grpo.latent.tokens import LatentTokens, encode_question, latent_tokens, pad_left
 
 
 class LatentModel(nn.Module):
@@ -38,7 +38,9 @@ class LatentModel(nn.Module):
             ``train()`` or ``eval()`` never switches any.
         tokenizer: with Coconut's three latent tokens in it.
         latent_steps: n, how many thoughts an answer takes.
-        thought: what is fed back, ``hidden_state`` (Coconut) or ``pause`` (control).
+        thought: what is fed back, ``hidden_state`` (Coconut), ``projection`` (CODI) or ``pause`` (control).
+        prj_dim: inner width of a projection; the model's width when None.
+        seed: of a projection's first weights.
 
     Raises:
         UserError: latent tokens missing, ``latent_steps`` below 0, unknown thought, sites not found.
@@ -51,6 +53,8 @@ class LatentModel(nn.Module):
         *,
         latent_steps: int,
         thought: str = "hidden_state",
+        prj_dim: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if latent_steps < 0:
@@ -59,16 +63,15 @@ class LatentModel(nn.Module):
         self.tokenizer, self.latent_steps = tokenizer, latent_steps
         self.model = model
         switch_off_dropout(model)
-        width = embedding_table(model).shape[1]
-        self.thought = build_thought(thought, width)
-        if isinstance(self.thought, PauseThought):
-            with torch.no_grad():
-                self.thought.vector.copy_(embedding_table(model)[self.tokens.latent])
+        with torch.no_grad():  # as ``inputs_embeds`` takes it: the module may do more than look up a row (Gemma)
+            latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
+        self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
         self.to(model.device)
         self.shares_prefix = shares_prefix(model)
         if self.shares_prefix:
             model.set_attn_implementation(SHARED_PREFIX)
-        self.sites = SiteMap(model.get_decoder(), width, model.config.get_text_config().num_attention_heads)
+        heads = getattr(model.config.get_text_config(), "num_attention_heads", 0)
+        self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> "LatentModel":

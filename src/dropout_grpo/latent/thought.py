@@ -1,4 +1,13 @@
-"""What is fed back as the next input embedding."""
+"""What is fed back as the next input embedding.
+
+It is made of the last hidden state in the sense of transformers, ``hidden_states[-1]``, which is what Coconut and CODI
+feed back: after the final norm where the model has one (GPT-2, Llama, Qwen, Gemma, GPT-NeoX, OPT), after the last
+layer's own norm in a post-norm model, and projected to the embeddings' width where that is another (OPT-350m). It
+enters the model as ``inputs_embeds``, where token embeddings enter: in Gemma after the scaling of embeddings by the
+square root of the width, which is the embedding module's and so not the thought's.
+"""
+
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +16,7 @@ from dropout_grpo.errors import UserError
 
 
 class HiddenStateThought(nn.Module):
-    """Coconut: the last hidden state itself (after the final norm, as ``hidden_states[-1]`` in transformers)."""
+    """Coconut: the last hidden state itself."""
 
     kind = "hidden_state"
 
@@ -21,21 +30,70 @@ class PauseThought(nn.Module):
 
     Goyal et al., "Think before you speak: training language models with pause tokens" (2024); Coconut's
     "pause as thought" ablation.
+
+    Args:
+        start: what the vector starts from, [D]; it keeps the dtype.
     """
 
     kind = "pause"
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, start: Tensor) -> None:
         super().__init__()
-        self.vector = nn.Parameter(torch.zeros(1, 1, width))
+        self.vector = nn.Parameter(start.detach().clone().view(1, 1, -1))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, 1, D] -> the learned vector for every row, [B, 1, D]."""
         return self.vector.to(hidden.dtype).expand_as(hidden)
 
 
-def build_thought(kind: str, width: int) -> nn.Module:
+class ProjectionThought(nn.Module):
+    """CODI: the last hidden state through linear, GELU, linear, layer norm (Shen et al. 2025, arXiv 2502.21074).
+
+    Layout and parameter names are those of CODI's ``prj`` (its place 0 is a dropout; here noise is an argument). It
+    starts as CODI's does, from torch's own initialisation, and not near the identity: between a GELU and a layer norm
+    there is no identity to start near without doubling the width, and the norm alone already gives thoughts the scale
+    of a normed hidden state.
+
+    Args:
+        width: D, of thoughts and embeddings.
+        prj_dim: width between the two linear maps.
+        dtype: of the parameters; the same draw in every dtype.
+        seed: of the initialisation.
+    """
+
+    kind = "projection"
+
+    def __init__(self, width: int, prj_dim: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
+        super().__init__()
+        self.prj_dim = prj_dim
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # torch initialises from the global generator
+            torch.manual_seed(seed)
+            layers: list[tuple[str, nn.Module]] = [
+                ("1", nn.Linear(width, prj_dim)),
+                ("2", nn.GELU()),
+                ("3", nn.Linear(prj_dim, width)),
+                ("ln", nn.LayerNorm(width)),
+            ]
+        self.prj = nn.Sequential(OrderedDict(layers)).to(dtype)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, 1, D] -> [B, 1, D]."""
+        projected: Tensor = self.prj(hidden)
+        return projected.to(hidden.dtype)
+
+
+Thought = HiddenStateThought | PauseThought | ProjectionThought
+KINDS = (HiddenStateThought.kind, PauseThought.kind, ProjectionThought.kind)
+
+
+def build_thought(kind: str, latent: Tensor, *, prj_dim: int | None = None, seed: int = 0) -> Thought:
     """A thought by name.
+
+    Args:
+        kind: of ``KINDS``.
+        latent: the latent token's input embedding [D]; gives the width, the dtype, and what a pause starts from.
+        prj_dim: of a projection; D when None, as in CODI's own settings.
+        seed: of a projection's initialisation.
 
     Raises:
         UserError: an unknown kind.
@@ -43,5 +101,8 @@ def build_thought(kind: str, width: int) -> nn.Module:
     if kind == HiddenStateThought.kind:
         return HiddenStateThought()
     if kind == PauseThought.kind:
-        return PauseThought(width)
-    raise UserError(f"thought {kind!r} is unknown; known are {HiddenStateThought.kind}, {PauseThought.kind}.")
+        return PauseThought(latent)
+    if kind == ProjectionThought.kind:
+        width = latent.shape[-1]
+        return ProjectionThought(width, prj_dim or width, dtype=latent.dtype, seed=seed)
+    raise UserError(f"thought {kind!r} is unknown; known are {', '.join(KINDS)}.")

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dropout_grpo.errors import UserError
 
 START, LATENT, END = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
+LATENT_TOKENS = (START, END, LATENT)
+"""In the order in which Coconut's run.py adds them: their ids follow the vocabulary in this order."""
+
 ANSWER_PREFIX = "### "
 
 
@@ -31,8 +34,7 @@ def latent_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> LatentToken
         UserError: the tokenizer lacks one of them, or an end-of-sequence token.
     """
     vocabulary = tokenizer.get_vocab()
-    missing = [token for token in (START, LATENT, END) if token not in vocabulary]
-    if missing:
+    if missing := missing_latent_tokens(tokenizer):
         raise UserError(
             f"{where} has no latent tokens: {', '.join(missing)} not in its tokenizer. Train it with "
             "`dropout-grpo sft` first, which adds them, or give a Coconut checkpoint."
@@ -44,12 +46,18 @@ def latent_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> LatentToken
     return LatentTokens(start=vocabulary[START], latent=vocabulary[LATENT], end=vocabulary[END], eos=eos, pad=pad)
 
 
+def missing_latent_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The latent tokens that a tokenizer lacks."""
+    vocabulary = tokenizer.get_vocab()
+    return [token for token in LATENT_TOKENS if token not in vocabulary]
+
+
 def add_latent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add the three markers where they are missing, resize the embeddings, and start them from ``<<`` as Coconut does.
 
     A tokenizer without ``<<`` starts them from the mean embedding instead.
     """
-    new = [token for token in (START, LATENT, END) if token not in tokenizer.get_vocab()]
+    new = missing_latent_tokens(tokenizer)
     if not new:
         return
     tokenizer.add_tokens(new, special_tokens=True)

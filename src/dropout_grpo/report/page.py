@@ -4,10 +4,11 @@ from pathlib import Path
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.report import markup
+from dropout_grpo.report.evaluation import evaluations_section
 from dropout_grpo.report.flips import flips_section
 from dropout_grpo.report.provenance import provenance_section, seconds_section
 from dropout_grpo.report.read import Run, number, read_run
-from dropout_grpo.report.results import evaluations_section, headline, results_section
+from dropout_grpo.report.results import headline, results_section
 from dropout_grpo.report.style import CSS
 from dropout_grpo.report.training import curriculum_section, grpo_section
 
@@ -15,7 +16,7 @@ from dropout_grpo.report.training import curriculum_section, grpo_section
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder and return its path; an earlier report is replaced.
 
-    Reads config.resolved.json, metrics.jsonl, results.json and flips.jsonl; what an absent file would have
+    Reads config.json, metrics.jsonl, results.json, metrics.json and flips.jsonl; what an absent file would have
     shown is left out. Raises UserError if the folder holds no results or if a file is malformed.
     """
     run = read_run(run_dir)

@@ -26,6 +26,16 @@ class Curve:
     faint: bool = False  # a companion of another curve: thin, and without an entry in the legend
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A measure of k answers with the ends of its interval."""
+
+    k: int
+    value: float
+    lo: float
+    hi: float
+
+
 def curves_figure(
     curves: Sequence[Curve],
     *,
@@ -86,6 +96,27 @@ def intervals_figure(rows: Sequence[tuple[str, float, tuple[float, float] | None
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(_percent)
         axes.axvline(rows[0][1], color=RULE, linewidth=1.2, zorder=0)
+    return figure
+
+
+def by_k_figure(curves: Sequence[tuple[str, Sequence[Estimate]]], plain: float | None) -> Figure:
+    """Measures of k answers over k, each with the band of its intervals; ``plain`` is drawn as a level."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot(xlabel="k, answers to each problem")
+        for arm, (label, estimates) in enumerate(curves):
+            ks, colour = [e.k for e in estimates], ARM_COLOURS[arm % len(ARM_COLOURS)]
+            axes.fill_between(ks, [e.lo for e in estimates], [e.hi for e in estimates], color=colour, alpha=0.18, lw=0)
+            axes.plot(
+                ks, [e.value for e in estimates], color=colour, lw=2.0, ls=_DASHES[arm % len(_DASHES)], label=label
+            )
+        if plain is not None:
+            axes.axhline(plain, color=MUTED, linewidth=1.2, linestyle=":", label="plain pass@1")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(_percent)
+        figure.legend(loc="outside upper left", ncols=3, handlelength=2.4)
     return figure
 
 

@@ -6,7 +6,7 @@ from dropout_grpo.report import markup
 from dropout_grpo.report.names import label
 from dropout_grpo.report.read import Record, Run, mapping, number
 
-_PLACE = "config.resolved.json"
+_PLACE = "config.json"
 
 
 def seconds_section(run: Run) -> str:

@@ -17,9 +17,10 @@ class Run:
     """What a run folder holds."""
 
     name: str  # the folder's own name
-    provenance: Record  # config.resolved.json: command, config, versions, commit
+    provenance: Record  # config.json: command, config, versions, commit
     metrics: list[Record]  # metrics.jsonl: every record has a `part` and an integer `step`
     results: Record  # results.json
+    measures: Record  # metrics.json of an evaluation: all measures with intervals
     flips: list[Record]  # flips.jsonl: problems whose plain answer changed between right and wrong
 
 
@@ -33,9 +34,10 @@ def read_run(folder: Path) -> Run:
         _check_metrics_record(record, f"{metrics_path}, record {i}")
     return Run(
         name=folder.resolve().name,
-        provenance=_read_object(folder / "config.resolved.json"),
+        provenance=_read_object(folder / "config.json"),
         metrics=metrics,
         results=_read_object(folder / "results.json"),
+        measures=_read_object(folder / "metrics.json"),
         flips=_read_lines(folder / "flips.jsonl"),
     )
 

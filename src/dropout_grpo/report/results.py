@@ -1,10 +1,10 @@
-"""Headline and tables of results.json: the arms of a demo side by side, the files of an evaluation."""
+"""Headline and tables of results.json: the arms of a demo side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from dropout_grpo.report import markup, plots
 from dropout_grpo.report.names import in_order, label
-from dropout_grpo.report.read import Record, Run, interval, mapping, number, objects
+from dropout_grpo.report.read import Record, Run, interval, mapping, number
 from dropout_grpo.report.svg import inline_svg
 
 _PLACE = "results.json"
@@ -46,31 +46,9 @@ def results_section(run: Run) -> str:
         return ""
     n_test = number(run.results, "n_test", _PLACE)
     caption = f"Share of {n_test:,.0f} test problems" if n_test else "Share of the test problems"
-    keys = _metric_keys(scores.values())
-    rows = [[label(name), *_cells(arm, keys, f"{_PLACE}, {name!r}")] for name, arm in scores.items()]
-    return markup.section(
-        "Results", markup.table(caption, ["", *_columns(keys)], rows), _meanings(keys), _collapse(run)
-    )
-
-
-def evaluations_section(run: Run) -> str:
-    """One row for each evaluated file, and pass@k over the sampled answers where it was measured."""
-    evaluations = {
-        f"{_PLACE}, evaluations[{i}]": record for i, record in enumerate(objects(run.results, "evaluations", _PLACE))
-    }
-    if not evaluations:
-        return ""
-    keys = _metric_keys(evaluations.values())
-    rows = [
-        [str(record.get("file", "")), markup.count(number(record, "n", place)), *_cells(record, keys, place)]
-        for place, record in evaluations.items()
-    ]
-    return markup.section(
-        "Evaluation",
-        markup.table("Share of each file's problems", ["file", "problems", *_columns(keys)], rows),
-        _meanings(keys),
-        _pass_at_k(evaluations),
-    )
+    keys = metric_keys(scores.values())
+    rows = [[label(name), *cells(arm, keys, f"{_PLACE}, {name!r}")] for name, arm in scores.items()]
+    return markup.section("Results", markup.table(caption, ["", *columns(keys)], rows), meanings(keys), _collapse(run))
 
 
 def _arm_scores(run: Run) -> dict[str, Record]:
@@ -89,13 +67,13 @@ def _pass_at_1(scores: Record) -> float:
     return value
 
 
-def _metric_keys(records: Iterable[Record]) -> list[str]:
-    """The fractions that a table has a column for, in order of appearance; pass@k is a curve of its own."""
+def metric_keys(records: Iterable[Record]) -> list[str]:
+    """The fractions that a table has a column for, in order of appearance."""
     keys = dict.fromkeys(key for record in records for key in record)
-    return [key for key in keys if key.startswith(tuple(_MEANINGS)) and key != "pass@k"]
+    return [key for key in keys if key.startswith(tuple(_MEANINGS))]
 
 
-def _columns(keys: Sequence[str]) -> list[str]:
+def columns(keys: Sequence[str]) -> list[str]:
     """Headings of the metrics; pass@1 is the one that comes with an interval."""
     headings: list[str] = []
     for key in keys:
@@ -103,22 +81,24 @@ def _columns(keys: Sequence[str]) -> list[str]:
     return headings
 
 
-def _cells(scores: Record, keys: Sequence[str], place: str) -> list[str]:
-    cells = []
+def cells(scores: Record, keys: Sequence[str], place: str) -> list[str]:
+    """The metrics of one row, in percent; a dash where one was not measured."""
+    row = []
     for key in keys:
-        cells.append(markup.percent(number(scores, key, place)))
+        row.append(markup.percent(number(scores, key, place)))
         if key == "pass@1":
-            cells.append(markup.percent_interval(interval(scores, "ci95", place)))
-    return cells
+            row.append(markup.percent_interval(interval(scores, "ci95", place)))
+    return row
 
 
-def _meanings(keys: Sequence[str]) -> str:
-    meanings = [
+def meanings(keys: Sequence[str]) -> str:
+    """A sentence on each metric of a table."""
+    sentences = [
         meaning
         for start, meaning in _MEANINGS.items()
         if any(key.startswith(start) and (key != "pass@1" or start == "pass@1") for key in keys)
     ]
-    return f'<p class="note">{markup.text(" ".join(meanings))}</p>'
+    return f'<p class="note">{markup.text(" ".join(sentences))}</p>'
 
 
 def _intervals(scores: Mapping[str, Record]) -> str:
@@ -155,16 +135,3 @@ def _collapse(run: Run) -> str:
         ["", "groups with equal rewards", "gradient norm"],
         [["No exploration", markup.percent(share), f"{norm:.3g}"]],
     )
-
-
-def _pass_at_k(evaluations: Mapping[str, Record]) -> str:
-    curves = {place: mapping(record, "pass@k", place) for place, record in evaluations.items()}
-    ks = sorted({k for curve in curves.values() for k in curve}, key=lambda k: (len(k), k))  # "2" before "16"
-    if not ks:
-        return ""
-    rows = [
-        [str(record.get("file", "")), *(markup.percent(number(curves[place], k, place)) for k in ks)]
-        for place, record in evaluations.items()
-    ]
-    caption = "pass@k: the chance that at least one of k sampled answers is right"
-    return markup.table(caption, ["file", *(f"k = {k}" for k in ks)], rows)

@@ -15,6 +15,9 @@ class GRPOConfig:
     Args:
         max_steps: batches of rollouts.
         prompts_per_step: questions in a batch; each gets num_generations rollouts.
+        dynamic_sampling_max_gen_batches: batches that a step may sample until prompts_per_step groups are mixed, which
+            alone make the update (DAPO's dynamic sampling). When not given, a step is one batch and the objective
+            averages over all of it.
         num_generations: K, rollouts of a question.
         num_iterations: mu, updates on each batch.
         max_completion_length: answer tokens at most.
@@ -35,8 +38,8 @@ class GRPOConfig:
         leave_one_out: scale advantages by K/(K-1), which makes the estimator unbiased.
         mask_truncated_completions: answers cut at max_completion_length get no gradient.
         reward_weights: one a reward function; all 1 when not given.
-        micro_batch_size: rollouts in one forward and backward pass.
-        rollout_batch_size: rollouts sampled at once.
+        micro_batch_size: rollouts in one forward and backward pass; halved where memory runs out.
+        rollout_batch_size: rollouts sampled at once; halved where memory runs out.
         eval_steps: validate every so many steps; 0 never.
         save_steps: keep a checkpoint every so many steps; 0 only at the end.
         logging_steps: write metrics every so many steps.
@@ -44,6 +47,7 @@ class GRPOConfig:
 
     max_steps: int = 200
     prompts_per_step: int = 128
+    dynamic_sampling_max_gen_batches: int | None = None
     num_generations: int = 8
     num_iterations: int = 1
     max_completion_length: int = 8
@@ -94,6 +98,11 @@ class GRPOConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.dynamic_sampling_max_gen_batches is not None and self.dynamic_sampling_max_gen_batches < 1:
+            raise UserError(
+                f"dynamic_sampling_max_gen_batches={self.dynamic_sampling_max_gen_batches} must be at least 1; without "
+                "dynamic sampling, leave it out."
+            )
         for name in ("micro_batch_size", "rollout_batch_size"):
             if getattr(self, name) < self.num_generations:
                 raise UserError(

@@ -37,13 +37,13 @@ class Surrogate:
     clipped_high: Tensor  # [], number of answer tokens
 
 
-def token_weight(mask: Tensor, loss_type: LossType, batch: Batch) -> Tensor:
-    """Weight of each answer token in the loss, [R, L] from the answer mask [R, L].
+def token_weight(mask: Tensor, loss_type: LossType, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Weight of each answer token in the loss, [R, L] of type ``dtype`` from the answer mask [R, L].
 
     ``sum``: tokens summed, rollouts averaged (this project's). TRL's: ``grpo`` averages within an answer first,
     ``dr_grpo`` divides the sum by ``max_completion_length``, ``dapo`` averages over all tokens of the batch.
     """
-    weight = mask.to(torch.get_default_dtype())
+    weight = mask.to(dtype)
     if loss_type == "sum":
         return weight / batch.rollouts
     if loss_type == "grpo":
@@ -92,7 +92,7 @@ def surrogate(
     clipped = ratio.clamp(1 - epsilon, 1 + high)
     gain = advantages[:, None]  # [R, 1]
     objective = torch.minimum(ratio * gain, clipped * gain)  # [R, L] or [R, 1]
-    weight = token_weight(mask, loss_type, batch).to(objective.dtype)
+    weight = token_weight(mask, loss_type, batch, objective.dtype)
     if importance_sampling_level == "sequence":
         # One ratio stands for the answer: it is counted once under "sum", and keeps TRL's token weights otherwise.
         weight = weight.amax(-1, keepdim=True) if loss_type == "sum" else weight.sum(-1, keepdim=True)
@@ -102,7 +102,7 @@ def surrogate(
         assert ref_logprobs is not None, "beta > 0 needs the reference's log-probabilities"
         gap = torch.where(mask, ref_logprobs - logprobs, torch.zeros_like(logprobs))
         k3 = gap.exp() - gap - 1.0
-        loss = loss + beta * (k3 * token_weight(mask, loss_type, batch).to(k3.dtype)).sum()
+        loss = loss + beta * (k3 * token_weight(mask, loss_type, batch, k3.dtype)).sum()
         kl = k3.sum().detach()
     with torch.no_grad():
         low = (ratio < 1 - epsilon) & (gain < 0) & mask

@@ -24,7 +24,13 @@ class Prompts:
 
 
 def think_in_groups(
-    model: LatentModel, prompts: Prompts, seeds: Tensor, exploration: Exploration, latent_steps: int | None = None
+    model: LatentModel,
+    prompts: Prompts,
+    seeds: Tensor,
+    exploration: Exploration,
+    latent_steps: int | None = None,
+    *,
+    read: LatentState | None = None,
 ) -> tuple[LatentState, Noise | None]:
     """Read each question once, repeat its state for its K rollouts, think under each rollout's own noise.
 
@@ -34,6 +40,7 @@ def think_in_groups(
         seeds: int64 [N, K].
         exploration: noise in the prompt phase forfeits the sharing: every rollout then reads for itself.
         latent_steps: thoughts; the model's own number when None.
+        read: the questions as already read without noise; used unless the noise is on in the prompt phase.
 
     Returns:
         The state after the last thought and the noise, both with N * K rows, the K rollouts of a question adjacent.
@@ -45,7 +52,9 @@ def think_in_groups(
         mask = prompts.attention_mask.repeat_interleave(k, dim=0)
         state = model.read(ids, mask, noise)
     else:
-        state = model.read(prompts.input_ids, prompts.attention_mask).repeat(k)
+        if read is None:
+            read = model.read(prompts.input_ids, prompts.attention_mask)
+        state = read.repeat(k)
     steps = model.latent_steps if latent_steps is None else latent_steps
     return model.think(state, steps, noise), noise
 
@@ -58,10 +67,9 @@ def roll_out(
     *,
     temperature: float,
     max_completion_length: int,
-    latent_steps: int | None = None,
 ) -> Generation:
     """Sample one answer for each seed [N, K]: N * K rows. ``temperature`` 0 decodes greedily. Call under no_grad."""
-    state, noise = think_in_groups(model, prompts, seeds, exploration, latent_steps)
+    state, noise = think_in_groups(model, prompts, seeds, exploration)
     chooser: Chooser = Greedy() if temperature == 0 else Sample(seeds.flatten().to(model.device), temperature)
     return model.generate(state, max_completion_length, chooser=chooser, noise=noise)
 

@@ -1,44 +1,65 @@
-"""Problem files: Coconut's JSON (one list of records) and the same records one a line (``.jsonl``)."""
+"""Problems from every kind of file and dataset; Coconut's JSON, one list of records, is also written.
+
+A name's ending says how a file is parsed, its first record what the columns mean:
+
+    .json   a list of records, or ProntoQA's object of examples
+    .jsonl  one record a line
+    .txt    GSM8K-Aug: question||<<..>> <<..>> #### answer, one a line
+    hf:...  a Hugging Face dataset, see `hub.dataset_records`
+
+Records are Coconut's (question, steps, answer), GSM8K's (question, answer with ``####``) or ProntoQA's (question,
+query, chain_of_thought, answer).
+"""
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.tasks.columns import COCONUT_COLUMNS, Columns
+from dropout_grpo.tasks.gsm8k import from_gsm8k, from_gsm8k_aug, is_gsm8k
+from dropout_grpo.tasks.hub import FORM, PREFIX, dataset_records
 from dropout_grpo.tasks.problem import Problem
+from dropout_grpo.tasks.prontoqa import EXAMPLE, from_prontoqa, is_prontoqa
+from dropout_grpo.tasks.records import FIELDS, kind, problem_of
 
-FIELDS = ("question", "steps", "answer")
+_SUFFIXES = (".json", ".jsonl", ".txt")
 
 
-def load_problems(path: str | Path, *, require_steps: bool = True) -> list[Problem]:
-    """Read the problems of a ``.json`` or ``.jsonl`` file; a problem's id is its index in the file.
+def load_problems(
+    source: str | Path, *, columns: Columns = COCONUT_COLUMNS, require_steps: bool = True
+) -> list[Problem]:
+    """Read all problems of a file or dataset; a problem's id is its place in it, from 0.
 
-    Answers may be JSON numbers and are kept as text (``18.0`` as ``"18"``). Columns other than ``question``,
-    ``steps`` and ``answer`` become ``Problem.extra``; where a record lacks one that another has, it is None.
+    Answers may be JSON numbers and are kept as text (``18.0`` as ``"18"``). Columns that are not read become
+    ``Problem.extra``; where a record lacks one that another has, it is None.
 
     Args:
-        path: the file.
-        require_steps: True for the curriculum: every record must have ``steps``, and not all of them empty.
-            False for training on answers alone: ``steps`` may be missing.
+        source: a path that ends in ``.json``, ``.jsonl`` or ``.txt``, or ``hf:NAME_OR_FOLDER[:CONFIG][@SPLIT]``.
+        columns: what the records call question, steps and answer.
+        require_steps: True for the curriculum: every record must have steps, and not all of them empty.
+            False for training on answers alone: steps may be missing.
 
     Raises:
-        UserError: the file cannot be read, is not JSON, holds no problem, or a record is malformed.
+        UserError: the source cannot be read, holds no problem, or a record is malformed; names the place.
     """
-    path = Path(path)
     problems = []
-    for index, (where, record) in enumerate(_records(path, read_text(path, (".json", ".jsonl")))):
-        problems.append(_problem(record, index, where, require_steps=require_steps))
+    first: Any = None
+    for index, (where, record) in enumerate(_records(source, columns)):
+        first = record if index == 0 else first
+        if isinstance(record, dict) and isinstance(first, dict):
+            record = _in_coconuts_layout(record, first, where, columns)
+        problems.append(problem_of(record, index, where, columns, require_steps=require_steps))
     if not problems:
-        raise UserError(f"{path}: no problems in it; expected at least one record with question and answer")
+        raise UserError(f"{source}: no problems in it; expected at least one record with question and answer")
     if require_steps and not any(problem.steps for problem in problems):
         raise UserError(
-            f"{path}: 'steps' is empty in every record, so there is no chain of thought to learn from; "
+            f"{source}: {columns.steps!r} is empty in every record, so there is no chain of thought to learn from; "
             "the curriculum needs a file with steps (answers alone are enough for GRPO and evaluation)"
         )
-    columns = list(dict.fromkeys(name for problem in problems for name in problem.extra))
-    return [_with_columns(problem, columns) for problem in problems]
+    extra = list(dict.fromkeys(name for problem in problems for name in problem.extra))
+    return [_with_columns(problem, extra) for problem in problems]
 
 
 def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
@@ -78,10 +99,54 @@ def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}; give another place") from error
 
 
-def read_text(path: Path, suffixes: Sequence[str]) -> str:
-    """Read a UTF-8 file whose name must end in one of `suffixes`; UserError where that is not possible."""
-    if path.suffix not in suffixes:
-        raise UserError(f"{path}: the name must end in {' or '.join(suffixes)}, which says how it is read")
+def _in_coconuts_layout(
+    record: Mapping[str, Any], first: Mapping[str, Any], where: str, columns: Columns
+) -> dict[str, Any]:
+    """The record with question, steps and answer; `first` tells what kind of records the source has."""
+    if is_prontoqa(first):
+        return from_prontoqa(record, where, columns)
+    if is_gsm8k(first, columns):
+        return from_gsm8k(record, where, columns)
+    return dict(record)
+
+
+def _records(source: str | Path, columns: Columns) -> Iterator[tuple[str, Any]]:
+    """Yield (place for messages, record)."""
+    if str(source).startswith(PREFIX):
+        return dataset_records(str(source))
+    path = Path(source)
+    text = _read_text(path)
+    if path.suffix == ".json":
+        return _json_records(path, text)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if path.suffix == ".txt":
+        return ((place := f"{path}, line {number}", from_gsm8k_aug(line, place, columns)) for number, line in lines)
+    return (
+        (f"{path}, record {record} (line {number})", _parse(line, path, first_line=number))
+        for record, (number, line) in enumerate(lines, start=1)
+    )
+
+
+def _json_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    records = _parse(text, path, first_line=1) if text.strip() else []
+    if isinstance(records, dict) and any(isinstance(value, dict) and EXAMPLE in value for value in records.values()):
+        for number, (name, value) in enumerate(records.items(), start=1):
+            yield f"{path}, record {number} ({name})", value.get(EXAMPLE) if isinstance(value, dict) else value
+    elif isinstance(records, list):
+        for number, record in enumerate(records, start=1):
+            yield f"{path}, record {number}", record
+    else:
+        raise UserError(f"{path}: expected a list of records, found {kind(records)}; put the records in [...]")
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file in it, or read it as a dataset with hf:{path}@SPLIT")
+    if path.suffix not in _SUFFIXES:
+        raise UserError(
+            f"{path}: the name must end in {', '.join(_SUFFIXES)}, which says how it is read; "
+            f"a Hugging Face dataset is written {FORM}"
+        )
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -90,22 +155,6 @@ def read_text(path: Path, suffixes: Sequence[str]) -> str:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Yield (place for messages, record)."""
-    if path.suffix == ".jsonl":
-        filled = [(line, row) for line, row in enumerate(text.split("\n"), start=1) if row.strip()]
-        for number, (line, row) in enumerate(filled, start=1):
-            yield f"{path}, record {number} (line {line})", _parse(row, path, first_line=line)
-        return
-    if not text.strip():
-        return
-    records = _parse(text, path, first_line=1)
-    if not isinstance(records, list):
-        raise UserError(f"{path}: expected a list of records, found {_kind(records)}; put the records in [...]")
-    for number, record in enumerate(records, start=1):
-        yield f"{path}, record {number}", record
 
 
 def _parse(text: str, path: Path, *, first_line: int) -> Any:
@@ -119,64 +168,8 @@ def _parse(text: str, path: Path, *, first_line: int) -> Any:
         raise UserError(f"{path}, line {first_line} or below: not readable as JSON: {error}") from error
 
 
-def _problem(record: Any, index: int, where: str, *, require_steps: bool) -> Problem:
-    if not isinstance(record, dict):
-        raise UserError(f'{where}: expected an object {{"question": ..., "answer": ...}}, found {_kind(record)}')
-    question = _field(record, "question", where)
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: field 'question' must be a string that is not empty, found {_kind(question)}")
-    return Problem(
-        id=index,
-        question=question,
-        steps=_steps(record, where, required=require_steps),
-        answer=_answer(_field(record, "answer", where), where),
-        extra={name: value for name, value in record.items() if name not in FIELDS},
-    )
-
-
-def _field(record: dict[str, Any], name: str, where: str) -> Any:
-    if name not in record:
-        found = ", ".join(repr(key) for key in record) or "none"
-        raise UserError(f"{where}: field {name!r} is missing (fields found: {found}); add it or rename one")
-    return record[name]
-
-
-def _steps(record: dict[str, Any], where: str, *, required: bool) -> tuple[str, ...]:
-    if not required and record.get("steps") is None:
-        return ()
-    steps = _field(record, "steps", where)
-    if not isinstance(steps, list):
-        raise UserError(f"{where}: field 'steps' must be a list of strings, found {_kind(steps)}")
-    if steps == [""]:  # how Coconut's own GSM8K-Aug files write that there are none
-        return ()
-    for number, step in enumerate(steps, start=1):
-        if not isinstance(step, str) or not step.strip():
-            raise UserError(
-                f"{where}: field 'steps', step {number} must be a string, not an empty one, found {_kind(step)}"
-            )
-    return tuple(steps)
-
-
-def _answer(value: Any, where: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return repr(value).removesuffix(".0")
-    raise UserError(f"{where}: field 'answer' must be a string that is not empty, or a number, found {_kind(value)}")
-
-
 def _with_columns(problem: Problem, columns: list[str]) -> Problem:
     if problem.extra.keys() == set(columns):
         return problem
     extra = {name: problem.extra.get(name) for name in columns}
     return Problem(id=problem.id, question=problem.question, steps=problem.steps, answer=problem.answer, extra=extra)
-
-
-def _kind(value: Any) -> str:
-    """A JSON value in the words of a message: its type and, where short, its text."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    name = names.get(type(value), "a number")
-    shown = json.dumps(value)
-    return name if value is None or len(shown) > 40 else f"{name}: {shown}"

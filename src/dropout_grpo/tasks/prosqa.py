@@ -3,8 +3,23 @@
 The facts are the edges of a random graph without cycles. Two people each start a family of concepts; the
 question names one leaf of each family, and only one can be reached from the person asked about. Graphs grow
 node by node, mostly within one family and below deep nodes, so that chains get long and wrong turns are many
-(Hao et al. 2024, arXiv 2412.06769, appendix). The constants of the growth are ours, chosen so that means
-agree with the published validation file: 22.8 nodes, 36.3 edges, 3.75 steps, 1.6 shortest chains a problem.
+(Hao et al. 2024, arXiv 2412.06769, appendix). Names, concepts and sentences are those of the published files.
+The constants of the growth are ours, chosen so that graphs are like those of the 300 published validation
+problems; means (standard deviations), ours over 5,000 problems:
+
+    |                                         | published     | ours          |
+    |-----------------------------------------|---------------|---------------|
+    | nodes                                   | 22.8 (2.0)    | 22.8 (2.0)    |
+    | edges, one a sentence                   | 36.3 (5.6)    | 36.2 (5.8)    |
+    | people                                  | 2.5 (0.7)     | 2.6 (0.8)     |
+    | leaves                                  | 7.4 (1.6)     | 7.3 (1.6)     |
+    | reached from the person asked about     | 12.4 (2.7)    | 12.3 (2.7)    |
+    | steps of the chain                      | 3.75 (0.75)   | 3.77 (0.80)   |
+    | shortest chains                         | 1.6 (0.9)     | 1.6 (0.9)     |
+    | steps to the wrong leaf from its person | 2.1 (0.7)     | 2.1 (0.8)     |
+    | characters of the question              | 937 (147)     | 935 (151)     |
+    | 3, 4, 5, 6 steps, in %                  | 41, 44, 12, 2 | 43, 41, 13, 3 |
+    | right candidate first, in %             | 48            | 50            |
 """
 
 import math
@@ -39,11 +54,13 @@ CONCEPTS = (
     *("vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"),
 )
 
+_SENTENCE_WORDS = (".", "?", "a", "every", "is", "or")
+
 _NODES = 28  # before those without any edge are dropped
 _MEAN_PARENTS = 1.5  # Poisson
-_WITHIN_FAMILY = 0.8  # else parents come from anywhere
+_WITHIN_FAMILY = (0.35, 0.45)  # the chances of either family alone; else parents come from anywhere
 _DEPTH_PREFERENCE = 1.5  # a node at depth d is 1 + 1.5 d times as likely a parent as a root
-_MIN_STEPS = 3
+_MIN_STEPS, _MAX_STEPS = 3, 6  # as in the published files, for which Coconut has 6 stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +95,24 @@ class _Graph:
     family: list[int]  # bit 0: reachable from node 0, bit 1: from node 1
 
 
-def make_splits(config: ProsqaConfig) -> dict[str, list[Problem]]:
-    """The problems of each split, distinct: ``train``, ``grpo`` (without steps), ``valid`` and ``test``.
+def make_splits(config: ProsqaConfig, wanted: Sequence[str] = SPLITS) -> dict[str, list[Problem]]:
+    """The problems of the wanted splits, distinct: ``train``, ``grpo`` (without steps), ``valid`` and ``test``.
 
     `Problem.extra` has the published files' other columns: ``idx_to_symbol``, ``edges``, ``root``, ``target``
     and ``neg_target``.
     """
     return {
-        split: deal_split("prosqa", split, getattr(config, f"n_{split}"), config.seed, draw_problem) for split in SPLITS
+        split: deal_split("prosqa", split, getattr(config, f"n_{split}"), config.seed, draw_problem) for split in wanted
     }
 
 
+def vocabulary() -> list[str]:
+    """Every word of questions, steps and answers, in lower case: sentence words, people, concepts."""
+    return [*_SENTENCE_WORDS, *(name.lower() for name in PEOPLE), *CONCEPTS]
+
+
 def draw_problem(rng: random.Random) -> Problem:
-    """Draw a problem; its id is 0. Graphs without a chain of at least three steps are drawn again."""
+    """Draw a problem; its id is 0. Graphs whose longest chain has not 3 to 6 steps are drawn again."""
     while True:
         graph = _draw_graph(rng)
         chosen = _choose_ends(rng, graph)
@@ -103,7 +125,7 @@ def _draw_graph(rng: random.Random) -> _Graph:
     family, depth = [1, 2], [0, 0]
     for node in range(2, _NODES):
         n_parents = _poisson(rng, _MEAN_PARENTS)
-        within = 1 + below(rng, 2) if rng.random() < _WITHIN_FAMILY else None
+        within = _draw_family(rng)
         candidates = [other for other in range(node) if within is None or family[other] == within]
         parents: list[int] = []
         while candidates and len(parents) < n_parents:
@@ -117,6 +139,15 @@ def _draw_graph(rng: random.Random) -> _Graph:
     return _compact(_Graph(edges, family))
 
 
+def _draw_family(rng: random.Random) -> int | None:
+    """1 or 2, or None for any parents."""
+    first, second = _WITHIN_FAMILY
+    threshold = rng.random()
+    if threshold < first:
+        return 1
+    return 2 if threshold < first + second else None
+
+
 def _compact(graph: _Graph) -> _Graph:
     """Drop the nodes without edges and number the others without gaps; nodes 0 and 1 stay."""
     kept = sorted({0, 1} | {node for edge in graph.edges for node in edge})
@@ -126,7 +157,7 @@ def _compact(graph: _Graph) -> _Graph:
 
 
 def _choose_ends(rng: random.Random, graph: _Graph) -> tuple[int, int, list[int]] | None:
-    """Choose (root, wrong leaf, chain from root to right leaf), or None where no chain is long enough.
+    """Choose (root, wrong leaf, chain from root to right leaf), or None where the chain is too short or too long.
 
     The right leaf is the deepest of both families, the wrong leaf any of the other family.
     """
@@ -137,7 +168,7 @@ def _choose_ends(rng: random.Random, graph: _Graph) -> tuple[int, int, list[int]
     ]
     distances = [_distances(graph, root) for root in (0, 1)]
     depths = [max((distances[root][leaf] for leaf in leaves[root]), default=0) for root in (0, 1)]
-    if min(depths) == 0 or max(depths) < _MIN_STEPS:
+    if min(depths) == 0 or not _MIN_STEPS <= max(depths) <= _MAX_STEPS:
         return None
     root = pick(rng, [root for root in (0, 1) if depths[root] == max(depths)])
     target = pick(rng, [leaf for leaf in leaves[root] if distances[root][leaf] == depths[root]])

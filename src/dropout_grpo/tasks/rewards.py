@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks.answers import answers_match, extract_answer
+from dropout_grpo.tasks.answers import answers_match, candidates, chosen, extract_answer
 from dropout_grpo.tasks.problem import Problem
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -29,6 +29,31 @@ def exact_answer(
     """1.0 where the text after the last ``###`` is the gold answer (`answers.answers_match`), else 0.0."""
     pairs = zip(completions, answer, strict=True)
     return [float(answers_match(extract_answer(completion), gold)) for completion, gold in pairs]
+
+
+def choice_answer(
+    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """1.0 where the answer names the right one of the question's two candidates and not the other, else 0.0.
+
+    For ProsQA, whose questions end in ``Is Tom a lempus or scrompus?``. The sentence around the candidate does not
+    count, as it does for `exact_answer`.
+
+    Raises:
+        UserError: a question leaves no choice between two words, or the gold answer names neither or both.
+    """
+    rewards: list[float | None] = []
+    for prompt, completion, gold in zip(prompts, completions, answer, strict=True):
+        options = candidates(prompt)
+        right = None if options is None else chosen(gold, options)
+        if options is None or right is None:
+            raise UserError(
+                f"reward choice_answer: the question ends in {prompt[-60:]!r} and its answer is {gold!r}; it is for "
+                "questions that end in 'A or B?' with one of the two in the answer, so use exact_answer"
+            )
+        said = extract_answer(completion)
+        rewards.append(float(said is not None and chosen(said, options) == right))
+    return rewards
 
 
 def reward_name(function: RewardFunction) -> str:

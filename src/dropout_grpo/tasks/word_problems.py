@@ -68,8 +68,8 @@ class WordProblemsConfig:
             )
 
 
-def make_splits(config: WordProblemsConfig) -> dict[str, list[Problem]]:
-    """The problems of each split: ``train``, ``grpo`` (without steps), ``valid`` and ``test``.
+def make_splits(config: WordProblemsConfig, wanted: Sequence[str] = SPLITS) -> dict[str, list[Problem]]:
+    """The problems of the wanted splits, of ``train``, ``grpo`` (without steps), ``valid`` and ``test``.
 
     Questions are distinct within a split and between splits.
 
@@ -84,7 +84,7 @@ def make_splits(config: WordProblemsConfig) -> dict[str, list[Problem]]:
             config.seed,
             lambda rng: draw_problem(rng, config),
         )
-        for split in SPLITS
+        for split in wanted
     }
 
 

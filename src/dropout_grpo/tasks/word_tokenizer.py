@@ -1,11 +1,14 @@
-"""A word-level tokenizer for the embedded task: one id a word, a number or a symbol."""
+"""A word-level tokenizer for the embedded tasks: one id a word, a number or a symbol."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.answers import MARKER
+from dropout_grpo.tasks.problem import Problem
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 
@@ -25,8 +28,8 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     Coconut's ``<|latent|>`` can be added afterwards and get the ids that follow.
 
     Args:
-        vocabulary: distinct words in the order of their ids; for the embedded task
-            ``word_problems.vocabulary(config)``.
+        vocabulary: distinct words in lower case, in the order of their ids; for the embedded tasks
+            ``word_problems.vocabulary(config)`` and ``prosqa.vocabulary()``.
     """
     words = [*SPECIAL, "\n", MARKER, *vocabulary]
     ids = {word: index for index, word in enumerate(words)}
@@ -54,3 +57,54 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def words_of(problems: Iterable[Problem]) -> list[str]:
+    """The vocabulary for a task of your own: every word of its questions, steps and answers, sorted."""
+    backend = word_tokenizer([]).backend_tokenizer
+    words: set[str] = set()
+    for problem in problems:
+        for text in (problem.question, *problem.steps, problem.answer):
+            pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+            words.update(piece for piece, _ in pieces)
+    return sorted(words - {"\n", MARKER})
+
+
+def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], what: str) -> None:
+    """Refuse problems with words that the tokenizer would read as its unknown token, without another sign.
+
+    Tokenizers of bytes have no such words. Slow tokenizers cannot say where a token came from and are not checked.
+
+    Args:
+        tokenizer: of the model that is to read the problems.
+        problems: their questions, steps and answers are checked.
+        what: these problems, for the message.
+
+    Raises:
+        UserError: names the words, most frequent first, and how many problems have one.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id or not tokenizer.is_fast:
+        return
+    words: Counter[str] = Counter()
+    concerned = 0
+    for problem in problems:
+        texts = [problem.question, *problem.steps, problem.answer]
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        found = [
+            text[start:end]
+            for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if unknown in ids
+            for token, (start, end) in zip(ids, spans, strict=True)
+            if token == unknown
+        ]
+        words.update(found)
+        concerned += bool(found)
+    if words:
+        shown = ", ".join(f"{word!r} ({count})" for word, count in words.most_common(5))
+        more = f" and {len(words) - 5} others" if len(words) > 5 else ""
+        raise UserError(
+            f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
+            f"would all read as {tokenizer.unk_token}: {shown}{more}; use problems of the task that the tokenizer was "
+            "made for (data.task), or a pretrained model (model.name_or_path)"
+        )

@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Any
 import torch
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.training.trackers import TrackerName, Trackers, require_trackers
 
-CONFIG = "config.resolved.json"
+CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+_MAY_CHANGE = ("run_dir", "resume", "report_to")  # on resuming
 _PACKAGES = ("dropout-grpo", "torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -27,14 +31,26 @@ class RunFolder:
         command: the subcommand that runs.
         config: the resolved options, a dataclass.
         resume: continue what is there; the config must then be the one it was started with.
+        report_to: experiment trackers that get the metrics too.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is off, or its config differs.
+        UserError: the folder holds a run and ``resume`` is off, or its config differs; a tracker is not installed.
     """
 
-    def __init__(self, path: str | Path, command: str, config: Any, *, resume: bool = False) -> None:
-        self.path = Path(path)
-        record = {"command": command, "config": plain(config)}
+    def __init__(
+        self,
+        path: str | Path,
+        command: str,
+        config: Any,
+        *,
+        resume: bool = False,
+        report_to: Sequence[TrackerName] = (),
+    ) -> None:
+        require_trackers(report_to)
+        self.path, self.report_to = Path(path), report_to
+        self._trackers: Trackers | None = None
+        self._config = plain(config)
+        record = {"command": command, "config": self._config}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: choose another path.")
         existing = self.path.is_dir() and any(self.path.iterdir())
@@ -55,23 +71,41 @@ class RunFolder:
         if old["command"] != record["command"]:
             raise UserError(f"{self.path} is a run of `{old['command']}`, not of `{record['command']}`.")
         for name in sorted(set(old["config"]) | set(record["config"])):
-            if name not in ("run_dir", "resume") and old["config"].get(name) != record["config"].get(name):
+            if name not in _MAY_CHANGE and old["config"].get(name) != record["config"].get(name):
                 raise UserError(
                     f"cannot resume {self.path}: {name} was {old['config'].get(name)!r} and is now "
                     f"{record['config'].get(name)!r}. Resume with the same options or choose another --run_dir."
                 )
 
+    @contextmanager
+    def tracking(self, part: str, done: int) -> Iterator[None]:
+        """While the block runs, what is logged goes to the trackers too, as a run of its own for the part.
+
+        Args:
+            part: name of the part of the run that logs.
+            done: steps already done, when resuming.
+        """
+        self._trackers = Trackers(self.report_to, self.path, part, self._config, done=done)
+        try:
+            yield
+        finally:
+            self._trackers.finish()
+            self._trackers = None
+
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, and tell the trackers."""
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self._trackers is not None:
+            self._trackers.log(record)
 
     def forget_after(self, part: str, step: int) -> None:
-        """Drop a part's metrics after ``step``: a resumed run writes them again."""
+        """Drop a part's metrics after ``step``: a resumed run writes them again. So is half a line, of a killed run."""
         file = self.path / METRICS
         if not file.is_file():
             return
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]  # what follows was cut off while it was written
+        records = [json.loads(line) for line in whole.splitlines()]
         kept = [r for r in records if r.get("part") != part or r["step"] <= step]
         write_text(file, "".join(json.dumps(r) + "\n" for r in kept))
 

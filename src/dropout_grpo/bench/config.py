@@ -1,0 +1,160 @@
+"""Options of the benchmark, and one case of it with every number resolved."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.training.precision import bf16_or_not
+
+Job = Literal["rollouts", "update", "curriculum", "evaluation"]
+Size = Literal["tiny", "gpt2"]
+Beside = Literal["plain", "published", "cot"]
+Axis = Literal["num_generations", "latent_steps", "prompt_tokens", "questions"]
+
+GROUPED: tuple[Job, ...] = ("rollouts", "update")
+"""Jobs on groups of K rollouts; the others have one row a problem."""
+
+_LEAST_ANSWER = 3
+"""The curriculum's answers are ``###``, words and EOS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Defaults:
+    questions: int
+    problems: int
+    micro_batch_size: int
+    positions: int
+
+
+_DEFAULTS: dict[str, _Defaults] = {  # gpt2's batches make a run of minutes on 2 cores
+    "tiny": _Defaults(questions=32, problems=64, micro_batch_size=512, positions=256),
+    "gpt2": _Defaults(questions=2, problems=16, micro_batch_size=64, positions=1024),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to measure.
+
+    Args:
+        size: tiny is the demo's model (GPT-2 shape, 3 layers of width 128), gpt2 the 124 M one; random weights.
+        jobs: rollouts, update, curriculum, evaluation.
+        beside: what is measured beside the engine: plain (every rollout reads its own prompt), published (one row at a
+            time, no cache), cot (chain of thought in tokens, with transformers).
+        num_generations: values of K for rollouts and update.
+        prompt_tokens: length of every prompt.
+        latent_steps: thoughts.
+        answer_tokens: length of every answer; no answer ends early.
+        cot_tokens: tokens of the steps that chain of thought writes before its answer.
+        questions: groups in a batch of rollouts or of an update; by size when not given.
+        problems: rows in a batch of the curriculum or of evaluation; by size when not given.
+        micro_batch_size: rollouts in one forward and backward pass, in all arms alike; by size when not given.
+        published_rows: rows that the published way is measured on; its time is scaled to the batch.
+        repeats: timed runs of each arm, after one that is not timed.
+        axes: what a sweep varies, one at a time.
+        memory: measure peak memory too, on a CPU in a fresh process for each arm.
+        device: cpu or cuda; cuda where there is one when not given.
+        bf16: matrix products in bf16; when not given, where a measurement finds bf16 fast.
+        seed: of weights, questions, masks and samples.
+    """
+
+    size: Size = "tiny"
+    jobs: tuple[Job, ...] = ("rollouts", "update", "curriculum", "evaluation")
+    beside: tuple[Beside, ...] = ("plain", "published", "cot")
+    num_generations: tuple[int, ...] = (8, 32)
+    prompt_tokens: int = 64
+    latent_steps: int = 6
+    answer_tokens: int = 8
+    cot_tokens: int = 26
+    questions: int | None = None
+    problems: int | None = None
+    micro_batch_size: int | None = None
+    published_rows: int = 4
+    repeats: int = 5
+    axes: tuple[Axis, ...] = ("num_generations", "latent_steps", "prompt_tokens", "questions")
+    memory: bool = True
+    device: Literal["cpu", "cuda"] | None = None
+    bf16: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            UserError: names the option and the remedy.
+        """
+        for name in ("prompt_tokens", "latent_steps", "cot_tokens", "published_rows", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"bench {name}={getattr(self, name)} must be at least 1.")
+        for name in ("questions", "problems", "micro_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"bench {name}={getattr(self, name)} must be at least 1; leave it out for a default.")
+        for name in ("jobs", "num_generations", "axes"):
+            if not getattr(self, name):
+                raise UserError(f"bench {name} is empty: name at least one.")
+        if self.prompt_tokens < 3:
+            raise UserError(f"bench prompt_tokens={self.prompt_tokens}: a word, a newline and the start marker are 3.")
+        if self.answer_tokens < _LEAST_ANSWER:
+            raise UserError(f"bench answer_tokens={self.answer_tokens}: ###, a word and EOS are {_LEAST_ANSWER}.")
+        if min(self.num_generations) < 2:
+            raise UserError(f"bench num_generations={min(self.num_generations)}: a group has at least 2 rollouts.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("bench device cuda: torch finds no CUDA device here; leave --device out or give cpu.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One case: what every arm of it works on. Plain values, so that a fresh process can be given one as JSON."""
+
+    size: Size
+    num_generations: int  # K
+    questions: int
+    problems: int
+    prompt_tokens: int
+    latent_steps: int
+    answer_tokens: int
+    cot_tokens: int
+    micro_batch_size: int
+    published_rows: int
+    device: str
+    bf16: bool
+    positions: int
+    seed: int
+
+    def rows(self, job: Job) -> int:
+        """Rollouts or problems in a batch of the job."""
+        return self.questions * self.num_generations if job in GROUPED else self.problems
+
+
+def resolve(config: BenchConfig, num_generations: int) -> Setting:
+    """The case of a config at one K.
+
+    Raises:
+        UserError: prompts and what follows them are longer than the model's positions.
+    """
+    defaults = _DEFAULTS[config.size]
+    longest = config.prompt_tokens + max(config.latent_steps + 1, config.cot_tokens) + config.answer_tokens
+    if longest > defaults.positions:
+        raise UserError(
+            f"bench size {config.size} has {defaults.positions} positions, and prompt, thoughts or steps, and answer "
+            f"need {longest}: lower prompt_tokens, latent_steps or cot_tokens."
+        )
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Setting(
+        size=config.size,
+        num_generations=num_generations,
+        questions=config.questions or defaults.questions,
+        problems=config.problems or defaults.problems,
+        prompt_tokens=config.prompt_tokens,
+        latent_steps=config.latent_steps,
+        answer_tokens=config.answer_tokens,
+        cot_tokens=config.cot_tokens,
+        micro_batch_size=max(config.micro_batch_size or defaults.micro_batch_size, num_generations),
+        published_rows=config.published_rows,
+        device=device,
+        bf16=bf16_or_not(config.bf16, torch.device(device)),
+        positions=defaults.positions,
+        seed=config.seed,
+    )

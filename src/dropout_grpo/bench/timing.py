@@ -1,0 +1,68 @@
+"""Timed runs of several arms in turn, so that whatever drifts on the machine drifts for all of them."""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to do a job.
+
+    Args:
+        run: does it.
+        prepare: before each run, not timed.
+        scale: a run's seconds are multiplied by it, where only some of the rows are run.
+    """
+
+    run: Callable[[], object]
+    prepare: Callable[[], None] = lambda: None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Of the timed runs of one arm."""
+
+    all: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.all)
+
+    @property
+    def spread(self) -> float:
+        """(max - min) / median."""
+        return (max(self.all) - min(self.all)) / self.median
+
+
+def alternate(
+    arms: Mapping[_Key, Arm],
+    repeats: int,
+    *,
+    synchronize: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[_Key, Seconds]:
+    """Run every arm once untimed, then all of them in turn ``repeats`` times.
+
+    Args:
+        arms: by name, run in this order.
+        repeats: timed runs of each.
+        synchronize: waits until the device is idle; called before and after each timed run.
+        clock: seconds.
+    """
+    seconds: dict[_Key, list[float]] = {key: [] for key in arms}
+    for repeat in range(repeats + 1):
+        for key, arm in arms.items():
+            arm.prepare()
+            synchronize()
+            start = clock()
+            arm.run()
+            synchronize()
+            if repeat > 0:
+                seconds[key].append((clock() - start) * arm.scale)
+    return {key: Seconds(all=tuple(found)) for key, found in seconds.items()}

@@ -1,0 +1,19 @@
+"""``dropout-grpo merge``: an adapter and its base become one plain checkpoint."""
+
+from pathlib import Path
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.training.progress import console
+
+
+def merge(folder: str, out: Path) -> None:
+    """Write a plain Hugging Face folder with the logits of base and adapter.
+
+    Raises:
+        UserError: not an adapter, its base is not there, or ``out`` holds something already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already: choose another --out, or remove it.")
+    LatentModel.from_pretrained(folder, merge=True).save_pretrained(out)
+    console.print(f"{out}: {folder} merged into its base", markup=False)

@@ -1,0 +1,93 @@
+"""Confidence intervals of shares, of means of fractions, and of the difference of two models on the same problems.
+
+All are built on Wilson's score interval, so they stay inside their range and have a width where every problem is right
+or wrong too. Nothing here is random: no bootstrap, no seed. Impossible counts raise ValueError.
+"""
+
+from collections.abc import Sequence
+from math import fsum, sqrt
+from statistics import NormalDist
+
+CI95 = "Wilson's score interval over problems; of fractions, with the effective sample size n m (1 - m) / variance"
+"""What ``ci95`` is, for the files that hold it."""
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The score interval (lo, hi) of a success probability after `correct` of `n` independent trials.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference", without continuity
+    correction. Unlike p +- z sqrt(p (1 - p) / n) it stays inside [0, 1] and has a width at 0 and at n too.
+    """
+    if not 0 <= correct <= n:
+        raise ValueError(f"correct is {correct}: of n = {n} answers, between 0 and {n} can be right")
+    if n == 0:
+        raise ValueError("n is 0: an interval needs at least one trial")
+    return _score_interval(correct / n, n, confidence)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """The interval (lo, hi) of the expected value of a measure in [0, 1], from its values for independent problems.
+
+    Wilson's interval with the effective sample size n m (1 - m) / s^2, m the mean and s^2 the variance (divisor n):
+    as many yes-or-no trials as would leave the mean as uncertain as it is. It is known from surveys, where s^2
+    comes from the design (Franco et al. 2019, "Comparative study of confidence intervals for proportions in complex
+    sample surveys"). For values 0 and 1 it is Wilson's interval itself; for many problems it is m +- z s / sqrt(n).
+    Where all problems have the same value s^2 says nothing, and n stands in: no measure in [0, 1] needs more.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("there are no problems to average over")
+    if outside := [value for value in values if not 0 <= value <= 1]:
+        raise ValueError(f"a value is {outside[0]}: the measures of problems lie between 0 and 1")
+    mean = fsum(values) / n
+    variance = fsum((value - mean) ** 2 for value in values) / n
+    spread = variance > 0 and min(values) < max(values)  # rounding can leave a variance where there is none
+    return _score_interval(mean, n * mean * (1 - mean) / variance if spread else n, confidence)
+
+
+def paired_interval(both: int, wins: int, losses: int, neither: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval (lo, hi) of how much more often the second of two models is right, both asked the same problems.
+
+    Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based on paired
+    data", method 10: Wilson's intervals of the two shares, joined as the sides of a triangle whose angle is the
+    correlation of the two models (continuity-corrected).
+
+    Args:
+        both: problems that both models solve.
+        wins: problems that only the second solves.
+        losses: problems that only the first solves.
+        neither: problems that neither solves.
+        confidence: of the interval.
+    """
+    counts = (both, wins, losses, neither)
+    n = sum(counts)
+    if min(counts) < 0:
+        raise ValueError(f"a count of {counts} is negative")
+    second, first = both + wins, both + losses
+    lo2, hi2 = wilson_interval(second, n, confidence)
+    lo1, hi1 = wilson_interval(first, n, confidence)
+    margins = second * (n - second) * first * (n - first)
+    excess = both * neither - wins * losses
+    corrected = max(excess - n / 2, 0.0) if excess > 0 else excess
+    correlation = corrected / sqrt(margins) if margins else 0.0
+    p2, p1 = second / n, first / n
+    below = _third_side(p2 - lo2, hi1 - p1, correlation)
+    above = _third_side(hi2 - p2, p1 - lo1, correlation)
+    return p2 - p1 - below, p2 - p1 + above
+
+
+def _third_side(a: float, b: float, correlation: float) -> float:
+    return sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))  # rounding may go below 0 where it is 0
+
+
+def _score_interval(share: float, trials: float, confidence: float) -> tuple[float, float]:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}: it must lie between 0 and 1, both excluded")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    scale = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half_width = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    # With none or all the end is exactly 0 or 1; rounding would leave it a few 1e-18 on the wrong side.
+    lo = 0.0 if share == 0 else centre - half_width
+    hi = 1.0 if share == 1 else centre + half_width
+    return lo, hi

@@ -1,0 +1,57 @@
+"""A small language model with random weights: for tasks that are learnt from nothing, and for stand-ins."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from dropout_grpo.errors import UserError
+
+
+def scratch_model(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_embd: int,
+    n_layer: int,
+    n_head: int,
+    n_positions: int,
+    model_type: str = "gpt2",
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A causal language model of any architecture of transformers, a pure function of its arguments.
+
+    Args:
+        tokenizer: gives the vocabulary's size and the special tokens.
+        n_embd: width of the residual stream; the MLP is four times as wide.
+        n_layer: layers.
+        n_head: attention heads, each with its own keys and values.
+        n_positions: the longest sequence.
+        model_type: as transformers names it: gpt2, llama, qwen3, ...
+        seed: of the weights.
+
+    Raises:
+        UserError: transformers has no causal language model of that type.
+    """
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": n_embd,
+        "num_hidden_layers": n_layer,
+        "num_attention_heads": n_head,
+        "max_position_embeddings": n_positions,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if model_type == "gpt2":
+        sizes["activation_function"] = "gelu"  # one kernel; GPT-2's own gelu_new is several
+    else:  # what follows from the above in GPT-2 is a setting of its own elsewhere
+        sizes |= {"intermediate_size": 4 * n_embd, "num_key_value_heads": n_head, "head_dim": n_embd // n_head}
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+        except ValueError as error:
+            raise UserError(
+                f"model_type {model_type!r} is no causal language model that transformers knows: give gpt2, llama, "
+                "qwen3 or the model_type of another model's config.json."
+            ) from error

@@ -1,0 +1,65 @@
+"""What was sampled in a step: groups of rollouts and what they earned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dropout_grpo.latent.generation import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """N questions with K rollouts each; the answers are N * K rows, the K rollouts of a question adjacent."""
+
+    places: list[int]  # N, where the questions are among the problems
+    seeds: Tensor  # int64 [N, K]
+    rewards: Tensor  # [N, K]
+    answers: Generation  # [N * K, L]
+
+    def select(self, groups: Tensor) -> "Groups":
+        """Some of the groups."""
+        rows, answers = rows_of(groups, self.seeds.shape[1]), self.answers
+        return Groups(
+            places=[self.places[i] for i in groups.tolist()],
+            seeds=self.seeds[groups],
+            rewards=self.rewards[groups],
+            answers=Generation(
+                token_ids=answers.token_ids[rows],
+                mask=answers.mask[rows],
+                logprobs=answers.logprobs[rows],
+                entropy=answers.entropy[rows],
+            ),
+        )
+
+
+def rows_of(groups: Tensor, k: int) -> Tensor:
+    """Rows [M * K] of the groups [M], K rollouts each."""
+    return (groups[:, None] * k + torch.arange(k)).flatten()
+
+
+def join(parts: Sequence[Groups], pad: int) -> Groups:
+    """All groups of all parts; shorter answers are filled up with the token ``pad``."""
+    return Groups(
+        places=[place for part in parts for place in part.places],
+        seeds=torch.cat([part.seeds for part in parts]),
+        rewards=torch.cat([part.rewards for part in parts]),
+        answers=join_answers([part.answers for part in parts], pad),
+    )
+
+
+def join_answers(parts: Sequence[Generation], pad: int) -> Generation:
+    """All rows of all parts; shorter answers are filled up with the token ``pad``."""
+    return Generation(
+        token_ids=_stack([part.token_ids for part in parts], pad),
+        mask=_stack([part.mask for part in parts], 0),
+        logprobs=_stack([part.logprobs for part in parts], 0),
+        entropy=_stack([part.entropy for part in parts], 0),
+    )
+
+
+def _stack(parts: Sequence[Tensor], fill: int) -> Tensor:
+    """[R_i, L_i] each -> [sum R_i, max L_i], filled on the right."""
+    length = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, length - part.shape[1]), value=fill) for part in parts])

@@ -1,0 +1,28 @@
+"""What a file or dataset calls the fields of a problem."""
+
+from dataclasses import dataclass
+
+from dropout_grpo.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of the columns that are read; the defaults are Coconut's.
+
+    Args:
+        question: the column of the question.
+        steps: the column of the steps, each a list of texts, or one text of calculator marks <<..>>.
+        answer: the column of the answer.
+    """
+
+    question: str = "question"
+    steps: str = "steps"
+    answer: str = "answer"
+
+    def __post_init__(self) -> None:
+        names = [self.question, self.steps, self.answer]
+        if len(set(names)) < len(names) or not all(names):
+            raise UserError(f"data.columns: question, steps and answer are {names}; name three different columns")
+
+
+COCONUT_COLUMNS = Columns()
