@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.training import trackers
 from dropout_grpo.training.runs import RunFolder
 from grpo_run import CONFIG, trainer
-from tiny_latent import read_metrics, tiny_latent
+from tiny_latent import read_metrics, tiny_latent, tiny_problems
 
 pytest.importorskip("accelerate")
 pytest.importorskip("tensorboard")
@@ -54,6 +56,15 @@ def test_tensorboard_has_the_metrics_of_every_step(tmp_path: Path) -> None:
     assert found == expected(read_metrics(tmp_path / "run"))
     assert found["eval/pass@1"] == [(2, 0.25)]
     assert [step for step, _ in found["reward"]] == [1, 2, 3]
+
+
+def test_the_curriculum_is_tracked_too(tmp_path: Path) -> None:
+    config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=1)
+    run = RunFolder(tmp_path, "sft", {}, report_to=("tensorboard",))
+    CurriculumTrainer(tiny_latent(), config, tiny_problems(2, steps=2), run, seed=0).train()
+    found = written(tmp_path / "tensorboard" / "sft")
+    assert found == expected(read_metrics(tmp_path))
+    assert found["stage"] == [(1, 0.0), (2, 1.0), (3, 2.0)]
 
 
 class Stopped(Exception):
