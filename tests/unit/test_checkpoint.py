@@ -108,6 +108,8 @@ def test_a_model_without_latent_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no latent tokens: <\|start-latent\|>.*sft") as error:
         load_latent_model(tmp_path, latent_steps=2)
     assert str(tmp_path) in str(error.value)
+    with pytest.raises(UserError, match="has no latent tokens"):  # not that its number of thoughts is missing
+        load_latent_model(tmp_path)
 
 
 def test_no_such_folder_is_named(tmp_path: Path) -> None:
@@ -163,7 +165,12 @@ def unknown_thought(folder: Path) -> None:
     (folder / "latent_config.json").write_text('{"latent_steps": 2, "thought": "paus"}', encoding="utf-8")
 
 
+def thoughts_in_words(folder: Path) -> None:
+    (folder / "latent_config.json").write_text('{"latent_steps": "two"}', encoding="utf-8")
+
+
 DAMAGES = (
+    thoughts_in_words,
     lose_the_weights,
     unknown_thought,
     cut_in_half,

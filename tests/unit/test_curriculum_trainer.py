@@ -1,5 +1,6 @@
 """The curriculum: losses against the oracle, what is mixed, what is reset, and runs that go on where they stopped."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"problem 5 \('Ann has 3.*has no steps.* GRPO, which needs answers alone"):
         trainer(tmp_path / "b", problems=[SHORT, bare])
     # 64 positions: prompt 3 + 59 + newline + start, 2 thoughts, the end marker and 3 of the answer's 4 tokens.
-    with pytest.raises(UserError, match="question 1 of the batch"):
+    with pytest.raises(UserError, match=r"question 2 \('.*' \.\.\.\) has 64 tokens and needs 15 more"):
         trainer(tmp_path / "c", problems=[SHORT, replace(LONG, question="Ann has 3" + " ?" * 59)])
 
 
@@ -276,17 +277,23 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path) -> No
             model.thought.register_forward_hook(lambda module, args, output: output * torch.inf)
         return 0.0
 
-    with pytest.raises(NonFinite, match=r"curriculum step 4, stage 3: loss nan, .*checkpoints/sft-last") as error:
+    with pytest.raises(
+        NonFinite, match=r"curriculum seed 0, step 3, stage 2: after the update, .*checkpoints/sft-last"
+    ) as error:
         trainer(tmp_path, model=model, evaluate=poison).train()
-    assert "Lower the learning rate" in str(error.value)
+    assert "lower learning rate" in str(error.value)
     assert [line["step"] for line in updates(tmp_path)] == [1, 2, 3]
     last = LatentModel.from_pretrained(tmp_path / "checkpoints" / "sft-last")
     assert all(bool(tensor.isfinite().all()) for tensor in weights_of(last).values())
+    state = json.loads((tmp_path / "checkpoints" / "sft-last" / "trainer_state.json").read_text())
+    assert state == {"step": 2, "stage": 1}
 
 
 def test_the_first_update_has_no_good_checkpoint_behind_it(tmp_path: Path) -> None:
     model = tiny_latent()
     with torch.no_grad():
         model.model.get_input_embeddings().weight[5] = torch.nan
-    with pytest.raises(NonFinite, match=r"curriculum step 1, stage 0: loss nan.* last good checkpoint is none yet"):
+    with pytest.raises(
+        NonFinite, match=r"curriculum seed 0, step 1, stage 0: loss nan.* last good checkpoint is none yet"
+    ):
         trainer(tmp_path, model=model).train()

@@ -122,7 +122,7 @@ def test_what_is_not_finite_names_the_step_and_the_last_good_checkpoint(
 ) -> None:
     model = tiny_latent()
     made = trainer(tmp_path, replace(CONFIG, save_steps=save_steps), model=model, reward_funcs=[huge_at(2)])
-    with pytest.raises(NonFinite, match=rf"grpo step 2, update 1: loss .*{last_good}"):
+    with pytest.raises(NonFinite, match=rf"grpo seed 2, step 2, update 1: loss .*{last_good}"):
         made.train()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
     assert all(bool(tensor.isfinite().all()) for tensor in weights_of(model).values())
@@ -135,8 +135,17 @@ def test_a_policy_that_is_not_finite_says_so_when_it_is_sampled_from(tmp_path: P
     model = tiny_latent()
     with torch.no_grad():
         model.model.get_input_embeddings().weight[5] = torch.nan
-    with pytest.raises(NonFinite, match="grpo step 1"):
+    with pytest.raises(NonFinite, match="grpo seed 2, step 1"):
         trainer(tmp_path, model=model).train()
+
+
+def test_a_policy_that_an_update_has_broken_is_no_good_checkpoint(tmp_path: Path) -> None:
+    config = replace(CONFIG, learning_rate=1e30, lr_scheduler_type="constant", save_steps=1)
+    with pytest.raises(NonFinite, match=r"grpo seed 2, step 1: after the update.* the one it started from"):
+        trainer(tmp_path / "saved", config).train()
+    assert not (tmp_path / "saved" / "checkpoints").exists()
+    with pytest.raises(NonFinite, match="grpo seed 2, step 1: after the update"):  # nor is it what the run ends with
+        trainer(tmp_path / "last", replace(config, max_steps=1, save_steps=0)).train()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -147,7 +156,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="reward_weights has 2 numbers for 1 reward functions"):
         trainer(tmp_path / "c", replace(CONFIG, reward_weights=(1.0, 2.0)))
     long = [*tiny_problems(2), replace(tiny_problems(1)[0], question="? " * 60)]
-    with pytest.raises(UserError, match="question 2 of the batch has 62 tokens and needs 6 more"):
+    with pytest.raises(UserError, match=r"question 3 \('.*' \.\.\.\) has 62 tokens and needs 6 more"):
         trainer(tmp_path / "d", problems=long)
 
 

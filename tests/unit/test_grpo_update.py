@@ -20,6 +20,8 @@ def test_a_constant_reward_teaches_nothing_and_replays_nothing(tmp_path: Path, m
     trainer(tmp_path, replace(CONFIG, weight_decay=0.1), model=model, reward_funcs=[constant]).train()
     for line in read_metrics(tmp_path):
         assert (line["frac_reward_zero_std"], line["grad_norm"], line["loss"], line["kl"]) == (1.0, 0.0, 0.0, 0.0)
+        ratios = [line[f"clip_ratio/{region}_mean"] for region in ("low", "high", "region")]  # no step leaves a gap
+        assert [*ratios, line["replay/logprob_diff_max"]] == [0.0] * 4
     assert replays.seeds == []
     assert_same_weights(weights_of(model), before)
 

@@ -75,3 +75,8 @@ def test_the_bar_stops_when_the_job_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_progress_never_mixes_with_results_on_standard_output() -> None:
     assert progress.console.stderr
+
+
+def test_what_looks_like_an_emoji_or_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.console.print("rewards.py:ok: [bold]no[/bold]", markup=False)
+    assert capsys.readouterr().err == "rewards.py:ok: [bold]no[/bold]\n"

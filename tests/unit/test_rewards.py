@@ -17,6 +17,7 @@ from dropout_grpo.tasks.rewards import (
     exact_answer,
     load_reward,
     reward_columns,
+    try_rewards,
 )
 
 PROMPTS = ["q0", "q1", "q2"]
@@ -114,13 +115,35 @@ def test_a_reward_that_takes_no_other_columns() -> None:
         call_reward(takes_two, PROMPTS, COMPLETIONS, COLUMNS)
 
 
-def test_an_error_inside_a_reward_is_not_dressed_up() -> None:
-    def broken(prompts: list[str], completions: list[str], **columns: Any) -> Any:
-        return len(3)  # type: ignore[arg-type]
+def test_an_error_inside_a_reward_is_told_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "my_reward.py"
+    file.write_text("def broken(prompts, completions, **columns):\n    return len(3)\n")
+    with pytest.raises(
+        UserError, match=r"reward broken: TypeError: .* has no len\(\), raised in .*my_reward.py, line 2$"
+    ):
+        call_reward(load_reward(f"{file}:broken"), PROMPTS, COMPLETIONS, COLUMNS)
 
-    with pytest.raises(TypeError, match=r"has no len\(\)") as caught:
-        call_reward(broken, PROMPTS, COMPLETIONS, COLUMNS)
-    assert not isinstance(caught.value, UserError)
+    def refuses(prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        raise UserError("only for sums")
+
+    with pytest.raises(UserError, match=r"^only for sums$"):  # as it is
+        call_reward(refuses, PROMPTS, COMPLETIONS, COLUMNS)
+
+
+def test_rewards_are_tried_on_the_problems_own_answers() -> None:
+    problems = [Problem(id=i, question=f"q{i}", steps=(), answer=str(i)) for i in range(5)]
+    seen = []
+
+    def watch(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> Any:
+        seen.extend(zip(prompts, completions, answer, strict=True))
+        return [1.0] * len(completions)
+
+    try_rewards([watch, exact_answer], [1.0, 1.0], problems)
+    assert seen == [("q0", "### 0", "0"), ("q1", "### 1", "1")]
+    with pytest.raises(UserError, match="returned 3 rewards for 2 completions"):
+        try_rewards([returning([1.0, 1.0, 1.0])], [1.0], problems)
+    with pytest.raises(UserError, match="returned None for sample 0"):
+        try_rewards([returning([None, 1.0])], [1.0], problems)
 
 
 @pytest.mark.parametrize(("functions", "weights"), [([], []), ([exact_answer], []), ([exact_answer], [1.0, 2.0])])

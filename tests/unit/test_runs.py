@@ -61,6 +61,30 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("hello")
     with pytest.raises(UserError, match="is a file: choose another path"):
         RunFolder(tmp_path / "run", "grpo", Config())
+    with pytest.raises(UserError, match=r"run/below cannot be made: Not a directory; choose another path"):
+        RunFolder(tmp_path / "run" / "below", "grpo", Config())
+
+
+def test_a_run_that_was_refused_before_it_did_anything_is_not_in_the_way(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "grpo", Config())
+    (run.path / "data").mkdir()
+    RunFolder(tmp_path / "run", "sft", Config(seed=4))
+    assert resolved(run.path)["command"] == "sft"
+    assert resolved(run.path)["config"]["seed"] == 4  # type: ignore[index]
+    run.log({"part": "sft", "step": 1})
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder(tmp_path / "run", "sft", Config(seed=4))
+    (tmp_path / "mine" / "data").mkdir(parents=True)  # no run of ours: a folder called data may hold anything
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder(tmp_path / "mine", "grpo", Config())
+
+
+@pytest.mark.parametrize("text", ["", '{"command": "grpo"', "[]", '{"command": "grpo"}'])
+def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    RunFolder(tmp_path / "run", "grpo", Config())
+    (tmp_path / "run" / "config.resolved.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.resolved\.json is damaged"):
+        RunFolder(tmp_path / "run", "grpo", Config(), resume=True)
 
 
 def test_resuming_with_the_same_options_is_allowed(tmp_path: Path) -> None:
@@ -76,7 +100,7 @@ def test_resuming_with_the_same_options_is_allowed(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         (replace(Config(), seed=4), "seed was 3 and is now 4"),
-        (replace(Config(), exploration=Inner(p=0.2)), r"exploration.* was .*0\.1.* and is now .*0\.2"),
+        (replace(Config(), exploration=Inner(p=0.2)), r"exploration\.p was 0\.1 and is now 0\.2\."),
     ],
 )
 def test_resuming_with_other_options_names_what_changed(tmp_path: Path, changed: Config, message: str) -> None:

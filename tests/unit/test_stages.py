@@ -64,6 +64,7 @@ def test_config_knows_the_full_block() -> None:
         ({"final_epochs": -2}, "final_epochs=-2"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),
         ({"eval_steps": -1}, "eval_steps=-1"),
+        ({"cot_epochs": 0, "epochs_per_stage": 0, "final_epochs": 0}, "nothing to train"),
     ],
 )
 def test_refusals_name_the_option_and_its_value(options: dict[str, float], message: str) -> None:
@@ -72,4 +73,4 @@ def test_refusals_name_the_option_and_its_value(options: dict[str, float], messa
 
 
 def test_edges_are_allowed() -> None:
-    CurriculumConfig(cot_epochs=0, epochs_per_stage=0, final_epochs=0, warmup_steps=0, uniform_prob=1.0)
+    CurriculumConfig(cot_epochs=0, epochs_per_stage=0, final_epochs=1, warmup_steps=0, uniform_prob=1.0)

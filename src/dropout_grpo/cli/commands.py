@@ -49,7 +49,10 @@ def data(out: Path, config: DataConfig) -> None:
         if target.exists():
             raise UserError(f"{target} exists already: choose another --out, or remove it.")
     made = problems_of(config, SPLITS)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another.") from error
     for name, problems in made.items():
         save_problems(targets[name], problems)
         console.print(f"{targets[name]}: {len(problems)} problems", markup=False)
@@ -103,6 +106,8 @@ def ask(
     """Print the plain network's answer, each mask's, and the vote."""
     if not question.strip():
         raise UserError("the question is empty.")
+    if masks < 0 or max_new_tokens < 1:
+        raise UserError(f"--masks {masks} must be at least 0, and --max_new_tokens {max_new_tokens} at least 1.")
     exploration = build_exploration(config)
     if masks > 1 and isinstance(exploration, NoExploration):
         raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")
@@ -119,4 +124,4 @@ def ask(
         print(f"average  {said.average.strip()}")
     if said.samples:
         counts = ", ".join(f"{name} x{count}" for name, count in vote_table(said).items())
-        print(f"vote     {vote(said)}  ({counts})")
+        print(f"vote     {vote(said) or 'none'}  ({counts})")

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from dropout_grpo.cli.parts import (
     SPLITS,
+    grpo_trainer,
     measure,
     problems_of,
     refuse_lora_from_scratch,
+    require_askable,
     require_readable,
     starting_tokenizer,
     train_curriculum,
@@ -42,19 +44,23 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         UserError: bad options or files, before anything is trained.
     """
     exploration = build_exploration(recipe.exploration)
-    if isinstance(exploration, NoExploration):
-        raise UserError("exploration.kind none: the demo compares masks with none, so give it an exploration.")
+    if isinstance(exploration, NoExploration) or recipe.exploration.p == 0:
+        raise UserError("the demo compares masks with none: give it an exploration.kind, and a p above 0.")
     refuse_lora_from_scratch(recipe)
     if recipe.lora.r is not None and recipe.grpo.beta > 0:
         raise UserError("the demo trains one adapter throughout, and grpo.beta needs a merge before GRPO: set it to 0.")
     clock = Clock()
-    run = RunFolder(recipe.run_dir, "demo", recipe, resume=recipe.resume, report_to=recipe.report_to)
     problems = clock("data", lambda: problems_of(recipe.data, SPLITS))
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
+    run = RunFolder(recipe.run_dir, "demo", recipe, resume=recipe.resume, report_to=recipe.report_to)
     (run.path / "data").mkdir(exist_ok=True)
     for name, split in problems.items():
         save_problems(run.path / "data" / f"{name}.json", split)
     train, grpo, valid, test = (problems[name] for name in SPLITS)
+
+    def check(model: LatentModel) -> None:
+        grpo_trainer(recipe, run, model, exploration, grpo, valid, "dropout_grpo")
+        require_askable(model, test, "test", recipe.evaluation)
 
     def again(name: str) -> LatentModel:
         return LatentModel.from_pretrained(run.checkpoint(name))
@@ -62,8 +68,8 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     def finished_or(name: str, make: Callable[[], LatentModel]) -> LatentModel:
         return again(name) if recipe.resume and run.checkpoint(name).is_dir() else make()
 
-    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(recipe, run, train, valid)))
-    before = clock("evaluation", lambda: measure(recipe, model, test, exploration, "baseline"))
+    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(recipe, run, train, valid, check)))
+    before = clock("evaluation", lambda: measure(recipe, model, test, exploration, "test of the baseline"))
     nothing = clock("evaluation", lambda: collapse(model, test[:_COLLAPSE_PROBLEMS], recipe.grpo))
 
     def arm(part: str, masks: Exploration) -> LatentModel:
@@ -73,9 +79,9 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         return clock(part, lambda: finished_or(part, train))
 
     model = arm("dropout_grpo", exploration)
-    after = clock("evaluation", lambda: measure(recipe, model, test, exploration, "dropout-grpo"))
+    after = clock("evaluation", lambda: measure(recipe, model, test, exploration, "test of dropout-grpo"))
     model = arm("temperature_only", NoExploration())
-    plain = clock("evaluation", lambda: measure(recipe, model, test, None, "temperature only"))
+    plain = clock("evaluation", lambda: measure(recipe, model, test, None, "test of temperature-only"))
 
     results = {
         "seed": recipe.seed,

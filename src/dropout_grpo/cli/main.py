@@ -2,11 +2,9 @@
 
 import argparse
 import json
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,9 @@ from dropout_grpo.cli.evaluate import evaluate
 from dropout_grpo.cli.inspect import as_text as inspection_as_text
 from dropout_grpo.cli.inspect import inspect
 from dropout_grpo.cli.merge import merge
-from dropout_grpo.cli.recipe import DataConfig, Recipe, Task, recipe_names, recipe_path
+from dropout_grpo.cli.messages import explain
+from dropout_grpo.cli.parts import settled
+from dropout_grpo.cli.recipe import DataConfig, Recipe, Task, recipe_names, recipe_path, require_sections
 from dropout_grpo.cli.smoke import stand_ins
 from dropout_grpo.errors import UserError
 from dropout_grpo.report import write_report
@@ -43,12 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
     # Bars and advice that transformers writes would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()
+    words = list(sys.argv[1:] if argv is None else argv)
     parser, commands_by_name = build_parser()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's notes to developers
-            arguments = parser.parse_args(_with_recipe_paths(sys.argv[1:] if argv is None else argv))
+            arguments = parser.parse_args(_with_recipe_paths(words))
             name = arguments.command
+            require_sections(arguments[name])
             options = parser.instantiate_classes(arguments)[name]
         if options.get("smoke"):
             _put_stand_ins(options)
@@ -56,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except argparse.ArgumentError as error:
-        return _complain(_with_nearest(str(error), commands_by_name))
+        return _complain(explain(str(error), _options_of(commands_by_name.get("".join(words[:1])))))
     except KeyboardInterrupt:
-        console.print("interrupted")
+        console.print("interrupted; a run goes on with --resume true")
         return 130
     return 0
 
@@ -70,8 +72,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     subcommands = parser.add_subcommands(dest="command", metavar="command")
     made: dict[str, ArgumentParser] = {}
 
-    def command(name: str, what: str) -> ArgumentParser:
-        made[name] = ArgumentParser(description=what, exit_on_error=False, allow_abbrev=False)
+    def command(name: str, what: str, more: str = "") -> ArgumentParser:
+        made[name] = ArgumentParser(description=f"{what}. {more}".rstrip(), exit_on_error=False, allow_abbrev=False)
         subcommands.add_subcommand(name, made[name], help=what)
         return made[name]
 
@@ -88,7 +90,11 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     def with_json(sub: ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
-    sub = command("demo", "make data, train a Coconut, post-train it with Dropout-GRPO, measure, report")
+    sub = command(
+        "demo",
+        "make data, train a Coconut, post-train it with Dropout-GRPO, measure, report",
+        f"Without --recipe it takes the recipe {_DEFAULT_RECIPE}; the defaults below are of options in no recipe.",
+    )
     with_recipe(sub)
     with_json(sub)
     sub = command("data", "write an embedded task's problems as Coconut JSON files")
@@ -212,7 +218,7 @@ _RUN: dict[str, Callable[[Namespace], Any]] = {
 
 
 def _recipe(options: Namespace) -> Recipe:
-    return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+    return settled(Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__}))
 
 
 def _checkpoint_options(options: Namespace) -> CheckpointOptions:
@@ -228,30 +234,27 @@ def _put_stand_ins(options: Namespace) -> None:
 
 
 def _with_recipe_paths(argv: Sequence[str]) -> list[str]:
-    """Names of shipped recipes become their files; the demo has a recipe of its own where none is given."""
-    out, arguments = [], list(argv)
-    for i, word in enumerate(arguments):
-        if i > 0 and arguments[i - 1] == "--recipe":
-            word = str(recipe_path(word))
-        elif word.startswith("--recipe="):
-            word = f"--recipe={recipe_path(word.removeprefix('--recipe='))}"
-        out.append(word)
-    if out[:1] == ["demo"] and not any(word.split("=")[0] == "--recipe" for word in out):
-        out[1:1] = ["--recipe", str(recipe_path(_DEFAULT_RECIPE))]
-    return out
+    """Names of shipped recipes become their files; the demo has a recipe of its own where none is given.
+
+    Recipes go before all other options: what stands on the command line counts, wherever it stands.
+    """
+    recipes, others = [], []
+    words = iter(argv)
+    for word in words:
+        name = next(words, None) if word == "--recipe" else word.removeprefix("--recipe=")
+        if name is None or name == word:
+            others.append(word)
+        else:
+            recipes.append(f"--recipe={recipe_path(name)}")
+    if others[:1] == ["demo"] and not recipes and "--recipe" not in others:
+        recipes = [f"--recipe={recipe_path(_DEFAULT_RECIPE)}"]
+    return [*others[:1], *recipes, *others[1:]]
 
 
-def _with_nearest(message: str, parsers: dict[str, ArgumentParser]) -> str:
-    """The message of jsonargparse, with the nearest option for a name that it does not know."""
-    known = {
-        option.lstrip("-") for sub in parsers.values() for action in sub._actions for option in action.option_strings
-    }
-    unknown = re.findall(r"option '([\w.]+)'", message) + re.findall(r"(?:^|\s)--([\w.]+)", message)
-    for name in unknown:
-        near = get_close_matches(name, known, n=1)
-        if name not in known and near:
-            return f"{message} (did you mean {near[0]!r}?)"
-    return message
+def _options_of(parser: ArgumentParser | None) -> list[str]:
+    """Names of a command's options, without dashes."""
+    actions = [] if parser is None else parser._actions
+    return [option.lstrip("-") for action in actions for option in action.option_strings]
 
 
 def _complain(message: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -25,12 +26,12 @@ from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.tasks import prosqa, word_problems
 from dropout_grpo.tasks.files import load_problems
 from dropout_grpo.tasks.problem import Problem
-from dropout_grpo.tasks.rewards import load_reward
+from dropout_grpo.tasks.rewards import load_reward, try_rewards
 from dropout_grpo.tasks.word_tokenizer import require_known_words, word_tokenizer
-from dropout_grpo.training.checkpoint import trainer_state
+from dropout_grpo.training.checkpoint import save_checkpoint, trainer_state
 from dropout_grpo.training.precision import bf16_or_not
 from dropout_grpo.training.progress import Bar
-from dropout_grpo.training.runs import RunFolder
+from dropout_grpo.training.runs import CONFIG, RunFolder, started_with
 
 SPLITS = ("train", "grpo", "valid", "test")
 
@@ -40,13 +41,28 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with ``bf16`` decided: as in the run that it continues, else by measurement."""
+    run = Path(recipe.run_dir)
+    if recipe.bf16 is None and recipe.resume and (run / CONFIG).is_file():
+        return replace(recipe, bf16=started_with(run)["config"].get("bf16"))
+    return replace(recipe, bf16=bf16_or_not(recipe.bf16, device()))
+
+
 def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Problem]]:
     """Problems of the wanted splits: from files and datasets where given, else made by the embedded task.
 
     Raises:
-        UserError: a missing or malformed file.
+        UserError: a missing or malformed file, or files to learn from and none to be measured on.
     """
     given = {name: getattr(data, name) for name in wanted}
+    learnt = [name for name in ("train", "grpo") if given.get(name) is not None]
+    measured = [name for name in ("valid", "test") if name in given and given[name] is None]
+    if learnt and measured:
+        raise UserError(
+            f"data.{learnt[0]} is given and data.{measured[0]} is not: the model would be measured on problems of the "
+            f"embedded task. Give data.{measured[0]} too."
+        )
     made = _make_splits(data, [name for name, source in given.items() if source is None])
     return {
         name: made[name]
@@ -159,8 +175,17 @@ def validator(recipe: Recipe, problems: Sequence[Problem]) -> Callable[..., floa
     return validate
 
 
-def train_curriculum(recipe: Recipe, run: RunFolder, train: Sequence[Problem], valid: Sequence[Problem]) -> LatentModel:
-    """Take a model through the whole curriculum and keep it as the checkpoint ``coconut``."""
+def train_curriculum(
+    recipe: Recipe,
+    run: RunFolder,
+    train: Sequence[Problem],
+    valid: Sequence[Problem],
+    check: Callable[[LatentModel], None] = lambda model: None,
+) -> LatentModel:
+    """Take a model through the whole curriculum and keep it as the checkpoint ``coconut``.
+
+    ``check`` sees the model before it is trained, to refuse what would fail after the curriculum.
+    """
     curriculum = recipe.curriculum
     last = run.checkpoint("sft-last")
     if recipe.resume and trainer_state(last) is not None:
@@ -179,9 +204,22 @@ def train_curriculum(recipe: Recipe, run: RunFolder, train: Sequence[Problem], v
         bf16=bf16_or_not(recipe.bf16, model.device),
         evaluate=validator(recipe, valid),
     )
+    require_askable(model, valid, "valid", recipe.evaluation)
+    check(model)
     trainer.train(resume=recipe.resume)
     model.save_pretrained(run.checkpoint("coconut"))
     return model
+
+
+def require_askable(model: LatentModel, problems: Sequence[Problem], split: str, config: EvaluationConfig) -> None:
+    """Refuse a split that could not be measured once training is over.
+
+    Raises:
+        UserError: no problems, or a question too long for the model.
+    """
+    if not problems:
+        raise UserError(f"the split {split} has no problems: give a file for data.{split}, or have some made.")
+    model.encode_rows([p.question for p in problems], room=config.max_new_tokens)
 
 
 def train_grpo(
@@ -194,11 +232,31 @@ def train_grpo(
     part: str,
 ) -> LatentModel:
     """Post-train a model and keep it as the checkpoint named like the part."""
+    grpo_trainer(recipe, run, model, exploration, problems, valid, part).train(resume=recipe.resume)
+    save_checkpoint(run.checkpoint(part), model)
+    return model
+
+
+def grpo_trainer(
+    recipe: Recipe,
+    run: RunFolder,
+    model: LatentModel,
+    exploration: Exploration,
+    problems: Sequence[Problem],
+    valid: Sequence[Problem],
+    part: str,
+) -> GRPOTrainer:
+    """A trainer of which everything that can be refused has been.
+
+    Raises:
+        UserError: names the option, the problem or the reward function.
+    """
+    rewards = [load_reward(path) for path in recipe.reward_funcs]
     trainer = GRPOTrainer(
         model,
         recipe.grpo,
         exploration,
-        [load_reward(path) for path in recipe.reward_funcs],
+        rewards,
         problems,
         run,
         seed=recipe.seed,
@@ -206,9 +264,9 @@ def train_grpo(
         evaluate=validator(recipe, valid),
         part=part,
     )
-    trainer.train(resume=recipe.resume)
-    model.save_pretrained(run.checkpoint(part))
-    return model
+    try_rewards(rewards, recipe.grpo.reward_weights or (1.0,) * len(rewards), problems)
+    require_askable(model, valid, "valid", recipe.evaluation)
+    return trainer
 
 
 def measure(

@@ -1,9 +1,11 @@
 """A recipe: everything that a run needs, in one YAML file. All commands that train or measure read the same one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
+
+from jsonargparse import Namespace
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.errors import UserError
@@ -42,6 +44,13 @@ class ModelConfig:
     n_head: int = 4
     n_positions: int = 160
 
+    def __post_init__(self) -> None:
+        for name in ("n_embd", "n_layer", "n_head", "n_positions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        if self.n_embd % self.n_head:
+            raise UserError(f"model.n_embd={self.n_embd} must be a multiple of model.n_head={self.n_head}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -71,6 +80,10 @@ class DataConfig:
     task: Task = "word_problems"
     word_problems: WordProblemsConfig = field(default_factory=WordProblemsConfig)
     prosqa: ProsqaConfig = field(default_factory=ProsqaConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_valid < 1:
+            raise UserError(f"data.max_valid={self.max_valid} must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +121,21 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+def require_sections(options: Namespace, section: type[Any] = Recipe, above: str = "") -> None:
+    """Refuse a section without options, which YAML reads as null (``grpo:``).
+
+    Raises:
+        UserError: names it.
+    """
+    for part in fields(section):
+        name = above + part.name
+        if not is_dataclass(part.default_factory) or name not in options:
+            continue
+        if options[name] is None:
+            raise UserError(f"{name} has no options in the recipe: give it some, or leave the line out.")
+        require_sections(options, cast("type[Any]", part.default_factory), f"{name}.")
+
+
 def recipe_names() -> tuple[str, ...]:
     """Names of the recipes shipped with the package."""
     folder = files("dropout_grpo") / "recipes"
@@ -118,9 +146,13 @@ def recipe_path(name: str) -> Path:
     """The file of a shipped recipe, or of a path.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or not a text file.
     """
     if Path(name).is_file():
+        try:
+            Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {name} cannot be read: {error}.") from error
         return Path(name)
     if name in recipe_names():
         return Path(str(files("dropout_grpo") / "recipes" / f"{name}.yaml"))

@@ -71,6 +71,8 @@ class CurriculumConfig:
         for name in ("cot_epochs", "epochs_per_stage", "final_epochs", "warmup_steps", "eval_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must not be negative.")
+        if self.cot_epochs + self.epochs_per_stage + self.final_epochs == 0:
+            raise UserError("cot_epochs, epochs_per_stage and final_epochs are all 0: there is nothing to train.")
 
     @property
     def latent_steps(self) -> int:

@@ -14,8 +14,10 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answer, encode_question, pad_left, pad_right
+from dropout_grpo.rl.rollout import Prompts
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
+from dropout_grpo.training.finite import require_finite
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
@@ -110,6 +112,7 @@ class CurriculumTrainer:
             for stage in self.stages[first:]:
                 if self.config.reset_optimizer:
                     optimizer = self._optimizer()
+                last_good = str(last) if last.exists() else "none yet"
                 updates = stage.epochs * self.updates_per_epoch
                 schedule = build_schedule(
                     optimizer,
@@ -121,14 +124,13 @@ class CurriculumTrainer:
                 for batch in self._batches(stage):
                     rate = schedule.get_last_lr()[0]
                     loss = self._backward(stage, batch, step)
-                    where = f"curriculum step {step + 1}, stage {stage.index}"
                     norm = update(
                         optimizer,
                         schedule,
                         loss=loss,
                         max_grad_norm=self.config.max_grad_norm,
-                        where=where,
-                        last_good=str(last) if last.exists() else "none yet",
+                        where=self._where(step + 1, stage),
+                        last_good=last_good,
                     )
                     step += 1
                     self.run.log(
@@ -148,9 +150,15 @@ class CurriculumTrainer:
                     bar.advance(stage=stage.index, loss=loss)
                 if not validated:
                     self._validate(stage, step)
+                require_finite(
+                    self.model, Prompts(*self.model.pad(self._prompts[:1])), self._where(step, stage), last_good
+                )
                 save_checkpoint(last, self.model, optimizer, {"step": step, "stage": stage.index})
                 if self.config.save_stages:
                     save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
+
+    def _where(self, step: int, stage: Stage) -> str:
+        return f"curriculum seed {self.seed}, step {step}, stage {stage.index}"
 
     def _optimizer(self) -> torch.optim.AdamW:
         return build_optimizer(

@@ -19,6 +19,7 @@ from dropout_grpo.latent.coconut_checkpoint import load_coconut_checkpoint
 from dropout_grpo.latent.lora_checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
+from dropout_grpo.latent.tokens import latent_tokens
 
 CONFIG, THOUGHT = "latent_config.json", "thought.safetensors"
 
@@ -91,6 +92,7 @@ def load_latent_model(
     else:
         model, tokenizer = load_causal_lm(path, **options)
         config = latent_config(path)
+    latent_tokens(tokenizer, str(path))  # what is no latent model at all is told so before its thoughts are asked for
     steps = config.get("latent_steps") if latent_steps is None else latent_steps
     if steps is None:
         raise UserError(

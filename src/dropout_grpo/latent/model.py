@@ -57,8 +57,11 @@ class LatentModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if latent_steps < 0:
-            raise UserError(f"latent_steps={latent_steps} is negative: give the number of thoughts an answer takes.")
+        if not isinstance(latent_steps, int) or latent_steps < 0:
+            raise UserError(
+                f"latent_steps={latent_steps!r} of {model.name_or_path or type(model).__name__}: it must be the number "
+                "of thoughts an answer takes, 0 or more."
+            )
         self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__)
         self.tokenizer, self.latent_steps = tokenizer, latent_steps
         self.model = model
@@ -148,9 +151,11 @@ class LatentModel(nn.Module):
         """
         longest = max(range(len(rows)), key=lambda i: len(rows[i]))
         if self.max_positions is not None and len(rows[longest]) + room > self.max_positions:
+            begins = self.tokenizer.decode(list(rows[longest][:12]))
             raise UserError(
-                f"question {longest} of the batch has {len(rows[longest])} tokens and needs {room} more for thoughts "
-                f"and answer; the model has {self.max_positions} positions. Shorten or drop it, or lower latent_steps."
+                f"question {longest + 1} ({begins!r} ...) has {len(rows[longest])} tokens and needs {room} more for "
+                f"thoughts and answer; the model has {self.max_positions} positions. Shorten or drop it, or have fewer "
+                "thoughts or answer tokens."
             )
 
     def read(self, input_ids: Tensor, attention_mask: Tensor, noise: Noise | None = None) -> LatentState:

@@ -23,6 +23,7 @@ from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.tasks.rewards import RewardFunction
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
+from dropout_grpo.training.finite import require_finite
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
@@ -30,6 +31,9 @@ from dropout_grpo.training.progress import Bar
 from dropout_grpo.training.runs import RunFolder
 
 Evaluate = Callable[[LatentModel], float]
+
+_CLIP_RATIOS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+_UPDATE_METRICS = ("loss", "grad_norm", "kl", "replay/logprob_diff_max", *_CLIP_RATIOS)
 
 
 class GRPOTrainer:
@@ -124,7 +128,10 @@ class GRPOTrainer:
                     metrics["eval/pass@1"] = self.evaluate(self.model)
                 if step % config.logging_steps == 0 or "eval/pass@1" in metrics:
                     self.run.log({"part": self.part, "step": step, **metrics})
-                if config.save_steps and step % config.save_steps == 0:
+                save = config.save_steps and step % config.save_steps == 0
+                if save or step == config.max_steps:
+                    require_finite(self.model, self.sampler.prompts([0]), self._where(step), last_good)
+                if save:
                     save_checkpoint(last, self.model, optimizer, {"step": step})
                 bar.advance(reward=metrics["reward"], loss=metrics["loss"])
 
@@ -134,7 +141,7 @@ class GRPOTrainer:
         sampled, by_function = self.sampler.sample(step)
         answers, rewards = sampled.answers, sampled.rewards
         if not bool(answers.logprobs.isfinite().all()):
-            raise NonFinite(f"{self.part} step {step}: rollout log-probs are not finite. {last_good_is(last_good)}")
+            raise NonFinite(f"{self._where(step)}: rollout log-probs are not finite. {last_good_is(last_good)}")
         advantages = group_advantages(rewards, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out)
         lengths = answers.mask.sum(-1)
         truncated = (lengths == config.max_completion_length) & (answers.token_ids[:, -1] != self.model.tokens.eos)
@@ -163,9 +170,9 @@ class GRPOTrainer:
             seen = None
             if groups.places:
                 seen = self.backward(self.sampler.prompts(groups.places), groups.seeds, groups.answers, advantages)
-            where = f"{self.part} step {step}, update {iteration + 1}"
+            where = f"{self._where(step)}, update {iteration + 1}"
             if seen is None:  # no group differs within itself: the gradient is exactly 0, and nothing moves
-                metrics |= {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "replay/logprob_diff_max": 0.0}
+                metrics |= dict.fromkeys(_UPDATE_METRICS, 0.0)
                 optimizer.step()  # without gradients it moves nothing, and the schedule wants to come after it
                 schedule.step()
                 continue
@@ -183,6 +190,9 @@ class GRPOTrainer:
         metrics["rollout_time"] = rollout_seconds
         metrics["step_time"] = time.monotonic() - start
         return metrics
+
+    def _where(self, step: int) -> str:
+        return f"{self.part} seed {self.sampler.seed}, step {step}"
 
     def backward(
         self, prompts: Prompts, seeds: Tensor, answers: Generation, advantages: Tensor

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import math
 import numbers
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks.answers import answers_match, candidates, chosen, extract_answer
+from dropout_grpo.tasks.answers import MARKER, answers_match, candidates, chosen, extract_answer
 from dropout_grpo.tasks.problem import Problem
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -87,8 +88,8 @@ def call_reward(
     """Call one reward function and check what it takes and what it returns.
 
     Raises:
-        UserError: the function asks for a column that the problems do not have, or does not return one finite
-            number or None for each completion. An exception inside the function is not caught.
+        UserError: the function asks for a column that the problems do not have, raises, or does not return one finite
+            number or None for each completion.
     """
     name = reward_name(function)
     try:
@@ -99,7 +100,15 @@ def call_reward(
             f"reward {name}: {error}; it is called with {given} (the columns of the problem file), "
             "so name the ones it needs and take the rest as **columns"
         ) from error
-    values = function(prompts=prompts, completions=completions, **columns)
+    try:
+        values = function(prompts=prompts, completions=completions, **columns)
+    except UserError:
+        raise
+    except Exception as error:  # a user's function may fail in any way; the cause stays attached
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"reward {name}: {type(error).__name__}: {error}, raised in {last.filename}, line {last.lineno}"
+        ) from error
     if not isinstance(values, list | tuple):
         raise UserError(
             f"reward {name}: returned {type(values).__name__}; it must return a list with one float or None "
@@ -174,6 +183,18 @@ def combine_rewards(
             )
         rewards.append(sum(terms))
     return rewards
+
+
+def try_rewards(functions: Sequence[RewardFunction], weights: Sequence[float], problems: Sequence[Problem]) -> None:
+    """Have a few problems' own answers judged: a function that cannot be called is found before anything is trained.
+
+    Raises:
+        UserError: as `call_reward`, `reward_columns` and `combine_rewards`.
+    """
+    few = problems[:2]
+    questions = [problem.question for problem in few]
+    rows = call_rewards(functions, questions, [f"{MARKER} {p.answer}" for p in few], reward_columns(few))
+    combine_rewards(functions, weights, questions, rows)
 
 
 def load_reward(path: str) -> RewardFunction:

@@ -54,9 +54,7 @@ def build_schedule(optimizer: AdamW, schedule: Schedule, *, warmup_steps: int, u
 
 def last_good_is(last_good: str) -> str:
     """What to do after a number that is none."""
-    return (
-        f"The last good checkpoint is {last_good}. Lower the learning rate, or resume from there with a longer warm-up."
-    )
+    return f"The last good checkpoint is {last_good}. Start a new run with a lower learning rate or a longer warm-up."
 
 
 def update(

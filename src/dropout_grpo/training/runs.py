@@ -20,6 +20,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 _MAY_CHANGE = ("run_dir", "resume", "report_to")  # on resuming
+_BEFORE_A_RUN = {CONFIG, "data"}
 _PACKAGES = ("dropout-grpo", "torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -34,7 +35,8 @@ class RunFolder:
         report_to: experiment trackers that get the metrics too.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is off, or its config differs; a tracker is not installed.
+        UserError: the folder holds a run and ``resume`` is off, or its config differs; it cannot be made; a tracker is
+            not installed. A folder in which a run was refused before it did anything holds no run.
     """
 
     def __init__(
@@ -53,28 +55,33 @@ class RunFolder:
         record = {"command": command, "config": self._config}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: choose another path.")
-        existing = self.path.is_dir() and any(self.path.iterdir())
-        if existing and not resume:
+        found = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
+        begun = not (CONFIG in found and found <= _BEFORE_A_RUN)
+        if found and begun and not resume:
             raise UserError(
                 f"run folder {self.path} exists already: continue it with --resume true, or choose another --run_dir."
             )
-        if existing:
+        if found and resume:
             self._check_same(record)
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / CONFIG).exists():
-            write_json(self.path / CONFIG, {**record, **provenance()})
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (found and resume):
+                write_json(self.path / CONFIG, {**record, **provenance()})
+        except OSError as error:
+            raise UserError(f"run folder {self.path} cannot be made: {error.strerror}; choose another path.") from error
 
     def _check_same(self, record: dict[str, Any]) -> None:
         if not (self.path / CONFIG).is_file():
             raise UserError(f"{self.path} holds files but no {CONFIG}: it is not a run folder, choose another.")
-        old = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        old = started_with(self.path)
         if old["command"] != record["command"]:
             raise UserError(f"{self.path} is a run of `{old['command']}`, not of `{record['command']}`.")
-        for name in sorted(set(old["config"]) | set(record["config"])):
-            if name not in _MAY_CHANGE and old["config"].get(name) != record["config"].get(name):
+        then, now = _options(old["config"]), _options(record["config"])
+        for name in sorted(set(then) | set(now)):
+            if name not in _MAY_CHANGE and then.get(name) != now.get(name):
                 raise UserError(
-                    f"cannot resume {self.path}: {name} was {old['config'].get(name)!r} and is now "
-                    f"{record['config'].get(name)!r}. Resume with the same options or choose another --run_dir."
+                    f"cannot resume {self.path}: {name} was {then.get(name)!r} and is now {now.get(name)!r}. Resume "
+                    "with the same options or choose another --run_dir."
                 )
 
     @contextmanager
@@ -118,6 +125,19 @@ class RunFolder:
         write_json(self.path / RESULTS, results)
 
 
+def started_with(run: Path) -> dict[str, Any]:
+    """``command`` and ``config`` of the run in a folder.
+
+    Raises:
+        UserError: its config is damaged.
+    """
+    try:
+        record = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        return {"command": record["command"], "config": dict(record["config"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{run / CONFIG} is damaged ({error}): choose another --run_dir.") from error
+
+
 def provenance() -> dict[str, Any]:
     """Versions, commit and hardware, for every results file."""
     return {
@@ -141,6 +161,14 @@ def _commit() -> str | None:
     except OSError:  # no git on this machine
         return None
     return found.stdout.strip() or None
+
+
+def _options(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The options of a config by the names they have on the command line: grpo.max_steps."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _options(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return found
 
 
 def plain(value: Any) -> Any:

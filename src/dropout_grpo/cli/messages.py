@@ -1,0 +1,52 @@
+"""What jsonargparse says of a wrong option, in the words of a user."""
+
+import re
+from collections.abc import Collection
+
+from dropout_grpo.exploration.sites import nearest
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [a,b]",
+    "list": "a list such as [a,b]",
+    "NoneType": "null",
+}
+
+
+def explain(message: str, known: Collection[str]) -> str:
+    """Name the option, what it takes and what was given, and for an unknown option the nearest of the ``known``.
+
+    A message of another kind stays as it is.
+    """
+    if key := re.match(r'Parser key "([\w.]+)":\s', message):
+        return _wrong_value(key[1], message[key.end() :]) or message
+    if config := re.match(r"Unexpected config:(.*)", message, re.DOTALL):
+        return f"the recipe must be options with values, such as `seed: 1`; found {config[1].strip()[:60]!r}."
+    if required := re.match(r"the following arguments are required: (.*)", message):
+        names = [name.rpartition(".")[2] for name in required[1].split(", ")]
+        return f"missing: {', '.join(f'--{name}' if name in known else name for name in names)}."
+    unknown = re.findall(r"option '([\w.-]+)'", message) + re.findall(r"(?:^|\s)--([\w.-]+)", message)
+    for name in unknown:
+        if name not in known and (near := _near(name, known)):
+            return message + near
+    return message
+
+
+def _wrong_value(option: str, what: str) -> str | None:
+    given = re.search(r"(?:Got|Given) value: (.*)", what)
+    types = [_TYPES[name] for name in re.findall(r"Expected a <class '(\w+)'>", what) if name in _TYPES]
+    if given is None:
+        return None
+    if choices := re.search(r"Literal\[(.*?)\]", what):
+        names = tuple(re.findall(r"'([^']+)'", choices[1]))
+        return f"--{option} {given[1]}: it must be one of {', '.join(names)}{nearest(given[1], names)}."
+    return f"--{option} {given[1]}: it must be {' or '.join(dict.fromkeys(types))}." if types else None
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    """A short name stands for the option that ends in it: p for exploration.p."""
+    ends = [option for option in known if option.endswith(f".{name}")]
+    return f" (did you mean {ends[0]!r}?)" if len(ends) == 1 else nearest(name, tuple(known))

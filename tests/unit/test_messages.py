@@ -1,0 +1,56 @@
+"""Messages for wrong options: the words that jsonargparse really uses, and what a user reads instead."""
+
+import pytest
+
+from dropout_grpo.cli.messages import explain
+
+KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploration.p", "exploration.phases")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Parser key \"seed\":\n  Expected a <class 'int'>. Got value: abc",
+            "--seed abc: it must be a whole number.",
+        ),
+        (
+            "Parser key \"files\":\n  Expected a <class 'list'>. Got value: a.json",
+            "--files a.json: it must be a list such as [a,b].",
+        ),
+        (
+            "Parser key \"exploration.kind\":\n  Expected a typing.Literal['shared_dropout', 'none']. Got value: nome",
+            "--exploration.kind nome: it must be one of shared_dropout, none (did you mean 'none'?).",
+        ),
+        (
+            'Parser key "bf16":\n  Does not validate against any of the Union subtypes\n'
+            "  Subtypes: [<class 'bool'>, <class 'NoneType'>]\n  Errors:\n    - Expected a <class 'bool'>\n"
+            "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: maybe",
+            "--bf16 maybe: it must be true or false or null.",
+        ),
+        ("the following arguments are required: eval.checkpoint, ask.question", "missing: --checkpoint, question."),
+        ("Unexpected config: ", "the recipe must be options with values, such as `seed: 1`; found ''."),
+        ("argument --recipe: expected one argument", "argument --recipe: expected one argument"),
+        ('Parser key "data":\nUnable to load config', 'Parser key "data":\nUnable to load config'),
+    ],
+)
+def test_what_is_told(said: str, told: str) -> None:
+    assert explain(said, KNOWN) == told
+
+
+@pytest.mark.parametrize(
+    ("said", "near"),
+    [
+        ("unrecognized arguments: --grpo.max_step 3", "grpo.max_steps"),
+        ("unrecognized arguments: --max_steps 3", "grpo.max_steps"),  # by its end
+        ("unrecognized arguments: --p 3", "exploration.p"),
+        ("unrecognized arguments: --run-dir x", "run_dir"),
+        ("Subcommand 'demo' does not accept option 'exploration.phase'", "exploration.phases"),
+    ],
+)
+def test_the_nearest_option_is_told(said: str, near: str) -> None:
+    assert explain(said, KNOWN) == f"{said} (did you mean {near!r}?)"
+
+
+def test_an_option_like_no_other_gets_no_suggestion() -> None:
+    assert explain("unrecognized arguments: --zzz 3", KNOWN) == "unrecognized arguments: --zzz 3"
