@@ -14,7 +14,6 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answer, encode_question, pad_left, pad_right
-from dropout_grpo.rl.rollout import Prompts
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.finite import require_finite
@@ -150,9 +149,7 @@ class CurriculumTrainer:
                     bar.advance(stage=stage.index, loss=loss)
                 if not validated:
                     self._validate(stage, step)
-                require_finite(
-                    self.model, Prompts(*self.model.pad(self._prompts[:1])), self._where(step, stage), last_good
-                )
+                require_finite(self.model, self.model.pad(self._prompts[:1]), self._where(step, stage), last_good)
                 save_checkpoint(last, self.model, optimizer, {"step": step, "stage": stage.index})
                 if self.config.save_stages:
                     save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)

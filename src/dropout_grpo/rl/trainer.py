@@ -130,7 +130,8 @@ class GRPOTrainer:
                     self.run.log({"part": self.part, "step": step, **metrics})
                 save = config.save_steps and step % config.save_steps == 0
                 if save or step == config.max_steps:
-                    require_finite(self.model, self.sampler.prompts([0]), self._where(step), last_good)
+                    first = self.sampler.prompts([0])
+                    require_finite(self.model, (first.input_ids, first.attention_mask), self._where(step), last_good)
                 if save:
                     save_checkpoint(last, self.model, optimizer, {"step": step})
                 bar.advance(reward=metrics["reward"], loss=metrics["loss"])
