@@ -144,7 +144,18 @@ def test_options_of_another_command_are_not_suggested(capsys: pytest.CaptureFixt
 def test_data_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert (
-        main(["data", "--out", str(tmp_path / "file"), "--n_train=1", "--n_grpo=1", "--n_valid=1", "--n_test=1"]) == 2
+        main(
+            [
+                "data",
+                "--out",
+                str(tmp_path / "file"),
+                "--word_problems.n_train=1",
+                "--word_problems.n_grpo=1",
+                "--word_problems.n_valid=1",
+                "--word_problems.n_test=1",
+            ]
+        )
+        == 2
     )
     assert "cannot be made: File exists" in capsys.readouterr().err
 
@@ -163,7 +174,7 @@ def test_a_demo_resumed_after_each_part_ends_as_one_that_was_not_stopped(
         assert {k: v for k, v in again.items() if k != "seconds"} == {
             k: v for k, v in results.items() if k != "seconds"
         }
-    assert json.loads((tmp_path / "run" / "config.resolved.json").read_text())["config"]["bf16"] is False
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["bf16"] is False
 
 
 def test_a_run_killed_while_it_keeps_the_coconut_has_none_yet(

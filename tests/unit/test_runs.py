@@ -82,8 +82,8 @@ def test_a_run_that_was_refused_before_it_did_anything_is_not_in_the_way(tmp_pat
 @pytest.mark.parametrize("text", ["", '{"command": "grpo"', "[]", '{"command": "grpo"}'])
 def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
     RunFolder(tmp_path / "run", "grpo", Config())
-    (tmp_path / "run" / "config.resolved.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.resolved\.json is damaged"):
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
         RunFolder(tmp_path / "run", "grpo", Config(), resume=True)
 
 

@@ -207,7 +207,7 @@ def train_curriculum(
     require_askable(model, valid, "valid", recipe.evaluation)
     check(model)
     trainer.train(resume=recipe.resume)
-    model.save_pretrained(run.checkpoint("coconut"))
+    save_checkpoint(run.checkpoint("coconut"), model)
     return model
 
 
