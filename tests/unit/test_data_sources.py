@@ -41,7 +41,7 @@ def test_data_writes_the_splits_of_a_task(tmp_path: Path, arguments: list[str]) 
 
 def test_an_unknown_task_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--out", str(tmp_path / "data"), "--task", "prosca"]) == 2
-    assert "'word_problems', 'prosqa'" in capfd.readouterr().err
+    assert "word_problems, prosqa (did you mean 'prosqa'?)" in capfd.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
@@ -54,13 +54,13 @@ def test_what_is_not_given_is_made_by_the_task(tmp_path: Path, monkeypatch: pyte
     data = DataConfig(
         task="prosqa",
         prosqa=ProsqaConfig(**FEW),
-        train=f"hf:{tmp_path}/own@train",
+        valid=f"hf:{tmp_path}/own@train",
         test=str(tmp_path / "own" / "train.jsonl"),
         columns=Columns(question="problem"),
     )
     problems = problems_of(data, ("train", "valid", "test"))
-    assert [p.question for p in problems["train"] + problems["test"]] == ["q", "q"]
-    assert problems["valid"] == problems_of(PROSQA, ("valid",))["valid"]
+    assert [p.question for p in problems["valid"] + problems["test"]] == ["q", "q"]
+    assert problems["train"] == problems_of(PROSQA, ("train",))["train"]
     assert list(problems) == ["train", "valid", "test"]
 
 
