@@ -1,6 +1,7 @@
 """What a command reads: the problems of its sources or of an embedded task, in words that its model knows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_a_model_made_from_scratch_knows_the_words_of_its_task(data: DataConfig)
     with pytest.raises(UserError, match=r"word_problems valid|prosqa valid") as caught:
         require_readable(model.tokenizer, other, {"valid": problems_of(small(other), ("valid",))["valid"]})
     assert "of 2 problems have words that the model's tokenizer does not know" in str(caught.value)
+
+
+def test_a_model_made_from_scratch_has_the_architecture_that_was_asked_for() -> None:
+    for model_type in ("gpt2", "llama"):
+        model = fresh_model(replace(SMALL, model_type=model_type), ["a"], 2, "hidden_state", 0)
+        assert model.model.config.model_type == model_type
+    with pytest.raises(UserError, match="model_type 'lama'"):
+        fresh_model(replace(SMALL, model_type="lama"), ["a"], 2, "hidden_state", 0)
 
 
 def small(data: DataConfig) -> DataConfig:

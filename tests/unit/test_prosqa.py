@@ -157,9 +157,24 @@ def test_the_words_are_those_of_the_published_files() -> None:
     """17 people and 38 concepts, and what stands between them; all of them occur."""
     assert (len(set(PEOPLE)), len(set(CONCEPTS))) == (17, 38)
     texts = [text for problem in splits()["train"] for text in (problem.question, *problem.steps, problem.answer)]
-    words = {word for text in texts for word in re.findall(r"\w+|[.?]", text.lower())}
-    assert sorted(words) == sorted(vocabulary())
-    assert len(vocabulary()) == 17 + 38 + 6
+    words = {word for text in texts for word in re.findall(r"\w+", text.lower())}
+    assert words == {name.lower() for name in PEOPLE + CONCEPTS} | {"a", "every", "is", "or"}
+
+
+def test_sentences_are_phrases_of_the_vocabulary() -> None:
+    """Two tokens a fact, three a question, and nothing in the generator's texts that is not in the vocabulary."""
+    assert len(vocabulary()) == len(set(vocabulary())) == 2 * 17 + 4 * 38
+    tokenizer = word_tokenizer(vocabulary())
+    question = "Every lempus is a zumpus. Tom is a lempus. Is Tom a zumpus or impus?"
+    assert tokenizer.tokenize(question) == [
+        *("every lempus", "is a zumpus.", "tom", "is a lempus."),
+        *("is tom", "a zumpus", "or impus?"),
+    ]
+    for problem in splits()["train"]:
+        ids = tokenizer.encode(problem.question)
+        assert len(ids) == 2 * len(problem.extra["edges"]) + 3
+        assert tokenizer.decode(ids) == problem.question.lower()
+        assert tokenizer.unk_token_id not in tokenizer.encode("\n".join([*problem.steps, "### " + problem.answer]))
 
 
 def test_coconuts_code_could_read_the_files(tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_every_word_number_and_symbol_is_one_token(tokenizer: PreTrainedTokenize
     assert tokenizer.unk_token_id not in tokenizer.encode(text)
 
 
+def test_a_phrase_is_one_token_and_the_longest_that_fits_is_taken() -> None:
+    tokenizer = word_tokenizer(["red", "is red", "is red.", "it", "?"])
+    assert tokenizer.tokenize("It is red. Is red? red") == ["it", "is red.", "is red", "?", "red"]
+    assert tokenizer.tokenize("is reddish") == ["<unk>", "<unk>"]  # a phrase ends where its last word ends
+    assert tokenizer.tokenize("this is red") == ["<unk>", "is red"]
+    assert tokenizer.tokenize("thi is redis red") == ["<unk>", "<unk>", "<unk>", "red"]
+
+
 def test_ids_are_fixed(tokenizer: PreTrainedTokenizerFast) -> None:
     """Special tokens, newline, marker, then the vocabulary: number n is id 5 + n."""
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
@@ -130,7 +138,7 @@ def test_save_and_load_offline_beside_a_model(
     assert batch["attention_mask"] == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_prosqa_is_read_word_by_word_and_answers_come_back() -> None:
+def test_prosqa_is_read_phrase_by_phrase_and_answers_come_back() -> None:
     tokenizer = word_tokenizer(prosqa.vocabulary())
     config = prosqa.ProsqaConfig(n_train=50, n_grpo=0, n_valid=0, n_test=0)
     problems = prosqa.make_splits(config, ("train",))["train"]
@@ -138,7 +146,7 @@ def test_prosqa_is_read_word_by_word_and_answers_come_back() -> None:
     for problem in problems:
         text = "### " + problem.answer
         ids = tokenizer.encode(text)
-        assert len(ids) == 6, "###, name, is, a, concept, stop"
+        assert len(ids) == 3, "###, name, is a concept"
         assert answers_match(extract_answer(tokenizer.decode(ids)), problem.answer)
         assert len(tokenizer.encode(problem.question)) == sum(
             len(sentence.split()) + 1 for sentence in problem.question.replace("?", ".").split(". ")

@@ -131,6 +131,7 @@ def fresh_model(config: ModelConfig, words: Sequence[str], latent_steps: int, th
             n_layer=config.n_layer,
             n_head=config.n_head,
             n_positions=config.n_positions,
+            model_type=config.model_type,
             seed=seed,
         )
     else:

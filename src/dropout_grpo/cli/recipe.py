@@ -30,8 +30,9 @@ class ModelConfig:
     """The language model that the curriculum starts from.
 
     Args:
-        name_or_path: hub name or folder of a causal language model. When not given, a GPT-2-shaped model with random
-            weights and the embedded task's word-level tokenizer is made, of the size below.
+        name_or_path: hub name or folder of a causal language model. When not given, a model with random weights and
+            the embedded task's word-level tokenizer is made, of the type and size below.
+        model_type: architecture of the model made from scratch, as transformers names it: gpt2, llama, qwen3, ...
         n_embd: width of the model made from scratch.
         n_layer: its layers.
         n_head: its attention heads.
@@ -39,6 +40,7 @@ class ModelConfig:
     """
 
     name_or_path: str | None = None
+    model_type: str = "gpt2"
     n_embd: int = 128
     n_layer: int = 3
     n_head: int = 4

@@ -54,8 +54,6 @@ CONCEPTS = (
     *("vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"),
 )
 
-_SENTENCE_WORDS = (".", "?", "a", "every", "is", "or")
-
 _NODES = 28  # before those without any edge are dropped
 _MEAN_PARENTS = 1.5  # Poisson
 _WITHIN_FAMILY = (0.35, 0.45)  # the chances of either family alone; else parents come from anywhere
@@ -107,8 +105,20 @@ def make_splits(config: ProsqaConfig, wanted: Sequence[str] = SPLITS) -> dict[st
 
 
 def vocabulary() -> list[str]:
-    """Every word of questions, steps and answers, in lower case: sentence words, people, concepts."""
-    return [*_SENTENCE_WORDS, *(name.lower() for name in PEOPLE), *CONCEPTS]
+    """The phrases of questions, steps and answers, in lower case: a sentence is a phrase for who and one for what.
+
+    A fact is two tokens ("every lempus", "is a dumpus.") and not six, so that a question is about 75 tokens long and
+    not 200.
+    """
+    people = [name.lower() for name in PEOPLE]
+    return [
+        *people,
+        *(f"every {concept}" for concept in CONCEPTS),
+        *(f"is a {concept}." for concept in CONCEPTS),
+        *(f"is {name}" for name in people),
+        *(f"a {concept}" for concept in CONCEPTS),
+        *(f"or {concept}?" for concept in CONCEPTS),
+    ]
 
 
 def draw_problem(rng: random.Random) -> Problem:

@@ -1,5 +1,6 @@
 """A word-level tokenizer for the embedded tasks: one id a word, a number or a symbol."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -29,14 +30,17 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
     Args:
         vocabulary: distinct words in lower case, in the order of their ids; for the embedded tasks
-            ``word_problems.vocabulary(config)`` and ``prosqa.vocabulary()``.
+            ``word_problems.vocabulary(config)`` and ``prosqa.vocabulary()``. An entry with a space in it is a
+            phrase, which is one token wherever it stands; the longest phrase that fits is taken.
     """
     words = [*SPECIAL, "\n", MARKER, *vocabulary]
     ids = {word: index for index, word in enumerate(words)}
     assert len(ids) == len(words), "the vocabulary repeats a word"
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="removed", invert=True)
+    phrases = sorted((word for word in vocabulary if " " in word), key=len, reverse=True)  # the longest that fits
+    pieces = "|".join([*(rf"{re.escape(phrase)}(?!\w)" for phrase in phrases), _PIECE])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), behavior="removed", invert=True)
     backend.decoder = decoders.Sequence(
         [
             decoders.WordPiece(prefix="\0", cleanup=False),  # no word begins so: it only puts spaces between words
