@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.tokens import encode_answer, encode_question
+from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_steps
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.optimizer import NonFinite
 from dropout_grpo.training.runs import RunFolder
@@ -64,9 +64,11 @@ def oracle_losses(model: PreTrainedModel, stage: int, problem: Problem) -> Tenso
     """-log p of each token after the end marker, [L], of one problem as it is shown in a stage."""
     latent = tiny_latent()
     thoughts, words = SHOWN[stage]
-    prompt = encode_question(latent.tokenizer, problem.question, latent.tokens)
-    answer = encode_answer(latent.tokenizer, words[problem.id], problem.answer, latent.tokens)
-    return -oracle_run(model, prompt, thoughts, latent.tokens.end, answer).logprobs
+    (prompt,) = encode_questions(latent.tokenizer, [problem.question], latent.tokens)
+    (steps,) = encode_steps(latent.tokenizer, [words[problem.id]])
+    (answer,) = encode_answers(latent.tokenizer, [problem.answer], latent.tokens)
+    completion = [*chain.from_iterable(steps), *answer]
+    return -oracle_run(model, prompt, thoughts, latent.tokens.end, completion).logprobs
 
 
 def test_loss_and_gradient_of_each_stage_are_the_oracles(tmp_path: Path) -> None:

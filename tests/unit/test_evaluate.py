@@ -19,7 +19,7 @@ from dropout_grpo.evaluation.evaluate import (
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.sampling import AverageOverMasks, Sample
-from dropout_grpo.latent.tokens import encode_question
+from dropout_grpo.latent.tokens import encode_questions
 from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from dropout_grpo.tasks.problem import Problem
 from oracle import oracle_greedy
@@ -34,7 +34,7 @@ def test_plain_answers_are_the_greedy_ones_of_the_oracle() -> None:
     model, oracle = tiny_latent(dtype=torch.float64), plain_model(dtype=torch.float64)
     found = answer_problems(model, PROBLEMS, EvaluationConfig(num_samples=0, max_new_tokens=5))
     for problem, answered in zip(PROBLEMS, found, strict=True):
-        prompt = encode_question(model.tokenizer, problem.question, model.tokens)
+        prompt = encode_questions(model.tokenizer, [problem.question], model.tokens)[0]
         ids = oracle_greedy(oracle, prompt, 2, model.tokens.end, model.tokens.eos, 5)
         assert answered.problem is problem
         assert answered.plain == model.tokenizer.decode(ids, skip_special_tokens=True)
@@ -47,7 +47,7 @@ def test_fewer_thoughts_when_asked_for() -> None:
     config = EvaluationConfig(num_samples=0, max_new_tokens=5)
     found = answer_problems(model, PROBLEMS, replace(config, latent_steps=0))
     for problem, answered in zip(PROBLEMS, found, strict=True):
-        prompt = encode_question(model.tokenizer, problem.question, model.tokens)
+        prompt = encode_questions(model.tokenizer, [problem.question], model.tokens)[0]
         ids = oracle_greedy(oracle, prompt, 0, model.tokens.end, model.tokens.eos, 5)
         assert answered.plain == model.tokenizer.decode(ids, skip_special_tokens=True)
     assert [a.plain for a in found] != [a.plain for a in answer_problems(model, PROBLEMS, config)]
@@ -135,7 +135,7 @@ def test_lengths_count_tokens_with_eos_and_say_what_was_cut_off() -> None:
     found = answer_problems(model, PROBLEMS, CONFIG, exploration=MASKS)
     oracle = plain_model(dtype=torch.float64, seed=17)
     for problem, record in zip(PROBLEMS, found, strict=True):
-        prompt = encode_question(model.tokenizer, problem.question, model.tokens)
+        prompt = encode_questions(model.tokenizer, [problem.question], model.tokens)[0]
         ids = oracle_greedy(oracle, prompt, 2, model.tokens.end, model.tokens.eos, 5)
         ended = ids[-1] == model.tokens.eos
         assert (record.plain_length, record.plain_clipped) == (len(ids), not ended)

@@ -11,8 +11,9 @@ from dropout_grpo.latent.tokens import (
     START,
     LatentTokens,
     add_latent_tokens,
-    encode_answer,
-    encode_question,
+    encode_answers,
+    encode_questions,
+    encode_steps,
     latent_tokens,
     pad_left,
     pad_right,
@@ -99,18 +100,22 @@ def test_only_what_is_missing_is_added() -> None:
 
 
 def test_a_prompt_is_question_newline_start_marker() -> None:
-    found = encode_question(with_latent_tokens(), "Ann has 7. how many?", TOKENS)
+    found = encode_questions(with_latent_tokens(), ["Ann has 7. how many?", "7"], TOKENS)
     words = ["Ann", "has", "7", ".", "how", "many", "?", "\n"]
-    assert found == [*(ID[word] for word in words), 28]
+    assert found == [[*(ID[word] for word in words), 28], [ID["7"], ID["\n"], 28]]
+    assert encode_questions(with_latent_tokens(), [], TOKENS) == []
 
 
-def test_an_answer_is_the_steps_still_in_words_then_marker_answer_eos() -> None:
+def test_a_completion_is_steps_a_line_each_then_marker_answer_eos() -> None:
     tokenizer = with_latent_tokens()
     newline, marker = ID["\n"], ID["###"]
-    assert encode_answer(tokenizer, [], "7", TOKENS) == [marker, ID["7"], 1]
-    assert encode_answer(tokenizer, ["3+4=7", "7-2=5"], "5", TOKENS) == [
-        *(ID[c] for c in "3+4=7"), newline, *(ID[c] for c in "7-2=5"), newline, marker, ID["5"], 1,
-    ]  # fmt: skip
+    assert encode_answers(tokenizer, ["7", "5"], TOKENS) == [[marker, ID["7"], 1], [marker, ID["5"], 1]]
+    assert encode_steps(tokenizer, [["3+4=7", "7-2=5"], [], ["5"]]) == [
+        [[*(ID[c] for c in "3+4=7"), newline], [*(ID[c] for c in "7-2=5"), newline]],
+        [],
+        [[ID["5"], newline]],
+    ]
+    assert encode_steps(tokenizer, [[], []]) == [[], []]
 
 
 def test_padding_by_hand() -> None:

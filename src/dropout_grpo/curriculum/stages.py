@@ -8,6 +8,9 @@ are padded to the block's length.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+_Step = TypeVar("_Step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +22,8 @@ class Stage:
     latent_steps: int
     epochs: int
 
-    def words(self, steps: Sequence[str]) -> Sequence[str]:
-        """The steps that are still in words."""
+    def words(self, steps: Sequence[_Step]) -> Sequence[_Step]:
+        """The steps that are still in words; as texts or as tokens."""
         return [] if self.dropped_steps is None else steps[self.dropped_steps :]
 
 

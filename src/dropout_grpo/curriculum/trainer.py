@@ -4,6 +4,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from dropout_grpo.curriculum.stages import Stage, curriculum
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import encode_answer, encode_question, pad_left, pad_right
+from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_steps, pad_left, pad_right
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.finite import require_finite
@@ -76,11 +77,11 @@ class CurriculumTrainer:
                     f"problem {problem.id} ({problem.question[:40]!r}...) has no steps, and the curriculum needs them: "
                     "drop it, or use it for GRPO, which needs answers alone."
                 )
-        self._prompts = [encode_question(model.tokenizer, p.question, model.tokens) for p in problems]
-        self._answers = {
-            stage.index: [
-                encode_answer(model.tokenizer, stage.words(p.steps), p.answer, model.tokens) for p in problems
-            ]
+        self._prompts = encode_questions(model.tokenizer, [p.question for p in problems], model.tokens)
+        steps = encode_steps(model.tokenizer, [p.steps for p in problems])
+        answers = encode_answers(model.tokenizer, [p.answer for p in problems], model.tokens)
+        self._answers = {  # stage index -> what follows the end marker: the steps still in words, then the answer
+            stage.index: [[*chain.from_iterable(stage.words(s)), *a] for s, a in zip(steps, answers, strict=True)]
             for stage in self.stages
         }
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)

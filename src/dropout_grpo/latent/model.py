@@ -27,7 +27,7 @@ from dropout_grpo.latent.generation import Generation, at_least_float32, generat
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState, share_cache
 from dropout_grpo.latent.thought import build_thought
-from dropout_grpo.latent.tokens import LatentTokens, encode_question, latent_tokens, pad_left
+from dropout_grpo.latent.tokens import LatentTokens, encode_questions, latent_tokens, pad_left
 
 
 class LatentModel(nn.Module):
@@ -135,7 +135,7 @@ class LatentModel(nn.Module):
 
     def encode_rows(self, questions: Sequence[str], room: int = 0) -> list[list[int]]:
         """As ``encode``, before padding: for callers that encode once and pad batch by batch."""
-        rows = [encode_question(self.tokenizer, question, self.tokens) for question in questions]
+        rows = encode_questions(self.tokenizer, questions, self.tokens)
         self.check_length(rows, self.latent_steps + 1 + room)
         return rows
 

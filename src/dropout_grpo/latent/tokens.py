@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -81,19 +82,30 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     return table
 
 
-def encode_question(tokenizer: PreTrainedTokenizerBase, question: str, tokens: LatentTokens) -> list[int]:
-    """Coconut's prompt: the question, a newline, the start marker."""
-    return [*tokenizer.encode(question + "\n", add_special_tokens=True), tokens.start]
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], tokens: LatentTokens
+) -> list[list[int]]:
+    """Coconut's prompts: the question, a newline, the start marker."""
+    return [[*ids, tokens.start] for ids in _encode(tokenizer, [q + "\n" for q in questions], special=True)]
 
 
-def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, steps: Sequence[str], answer: str, tokens: LatentTokens
-) -> list[int]:
-    """What follows the end marker: the steps that are still in words, a line each, then ``### `` answer and EOS."""
-    ids: list[int] = []
-    for step in steps:
-        ids += tokenizer.encode(step + "\n", add_special_tokens=False)
-    return [*ids, *tokenizer.encode(ANSWER_PREFIX + answer, add_special_tokens=False), tokens.eos]
+def encode_steps(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    """Of each problem each step in words, a line of its own."""
+    lines = iter(_encode(tokenizer, [step + "\n" for steps in problems for step in steps], special=False))
+    return [list(islice(lines, len(steps))) for steps in problems]
+
+
+def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], tokens: LatentTokens) -> list[list[int]]:
+    """What ends a completion: ``### ``, the answer, EOS."""
+    return [[*ids, tokens.eos] for ids in _encode(tokenizer, [ANSWER_PREFIX + a for a in answers], special=False)]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+    """All texts in one call, which is many times as fast as a call each."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+    return ids
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
