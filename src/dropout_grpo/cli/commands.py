@@ -35,7 +35,7 @@ from dropout_grpo.report import write_report
 from dropout_grpo.tasks.files import save_problems
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.progress import console
-from dropout_grpo.training.runs import RunFolder, provenance
+from dropout_grpo.training.runs import RunFolder, plain, provenance
 
 
 def data(out: Path, config: DataConfig) -> None:
@@ -77,7 +77,8 @@ def grpo(recipe: Recipe, checkpoint: str, how: CheckpointOptions) -> None:
     require_readable(model.tokenizer, recipe.data, problems)
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
-    run = RunFolder(recipe.run_dir, "grpo", recipe, resume=recipe.resume, report_to=recipe.report_to)
+    options = {"checkpoint": checkpoint, **plain(how), **plain(recipe)}
+    run = RunFolder(recipe.run_dir, "grpo", options, resume=recipe.resume, report_to=recipe.report_to)
     start = time.monotonic()
     model = train_grpo(recipe, run, model, exploration, problems["grpo"], problems["valid"], "grpo")
     _finish(recipe, run, model, problems["valid"], "grpo", start)
