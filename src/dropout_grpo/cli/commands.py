@@ -20,15 +20,12 @@ from dropout_grpo.cli.parts import (
 )
 from dropout_grpo.cli.recipe import DataConfig, Recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import (
-    EvaluationConfig,
-    answer_problems,
-    vote,
-    vote_table,
-)
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.evaluate import answer_problems, vote, vote_table
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import NoExploration
-from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.latent.lora import add_lora
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.report import write_report

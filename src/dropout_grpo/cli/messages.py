@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from dropout_grpo.exploration.sites import nearest
+from dropout_grpo.errors import nearest
 
 _TYPES = {
     "int": "a whole number",

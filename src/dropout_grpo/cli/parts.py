@@ -15,7 +15,8 @@ from transformers import (
 from dropout_grpo.cli.recipe import DataConfig, ModelConfig, Recipe
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import Answered, EvaluationConfig, answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.evaluate import Answered, answer_problems
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.lora import add_lora, require_peft
 from dropout_grpo.latent.lora_checkpoint import is_adapter
