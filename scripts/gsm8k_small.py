@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -48,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("valid", help="another file of problems")
     parser.add_argument("--out", default="runs/gsm8k-small")
     options = parser.parse_args(argv)
-    out = Path(options.out)
     record: dict[str, Any] = {"commands": {}, "seconds": {}, "cpu_seconds": {}}
     for name, words in commands(options.train, options.valid, options.out).items():
-        record["commands"][name] = line = " ".join(words)
+        record["commands"][name] = line = shlex.join(words)
         print(f"$ {line}", flush=True)
         start, cpu = time.monotonic(), _cpu()
         program = words[1:] if words[0] == "python" else ["-m", "dropout_grpo.cli.main", *words[1:]]
@@ -63,12 +63,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         if warned := WARNING.search(done.stdout):
             sys.exit(f"{name} warns: {warned[0]}")
         record["seconds"][name], record["cpu_seconds"][name] = time.monotonic() - start, _cpu() - cpu
-        if (out / name / "results.json").is_file():
-            record[name] = json.loads((out / name / "results.json").read_text(encoding="utf-8"))
-    record["metrics"] = json.loads((out / "eval" / "metrics.json").read_text(encoding="utf-8"))
+    record |= measured(Path(options.out))
     target = ROOT / "docs" / "results" / "gsm8k-small.json"
     target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(target)
+
+
+def measured(out: Path) -> dict[str, Any]:
+    """What the run folders say: results, the last update of each stage, the share of mixed groups, all measures."""
+    record: dict[str, Any] = {name: _json(out / name / "results.json") for name in ("sft", "grpo", "eval")}
+    updates = [line for line in _lines(out / "sft/metrics.jsonl") if "loss" in line]
+    steps = _lines(out / "grpo/metrics.jsonl")
+    record["last_updates"] = list({line["stage"]: line for line in updates}.values())
+    record["mixed_groups"] = sum(1 - line["frac_reward_zero_std"] for line in steps) / len(steps)
+    return {**record, "metrics": _json(out / "eval/metrics.json")}
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _cpu() -> float:
