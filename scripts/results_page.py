@@ -117,11 +117,11 @@ def gsm8k(folder: Path) -> list[str]:
     cpu = ", ".join(f"{name} {seconds:.0f}" for name, seconds in r["cpu_seconds"].items())
     commands = "\n".join(f"$ {line}" for line in r["commands"].values())
     versions = ", ".join(f"{name} {version}" for name, version in r["eval"]["versions"].items())
+    after, before = r["grpo"]["evaluations"][0], r["sft"]["evaluations"][0]
     notes = (
-        f"Loss of the last update in each stage: {losses}. pass@1 after the curriculum "
-        f"{percent(r['sft']['evaluations'][0]['pass@1'])} %, after GRPO, in which {percent(r['mixed_groups'])} % of the "
-        f"groups were mixed, {percent(r['grpo']['evaluations'][0]['pass@1'])} % (of {r['sft']['evaluations'][0]['n']}). "
-        f"Seconds of CPU: {cpu}. {versions}; commit {r['eval']['commit']}."
+        f"Loss of the last update in each stage: {losses}. pass@1 after the curriculum {percent(before['pass@1'])} %, "
+        f"after GRPO, in which {percent(r['mixed_groups'])} % of the groups were mixed, {percent(after['pass@1'])} % "
+        f"(of {before['n']}). Seconds of CPU: {cpu}. {versions}; commit {r['eval']['commit']}."
     )
     intro = (folder / "gsm8k-small.md").read_text(encoding="utf-8").rstrip()
     return [intro, "\n".join(lines), notes, f"```console\n{commands}\n```"]
