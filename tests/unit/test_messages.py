@@ -30,6 +30,10 @@ KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploratio
         ),
         ("the following arguments are required: eval.checkpoint, ask.question", "missing: --checkpoint, question."),
         ("Unexpected config: ", "the recipe must be options with values, such as `seed: 1`; found ''."),
+        (
+            "argument command: invalid choice: 'evl' (choose from 'sft', 'grpo', 'eval')",
+            "there is no command 'evl' (did you mean 'eval'?); there are sft, grpo, eval.",
+        ),
         ("argument --recipe: expected one argument", "argument --recipe: expected one argument"),
         ('Parser key "data":\nUnable to load config', 'Parser key "data":\nUnable to load config'),
     ],

@@ -1,5 +1,7 @@
 """Coconut's tokens and prompts, id by id."""
 
+import logging
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -111,6 +113,17 @@ def test_an_answer_is_the_steps_still_in_words_then_marker_answer_eos() -> None:
     assert encode_answer(tokenizer, ["3+4=7", "7-2=5"], "5", TOKENS) == [
         *(ID[c] for c in "3+4=7"), newline, *(ID[c] for c in "7-2=5"), newline, marker, ID["5"], 1,
     ]  # fmt: skip
+
+
+def test_transformers_does_not_warn_of_a_text_too_long_before_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, warned = with_latent_tokens(), []
+    monkeypatch.setattr(logging.Logger, "handle", lambda self, record: warned.append(record.getMessage()))
+    tokenizer.model_max_length = 3
+    assert len(encode_question(tokenizer, "Ann has 7.", TOKENS)) == 6
+    assert len(encode_answer(tokenizer, ["3+4=7"], "7", TOKENS)) == 9
+    assert warned == []
+    tokenizer.encode("Ann has 7.")
+    assert ["(4 > 3)" in message for message in warned] == [True]
 
 
 def test_padding_by_hand() -> None:

@@ -28,6 +28,9 @@ def explain(message: str, known: Collection[str]) -> str:
     if required := re.match(r"the following arguments are required: (.*)", message):
         names = [name.rpartition(".")[2] for name in required[1].split(", ")]
         return f"missing: {', '.join(f'--{name}' if name in known else name for name in names)}."
+    if command := re.match(r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", message):
+        commands = tuple(re.findall(r"'(\w+)'", command[2]))
+        return f"there is no command {command[1]!r}{nearest(command[1], commands)}; there are {', '.join(commands)}."
     unknown = re.findall(r"option '([\w.-]+)'", message) + re.findall(r"(?:^|\s)--([\w.-]+)", message)
     for name in unknown:
         if name not in known and (near := _near(name, known)):

@@ -1,5 +1,6 @@
 """Loads a plain causal language model with its tokenizer, and says in one line why it cannot."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_causal_lm(
@@ -50,4 +53,6 @@ def some(names: list[str]) -> str:
 
 
 def _cannot(path: str | Path, error: Exception) -> UserError:
+    if not Path(path).exists() and not _HUB_NAME.fullmatch(str(path)):
+        return UserError(f"cannot load a causal language model from {path}: there is no such folder.")
     return UserError(f"cannot load a causal language model from {path}: {error}")

@@ -83,7 +83,7 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
 
 def encode_question(tokenizer: PreTrainedTokenizerBase, question: str, tokens: LatentTokens) -> list[int]:
     """Coconut's prompt: the question, a newline, the start marker."""
-    return [*tokenizer.encode(question + "\n", add_special_tokens=True), tokens.start]
+    return [*_encode(tokenizer, question + "\n", add_special_tokens=True), tokens.start]
 
 
 def encode_answer(
@@ -92,8 +92,14 @@ def encode_answer(
     """What follows the end marker: the steps that are still in words, a line each, then ``### `` answer and EOS."""
     ids: list[int] = []
     for step in steps:
-        ids += tokenizer.encode(step + "\n", add_special_tokens=False)
-    return [*ids, *tokenizer.encode(ANSWER_PREFIX + answer, add_special_tokens=False), tokens.eos]
+        ids += _encode(tokenizer, step + "\n", add_special_tokens=False)
+    return [*ids, *_encode(tokenizer, ANSWER_PREFIX + answer, add_special_tokens=False), tokens.eos]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Without transformers' warning of a text too long for the model: ``check_length`` refuses it, by its number."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+    return ids
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
