@@ -44,6 +44,8 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
     require_peft()
     from peft import LoraConfig, LoraModel
 
+    from dropout_grpo.latent.token_rows import without_copies
+
     assert config.r is not None, "no adapter is wanted"
     inner = model.model
     if has_adapter(inner):
@@ -65,6 +67,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
             LoraModel(inner, adapter, NAME)
         except ValueError as error:
             raise UserError(f"lora does not fit {model.name}: {error}") from error
+    without_copies(inner, NAME)
     adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps)  # finds the wrapped sites
     adapted.thought = model.thought
     return adapted

@@ -82,6 +82,8 @@ def load_with_adapter(
     require_peft()
     from peft import LoraModel
 
+    from dropout_grpo.latent.token_rows import without_copies
+
     config = _load_config(path)
     base = str(config.base_model_name_or_path)
     try:
@@ -96,6 +98,7 @@ def load_with_adapter(
         _fill(model, weights)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the adapter {path} does not fit its base {base}: {error}") from error
+    without_copies(model, NAME)
     if merge:
         tuner.merge_and_unload(safe_merge=True)  # in place
     model.name_or_path = str(path)
