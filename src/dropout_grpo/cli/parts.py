@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.cli.recipe import DataConfig, ModelConfig, Recipe
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, told_of
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.evaluate import Answered, answer_problems
 from dropout_grpo.exploration.base import Exploration
@@ -206,7 +206,8 @@ def require_askable(model: LatentModel, problems: Sequence[Problem], split: str,
     """
     if not problems:
         raise UserError(f"the split {split} has no problems: give a file for data.{split}, or have some made.")
-    model.encode_rows([p.question for p in problems], room=config.max_new_tokens)
+    with told_of(f"data.{split}"):
+        model.encode_rows([p.question for p in problems], room=config.max_new_tokens)
 
 
 def train_grpo(

@@ -39,8 +39,8 @@ class Trackers:
         part: name of the part.
         config: options, nested, for the trackers that keep them.
         run_id: of the run in the folder, another for every run.
-        done: steps already done. TensorBoard drops what it has of later ones. The others continue their run, wandb by its
-            id, trackio by its name, and keep what they have.
+        done: steps already done. TensorBoard drops what it has of later ones. The others continue their run, wandb by
+            its id, trackio by its name, and keep what they have.
     """
 
     def __init__(
