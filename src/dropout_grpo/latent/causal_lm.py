@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError
 
@@ -45,6 +46,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, RuntimeError) as error:
         raise _cannot(path, error) from error
     return tokenizer
+
+
+def beside(path: str | Path, name: str) -> str | None:
+    """A file of the folder or hub repository, None where it has none."""
+    return cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
 
 
 def some(names: list[str]) -> str:
