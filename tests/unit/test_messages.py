@@ -19,6 +19,11 @@ KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploratio
             "--files a.json: it must be a list such as [a,b].",
         ),
         (
+            "Parser key \"files\":\n  Expected a <class 'list'>. Got value: [hf:x@train[:20],a.json]",
+            "--files [hf:x@train[:20],a.json]: it must be a list such as [a,b]; an entry with brackets of its own stands "
+            "in quotes: ['a[:9]',b].",
+        ),
+        (
             "Parser key \"exploration.kind\":\n  Expected a typing.Literal['shared_dropout', 'none']. Got value: nome",
             "--exploration.kind nome: it must be one of shared_dropout, none (did you mean 'none'?).",
         ),

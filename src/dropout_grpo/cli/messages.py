@@ -46,7 +46,8 @@ def _wrong_value(option: str, what: str) -> str | None:
     if choices := re.search(r"Literal\[(.*?)\]", what):
         names = tuple(re.findall(r"'([^']+)'", choices[1]))
         return f"--{option} {given[1]}: it must be one of {', '.join(names)}{nearest(given[1], names)}."
-    return f"--{option} {given[1]}: it must be {' or '.join(dict.fromkeys(types))}." if types else None
+    quotes = "; an entry with brackets of its own stands in quotes: ['a[:9]',b]" if given[1].count("[") > 1 else ""
+    return f"--{option} {given[1]}: it must be {' or '.join(dict.fromkeys(types))}{quotes}." if types else None
 
 
 def _near(name: str, known: Collection[str]) -> str:
