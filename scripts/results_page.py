@@ -1,6 +1,8 @@
 """Copy the demo's results into docs/results and write docs/RESULTS.md from them.
 
 python scripts/results_page.py runs/demo-seed0 runs/demo-seed1 runs/demo-seed2
+
+Without run folders the page is made again from what is in docs/results.
 """
 
 import json
@@ -18,13 +20,13 @@ def main() -> None:
     """Write the page."""
     folder = DOCS / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
     for run in map(Path, sys.argv[1:]):
-        results.append(json.loads((run / "results.json").read_text(encoding="utf-8")))
-        shutil.copy(run / "results.json", folder / f"demo-seed{results[-1]['seed']}.json")
+        seed = json.loads((run / "results.json").read_text(encoding="utf-8"))["seed"]
+        shutil.copy(run / "results.json", folder / f"demo-seed{seed}.json")
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("demo-seed*.json")]
     results.sort(key=lambda r: r["seed"])
     intro = (DOCS / "results" / "intro.md").read_text(encoding="utf-8")
-    parts = [intro.rstrip(), *table(results), *spread(results), *seconds(results), *sweep()]
+    parts = [intro.rstrip(), *table(results), *spread(results), *seconds(results), *sweep(), *gsm8k(folder)]
     (DOCS / "RESULTS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -96,6 +98,33 @@ def sweep() -> list[str]:
     command = json.loads((DOCS / "sweep.json").read_text(encoding="utf-8"))
     note = f"`{command['command']}`, {command['n_valid']} validation problems; the data are in `docs/sweep.json`."
     return ["## The sweep that chose p, sites and phases", note, text]
+
+
+def gsm8k(folder: Path) -> list[str]:
+    """The run that scripts/gsm8k_small.py recorded."""
+    r = json.loads((folder / "gsm8k-small.json").read_text(encoding="utf-8"))
+    lines = [
+        "| file | n | pass@1, percent | 95 % interval | pass@4 | maj@4 | model average |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for e in r["metrics"]["evaluations"]:
+        low, high = e["pass@1"]["ci95"]
+        others = (e["pass@k"][-1]["value"], e["maj@k"][-1]["value"], e["bma"]["value"])
+        shares = " | ".join(map(percent, others))
+        interval = f"{percent(low)} to {percent(high)}"
+        lines.append(f"| {e['file']} | {e['n']} | {percent(e['pass@1']['value'])} | {interval} | {shares} |")
+    losses = ", ".join(f"{u['loss']:.2f}" for u in r["last_updates"])
+    cpu = ", ".join(f"{name} {seconds:.0f}" for name, seconds in r["cpu_seconds"].items())
+    commands = "\n".join(f"$ {line}" for line in r["commands"].values())
+    versions = ", ".join(f"{name} {version}" for name, version in r["eval"]["versions"].items())
+    after, before = r["grpo"]["evaluations"][0], r["sft"]["evaluations"][0]
+    notes = (
+        f"Loss of the last update in each stage: {losses}. pass@1 after the curriculum {percent(before['pass@1'])} %, "
+        f"after GRPO, in which {percent(r['mixed_groups'])} % of the groups were mixed, {percent(after['pass@1'])} % "
+        f"(of {before['n']}). Seconds of CPU: {cpu}. {versions}; commit {r['eval']['commit']}."
+    )
+    intro = (folder / "gsm8k-small.md").read_text(encoding="utf-8").rstrip()
+    return [intro, "\n".join(lines), notes, f"```console\n{commands}\n```"]
 
 
 if __name__ == "__main__":

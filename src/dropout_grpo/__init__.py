@@ -1,43 +1,58 @@
 """Dropout-GRPO: post-training for language models that reason in continuous latent space (arXiv 2606.10184)."""
 
-from dropout_grpo.curriculum.config import CurriculumConfig
-from dropout_grpo.curriculum.trainer import CurriculumTrainer
-from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import is_correct
-from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
-from dropout_grpo.latent import LatentModel, LatentState
-from dropout_grpo.latent.scratch import scratch_model
-from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.rl.config import GRPOConfig
-from dropout_grpo.rl.trainer import GRPOTrainer
-from dropout_grpo.tasks.answers import extract_answer
-from dropout_grpo.tasks.files import load_problems, save_problems
-from dropout_grpo.tasks.problem import Problem
-from dropout_grpo.tasks.rewards import exact_answer
-from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
-from dropout_grpo.training.runs import RunFolder
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CurriculumConfig",
-    "CurriculumTrainer",
-    "Exploration",
-    "GRPOConfig",
-    "GRPOTrainer",
-    "LatentModel",
-    "LatentState",
-    "NoExploration",
-    "PerStepDropout",
-    "Problem",
-    "RunFolder",
-    "SharedDropout",
-    "UserError",
-    "add_latent_tokens",
-    "exact_answer",
-    "extract_answer",
-    "is_correct",
-    "load_problems",
-    "save_problems",
-    "scratch_model",
-    "word_tokenizer",
-    "words_of",
-]
+from dropout_grpo.lazy import lazily
+
+if TYPE_CHECKING:
+    from dropout_grpo.curriculum.config import CurriculumConfig as CurriculumConfig
+    from dropout_grpo.curriculum.trainer import CurriculumTrainer as CurriculumTrainer
+    from dropout_grpo.errors import UserError as UserError
+    from dropout_grpo.evaluation.evaluate import is_correct as is_correct
+    from dropout_grpo.exploration.base import Exploration as Exploration
+    from dropout_grpo.exploration.base import NoExploration as NoExploration
+    from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout
+    from dropout_grpo.exploration.dropout import SharedDropout as SharedDropout
+    from dropout_grpo.latent.model import LatentModel as LatentModel
+    from dropout_grpo.latent.scratch import scratch_model as scratch_model
+    from dropout_grpo.latent.state import LatentState as LatentState
+    from dropout_grpo.latent.tokens import add_latent_tokens as add_latent_tokens
+    from dropout_grpo.rl.config import GRPOConfig as GRPOConfig
+    from dropout_grpo.rl.trainer import GRPOTrainer as GRPOTrainer
+    from dropout_grpo.tasks.answers import extract_answer as extract_answer
+    from dropout_grpo.tasks.files import load_problems as load_problems
+    from dropout_grpo.tasks.files import save_problems as save_problems
+    from dropout_grpo.tasks.problem import Problem as Problem
+    from dropout_grpo.tasks.rewards import exact_answer as exact_answer
+    from dropout_grpo.tasks.word_tokenizer import word_tokenizer as word_tokenizer
+    from dropout_grpo.tasks.word_tokenizer import words_of as words_of
+    from dropout_grpo.training.runs import RunFolder as RunFolder
+
+_HOME = {
+    "CurriculumConfig": "curriculum.config",
+    "CurriculumTrainer": "curriculum.trainer",
+    "Exploration": "exploration.base",
+    "GRPOConfig": "rl.config",
+    "GRPOTrainer": "rl.trainer",
+    "LatentModel": "latent.model",
+    "LatentState": "latent.state",
+    "NoExploration": "exploration.base",
+    "PerStepDropout": "exploration.dropout",
+    "Problem": "tasks.problem",
+    "RunFolder": "training.runs",
+    "SharedDropout": "exploration.dropout",
+    "UserError": "errors",
+    "add_latent_tokens": "latent.tokens",
+    "exact_answer": "tasks.rewards",
+    "extract_answer": "tasks.answers",
+    "is_correct": "evaluation.evaluate",
+    "load_problems": "tasks.files",
+    "save_problems": "tasks.files",
+    "scratch_model": "latent.scratch",
+    "word_tokenizer": "tasks.word_tokenizer",
+    "words_of": "tasks.word_tokenizer",
+}
+__all__ = [*_HOME]
+
+if not TYPE_CHECKING:  # which would let any name pass
+    __getattr__ = lazily(__name__, _HOME)

@@ -113,8 +113,10 @@ def test_a_model_without_latent_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_such_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere"):
+    with pytest.raises(UserError, match=r"nowhere: there is no such folder\.$"):
         load_latent_model(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"from no/where: (?!there is no such folder)"):  # may be a hub name
+        load_latent_model("no/where")
 
 
 @pytest.fixture(scope="module")

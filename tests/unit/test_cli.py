@@ -57,6 +57,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--data.word_problems.n_valid", "0"], "the split valid has no problems"),
         (["--data.word_problems.n_test", "0"], "the split test has no problems"),
         (["--data.max_valid", "-1"], "data.max_valid=-1 must be at least 1"),
+        (["--evaluation.max_new_tokens", "150"], "data.valid: question 4"),
         (["--evaluation.max_new_tokens", "150"], "the model has 160 positions"),
         (["--exploration.p", "0"], "a p above 0"),
         (["--data.grpo", "mine.json"], "data.grpo is given and data.valid is not"),

@@ -88,6 +88,18 @@ def test_loss_and_gradient_of_each_stage_are_the_oracles(tmp_path: Path) -> None
     assert len({round(loss, 3) for loss in losses}) == 4, "the stages do not differ enough to tell them apart"
 
 
+def test_a_problem_without_steps_is_trained_on_its_answer_in_every_stage(tmp_path: Path) -> None:
+    bare, latent, model = replace(LONG, steps=()), tiny_latent(), plain_model()
+    trainer(tmp_path, FROZEN, problems=[SHORT, bare]).train()
+    (prompt,) = encode_questions(latent.tokenizer, [bare.question], latent.tokens)
+    (answer,) = encode_answers(latent.tokenizer, [bare.answer], latent.tokens)
+    for line in updates(tmp_path):
+        stage = int(line["stage"])
+        alone = -oracle_run(model, prompt, SHOWN[stage][0], latent.tokens.end, answer).logprobs
+        words = torch.cat([oracle_losses(model, stage, SHORT), alone])
+        assert line["loss"] == pytest.approx(float(words.mean().detach()), rel=1e-5)
+
+
 def test_mixed_stages_weigh_every_word_the_same(tmp_path: Path) -> None:
     model, problems = plain_model(), (SHORT, LONG)
     for seed in range(6):
@@ -150,8 +162,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training file has no problems"):
         trainer(tmp_path / "a", problems=[])
     bare = replace(LONG, id=5, steps=())
-    with pytest.raises(UserError, match=r"problem 5 \('Ann has 3.*has no steps.* GRPO, which needs answers alone"):
-        trainer(tmp_path / "b", problems=[SHORT, bare])
+    with pytest.raises(UserError, match=r"no training problem has steps.* GRPO, which needs answers alone"):
+        trainer(tmp_path / "b", problems=[bare])
     # 64 positions: prompt 3 + 59 + newline + start, 2 thoughts, the end marker and 3 of the answer's 4 tokens.
     with pytest.raises(UserError, match=r"question 2 \('.*' \.\.\.\) has 64 tokens and needs 15 more"):
         trainer(tmp_path / "c", problems=[SHORT, replace(LONG, question="Ann has 3" + " ?" * 59)])

@@ -113,7 +113,9 @@ def test_bad_files_leave_no_folder(
     save_files(tmp_path)
     (tmp_path / "long.json").write_text(json.dumps([{"question": "? " * 60, "answer": "1"}]))
     assert evaluate(checkpoint, [tmp_path / name for name in names], tmp_path / "run") == 2
-    assert message in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert message in told
+    assert "question" not in told or f"{tmp_path / 'long.json'}: question 1" in told  # of several files, which
     assert not (tmp_path / "run").exists()
 
 

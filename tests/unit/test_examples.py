@@ -1,31 +1,24 @@
 """The examples run as they are, with small settings, and are as short as they should be."""
 
-import importlib.util
 import random
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from by_path import ROOT, module_at
 from dropout_grpo import LatentModel
 from dropout_grpo.latent.tokens import END, LATENT, START
 from dropout_grpo.tasks.files import save_problems
 from tiny_latent import read_metrics, tiny_latent, tiny_problems
 
-FOLDER = Path(__file__).parents[2] / "examples"
-
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"examples_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(f"examples/{name}.py")
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_under_sixty_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60
 
@@ -93,3 +86,18 @@ def test_own_task_goes_through_curriculum_and_grpo(tmp_path: Path, capsys: pytes
     out = capsys.readouterr().out
     assert "after the curriculum" in out
     assert "after Dropout-GRPO" in out
+
+
+def test_gsm8k_small_is_a_folder_that_transformers_alone_can_load(tmp_path: Path) -> None:
+    problems = tiny_problems(9, steps=3)
+    save_problems(tmp_path / "problems.json", problems)
+    options = ["--vocab_size", "300", "--width", "16", "--out", str(tmp_path / "base")]
+    example("gsm8k_small").main([str(tmp_path / "problems.json"), *options])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    for text in (problems[3].question, "never read: 7 €, naïve\n\t<<1+2=3>>"):  # bytes: nothing is unknown
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode(problems[3].question)) < 6 < len(problems[3].question)  # merges were learnt
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert model.config.model_type == "gpt2"
+    assert model.get_input_embeddings().weight.shape == (len(tokenizer), 16)
+    assert model.config.eos_token_id == tokenizer.eos_token_id

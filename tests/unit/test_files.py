@@ -149,6 +149,8 @@ def test_a_wrong_name_of_a_column_is_told_with_those_that_are_there(tmp_path: Pa
     assert load_problems(path, columns=Columns(steps="chain"), require_steps=False)[0].steps == ()
     with pytest.raises(UserError, match=r"three different columns"):
         Columns(question="answer")
+    published = write(tmp_path, [{"question": "q", "answer": "<<1+1=2>> #### 2"}])  # whose steps are in the answer
+    assert "field 'solution' is missing" in error(published, columns=Columns(answer="solution"))
 
 
 def test_steps_that_are_one_text_of_calculator_marks(tmp_path: Path) -> None:

@@ -146,11 +146,16 @@ def test_eval_and_grpo_take_the_two_options(
     small = ["--evaluation.num_samples", "2", "--evaluation.max_new_tokens", "3"]
     run = tmp_path / "eval"
     assert main(["eval", *given, *small, "--files", f"[{few}]", "--run_dir", str(run)]) == 0
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
-    assert (config["latent_steps"], config["base"]) == (3, str(base))
+    assert started_from(run) == (str(file), 3, str(base))
     grpo = {"max_steps": 1, "prompts_per_step": 2, "num_generations": 2, "max_completion_length": 3, "eval_steps": 0}
     options = [word for name, value in grpo.items() for word in (f"--grpo.{name}", str(value))]
     run = tmp_path / "grpo"
     data = ["--data.grpo", few, "--data.valid", few]
     assert main(["grpo", *given, *small, *options, *data, "--run_dir", str(run)]) == 0
     assert LatentModel.from_pretrained(run / "checkpoints" / "grpo").latent_steps == 3
+    assert started_from(run) == (str(file), 3, str(base))
+
+
+def started_from(run: Path) -> tuple[str, int, str]:
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
+    return config["checkpoint"], config["latent_steps"], config["base"]

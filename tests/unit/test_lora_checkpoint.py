@@ -102,7 +102,10 @@ def test_merged_is_a_plain_folder_with_the_same_logits(kind: str, thought: str, 
     assert set(plain.state_dict()) == set(AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict())
     assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == 31
     again = add_lora(merged, LORA, seed=1)
-    assert torch.equal(said(again), said(LatentModel.from_pretrained(tmp_path / "merged")))
+    expected = said(LatentModel.from_pretrained(tmp_path / "merged"))
+    torch.testing.assert_close(
+        said(again), expected, atol=1e-6, rtol=1e-6
+    )  # the rows' logits are products of their own
 
 
 def test_merge_on_a_base_without_latent_tokens_has_them(tmp_path: Path) -> None:

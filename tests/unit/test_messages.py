@@ -19,6 +19,11 @@ KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploratio
             "--files a.json: it must be a list such as [a,b].",
         ),
         (
+            "Parser key \"files\":\n  Expected a <class 'list'>. Got value: [hf:x@train[:20],a.json]",
+            "--files [hf:x@train[:20],a.json]: it must be a list such as [a,b]; an entry with brackets of its own "
+            "stands in quotes: ['a[:9]',b].",
+        ),
+        (
             "Parser key \"exploration.kind\":\n  Expected a typing.Literal['shared_dropout', 'none']. Got value: nome",
             "--exploration.kind nome: it must be one of shared_dropout, none (did you mean 'none'?).",
         ),
@@ -30,6 +35,10 @@ KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploratio
         ),
         ("the following arguments are required: eval.checkpoint, ask.question", "missing: --checkpoint, question."),
         ("Unexpected config: ", "the recipe must be options with values, such as `seed: 1`; found ''."),
+        (
+            "argument command: invalid choice: 'evl' (choose from 'sft', 'grpo', 'eval')",
+            "there is no command 'evl' (did you mean 'eval'?); there are sft, grpo, eval.",
+        ),
         ("argument --recipe: expected one argument", "argument --recipe: expected one argument"),
         ('Parser key "data":\nUnable to load config', 'Parser key "data":\nUnable to load config'),
     ],

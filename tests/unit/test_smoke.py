@@ -97,7 +97,7 @@ def test_files_that_are_here_are_read(elsewhere: Path, capsys: pytest.CaptureFix
 
     (elsewhere / "train.json").write_text('[{"question": "?"}]', encoding="utf-8")
     assert main(command) == 2
-    assert "train.json, record 1: field 'steps' is missing" in capsys.readouterr().err
+    assert "train.json, record 1: field 'answer' is missing" in capsys.readouterr().err
 
 
 def test_the_users_reward_is_called(elsewhere: Path) -> None:

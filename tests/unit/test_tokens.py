@@ -1,5 +1,7 @@
 """Coconut's tokens and prompts, id by id."""
 
+import logging
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -116,6 +118,17 @@ def test_a_completion_is_steps_a_line_each_then_marker_answer_eos() -> None:
         [[ID["5"], newline]],
     ]
     assert encode_steps(tokenizer, [[], []]) == [[], []]
+
+
+def test_transformers_does_not_warn_of_a_text_too_long_before_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, warned = with_latent_tokens(), []
+    monkeypatch.setattr(logging.Logger, "handle", lambda self, record: warned.append(record.getMessage()))
+    tokenizer.model_max_length = 3
+    assert len(encode_questions(tokenizer, ["Ann has 7."], TOKENS)[0]) == 6
+    assert len(encode_steps(tokenizer, [["3+4=7"]])[0][0]) == 6
+    assert warned == []
+    tokenizer.encode("Ann has 7.")
+    assert ["(4 > 3)" in message for message in warned] == [True]
 
 
 def test_padding_by_hand() -> None:

@@ -140,7 +140,9 @@ def test_each_part_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
         fails()
     run.log({"part": "grpo", "step": 9})  # nobody listens any more
     first, second = package.runs
-    assert first.options == {"project": "dropout-grpo", "name": "demo-sft", "group": "demo"}
+    run_id = json.loads((tmp_path / "demo" / "config.json").read_text(encoding="utf-8"))["id"]
+    same = {"wandb": {"id": f"{run_id}-sft", "resume": "allow"}, "trackio": {"resume": "never"}}[name]
+    assert first.options == {"project": "dropout-grpo", "name": "demo-sft", "group": "demo", **same}
     assert second.options["name"] == "demo-grpo"
     assert first.logged == [(1, {"loss": 2.5, "stage": 0}), (2, {"loss": 2.0, "stage": 0})]
     assert second.logged == [(1, {"reward": 0.5})]
@@ -150,6 +152,20 @@ def test_each_part_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
         "seed": 3, "grpo.beta": 0.02, "grpo.epsilon_high": None, "report_to": str([name])
     }  # fmt: skip
     assert len(read_metrics(tmp_path / "demo")) == 4  # JSONL always
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_resumed_run_is_the_same_run_in_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    package = FakePackage(name)
+    monkeypatch.setitem(sys.modules, name, package)
+    for folder, resume, done in (("a", False, 0), ("a", True, 4), ("b", False, 0)):
+        with RunFolder(tmp_path / folder, "grpo", {}, resume=resume, report_to=(name,)).tracking("grpo", done):
+            pass
+    first, again, other = (run.options for run in package.runs)
+    assert first["name"] == again["name"] != other["name"]
+    assert again["resume"] == "allow"
+    assert again.get("id") == first.get("id")
+    assert other.get("id") != first.get("id") or name == "trackio"
 
 
 def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

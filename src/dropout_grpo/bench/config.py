@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from dropout_grpo.errors import UserError
-from dropout_grpo.training.precision import bf16_or_not
 
 Job = Literal["rollouts", "update", "curriculum", "evaluation"]
 Size = Literal["tiny", "gpt2"]
@@ -100,7 +97,7 @@ class BenchConfig:
             raise UserError(f"bench answer_tokens={self.answer_tokens}: ###, a word and EOS are {_LEAST_ANSWER}.")
         if min(self.num_generations) < 2:
             raise UserError(f"bench num_generations={min(self.num_generations)}: a group has at least 2 rollouts.")
-        if self.device == "cuda" and not torch.cuda.is_available():
+        if self.device == "cuda" and not _has_cuda():
             raise UserError("bench device cuda: torch finds no CUDA device here; leave --device out or give cpu.")
 
 
@@ -134,6 +131,10 @@ def resolve(config: BenchConfig, num_generations: int) -> Setting:
     Raises:
         UserError: prompts and what follows them are longer than the model's positions.
     """
+    import torch
+
+    from dropout_grpo.training.precision import bf16_or_not
+
     defaults = _DEFAULTS[config.size]
     longest = config.prompt_tokens + max(config.latent_steps + 1, config.cot_tokens) + config.answer_tokens
     if longest > defaults.positions:
@@ -141,7 +142,7 @@ def resolve(config: BenchConfig, num_generations: int) -> Setting:
             f"bench size {config.size} has {defaults.positions} positions, and prompt, thoughts or steps, and answer "
             f"need {longest}: lower prompt_tokens, latent_steps or cot_tokens."
         )
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = config.device or ("cuda" if _has_cuda() else "cpu")
     return Setting(
         size=config.size,
         num_generations=num_generations,
@@ -158,3 +159,9 @@ def resolve(config: BenchConfig, num_generations: int) -> Setting:
         positions=defaults.positions,
         seed=config.seed,
     )
+
+
+def _has_cuda() -> bool:
+    import torch  # not at the top: --help would wait for it
+
+    return torch.cuda.is_available()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.bench.workload import TEMPERATURE, Workload
-from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.evaluate import answer_problems
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.rl.rollout import Prompts, roll_out

@@ -1,9 +1,10 @@
 """A checkpoint on the command line: what it does not say of itself is said by two options."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dropout_grpo.cli.parts import device
-from dropout_grpo.latent.model import LatentModel
+if TYPE_CHECKING:
+    from dropout_grpo.latent.model import LatentModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,14 @@ class CheckpointOptions:
     base: str | None = None
 
 
-def load_checkpoint(checkpoint: str, options: CheckpointOptions) -> LatentModel:
+def load_checkpoint(checkpoint: str, options: CheckpointOptions) -> "LatentModel":
     """The latent model of a folder, a hub name or a Coconut ``state_dict`` file, on the device that there is.
 
     Raises:
         UserError: says which option is missing.
     """
+    from dropout_grpo.cli.parts import device  # no torch before it is needed: --help would wait for it
+    from dropout_grpo.latent.model import LatentModel
+
     model = LatentModel.from_pretrained(checkpoint, latent_steps=options.latent_steps, base=options.base)
     return model.to(device())

@@ -20,22 +20,19 @@ from dropout_grpo.cli.parts import (
 )
 from dropout_grpo.cli.recipe import DataConfig, Recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import (
-    EvaluationConfig,
-    answer_problems,
-    vote,
-    vote_table,
-)
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.evaluate import answer_problems, vote, vote_table
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import NoExploration
-from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.latent.lora import add_lora
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.report import write_report
 from dropout_grpo.tasks.files import save_problems
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.progress import console
-from dropout_grpo.training.runs import RunFolder, provenance
+from dropout_grpo.training.runs import RunFolder, plain, provenance
 
 
 def data(out: Path, config: DataConfig) -> None:
@@ -77,7 +74,8 @@ def grpo(recipe: Recipe, checkpoint: str, how: CheckpointOptions) -> None:
     require_readable(model.tokenizer, recipe.data, problems)
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
-    run = RunFolder(recipe.run_dir, "grpo", recipe, resume=recipe.resume, report_to=recipe.report_to)
+    options = {"checkpoint": checkpoint, **plain(how), **plain(recipe)}
+    run = RunFolder(recipe.run_dir, "grpo", options, resume=recipe.resume, report_to=recipe.report_to)
     start = time.monotonic()
     model = train_grpo(recipe, run, model, exploration, problems["grpo"], problems["valid"], "grpo")
     _finish(recipe, run, model, problems["valid"], "grpo", start)

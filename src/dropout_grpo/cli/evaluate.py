@@ -9,7 +9,7 @@ from typing import Any
 from dropout_grpo.cli.checkpoint import CheckpointOptions, load_checkpoint
 from dropout_grpo.cli.parts import measure
 from dropout_grpo.cli.recipe import Recipe
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, told_of
 from dropout_grpo.evaluation.evaluate import check_evaluation
 from dropout_grpo.evaluation.intervals import CI95
 from dropout_grpo.evaluation.measures import measure_answers, summary
@@ -44,7 +44,8 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], how: Checkpo
     model = load_checkpoint(checkpoint, how)
     for file, problems in sets.items():
         require_known_words(model.tokenizer, problems, file)
-        check_evaluation(model, problems, recipe.evaluation, exploration)
+        with told_of(file):
+            check_evaluation(model, problems, recipe.evaluation, exploration)
     options = {"checkpoint": checkpoint, **plain(how), "files": list(files), **plain(recipe)}
     run = RunFolder(recipe.run_dir, "eval", options, resume=recipe.resume)
     evaluations, samples = _finished(run.path, sets)

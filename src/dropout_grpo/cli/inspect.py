@@ -9,7 +9,8 @@ import torch
 
 from dropout_grpo.cli.checkpoint import CheckpointOptions, load_checkpoint
 from dropout_grpo.cli.parts import device
-from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import SITES, Site
 from dropout_grpo.latent.causal_lm import load_causal_lm, load_tokenizer

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from dropout_grpo.exploration.sites import nearest
+from dropout_grpo.errors import nearest
 
 _TYPES = {
     "int": "a whole number",
@@ -28,6 +28,9 @@ def explain(message: str, known: Collection[str]) -> str:
     if required := re.match(r"the following arguments are required: (.*)", message):
         names = [name.rpartition(".")[2] for name in required[1].split(", ")]
         return f"missing: {', '.join(f'--{name}' if name in known else name for name in names)}."
+    if command := re.match(r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", message):
+        commands = tuple(re.findall(r"'(\w+)'", command[2]))
+        return f"there is no command {command[1]!r}{nearest(command[1], commands)}; there are {', '.join(commands)}."
     unknown = re.findall(r"option '([\w.-]+)'", message) + re.findall(r"(?:^|\s)--([\w.-]+)", message)
     for name in unknown:
         if name not in known and (near := _near(name, known)):
@@ -43,7 +46,8 @@ def _wrong_value(option: str, what: str) -> str | None:
     if choices := re.search(r"Literal\[(.*?)\]", what):
         names = tuple(re.findall(r"'([^']+)'", choices[1]))
         return f"--{option} {given[1]}: it must be one of {', '.join(names)}{nearest(given[1], names)}."
-    return f"--{option} {given[1]}: it must be {' or '.join(dict.fromkeys(types))}." if types else None
+    quotes = "; an entry with brackets of its own stands in quotes: ['a[:9]',b]" if given[1].count("[") > 1 else ""
+    return f"--{option} {given[1]}: it must be {' or '.join(dict.fromkeys(types))}{quotes}." if types else None
 
 
 def _near(name: str, known: Collection[str]) -> str:

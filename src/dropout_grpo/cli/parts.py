@@ -5,18 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.cli.recipe import DataConfig, ModelConfig, Recipe
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
-from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import Answered, EvaluationConfig, answer_problems
+from dropout_grpo.errors import UserError, told_of
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.evaluate import Answered, answer_problems
 from dropout_grpo.exploration.base import Exploration
+from dropout_grpo.latent.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.lora import add_lora, require_peft
 from dropout_grpo.latent.lora_checkpoint import is_adapter
 from dropout_grpo.latent.model import LatentModel
@@ -95,13 +92,7 @@ def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedT
         raise UserError(
             f"model.name_or_path {config.name_or_path!r} is an adapter: merge it first (dropout-grpo merge)."
         )
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.name_or_path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the tokenizer of model.name_or_path {config.name_or_path!r} cannot be loaded: {error}"
-        ) from error
-    return tokenizer
+    return load_tokenizer(config.name_or_path)
 
 
 def require_readable(
@@ -123,7 +114,6 @@ def fresh_model(config: ModelConfig, words: Sequence[str], latent_steps: int, th
         UserError: ``name_or_path`` cannot be loaded.
     """
     tokenizer = starting_tokenizer(config, words)
-    model: PreTrainedModel
     if config.name_or_path is None:
         model = scratch_model(
             tokenizer,
@@ -135,10 +125,7 @@ def fresh_model(config: ModelConfig, words: Sequence[str], latent_steps: int, th
             seed=seed,
         )
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(config.name_or_path, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.name_or_path {config.name_or_path!r} cannot be loaded: {error}") from error
+        model, tokenizer = load_causal_lm(config.name_or_path)
     add_latent_tokens(model, tokenizer)
     latent = LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
     return latent.to(device())
@@ -220,7 +207,8 @@ def require_askable(model: LatentModel, problems: Sequence[Problem], split: str,
     """
     if not problems:
         raise UserError(f"the split {split} has no problems: give a file for data.{split}, or have some made.")
-    model.encode_rows([p.question for p in problems], room=config.max_new_tokens)
+    with told_of(f"data.{split}"):
+        model.encode_rows([p.question for p in problems], room=config.max_new_tokens)
 
 
 def train_grpo(

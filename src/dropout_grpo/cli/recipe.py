@@ -8,11 +8,10 @@ from typing import Any, Literal, cast
 from jsonargparse import Namespace
 
 from dropout_grpo.curriculum.config import CurriculumConfig
-from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import EvaluationConfig
-from dropout_grpo.exploration.build import ExplorationConfig
-from dropout_grpo.exploration.sites import nearest
-from dropout_grpo.latent.lora import LoRAConfig
+from dropout_grpo.errors import UserError, nearest
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.tasks.columns import Columns
 from dropout_grpo.tasks.prosqa import ProsqaConfig

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.training.optimizer import Schedule
+from dropout_grpo.training.config import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,8 @@ class CurriculumTrainer:
     Args:
         model: with the curriculum's full latent block as its ``latent_steps``.
         config: options.
-        problems: training problems; each must have steps.
+        problems: training problems with steps. One without, as GSM8K has a few, is trained on its answer in every
+            stage, as in Coconut.
         run: where metrics and checkpoints go.
         seed: order of the data and of stage mixing.
         bf16: matrix products in bf16.
@@ -44,7 +45,7 @@ class CurriculumTrainer:
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
-        UserError: no problems, a problem without steps or too long for the model.
+        UserError: no problems, no steps in any of them, or a problem too long for the model.
     """
 
     def __init__(
@@ -71,12 +72,11 @@ class CurriculumTrainer:
         )
         if not problems:
             raise UserError("the training file has no problems.")
-        for problem in problems:
-            if not problem.steps:
-                raise UserError(
-                    f"problem {problem.id} ({problem.question[:40]!r}...) has no steps, and the curriculum needs them: "
-                    "drop it, or use it for GRPO, which needs answers alone."
-                )
+        if not any(problem.steps for problem in problems):
+            raise UserError(
+                "no training problem has steps, and the curriculum needs them: use the problems for GRPO, which needs "
+                "answers alone."
+            )
         self._prompts = encode_questions(model.tokenizer, [p.question for p in problems], model.tokens)
         steps = encode_steps(model.tokenizer, [p.steps for p in problems])
         answers = encode_answers(model.tokenizer, [p.answer for p in problems], model.tokens)

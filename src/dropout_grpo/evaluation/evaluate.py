@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.metrics import majority_vote
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
@@ -19,37 +20,6 @@ from dropout_grpo.training.precision import autocast
 
 EVAL_STEP = -1
 """In the place of a training step in ``rollout_seeds``: evaluation never reuses a training mask."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How to evaluate.
-
-    Args:
-        num_samples: n, answers under masks for each problem; 0 measures the plain network alone.
-        temperature: of the answers under masks; 0 decodes greedily, so that only the masks differ.
-        max_new_tokens: answer tokens at most.
-        batch_size: rows (answers) at once.
-        latent_steps: thoughts an answer takes; the checkpoint's own number when not given.
-    """
-
-    num_samples: int = 8
-    temperature: float = 0.0
-    max_new_tokens: int = 8
-    batch_size: int = 1024
-    latent_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be measured.
-
-        Raises:
-            UserError: names the option.
-        """
-        least_values = {"num_samples": 0, "temperature": 0, "max_new_tokens": 1, "batch_size": 1, "latent_steps": 0}
-        for name, least in least_values.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"evaluation.{name}={value} must be at least {least}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

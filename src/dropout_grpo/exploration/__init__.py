@@ -1,6 +1,34 @@
 """Where a rollout's randomness in the latent phase comes from. ``SharedDropout`` is the method of the paper."""
 
-from dropout_grpo.exploration.base import PHASES, Exploration, NoExploration, Noise
-from dropout_grpo.exploration.dropout import PerStepDropout, SharedDropout
+from typing import TYPE_CHECKING
 
-__all__ = ["PHASES", "Exploration", "NoExploration", "Noise", "PerStepDropout", "SharedDropout"]
+from dropout_grpo.lazy import lazily
+
+if TYPE_CHECKING:
+    from dropout_grpo.exploration.base import (
+        PHASES as PHASES,
+    )
+    from dropout_grpo.exploration.base import (
+        Exploration as Exploration,
+    )
+    from dropout_grpo.exploration.base import (
+        NoExploration as NoExploration,
+    )
+    from dropout_grpo.exploration.base import (
+        Noise as Noise,
+    )
+    from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout
+    from dropout_grpo.exploration.dropout import SharedDropout as SharedDropout
+
+_HOME = {
+    "Exploration": "base",
+    "NoExploration": "base",
+    "Noise": "base",
+    "PHASES": "base",
+    "PerStepDropout": "dropout",
+    "SharedDropout": "dropout",
+}
+__all__ = [*_HOME]
+
+if not TYPE_CHECKING:  # which would let any name pass
+    __getattr__ = lazily(__name__, _HOME)

@@ -12,10 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, nearest
 from dropout_grpo.exploration.base import PHASES
 from dropout_grpo.exploration.seeds import bernoulli, fold, stream
-from dropout_grpo.exploration.sites import SITES, Site, SiteMap, nearest
+from dropout_grpo.exploration.sites import SITES, Site, SiteMap
 
 
 class SharedDropout:

@@ -10,7 +10,6 @@ comes after the mask, which stays a mask of the weight matrix's rows.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -109,12 +108,6 @@ class SiteMap:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def nearest(name: str, known: tuple[str, ...]) -> str:
-    """``" (did you mean 'x'?)"``, or nothing if no known name is near."""
-    near = get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _output_hook(factor: Tensor) -> Any:

@@ -1,6 +1,18 @@
 """A Hugging Face causal LM that reasons in continuous latent space: read, think, answer."""
 
-from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.state import LatentState
+from typing import TYPE_CHECKING
 
-__all__ = ["LatentModel", "LatentState"]
+from dropout_grpo.lazy import lazily
+
+if TYPE_CHECKING:
+    from dropout_grpo.latent.model import LatentModel as LatentModel
+    from dropout_grpo.latent.state import LatentState as LatentState
+
+_HOME = {
+    "LatentModel": "model",
+    "LatentState": "state",
+}
+__all__ = [*_HOME]
+
+if not TYPE_CHECKING:  # which would let any name pass
+    __getattr__ = lazily(__name__, _HOME)

@@ -1,13 +1,17 @@
 """Loads a plain causal language model with its tokenizer, and says in one line why it cannot."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_causal_lm(
@@ -44,10 +48,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def beside(path: str | Path, name: str) -> str | None:
+    """A file of the folder or hub repository, None where it has none."""
+    return cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+
+
 def some(names: list[str]) -> str:
     """The first five of some names."""
     return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
 
 
 def _cannot(path: str | Path, error: Exception) -> UserError:
+    if not Path(path).exists() and not _HUB_NAME.fullmatch(str(path)):
+        return UserError(f"cannot load a causal language model from {path}: there is no such folder.")
     return UserError(f"cannot load a causal language model from {path}: {error}")

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.causal_lm import load_causal_lm
+from dropout_grpo.latent.causal_lm import beside, load_causal_lm
 from dropout_grpo.latent.coconut_checkpoint import load_coconut_checkpoint
 from dropout_grpo.latent.lora_checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
 from dropout_grpo.latent.model import LatentModel
@@ -106,7 +105,7 @@ def load_latent_model(
     if latent.thought.kind != written:
         return latent  # another thought than the one saved begins with parameters of its own
     try:
-        thought_file = None if is_file else _beside(path, THOUGHT)
+        thought_file = None if is_file else beside(path, THOUGHT)
         latent.thought.load_state_dict({} if thought_file is None else load_file(thought_file))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{THOUGHT} of {path} does not fit a {written} thought: {error}") from error
@@ -120,15 +119,10 @@ def latent_config(path: str | Path) -> dict[str, Any]:
         UserError: no such folder, or a damaged file.
     """
     try:
-        file = _beside(path, CONFIG)
+        file = beside(path, CONFIG)
         config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{CONFIG} of {path} is no JSON object.")
     return config
-
-
-def _beside(path: str | Path, name: str) -> str | None:
-    """A file of the folder or hub repository, None where it has none."""
-    return cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)

@@ -11,7 +11,6 @@ There is no LoRA dropout: noise is an argument here, never a layer's own.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,37 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.causal_lm import load_tokenizer
+from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.latent.lora_checkpoint import NAME, has_adapter, is_adapter, peft_config, require_peft
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import LatentTokens, missing_latent_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRAConfig:
-    """An adapter to train in place of all weights, with PEFT's names.
-
-    Args:
-        r: rank of the factors; when not given, there is no adapter and all weights are trained.
-        lora_alpha: the product of the factors is scaled by lora_alpha / r.
-        target_modules: names of the layers that get factors; every linear layer but the output head when not given.
-    """
-
-    r: int | None = None
-    lora_alpha: int = 32
-    target_modules: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is no adapter.
-
-        Raises:
-            UserError: names the option.
-        """
-        if self.r is None and (self.lora_alpha, self.target_modules) != (32, None):
-            raise UserError("lora has no r, the rank of its factors: give it, or leave the rest of lora out too.")
-        if (self.r is not None and self.r < 1) or self.lora_alpha < 1:
-            raise UserError(f"lora.r={self.r} and lora.lora_alpha={self.lora_alpha} must be at least 1.")
-        if self.target_modules == ():
-            raise UserError("lora.target_modules is empty: name layers, or leave it out for every linear layer.")
 
 
 def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentModel:
@@ -71,6 +43,8 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
     """
     require_peft()
     from peft import LoraConfig, LoraModel
+
+    from dropout_grpo.latent.token_rows import without_copies
 
     assert config.r is not None, "no adapter is wanted"
     inner = model.model
@@ -93,6 +67,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
             LoraModel(inner, adapter, NAME)
         except ValueError as error:
             raise UserError(f"lora does not fit {model.name}: {error}") from error
+    without_copies(inner, NAME)
     adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps)  # finds the wrapped sites
     adapted.thought = model.thought
     return adapted

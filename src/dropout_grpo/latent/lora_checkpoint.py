@@ -10,10 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.causal_lm import load_causal_lm, load_tokenizer, some
+from dropout_grpo.latent.causal_lm import beside, load_causal_lm, load_tokenizer, some
 from dropout_grpo.latent.tokens import add_latent_tokens
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def peft_config(model: PreTrainedModel) -> "LoraConfig":
 def is_adapter(path: str | Path) -> bool:
     """Is it the folder or hub name of an adapter? False as well for what is not there at all."""
     try:
-        return _beside(path, CONFIG) is not None
+        return beside(path, CONFIG) is not None
     except (OSError, ValueError):
         return False
 
@@ -82,6 +81,8 @@ def load_with_adapter(
     require_peft()
     from peft import LoraModel
 
+    from dropout_grpo.latent.token_rows import without_copies
+
     config = _load_config(path)
     base = str(config.base_model_name_or_path)
     try:
@@ -96,6 +97,7 @@ def load_with_adapter(
         _fill(model, weights)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the adapter {path} does not fit its base {base}: {error}") from error
+    without_copies(model, NAME)
     if merge:
         tuner.merge_and_unload(safe_merge=True)  # in place
     model.name_or_path = str(path)
@@ -119,7 +121,7 @@ def _load_config(path: str | Path) -> "LoraConfig":
 
 def _load_weights(path: str | Path) -> dict[str, Tensor]:
     try:
-        file = _beside(path, WEIGHTS)
+        file = beside(path, WEIGHTS)
         saved = None if file is None else load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{WEIGHTS} of {path} cannot be read: {error}") from error
@@ -145,8 +147,3 @@ def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
     weights: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     return weights
-
-
-def _beside(path: str | Path, name: str) -> str | None:
-    """A file of the folder or hub repository, None where it has none."""
-    return cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)

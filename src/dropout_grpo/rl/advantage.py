@@ -1,11 +1,10 @@
 """Group-relative advantages: reward minus the mean of its group."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-ScaleRewards = Literal["none", "group", "batch"]
+from dropout_grpo.rl.config import ScaleRewards
+
 _STD_FLOOR = 1e-4  # TRL's
 
 

@@ -1,11 +1,14 @@
 """Options of the GRPO trainer, with TRL's names where TRL has the option."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.rl.advantage import ScaleRewards
-from dropout_grpo.rl.objective import ImportanceSamplingLevel, LossType
-from dropout_grpo.training.optimizer import Schedule
+from dropout_grpo.training.config import Schedule
+
+LossType = Literal["sum", "grpo", "dr_grpo", "dapo"]
+ImportanceSamplingLevel = Literal["token", "sequence"]
+ScaleRewards = Literal["none", "group", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)

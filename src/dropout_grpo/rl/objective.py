@@ -9,13 +9,11 @@ Shapes: R rollouts, L answer tokens.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-LossType = Literal["sum", "grpo", "dr_grpo", "dapo"]
-ImportanceSamplingLevel = Literal["token", "sequence"]
+from dropout_grpo.rl.config import ImportanceSamplingLevel, LossType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,12 +38,13 @@ def problem_of(record: Any, index: int, where: str, columns: Columns, *, require
         raise UserError(
             f"{where}: field {columns.question!r} must be a string that is not empty, found {kind(question)}"
         )
+    answer = _answer(field_of(record, "answer", where, columns), where, columns)  # before the steps, which may be in it
     read = {columns.question, columns.steps, columns.answer, *FIELDS}
     return Problem(
         id=index,
         question=question,
         steps=_steps(record, where, columns, required=require_steps),
-        answer=_answer(field_of(record, "answer", where, columns), where, columns),
+        answer=answer,
         extra={name: value for name, value in record.items() if name not in read},
     )
 

@@ -13,7 +13,8 @@ from math import comb, prod
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.advantage import ScaleRewards, group_advantages
+from dropout_grpo.rl.advantage import group_advantages
+from dropout_grpo.rl.config import ScaleRewards
 from dropout_grpo.theory.check import Check, Row, holds_if
 from dropout_grpo.theory.estimator import Moments, pattern_probability, patterns
 from dropout_grpo.theory.gradients import relative

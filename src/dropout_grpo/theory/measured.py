@@ -5,7 +5,8 @@ from statistics import fmean
 
 import torch
 
-from dropout_grpo.evaluation.evaluate import Answered, EvaluationConfig, answer_problems, is_correct, vote
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.evaluate import Answered, answer_problems, is_correct, vote
 from dropout_grpo.exploration.dropout import PerStepDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.rl.advantage import zero_variance

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.objective import LossType
+from dropout_grpo.rl.config import LossType
 from dropout_grpo.theory.check import Check, Row, holds_if
 from dropout_grpo.theory.gradients import relative
 from dropout_grpo.theory.law import Law

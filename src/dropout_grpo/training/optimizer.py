@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import nn
@@ -10,8 +9,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from dropout_grpo.errors import UserError
-
-Schedule = Literal["linear", "cosine", "constant"]
+from dropout_grpo.training.config import Schedule
 
 
 class NonFinite(UserError):

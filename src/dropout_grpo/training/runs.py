@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -66,7 +67,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not (found and resume):
-                write_json(self.path / CONFIG, {**record, **provenance()})
+                write_json(self.path / CONFIG, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be made: {error.strerror}; choose another path.") from error
 
@@ -92,7 +93,8 @@ class RunFolder:
             part: name of the part of the run that logs.
             done: steps already done, when resuming.
         """
-        self._trackers = Trackers(self.report_to, self.path, part, self._config, done=done)
+        run_id = json.loads((self.path / CONFIG).read_text(encoding="utf-8")).get("id")
+        self._trackers = Trackers(self.report_to, self.path, part, self._config, run_id=run_id, done=done)
         try:
             yield
         finally:

@@ -38,11 +38,20 @@ class Trackers:
         folder: the run's folder. TensorBoard writes to tensorboard/PART in it.
         part: name of the part.
         config: options, nested, for the trackers that keep them.
-        done: steps already done; TensorBoard drops what it has of later ones.
+        run_id: of the run in the folder, another for every run.
+        done: steps already done. TensorBoard drops what it has of later ones. The others continue their run, wandb by
+            its id, trackio by its name, and keep what they have.
     """
 
     def __init__(
-        self, report_to: Sequence[TrackerName], folder: Path, part: str, config: Mapping[str, Any], *, done: int
+        self,
+        report_to: Sequence[TrackerName],
+        folder: Path,
+        part: str,
+        config: Mapping[str, Any],
+        *,
+        run_id: str | None,
+        done: int,
     ) -> None:
         self._trackers: list[Any] = []
         if not report_to:
@@ -58,7 +67,10 @@ class Trackers:
                 tracker.start()
             else:
                 run = folder.resolve().name
-                tracker = kind(_PROJECT, name=f"{run}-{part}", group=run)
+                same: dict[str, Any] = {"resume": "allow" if done else "never"}
+                if name == "wandb" and run_id is not None:
+                    same = {"id": f"{run_id}-{part}", "resume": "allow"}
+                tracker = kind(_PROJECT, name=f"{run}-{part}", group=run, **same)
                 tracker.start()
                 tracker.store_init_configuration(flat(config))  # TensorBoard would make another run of it
             self._trackers.append(tracker)

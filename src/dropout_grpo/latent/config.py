@@ -1,0 +1,33 @@
+"""Options of an adapter."""
+
+from dataclasses import dataclass
+
+from dropout_grpo.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """An adapter to train in place of all weights, with PEFT's names.
+
+    Args:
+        r: rank of the factors; when not given, there is no adapter and all weights are trained.
+        lora_alpha: the product of the factors is scaled by lora_alpha / r.
+        target_modules: names of the layers that get factors; every linear layer but the output head when not given.
+    """
+
+    r: int | None = None
+    lora_alpha: int = 32
+    target_modules: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no adapter.
+
+        Raises:
+            UserError: names the option.
+        """
+        if self.r is None and (self.lora_alpha, self.target_modules) != (32, None):
+            raise UserError("lora has no r, the rank of its factors: give it, or leave the rest of lora out too.")
+        if (self.r is not None and self.r < 1) or self.lora_alpha < 1:
+            raise UserError(f"lora.r={self.r} and lora.lora_alpha={self.lora_alpha} must be at least 1.")
+        if self.target_modules == ():
+            raise UserError("lora.target_modules is empty: name layers, or leave it out for every linear layer.")

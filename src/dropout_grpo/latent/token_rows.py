@@ -1,0 +1,45 @@
+"""An adapter's own rows for the latent tokens, without a copy of the table at every call.
+
+PEFT writes its rows into a copy of the whole table, embeddings and head alike, whenever one is called: at GPT-2's size
+that more than doubles the time of a decoding step. Here the table is called as it is, and what concerns the rows is put
+in its place. Weights, names and files stay PEFT's.
+
+Imports PEFT, so it is imported only where there is an adapter.
+"""
+
+from typing import Any
+
+import torch
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TokenRows(TrainableTokensLayer):
+    """PEFT's layer with another forward pass. Shapes: R rows, D width, V vocabulary."""
+
+    rows: Tensor  # [R], their places in the table
+
+    def forward_adapters(self, x: Tensor, active_adapters: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Embeddings [B, L, D] of ids [B, L], or logits [B, L, V] of hidden states [B, L, D]."""
+        if self.disable_adapters or self.merged or not active_adapters:
+            unchanged: Tensor = super().forward_adapters(x, active_adapters, *args, **kwargs)
+            return unchanged
+        (name,) = active_adapters
+        own = self.trainable_tokens_delta[name].to(self.base_layer.weight)  # [R, D]
+        table: Tensor = self.base_layer(x)
+        if isinstance(self.base_layer, nn.Linear):
+            return table.index_copy_(-1, self.rows, F.linear(x, own))  # in place: nothing else holds these logits
+        hit = x[..., None] == self.rows  # [B, L, R]
+        scale = self._get_embed_scale()  # Gemma's, which its embedding module applies
+        embedded = F.embedding(hit.int().argmax(-1), own if scale is None else own * scale.to(own.dtype))
+        return torch.where(hit.any(-1, keepdim=True), embedded, table)
+
+
+def without_copies(model: nn.Module, adapter: str) -> None:
+    """Give all of a model's token layers, just made by PEFT, the forward pass above."""
+    for module in model.modules():
+        if type(module) is TrainableTokensLayer:
+            module.__class__ = TokenRows
+            rows = torch.tensor(module.token_indices[adapter])
+            module.register_buffer("rows", rows.to(next(module.parameters()).device), persistent=False)
