@@ -34,6 +34,7 @@ from dropout_grpo.theory.check import checks_to_json
 from dropout_grpo.theory.checks import run as run_checks
 from dropout_grpo.theory.plots import save_plots
 from dropout_grpo.theory.table import render
+from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.progress import console
 
 _DEFAULT_RECIPE = "word-problems"
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = parser.instantiate_classes(arguments)[name]
         if options.get("smoke"):
             _put_stand_ins(options)
+        keep_freed_memory()
         _RUN[name](options)
     except UserError as error:
         return _complain(str(error))
