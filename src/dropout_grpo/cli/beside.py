@@ -1,4 +1,4 @@
-"""Work in a second process beside this one: at the demo's size two threads do one job worse than two jobs."""
+"""Work in a second process beside this one, so that two jobs of small products need not share threads in turn."""
 
 import multiprocessing
 import os
