@@ -17,6 +17,7 @@ import torch
 from dropout_grpo.bench import arms
 from dropout_grpo.bench.config import Job, Setting
 from dropout_grpo.bench.workload import Networks, Workload
+from dropout_grpo.training.allocator import keep_freed_memory
 
 _STATUS = Path("/proc/self/status")
 
@@ -36,6 +37,7 @@ def peak_memory(name: str, work: Workload, job: Job, attention: str | None) -> d
 
 def run_once(task: dict[str, Any]) -> dict[str, Any]:
     """What the fresh process does."""
+    keep_freed_memory()  # as in every command
     setting = Setting(**task["setting"])
     work = Workload(setting, Networks(setting))
     arm = arms.build(task["arm"], work, task["job"], task["attention"])

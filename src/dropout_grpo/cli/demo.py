@@ -3,10 +3,15 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
+import torch
+
+from dropout_grpo.cli.beside import beside
 from dropout_grpo.cli.parts import (
     SPLITS,
+    device,
     grpo_trainer,
     measure,
     problems_of,
@@ -66,7 +71,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         return LatentModel.from_pretrained(run.checkpoint(name))
 
     def finished_or(name: str, make: Callable[[], LatentModel]) -> LatentModel:
-        return again(name) if recipe.resume and run.checkpoint(name).is_dir() else make()
+        return again(name) if run.checkpoint(name).is_dir() else make()  # of a resumed run, or made beside this one
 
     model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(recipe, run, train, valid, check)))
     before = clock("evaluation", lambda: measure(recipe, model, test, exploration, "test of the baseline"))
@@ -78,8 +83,13 @@ def demo(recipe: Recipe) -> dict[str, Any]:
 
         return clock(part, lambda: finished_or(part, train))
 
-    model = arm("dropout_grpo", exploration)
-    after = clock("evaluation", lambda: measure(recipe, model, test, exploration, "test of dropout-grpo"))
+    # one arm beside the other, where there are threads for two; what a resumed run has to do is seldom both
+    apart = torch.get_num_threads() > 1 and device().type == "cpu" and not recipe.resume
+    log = run.path / "temperature_only.log"
+    with beside(log, train_temperature_only, recipe) if apart else nullcontext(lambda: None) as wait:
+        model = arm("dropout_grpo", exploration)
+        after = clock("evaluation", lambda: measure(recipe, model, test, exploration, "test of dropout-grpo"))
+        clock("temperature_only", wait)
     model = arm("temperature_only", NoExploration())
     plain = clock("evaluation", lambda: measure(recipe, model, test, None, "test of temperature-only"))
 
@@ -99,6 +109,14 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     write_flips(run, before, after)
     console.print(f"report: {write_report(run.path)}", markup=False)
     return results
+
+
+def train_temperature_only(recipe: Recipe) -> None:
+    """The arm without masks, from the checkpoint ``coconut`` of the run, in a process of its own."""
+    run = RunFolder(recipe.run_dir, "demo", recipe, resume=True, report_to=recipe.report_to)
+    problems = problems_of(recipe.data, ("grpo", "valid"))
+    model = LatentModel.from_pretrained(run.checkpoint("coconut"))
+    train_grpo(recipe, run, model, NoExploration(), problems["grpo"], problems["valid"], "temperature_only")
 
 
 class Clock:

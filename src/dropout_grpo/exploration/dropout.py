@@ -95,7 +95,7 @@ class DropoutNoise:
     def _draw(self, seeds: Tensor) -> dict[str, Tensor]:
         streams = _streams(tuple((site.name, site.count) for site in self._instances), seeds.device)
         scale = 1.0 / (1.0 - self._p)
-        masks = (~bernoulli(seeds, streams, self._p)).to(self._dtype) * scale  # [B, sum of counts]
+        masks = bernoulli(seeds, streams, self._p).logical_not_().to(self._dtype).mul_(scale)  # [B, sum of counts]
         parts = masks[:, None, :].split([site.count for site in self._instances], dim=-1)
         return {
             site.name: part.repeat_interleave(site.repeat, dim=-1) if site.repeat > 1 else part

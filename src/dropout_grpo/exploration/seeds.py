@@ -25,15 +25,15 @@ def as_int64(value: int) -> int:
 
 def _shift_right(z: Tensor, n: int) -> Tensor:
     # torch's >> is arithmetic on int64; clearing the copied sign bits makes it the logical shift of uint64.
-    return (z >> n) & ((1 << (64 - n)) - 1)
+    return (z >> n).bitwise_and_((1 << (64 - n)) - 1)
 
 
 def mix(z: Tensor) -> Tensor:
     """SplitMix64's finaliser, elementwise on int64: a bijection of 64-bit words that avalanches."""
-    z = z + as_int64(_GAMMA)
-    z = (z ^ _shift_right(z, 30)) * as_int64(_MUL_1)
-    z = (z ^ _shift_right(z, 27)) * as_int64(_MUL_2)
-    return z ^ _shift_right(z, 31)
+    z = z + as_int64(_GAMMA)  # new memory, worked on in place from here: fresh memory would cost more than the bits
+    z.bitwise_xor_(_shift_right(z, 30)).mul_(as_int64(_MUL_1))
+    z.bitwise_xor_(_shift_right(z, 27)).mul_(as_int64(_MUL_2))
+    return z.bitwise_xor_(_shift_right(z, 31))
 
 
 def stream(name: str, size: int, device: torch.device | str | None = None) -> Tensor:

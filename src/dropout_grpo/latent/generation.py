@@ -44,7 +44,7 @@ def generate(
     inputs = model.end_marker(state.rows)
     for position in range(max_new_tokens):
         logits, state = model.logits(state, inputs, noise)
-        logprobs = (logits[:, -1].to(out.logprobs.dtype) / chooser.temperature).log_softmax(-1)  # [B', V]
+        logprobs = at_temperature(logits[:, -1], chooser.temperature).log_softmax(-1)  # [B', V]
         chosen = chooser.choose(logprobs, position)
         places = rows[alive]
         out.token_ids[places, position] = chosen[alive]
@@ -66,6 +66,12 @@ def generate(
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Log-probabilities feed a ratio, so half precision is widened for them."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits in float32 or wider, divided by the temperature; 1 costs nothing, and is what most training has."""
+    wide = logits.to(at_least_float32(logits.dtype))
+    return wide if temperature == 1.0 else wide / temperature
 
 
 def _cut(out: Generation, length: int) -> Generation:

@@ -23,7 +23,7 @@ from dropout_grpo.exploration.sites import THOUGHT, SiteMap
 from dropout_grpo.latent.attention import NAME as SHARED_PREFIX
 from dropout_grpo.latent.attention import Prefix, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.dropout_off import switch_off_dropout
-from dropout_grpo.latent.generation import Generation, at_least_float32, generate
+from dropout_grpo.latent.generation import Generation, at_temperature, generate
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState, share_cache
 from dropout_grpo.latent.thought import build_thought
@@ -208,7 +208,7 @@ class LatentModel(nn.Module):
         """
         inputs = torch.cat([self.end_marker(state.rows), token_ids[:, :-1]], dim=1)  # [B, L]
         logits, _ = self.logits(state, inputs, noise)
-        logits = logits.to(at_least_float32(logits.dtype)) / temperature
+        logits = at_temperature(logits, temperature)
         return -nn.functional.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none").view_as(
             token_ids
         )

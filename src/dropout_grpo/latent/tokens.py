@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -123,12 +123,9 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device | st
 
 
 def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, *, left: bool) -> tuple[Tensor, Tensor]:
-    length = max(len(row) for row in rows)
-    fill = [length - len(row) for row in rows]
-    if left:
-        ids = [[pad] * n + list(row) for n, row in zip(fill, rows, strict=True)]
-        mask = [[0] * n + [1] * len(row) for n, row in zip(fill, rows, strict=True)]
-    else:
-        ids = [list(row) + [pad] * n for n, row in zip(fill, rows, strict=True)]
-        mask = [[1] * len(row) + [0] * n for n, row in zip(fill, rows, strict=True)]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    lengths = torch.tensor([len(row) for row in rows])[:, None]  # [B, 1]
+    place = torch.arange(int(lengths.max()))  # [L]
+    real = place >= len(place) - lengths if left else place < lengths  # [B, L]
+    ids = torch.full(real.shape, pad)
+    ids[real] = torch.tensor(list(chain.from_iterable(rows)), dtype=ids.dtype)  # row by row, as in ``rows``
+    return ids.to(device), real.long().to(device)
