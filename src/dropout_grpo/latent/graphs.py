@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import clear_autocast_cache
 
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.generation import Generation, generate_eagerly
@@ -61,7 +62,7 @@ class Recorded:
             for _ in work.run(model):
                 pass
         current.wait_stream(stream)
-        torch.clear_autocast_cache()
+        clear_autocast_cache()
         try:
             run = work.run(model)
             for _ in range(work.blocks):
@@ -71,7 +72,7 @@ class Recorded:
                 self.graphs.append(graph)
             run.close()  # only now may what one block leaves to the next be overwritten by another recording
         finally:
-            torch.clear_autocast_cache()
+            clear_autocast_cache()
 
     def play(self, model: "LatentModel") -> None:
         """Replay the blocks, until no row is left that has not ended."""
