@@ -1,6 +1,5 @@
 """Prompts are read with the faster of two attentions; either is held to the oracle."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,40 +84,37 @@ def test_a_mask_stays_finite_in_a_narrower_dtype() -> None:
     assert attention._of_dtype(None, torch.bfloat16) is None
 
 
-def seconds(products: float, sdpa: float, seen: list[Any]) -> Callable[..., float]:
-    """Stands in for the clock: the time of whatever is fixed while it is asked."""
-
-    def measured(*args: Any) -> float:
-        seen.append((attention_choice._fixed, *args))
-        return {"products": products, "sdpa": sdpa}[str(attention_choice._fixed)]
-
-    return measured
-
-
 @pytest.mark.parametrize(
     ("products", "sdpa", "expected"),
-    [(1.0, 0.5, "sdpa"), (1.0, 2.0, "products"), (1.19, 1.0, "products"), (1.21, 1.0, "sdpa")],
+    [(1.0, 0.5, "sdpa"), (1.0, 2.0, "products"), (1.49, 1.0, "products"), (1.51, 1.0, "sdpa")],
 )
 def test_the_faster_one_is_chosen_once(
     products: float, sdpa: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(attention_choice, "_seconds", seconds(products, sdpa, seen))
+
+    def clock(*args: Any) -> dict[str, float]:
+        seen.append(args)
+        return {"products": products, "sdpa": sdpa}
 
     def mine() -> None: ...
 
+    monkeypatch.setattr(attention_choice, "_seconds", clock)
+    monkeypatch.setattr(attention_choice, "_fixed", None)
     assert [chosen(mine, "cpu", torch.float32) for _ in range(3)] == [expected] * 3
-    assert seen == [("products", mine, "cpu", torch.float32), ("sdpa", mine, "cpu", torch.float32)]
     chosen(mine, "cpu", torch.bfloat16)
-    assert len(seen) == 4, "another dtype is measured for itself"
+    assert seen == [(mine, "cpu", torch.float32), (mine, "cpu", torch.bfloat16)]
     with fixed_attention("sdpa"), fixed_attention("products"):
         assert chosen(mine, "cpu", torch.float32) == "products"
     assert chosen(mine, "cpu", torch.float32) == expected
 
 
 @torch.no_grad()
-def test_what_is_measured_is_the_attention_there_and_back(sdpa_calls: list[int]) -> None:
+def test_what_is_measured_is_the_attention_there_and_back(
+    sdpa_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the first to ask has no gradient and bf16 products."""
+    monkeypatch.setattr(attention_choice, "_fixed", None)
     backwards = []
 
     def watched(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
