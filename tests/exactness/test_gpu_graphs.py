@@ -3,9 +3,6 @@
 What of this can be seen on a CPU is in test_static.py and test_graphs.py.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +11,7 @@ from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.latent import LatentModel, graphs
 from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.training.precision import autocast
 from engine import ALL_PHASES, ALL_SITES, QUESTIONS, difference, latent_model, prompts
@@ -41,14 +39,6 @@ EXPLORATIONS = {
 def on_cuda(kind: str, dtype: torch.dtype = torch.float64) -> LatentModel:
     graphs.forget_recordings()
     return latent_model(kind, dtype).to(CUDA)
-
-
-@contextmanager
-def step_by_step() -> Iterator[None]:
-    """Inside, no graph is used."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(graphs.PLAYERS, "cuda")
-        yield
 
 
 def made(

@@ -15,7 +15,8 @@ cache is emptied before and after.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
@@ -161,6 +162,17 @@ def recordings_for(model: "LatentModel", state: LatentState, steps: int, chooser
     if chooser is not None and not is_known(chooser):
         return None
     return _RECORDINGS.setdefault(model, Recordings())
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Inside, no graph is used: to see what graphs change."""
+    players = dict(PLAYERS)
+    PLAYERS.clear()
+    try:
+        yield
+    finally:
+        PLAYERS.update(players)
 
 
 def forget_recordings() -> None:

@@ -314,4 +314,4 @@ def _cache(tensors: list[tuple[Tensor, Tensor]]) -> Cache:
 
 def _widened(positions: Tensor, room: int) -> Tensor:
     """[G, N, S, E] -> [G, N, room + S, E], zeros first."""
-    return nn.functional.pad(positions, (0, 0, room, 0))
+    return nn.functional.pad(positions, (0, 0, room, 0)) if room else positions
