@@ -7,6 +7,7 @@ them (test_gpu.py), on the same buffers.
 import gc
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from engine import ALL_PHASES, ALL_SITES, QUESTIONS, difference, latent_model, p
 from fixed_shape import fixed_shapes
 from tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
 from tiny_latent import tiny_latent, tiny_problems
+from tiny_lora import tiny_lora
 
 LENGTH = 10  # two blocks and a half
 OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]  # three questions again, the longest of them shorter
@@ -221,24 +223,33 @@ def meta(given: Given) -> Given:
     return Given(**{field.name: moved(getattr(given, field.name)) for field in fields(Given)})
 
 
-@pytest.mark.parametrize("kind", SHARING)
-@pytest.mark.parametrize("chooser", [Greedy(), Sample(SEEDS[4].flatten(), 0.7), AverageOverMasks(4)])
 @torch.no_grad()
-def test_no_block_waits_for_the_device(kind: str, chooser: Chooser) -> None:
-    """On tensors without values, which cannot be read: whatever is recorded does not hang on the first batch's."""
-    model = latent_model(kind, torch.float32)
+def run_without_values(model: LatentModel, chooser: Chooser) -> None:
+    """Two thoughts and six tokens on tensors without values, which cannot be read."""
     state, noise = think_in_groups(model, prompts(), SEEDS[4], HELD, 0)
     thinking = given_by(state, noise, [("latent", 0), ("latent", 1)])
     state = model.think(state, 2, noise)
     answering = given_by(state, noise, [("answer", 0)], chooser)
     model.to("meta")
-    works = [
-        Thoughts(meta(thinking), 2, 0),
-        Answers(model, meta(answering), replace(state, hidden=state.hidden.to("meta")), chooser, 6),
-    ]
-    for work in works:
+    state = replace(state, hidden=state.hidden.to("meta"))
+    for work in (Thoughts(meta(thinking), 2, 0), Answers(model, meta(answering), state, chooser, 6)):
         with OnDevice():
             assert len(list(work.run(model))) == work.blocks
+
+
+@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize("chooser", [Greedy(), Sample(SEEDS[4].flatten(), 0.7), AverageOverMasks(4)])
+def test_no_block_waits_for_the_device(kind: str, chooser: Chooser) -> None:
+    """So whatever is recorded does not hang on what the first batch was."""
+    run_without_values(latent_model(kind, torch.float32), chooser)
+
+
+def test_a_model_with_an_adapter_would_wait(tmp_path: Path) -> None:
+    """And so it has no graphs."""
+    with fixed_shapes():
+        assert not met(tiny_lora(tmp_path / "one"))
+    with pytest.raises(AssertionError, match="takes a tensor from the host"):
+        run_without_values(tiny_lora(tmp_path / "other"), Greedy())
 
 
 @pytest.mark.parametrize("harm", ["read", "host"])
@@ -309,7 +320,7 @@ def test_another_shape_is_met_anew(change: str) -> None:
         assert [work for work, _ in played[2:]] == ([Thoughts] if change == "eos" else [])
 
 
-def test_bf16_is_close(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bf16_is_close() -> None:
     model = latent_model("llama", torch.float32)
     with autocast(model.device, True):
         expected = made(model, OTHERS, SEEDS[4], HELD)

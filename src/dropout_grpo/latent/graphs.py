@@ -23,9 +23,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import clear_autocast_cache
+from transformers import PreTrainedConfig
 
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.generation import Generation, generate_eagerly
+from dropout_grpo.latent.lora_checkpoint import has_adapter
 from dropout_grpo.latent.sampling import Chooser
 from dropout_grpo.latent.state import LatentState
 from dropout_grpo.latent.static import Answers, Given, Thoughts, given_by, is_known
@@ -150,16 +152,17 @@ _RECORDINGS: WeakKeyDictionary["LatentModel", Recordings] = WeakKeyDictionary()
 def recordings_for(model: "LatentModel", state: LatentState, steps: int, chooser: Chooser | None) -> Recordings | None:
     """The one rule: the model's recordings where graphs are used, None where steps are run one by one.
 
-    They are used on CUDA, without gradient, for 1 to ``MOST_STEPS`` thoughts or answer tokens, of models whose rows
-    share prompts and whose forward pass never asks the device for a number (transformers says so of an architecture by
-    ``_can_compile_fullgraph``; a dynamic RoPE asks nevertheless), with a chooser that can be set up on buffers.
+    They are used on CUDA, without gradient, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that can
+    be set up on buffers, of models whose rows share prompts and whose forward pass neither asks the device for a number
+    nor hands it one. transformers says so of an architecture by ``_can_compile_fullgraph``; a dynamic RoPE asks
+    nevertheless, and an adapter's rows of the latent tokens are looked up by numbers from the host.
     """
     if state.hidden.device.type not in PLAYERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
     inner = model.model
-    if state.prefix is None or not inner._can_compile_fullgraph or _rope_type(inner.config) == "dynamic":
+    if state.prefix is None or (chooser is not None and not is_known(chooser)):
         return None
-    if chooser is not None and not is_known(chooser):
+    if not inner._can_compile_fullgraph or has_adapter(inner) or _rope_type(inner.config) == "dynamic":
         return None
     return _RECORDINGS.setdefault(model, Recordings())
 
@@ -180,12 +183,11 @@ def forget_recordings() -> None:
     _RECORDINGS.clear()
 
 
-def _rope_type(config: object) -> str | None:
-    rope = getattr(config, "rope_parameters", None)
+def _rope_type(config: PreTrainedConfig) -> str | None:
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
     return rope.get("rope_type") if isinstance(rope, dict) else None
 
 
 def _weights(model: "LatentModel") -> Hashable:
-    """Where the weights are and which adapters are on: a graph reads what is there and runs what ran."""
-    places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
-    return places, tuple(m.disable_adapters for m in model.modules() if hasattr(m, "disable_adapters"))
+    """Where the weights are, and so where a graph reads them: an optimiser leaves them there, ``to`` may not."""
+    return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
