@@ -20,8 +20,9 @@ from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout,
 from dropout_grpo.latent import LatentModel, graphs, static
 from dropout_grpo.latent.attention import cache_tensors
 from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.given import PROMPT_BUCKET, Given, given_by
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sample
-from dropout_grpo.latent.static import Answers, Given, RoomLayer, Thoughts, given_by
+from dropout_grpo.latent.static import Answers, RoomLayer, Thoughts
 from dropout_grpo.rl.rollout import roll_out, think_in_groups
 from dropout_grpo.training.precision import autocast
 from engine import ALL_PHASES, ALL_SITES, QUESTIONS, difference, latent_model, prompts
@@ -314,7 +315,7 @@ def test_another_shape_is_met_anew(change: str) -> None:
         elif change == "rows":
             seeds = SEEDS[4][:, :3]
         elif change == "length":
-            rows = [[7] * static.PROMPT_BUCKET + [28], *QUESTIONS[1:]]
+            rows = [[7] * PROMPT_BUCKET + [28], *QUESTIONS[1:]]
         with autocast(model.device, bf16):
             made(model, rows, seeds, exploration)
         assert [work for work, _ in played[2:]] == ([Thoughts] if change == "eos" else [])

@@ -27,10 +27,11 @@ from transformers import PreTrainedConfig
 
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.generation import Generation, generate_eagerly
+from dropout_grpo.latent.given import Given, given_by, is_known
 from dropout_grpo.latent.lora_checkpoint import has_adapter
 from dropout_grpo.latent.sampling import Chooser
 from dropout_grpo.latent.state import LatentState
-from dropout_grpo.latent.static import Answers, Given, Thoughts, given_by, is_known
+from dropout_grpo.latent.static import Answers, Thoughts
 
 if TYPE_CHECKING:
     from dropout_grpo.latent.model import LatentModel
