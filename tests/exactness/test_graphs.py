@@ -53,7 +53,7 @@ def same(a: Generation, b: Generation, tolerance: float = 1e-10) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "opt"])
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("exploration", EXPLORATIONS.values(), ids=list(EXPLORATIONS))
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_replayed_is_run(kind: str, exploration: Exploration, temperature: float) -> None:
