@@ -26,9 +26,14 @@ PARTS = ("tests", "gpt2-cuda", "gpt2-cuda-sweep")
 
 def benchmarks() -> dict[str, tuple[BenchConfig, bool]]:
     """By part: batches that fill a GPU, and whether it is a sweep."""
-    config = BenchConfig(size="gpt2", device="cuda", questions=128, problems=256, micro_batch_size=512)
+    config = BenchConfig(size="gpt2", device="cuda", questions=128, problems=1024, micro_batch_size=2048)
     sweep = replace(config, num_generations=(32,), repeats=3, beside=())
     return {"gpt2-cuda": (config, False), "gpt2-cuda-sweep": (sweep, True)}
+
+
+def has_device() -> bool:
+    """Is there anything to check and measure on?"""
+    return torch.cuda.is_available()
 
 
 class Outcomes:
@@ -64,7 +69,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON files")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not has_device():
         print("torch finds no CUDA device here: nothing to check or measure.", file=sys.stderr)
         return 2
     status = 0

@@ -10,6 +10,8 @@ from torch import Tensor
 from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.exploration.seeds import bernoulli, fold, random_bits, rollout_seeds, stream, uniform
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.attention import attention_choices
+from dropout_grpo.latent.attention_choice import CHOICES, Choice, fixed_attention
 from dropout_grpo.rl.rollout import Prompts, replay, roll_out
 from dropout_grpo.training.precision import autocast
 from engine import ALL_PHASES, ALL_SITES, ANSWERS, SEEDS, difference, differences, gradients, latent_model, prompts
@@ -103,3 +105,22 @@ def test_the_first_ratio_is_one(kind: str, bf16: bool) -> None:
     gap: Tensor = (replayed - made.logprobs)[made.mask].abs()
     assert gap.mean() < (0.1 if bf16 else 1e-5)
     assert all(gradient.isfinite().all() for gradient in gradients(model, replayed).values())
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_either_attention_reads_padded_prompts(choice: Choice, kind: str) -> None:
+    """What a kernel makes of a row of padding, which sees nothing, must not reach the others in bf16 either."""
+    here, given = latent_model(kind, torch.float32), prompts()
+    expected = here.read(given.input_ids, given.attention_mask)
+    there, moved = on_cuda(kind, torch.float32)
+    for bf16, tolerance in ((False, 1e-5), (True, 0.1)):
+        with fixed_attention(choice), autocast(CUDA, bf16):
+            state = there.read(moved.input_ids, moved.attention_mask)
+        assert state.prefix is not None
+        assert all(tensor.isfinite().all() for tensor in (*state.prefix.keys, *state.prefix.values))
+        assert (state.hidden.cpu() - expected.hidden).abs().max() < tolerance
+
+
+def test_an_attention_is_chosen_here_too() -> None:
+    assert set(attention_choices()["cuda"].values()) <= set(CHOICES)

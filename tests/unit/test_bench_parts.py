@@ -60,6 +60,12 @@ def test_arms_take_turns_and_the_first_run_is_not_counted() -> None:
     assert told == turn * 4
 
 
+def test_more_runs_before_those_that_count() -> None:
+    clock = Clock()
+    found = alternate({"a": arm(clock, [], "a", iter([50.0, 40.0, 1.0, 2.0]))}, 2, clock=clock, untimed=2)
+    assert found["a"].all == (1.0, 2.0)
+
+
 def test_waiting_for_the_device_is_counted() -> None:
     clock = Clock()
 
@@ -171,6 +177,12 @@ def test_arms_of_a_job() -> None:
     assert arms.names("rollouts", three) == ["engine", "engine_without_masks", *three]
     assert arms.names("update", ("cot",)) == ["engine", "engine_with_optimizer", "cot"]
     assert arms.names("evaluation", three) == ["engine", "published", "cot"], "no groups, nothing to share"
+    with_graphs = [arms.names(job, (), graphs=True) for job in ("rollouts", "update", "evaluation")]
+    assert with_graphs == [
+        ["engine", "engine_without_masks", "engine_step_by_step"],
+        ["engine", "engine_with_optimizer"],  # with gradient there are none
+        ["engine", "engine_step_by_step"],
+    ]
 
 
 def test_attention_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:

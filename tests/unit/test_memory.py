@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
+from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.trainer import GRPOTrainer
@@ -222,3 +224,31 @@ def test_the_curriculums_gradients_after_a_failure(tmp_path: Path, at: int) -> N
 def test_a_micro_batch_has_at_least_one_problem() -> None:
     with pytest.raises(UserError, match="micro_batch_size=0 must be at least 1"):
         CurriculumConfig(micro_batch_size=0)
+
+
+@pytest.mark.parametrize(("num_samples", "fits", "kept"), [(0, 3, 2), (3, 6, 6)])
+def test_evaluation_short_of_memory_gives_the_same_answers(
+    num_samples: int, fits: int, kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was answered before memory ran out is not asked again: the longest questions come last."""
+    model, problems = tiny_latent(dtype=torch.float64), tiny_problems(7)
+    config = EvaluationConfig(num_samples=num_samples, max_new_tokens=3, batch_size=12 if num_samples else 4)
+    options: dict[str, Any] = {"exploration": SharedDropout(0.3) if num_samples else None}
+    expected, done = answer_problems(model, problems, config, **options), []  # type: tuple[list[Answered], list[int]]
+    capsys.readouterr()
+    with forward_fails_above(fits, model):
+        assert answer_problems(model, problems, config, progress=done.append, **options) == expected
+    assert done == [2, 4, 6, 7]
+    said = capsys.readouterr().err
+    assert said.count("out of memory") == 1
+    assert f"going on with evaluation.batch_size={kept}." in said
+
+
+def test_evaluation_of_a_problem_that_does_not_fit() -> None:
+    model = tiny_latent()
+    config = EvaluationConfig(num_samples=4, batch_size=8)
+    with (
+        forward_fails_above(3, model),
+        pytest.raises(UserError, match=r"out of memory with evaluation.batch_size=4, the least there can be"),
+    ):
+        answer_problems(model, tiny_problems(5), config, exploration=SharedDropout(0.3))

@@ -39,8 +39,9 @@ def texts(generation: Generation) -> list[list[int]]:
 def test_prompts_select() -> None:
     prompts = prompts_of(tiny_latent())
     chosen = prompts.select(torch.tensor([2, 0]))
-    assert chosen.input_ids.tolist() == [prompts.input_ids[2].tolist(), prompts.input_ids[0].tolist()]
-    assert chosen.attention_mask.tolist() == [[0, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1]]
+    assert chosen.input_ids.tolist() == [prompts.input_ids[2, 1:].tolist(), prompts.input_ids[0, 1:].tolist()]
+    assert chosen.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]]  # the second has length 7
+    assert prompts.longest_first().tolist() == [1, 2, 0]
 
 
 @contextmanager

@@ -13,15 +13,20 @@ from dropout_grpo.bench.workload import Workload
 ENGINE = "engine"
 OPTIMIZER = "engine_with_optimizer"
 UNMASKED = "engine_without_masks"
+STEPS = "engine_step_by_step"
 
 _OWN: dict[Job, dict[str, Callable[[Workload], Callable[[], object]]]] = {
     "rollouts": {
         ENGINE: lambda work: lambda: engine.rollouts(work),
         UNMASKED: lambda work: lambda: engine.unmasked_rollouts(work),
+        STEPS: lambda work: lambda: engine.without_graphs(engine.rollouts, work),
     },
     "update": {ENGINE: lambda work: lambda: engine.update(work), OPTIMIZER: engine.UpdateAndStep},
     "curriculum": {ENGINE: lambda work: lambda: engine.curriculum(work)},
-    "evaluation": {ENGINE: lambda work: lambda: engine.evaluation(work)},
+    "evaluation": {
+        ENGINE: lambda work: lambda: engine.evaluation(work),
+        STEPS: lambda work: lambda: engine.without_graphs(engine.evaluation, work),
+    },
 }
 _PLAIN: dict[Job, Callable[[Workload], object]] = {  # the other jobs have no groups that could share
     "rollouts": engine.plain_rollouts,
@@ -34,9 +39,10 @@ _ATTENTIONS = ("sdpa", "eager")
 _TRIAL_ROWS = 16
 
 
-def names(job: Job, beside: tuple[Beside, ...]) -> list[str]:
-    """The arms of a job, in the order in which they take turns."""
-    return [*_OWN[job], *(name for name in beside if name != "plain" or job in _PLAIN)]
+def names(job: Job, beside: tuple[Beside, ...], *, graphs: bool = False) -> list[str]:
+    """The arms of a job, in the order in which they take turns; with graphs, the engine without them is one."""
+    own = [name for name in _OWN[job] if name != STEPS or graphs]
+    return [*own, *(name for name in beside if name != "plain" or job in _PLAIN)]
 
 
 def phases(name: str, work: Workload, job: Job) -> list[Phase]:

@@ -12,14 +12,16 @@ from dropout_grpo.bench.memory import peak_memory
 from dropout_grpo.bench.peak import Rate, measured_rate, seconds_at_peak
 from dropout_grpo.bench.timing import Seconds, alternate
 from dropout_grpo.bench.workload import Workload
+from dropout_grpo.latent.graphs import forget_recordings
 
 
 def measure_case(config: BenchConfig, work: Workload, job: Job) -> dict[str, Any]:
     """Seconds, ratios, rates and FLOPs of every arm; the share of the matrix peak and the masks' cost of the engine."""
-    names = arms.names(job, config.beside)
+    names = arms.names(job, config.beside, graphs=work.on_cuda)
+    forget_recordings()  # of the case before
     attention = {name: arms.choose_attention(name, work, job) for name in names}
     built = {name: arms.build(name, work, job, attention[name]) for name in names}
-    seconds = alternate(built, config.repeats, synchronize=work.synchronize)
+    seconds = alternate(built, config.repeats, synchronize=work.synchronize, untimed=work.untimed)
     engine = seconds[arms.ENGINE].median
     rate = measured_rate(work.model.device, torch.bfloat16 if work.setting.bf16 else torch.float32)
     case: dict[str, Any] = {

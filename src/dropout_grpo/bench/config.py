@@ -49,7 +49,7 @@ class BenchConfig:
         problems: rows in a batch of the curriculum or of evaluation; by size when not given.
         micro_batch_size: rollouts in one forward and backward pass, in all arms alike; by size when not given.
         published_rows: rows that the published way is measured on; its time is scaled to the batch.
-        repeats: timed runs of each arm, after one that is not timed.
+        repeats: timed runs of each arm, after one (two on CUDA) that is not timed.
         axes: what a sweep varies, one at a time.
         memory: measure peak memory too, on a CPU in a fresh process for each arm.
         device: cpu or cuda; cuda where there is one when not given.

@@ -1,6 +1,6 @@
 """The engine's arms, made of the library's own calls, and the plain way: the same calls with one rollout a prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.evaluate import answer_problems
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule
 from dropout_grpo.training.optimizer import update as optimizer_update
@@ -71,6 +72,12 @@ def evaluation(work: Workload) -> list[str]:
     setting = work.setting
     config = EvaluationConfig(num_samples=0, max_new_tokens=setting.answer_tokens, batch_size=setting.problems)
     return [a.plain for a in answer_problems(work.model, work.problems[: setting.problems], config, bf16=setting.bf16)]
+
+
+def without_graphs(job: Callable[[Workload], object], work: Workload) -> object:
+    """A job with every step launched by itself."""
+    with step_by_step():
+        return job(work)
 
 
 def _roll_out(work: Workload, prompts: Prompts, seeds: Tensor, exploration: Exploration) -> Generation:

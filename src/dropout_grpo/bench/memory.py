@@ -17,6 +17,7 @@ import torch
 from dropout_grpo.bench import arms
 from dropout_grpo.bench.config import Job, Setting
 from dropout_grpo.bench.workload import Networks, Workload
+from dropout_grpo.latent.graphs import forget_recordings
 from dropout_grpo.training.allocator import keep_freed_memory
 
 _STATUS = Path("/proc/self/status")
@@ -24,7 +25,7 @@ _STATUS = Path("/proc/self/status")
 
 def peak_memory(name: str, work: Workload, job: Job, attention: str | None) -> dict[str, Any]:
     """Bytes: ``peak`` while the arm ran once, ``before`` with the model and its inputs alone, and ``kind`` of both."""
-    if work.model.device.type == "cuda":
+    if work.on_cuda:
         return _on_cuda(name, work, job, attention)
     task = {"setting": asdict(work.setting), "job": job, "arm": name, "attention": attention}
     command = [sys.executable, "-m", "dropout_grpo.bench.memory", json.dumps(task)]
@@ -56,12 +57,14 @@ def peak_resident() -> int:
 
 
 def _on_cuda(name: str, work: Workload, job: Job, attention: str | None) -> dict[str, Any]:
+    forget_recordings()
     arm = arms.build(name, work, job, attention)
     arm.prepare()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    arm.run()
+    for _ in range(work.untimed):  # graphs take their memory when they are recorded
+        arm.run()
     torch.cuda.synchronize()
     return {"kind": "torch.cuda.max_memory_allocated", "before": before, "peak": torch.cuda.max_memory_allocated()}
 

@@ -9,6 +9,7 @@ from dropout_grpo.bench.config import GROUPED, Axis, BenchConfig, Job, Setting
 from dropout_grpo.bench.fit import fit_line
 from dropout_grpo.bench.timing import Seconds, alternate
 from dropout_grpo.bench.workload import Networks, Workload
+from dropout_grpo.latent.graphs import forget_recordings
 
 _VALUES: dict[Axis, tuple[int, ...]] = {
     "latent_steps": (1, 2, 4, 6, 8, 12),
@@ -33,7 +34,9 @@ def measure_sweep(config: BenchConfig, base: Setting, networks: Networks, axis: 
     points = values(axis, base)
     work = {value: Workload(_at(base, axis, value), networks) for value in points}
     built = {(value, name): arms.build(name, work[value], job) for value in points for name in names}
-    seconds = alternate(built, config.repeats, synchronize=work[points[0]].synchronize)
+    forget_recordings()  # of the sweep before
+    first = work[points[0]]
+    seconds = alternate(built, config.repeats, synchronize=first.synchronize, untimed=first.untimed)
     return {
         "axis": axis,
         "job": job,

@@ -11,6 +11,7 @@ ARMS = {
     "engine": "engine",
     "engine_with_optimizer": "engine, with clipping and AdamW",
     "engine_without_masks": "engine, no masks",
+    "engine_step_by_step": "engine, no graphs",
     "plain": "(a) every rollout reads its prompt",
     "published": "(b) one row at a time, no cache",
     "cot": "(c) chain of thought, transformers",

@@ -46,23 +46,25 @@ def alternate(
     *,
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    untimed: int = 1,
 ) -> dict[_Key, Seconds]:
-    """Run every arm once untimed, then all of them in turn ``repeats`` times.
+    """Run every arm ``untimed`` times, then all of them in turn ``repeats`` times.
 
     Args:
         arms: by name, run in this order.
         repeats: timed runs of each.
         synchronize: waits until the device is idle; called before and after each timed run.
         clock: seconds.
+        untimed: runs of each before, in turn too.
     """
     seconds: dict[_Key, list[float]] = {key: [] for key in arms}
-    for repeat in range(repeats + 1):
+    for repeat in range(untimed + repeats):
         for key, arm in arms.items():
             arm.prepare()
             synchronize()
             start = clock()
             arm.run()
             synchronize()
-            if repeat > 0:
+            if repeat >= untimed:
                 seconds[key].append((clock() - start) * arm.scale)
     return {key: Seconds(all=tuple(found)) for key, found in seconds.items()}

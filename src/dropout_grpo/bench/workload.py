@@ -199,9 +199,19 @@ class Workload:
                 self.model, config, self.exploration, [], self.problems, run, seed=setting.seed, bf16=setting.bf16
             )
 
+    @property
+    def on_cuda(self) -> bool:
+        """Is the engine's work done by graphs?"""
+        return self.model.device.type == "cuda"
+
+    @property
+    def untimed(self) -> int:
+        """Runs before those that are timed: on CUDA a shape is recorded when it comes for the second time."""
+        return 2 if self.on_cuda else 1
+
     def synchronize(self) -> None:
         """Wait until the device is idle; nothing has to on a CPU."""
-        if self.model.device.type == "cuda":
+        if self.on_cuda:
             torch.cuda.synchronize()
 
     def prepare(self, attention: str | None = None) -> None:

@@ -13,7 +13,7 @@ class EvaluationConfig:
         num_samples: n, answers under masks for each problem; 0 measures the plain network alone.
         temperature: of the answers under masks; 0 decodes greedily, so that only the masks differ.
         max_new_tokens: answer tokens at most.
-        batch_size: rows (answers) at once.
+        batch_size: rows (answers) at once; halved where memory runs out.
         latent_steps: thoughts an answer takes; the checkpoint's own number when not given.
     """
 

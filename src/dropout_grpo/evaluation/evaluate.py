@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Samp
 from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from dropout_grpo.tasks.answers import answers_match, canonical_answer, extract_answer
 from dropout_grpo.tasks.problem import Problem
+from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
 
 EVAL_STEP = -1
@@ -110,19 +112,22 @@ def answer_problems(
         progress: told how many problems are done after each batch.
 
     Raises:
-        UserError: see ``check_evaluation``.
+        UserError: see ``check_evaluation``; or not even one problem fits memory.
     """
     exploration = exploration or NoExploration()
     encoded = check_evaluation(model, problems, config, exploration)
     order = sorted(range(len(problems)), key=lambda i: len(encoded[i]))
-    answered: dict[int, Answered] = {}
-    size = max(1, config.batch_size // max(1, config.num_samples))
-    for start in range(0, len(order), size):
-        places = order[start : start + size]
-        prompts = Prompts(*model.pad([encoded[i] for i in places]))
+
+    def answer_first(places: list[int], size: int) -> list[Answered]:
+        prompts = Prompts(*model.pad([encoded[i] for i in places[:size]]))
         with torch.no_grad(), autocast(model.device, bf16):
-            said = _answer_batch(model, [problems[i] for i in places], prompts, config, exploration, seed)
-        answered |= dict(zip(places, said, strict=True))
+            return _answer_batch(model, [problems[i] for i in places[:size]], prompts, config, exploration, seed)
+
+    answered: dict[int, Answered] = {}
+    batches = MicroBatches("evaluation.batch_size", config.batch_size)
+    while rest := order[len(answered) :]:
+        said = batches.fit(len(rest), partial(answer_first, rest), rows=max(1, config.num_samples))
+        answered |= dict(zip(rest, said, strict=False))
         if progress is not None:
             progress(len(answered))
     return [answered[i] for i in range(len(problems))]

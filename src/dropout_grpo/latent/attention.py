@@ -21,7 +21,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, Dyna
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
+from dropout_grpo.latent.attention_choice import chosen
+
 NAME = "shared_prefix"
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +131,9 @@ def shared_prefix_attention(
     """
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if prefix is None and query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if prefix is None and chosen(shared_prefix_attention, query.device.type, query.dtype) == "sdpa":
+        mask = _of_dtype(attention_mask, query.dtype)
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     rows, heads, length, size = query.shape
     kv, repeat = key.shape[1], heads // key.shape[1]
     own_query = (query * scaling).reshape(rows, kv, repeat * length, size)  # [B, N, R * L, E]
@@ -150,6 +155,24 @@ def shared_prefix_attention(
     from_shared = _by_row(to_shared @ prefix.values[layer], groups, k)
     from_own = _by_row(to_own, groups, k) @ value
     return _output(from_shared + from_own, heads, length), None
+
+
+def attention_choices() -> dict[str, dict[str, str]]:
+    """How a prompt is read, by type of device and dtype, measured where it has not been: to write down with a run."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return {
+        device: {name: chosen(shared_prefix_attention, device, dtype) for name, dtype in _DTYPES.items()}
+        for device in devices
+    }
+
+
+def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask that is added to scores of a narrower dtype, its lowest number still finite.
+
+    Autocast would round it to minus infinity, and a row of padding, which sees nothing, would be what a kernel makes of
+    a softmax over nothing: where that is NaN, it is NaN times 0 for all who see that row's keys and values in the next.
+    """
+    return mask if mask is None or mask.dtype == dtype else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 def _by_group(rows: Tensor, groups: int, k: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""Decoding answers: token by token, rows that have ended leaving the batch."""
+"""Decoding answers: token by token, rows that have ended leaving the batch.
+
+``latent/static.py`` has the same loop for graphs, in which no row leaves; both take their tokens from ``next_token``.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,35 +28,27 @@ class Generation:
 
 
 @torch.no_grad()
-def generate(
+def generate_eagerly(
     model: "LatentModel", state: LatentState, max_new_tokens: int, *, chooser: Chooser, noise: Noise | None
 ) -> Generation:
     """Decode after the end marker until EOS or ``max_new_tokens``; every token is the ``chooser``'s, under ``noise``.
 
     Rows of a group leave together as far as needed to keep groups rectangular, see ``state.rectangle``.
     """
-    shape = (state.rows, max_new_tokens)
-    out = Generation(
-        token_ids=torch.full(shape, model.tokens.pad, device=model.device),
-        mask=torch.zeros(shape, dtype=torch.bool, device=model.device),
-        logprobs=torch.zeros(shape, device=model.device, dtype=at_least_float32(state.hidden.dtype)),
-        entropy=torch.zeros(shape, device=model.device, dtype=at_least_float32(state.hidden.dtype)),
-    )
+    out = blank(model, state, max_new_tokens)
     rows = torch.arange(state.rows, device=model.device)  # the places in ``out`` of the rows still in the batch
     alive = torch.ones_like(rows, dtype=torch.bool)
     inputs = model.end_marker(state.rows)
     for position in range(max_new_tokens):
-        logits, state = model.logits(state, inputs, noise)
-        logprobs = at_temperature(logits[:, -1], chooser.temperature).log_softmax(-1)  # [B', V]
-        chosen = chooser.choose(logprobs, position)
+        state, chosen, logprob, entropy = next_token(model, state, inputs, position, chooser=chooser, noise=noise)
         places = rows[alive]
         out.token_ids[places, position] = chosen[alive]
         out.mask[places, position] = True
-        out.logprobs[places, position] = logprobs.gather(-1, chosen[:, None]).squeeze(-1)[alive]
-        out.entropy[places, position] = torch.special.entr(logprobs.exp()).sum(-1)[alive]
+        out.logprobs[places, position] = logprob[alive]
+        out.entropy[places, position] = entropy[alive]
         alive = alive & (chosen != model.tokens.eos)
         if not alive.any():
-            return _cut(out, position + 1)
+            return cut(out, position + 1)
         stay = rectangle(alive, state.group_size)
         if len(stay) < len(rows):
             rows, alive, chosen = rows[stay], alive[stay], chosen[stay]
@@ -61,6 +56,28 @@ def generate(
             noise = noise.select(stay) if noise is not None else None
         inputs = chosen[:, None]
     return out
+
+
+def next_token(
+    model: "LatentModel", state: LatentState, inputs: Tensor, position: int, *, chooser: Chooser, noise: Noise | None
+) -> tuple[LatentState, Tensor, Tensor, Tensor]:
+    """Feed ``inputs`` [B, 1]: the state behind them, the token chosen next, its log-prob and the entropy, [B] each."""
+    logits, state = model.logits(state, inputs, noise)
+    logprobs = at_temperature(logits[:, -1], chooser.temperature).log_softmax(-1)  # [B, V]
+    chosen = chooser.choose(logprobs, position)
+    logprob = logprobs.gather(-1, chosen[:, None]).squeeze(-1)
+    return state, chosen, logprob, torch.special.entr(logprobs.exp()).sum(-1)
+
+
+def blank(model: "LatentModel", state: LatentState, max_new_tokens: int) -> Generation:
+    """Answers of the state's rows in which nothing has been said."""
+    shape, dtype = (state.rows, max_new_tokens), at_least_float32(state.hidden.dtype)
+    return Generation(
+        token_ids=torch.full(shape, model.tokens.pad, device=model.device),
+        mask=torch.zeros(shape, dtype=torch.bool, device=model.device),
+        logprobs=torch.zeros(shape, device=model.device, dtype=dtype),
+        entropy=torch.zeros(shape, device=model.device, dtype=dtype),
+    )
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -74,7 +91,8 @@ def at_temperature(logits: Tensor, temperature: float) -> Tensor:
     return wide if temperature == 1.0 else wide / temperature
 
 
-def _cut(out: Generation, length: int) -> Generation:
+def cut(out: Generation, length: int) -> Generation:
+    """The first ``length`` tokens."""
     return Generation(
         token_ids=out.token_ids[:, :length],
         mask=out.mask[:, :length],

@@ -23,7 +23,8 @@ from dropout_grpo.exploration.sites import THOUGHT, SiteMap
 from dropout_grpo.latent.attention import NAME as SHARED_PREFIX
 from dropout_grpo.latent.attention import Prefix, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.dropout_off import switch_off_dropout
-from dropout_grpo.latent.generation import Generation, at_temperature, generate
+from dropout_grpo.latent.generation import Generation, at_temperature, generate_eagerly
+from dropout_grpo.latent.graphs import recordings_for
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState, share_cache
 from dropout_grpo.latent.thought import build_thought
@@ -181,6 +182,13 @@ class LatentModel(nn.Module):
 
     def think(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:
         """``steps`` latent steps: h_{t+1} = f(thought(h_t), cache_t; m). Nothing is detached."""
+        recordings = recordings_for(self, state, steps, None)
+        if recordings is not None:
+            return recordings.think(self, state, steps, noise)
+        return self.think_eagerly(state, steps, noise)
+
+    def think_eagerly(self, state: LatentState, steps: int, noise: Noise | None) -> LatentState:
+        """``think`` without graphs."""
         for _ in range(steps):
             factors = noise.factors("latent", state.latent_step) if noise is not None else {}
             fed_back = self.thought(state.hidden)  # [B, 1, D]
@@ -213,11 +221,16 @@ class LatentModel(nn.Module):
             token_ids
         )
 
+    @torch.no_grad()
     def generate(
         self, state: LatentState, max_new_tokens: int, *, chooser: Chooser | None = None, noise: Noise | None = None
     ) -> Generation:
         """Decode answers after the end marker, greedily unless a ``chooser`` says otherwise; see ``generation.py``."""
-        return generate(self, state, max_new_tokens, chooser=chooser or Greedy(), noise=noise)
+        chooser = chooser or Greedy()
+        recordings = recordings_for(self, state, max_new_tokens, chooser)
+        if recordings is not None:
+            return recordings.generate(self, state, max_new_tokens, chooser, noise)
+        return generate_eagerly(self, state, max_new_tokens, chooser=chooser, noise=noise)
 
     def end_marker(self, rows: int) -> Tensor:
         """Ids of the end marker, [B, 1]."""
@@ -260,4 +273,5 @@ def _shared(prefix: Prefix | None) -> dict[str, Prefix]:
 
 
 def _longer(mask: Tensor, by: int) -> Tensor:
-    return torch.cat([mask, mask.new_ones(mask.shape[0], by)], dim=1)
+    """Of [B, S], the mask of ``by`` more positions; one that is added to scores is that of any number (static.py)."""
+    return mask if mask.ndim == 4 else torch.cat([mask, mask.new_ones(mask.shape[0], by)], dim=1)

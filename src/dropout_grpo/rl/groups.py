@@ -20,23 +20,27 @@ class Groups:
 
     def select(self, groups: Tensor) -> "Groups":
         """Some of the groups."""
-        rows, answers = rows_of(groups, self.seeds.shape[1]), self.answers
         return Groups(
             places=[self.places[i] for i in groups.tolist()],
             seeds=self.seeds[groups],
             rewards=self.rewards[groups],
-            answers=Generation(
-                token_ids=answers.token_ids[rows],
-                mask=answers.mask[rows],
-                logprobs=answers.logprobs[rows],
-                entropy=answers.entropy[rows],
-            ),
+            answers=select_answers(self.answers, rows_of(groups, self.seeds.shape[1])),
         )
 
 
 def rows_of(groups: Tensor, k: int) -> Tensor:
     """Rows [M * K] of the groups [M], K rollouts each."""
     return (groups[:, None] * k + torch.arange(k)).flatten()
+
+
+def select_answers(answers: Generation, rows: Tensor) -> Generation:
+    """Some of the rows, in the order of an index tensor."""
+    return Generation(
+        token_ids=answers.token_ids[rows],
+        mask=answers.mask[rows],
+        logprobs=answers.logprobs[rows],
+        entropy=answers.entropy[rows],
+    )
 
 
 def join(parts: Sequence[Groups], pad: int) -> Groups:

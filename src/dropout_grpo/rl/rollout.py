@@ -19,8 +19,17 @@ class Prompts:
     attention_mask: Tensor  # [N, S]
 
     def select(self, rows: Tensor) -> "Prompts":
-        """Some of the questions."""
-        return Prompts(input_ids=self.input_ids[rows], attention_mask=self.attention_mask[rows])
+        """Some of the questions, without the padding that none of them needs."""
+        ids, mask = self.input_ids[rows], self.attention_mask[rows]
+        longest = int(mask.sum(-1).max())
+        return Prompts(input_ids=ids[:, -longest:], attention_mask=mask[:, -longest:])
+
+    def longest_first(self) -> Tensor:
+        """Places of the questions by falling length, int64 [N] on the CPU: a batch of neighbours has little padding.
+
+        A batch that does not fit memory is the first, before much has been done in vain.
+        """
+        return self.attention_mask.sum(-1).cpu().argsort(descending=True, stable=True)
 
 
 def think_in_groups(

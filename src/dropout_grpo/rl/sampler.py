@@ -11,7 +11,7 @@ from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.dynamic_sampling import batch_numbers, mixed_groups
-from dropout_grpo.rl.groups import Groups, join, join_answers
+from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
 from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.tasks.rewards import (
@@ -100,10 +100,10 @@ class Sampler:
         return Groups(places=places, seeds=seeds, rewards=rewards, answers=answers), scores
 
     def _roll_out(self, prompts: Prompts, seeds: Tensor, size: int) -> Generation:
-        """Rollouts of all groups, ``size`` groups at a time."""
-        parts = []
+        """Rollouts of all groups, ``size`` groups of about the same length at a time, returned in their own order."""
+        parts, order = [], prompts.longest_first()
         with torch.no_grad(), autocast(self.model.device, self.bf16):
-            for groups in torch.arange(len(seeds)).split(size):
+            for groups in order.split(size):
                 generation = roll_out(
                     self.model,
                     prompts.select(groups),
@@ -113,7 +113,7 @@ class Sampler:
                     max_completion_length=self.config.max_completion_length,
                 )
                 parts.append(generation)
-        return join_answers(parts, self.model.tokens.pad)
+        return select_answers(join_answers(parts, self.model.tokens.pad), rows_of(order.argsort(), seeds.shape[1]))
 
     def _rewards(self, batch: Sequence[Problem], completions: list[str]) -> tuple[Tensor, Scores]:
         """Rewards [N, K], and the scores that they are made of."""

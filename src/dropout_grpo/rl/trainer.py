@@ -206,9 +206,9 @@ class GRPOTrainer:
             answers: of their rollouts, N * K rows.
             advantages: [N, K].
         """
-        replayed = (advantages != 0).any(dim=1).nonzero().squeeze(-1)
-        if self.reference is not None:
-            replayed = torch.arange(len(advantages))  # the KL has a gradient in every group
+        replayed = prompts.longest_first()
+        if self.reference is None:  # else the KL has a gradient in every group
+            replayed = replayed[(advantages != 0).any(dim=1)[replayed]]
         if len(replayed) == 0:
             return None
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.graphs import forget_recordings
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
@@ -61,6 +62,7 @@ class MicroBatches:
                     ) from error
             # Only here, past the except block, is the traceback gone that held the failed attempt's tensors.
             self.size = size // 2 * rows
+            forget_recordings()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.attention import attention_choices
 from dropout_grpo.training.trackers import TrackerName, Trackers, require_trackers
 
 CONFIG = "config.json"
@@ -141,7 +142,7 @@ def started_with(run: Path) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit and hardware, for every results file."""
+    """Versions, commit, hardware and what was chosen by measurement on it, for every results file."""
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "commit": _commit(),
@@ -151,6 +152,7 @@ def provenance() -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "attention": attention_choices(),
     }
 
 

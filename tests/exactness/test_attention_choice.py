@@ -1,0 +1,136 @@
+"""Prompts are read with the faster of two attentions; either is held to the oracle."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.latent import attention, attention_choice
+from dropout_grpo.latent.attention import shared_prefix_attention
+from dropout_grpo.latent.attention_choice import CHOICES, Choice, chosen, fixed_attention
+from dropout_grpo.training.precision import autocast
+from dropout_grpo.training.runs import provenance
+from engine import (
+    ALL_PHASES,
+    ALL_SITES,
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    difference,
+    differences,
+    engine_rows,
+    gradients,
+    latent_model,
+    oracle_model,
+    oracle_rows,
+    prompts,
+    reference_noises,
+)
+
+EVERYWHERE = SharedDropout(0.25, ALL_SITES, ALL_PHASES)
+
+both = pytest.mark.parametrize("choice", CHOICES)
+
+
+@pytest.fixture
+def sdpa_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Positions of the queries of each call."""
+    calls: list[int] = []
+    sdpa = attention.sdpa_attention_forward
+
+    def counted(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(query.shape[2])
+        return sdpa(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    return calls
+
+
+@both
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
+def test_either_is_the_oracles(choice: Choice, kind: str, dtype: torch.dtype, sdpa_calls: list[int]) -> None:
+    """Padded prompts, GQA, masks in every phase; values and gradients."""
+    model, plain = latent_model(kind, dtype), oracle_model(kind, dtype)
+    hiddens, logprobs = oracle_rows(plain, 2, reference_noises(EVERYWHERE))
+    expected = gradients(plain, logprobs)
+    with fixed_attention(choice):
+        found = engine_rows(model, EVERYWHERE)
+    assert max(difference(a.detach(), b.detach()) for a, b in zip(found[0], hiddens, strict=True)) < TOLERANCE[dtype]
+    assert difference(found[1].detach(), logprobs.detach()) < TOLERANCE[dtype]
+    assert differences(gradients(model.model, found[1]), expected) < GRADIENT_TOLERANCE[dtype]
+    assert sdpa_calls == ([6, 6] if choice == "sdpa" else [])  # two layers read; whoever has a prefix takes products
+
+
+@both
+def test_padding_in_bf16_is_finite_and_close(choice: Choice) -> None:
+    model, given = latent_model("gpt2", torch.float32), prompts()
+    exact = model.read(given.input_ids, given.attention_mask).hidden
+    with fixed_attention(choice), autocast(model.device, True):
+        state = model.read(given.input_ids, given.attention_mask)
+    assert state.prefix is not None
+    assert all(t.dtype == torch.bfloat16 and t.isfinite().all() for t in (*state.prefix.keys, *state.prefix.values))
+    assert (state.hidden - exact).abs().max() < 0.1
+
+
+def test_a_mask_stays_finite_in_a_narrower_dtype() -> None:
+    mask = torch.tensor([0.0, torch.finfo(torch.float32).min])
+    assert mask.bfloat16().isinf().tolist() == [False, True], "what this is about"
+    narrow = attention._of_dtype(mask, torch.bfloat16)
+    assert narrow is not None
+    assert narrow.tolist() == [0.0, torch.finfo(torch.bfloat16).min]
+    assert attention._of_dtype(mask, torch.float32) is mask
+    assert attention._of_dtype(None, torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("products", "sdpa", "expected"),
+    [(1.0, 0.5, "sdpa"), (1.0, 2.0, "products"), (1.49, 1.0, "products"), (1.51, 1.0, "sdpa")],
+)
+def test_the_faster_one_is_chosen_once(
+    products: float, sdpa: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def clock(*args: Any) -> dict[str, float]:
+        seen.append(args)
+        return {"products": products, "sdpa": sdpa}
+
+    def mine() -> None: ...
+
+    monkeypatch.setattr(attention_choice, "_seconds", clock)
+    monkeypatch.setattr(attention_choice, "_fixed", None)
+    assert [chosen(mine, "cpu", torch.float32) for _ in range(3)] == [expected] * 3
+    chosen(mine, "cpu", torch.bfloat16)
+    assert seen == [(mine, "cpu", torch.float32), (mine, "cpu", torch.bfloat16)]
+    with fixed_attention("sdpa"), fixed_attention("products"):
+        assert chosen(mine, "cpu", torch.float32) == "products"
+    assert chosen(mine, "cpu", torch.float32) == expected
+
+
+@torch.no_grad()
+def test_what_is_measured_is_the_attention_there_and_back(
+    sdpa_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first to ask has no gradient and bf16 products."""
+    monkeypatch.setattr(attention_choice, "_fixed", None)
+    backwards = []
+
+    def watched(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert (query.dtype, query.shape[2]) == (torch.float32, 64)
+        output, _ = shared_prefix_attention(module, query, *args, **kwargs)
+        assert output.dtype == torch.float32
+        output.register_hook(lambda gradient: backwards.append(gradient.shape))
+        return output, _
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chosen(watched, "cpu", torch.float32) in CHOICES
+    assert len(backwards) == 2 * len(sdpa_calls) > 0
+
+
+def test_a_run_says_what_was_chosen() -> None:
+    with fixed_attention("sdpa"):
+        assert provenance()["attention"]["cpu"] == {"float32": "sdpa", "bfloat16": "sdpa"}
+    with fixed_attention("products"):
+        assert provenance()["attention"]["cpu"] == {"float32": "products", "bfloat16": "products"}

@@ -1,0 +1,133 @@
+"""Recorded and replayed is run: on a CPU with a stand-in for CUDA's graphs, which replays the very operations recorded.
+
+With CUDA itself: test_gpu.py.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
+from dropout_grpo.latent import LatentModel, static
+from dropout_grpo.latent import graphs as graphs_module
+from dropout_grpo.latent.generation import Generation
+from dropout_grpo.rl.rollout import roll_out
+from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.precision import autocast
+from engine import ALL_PHASES, ALL_SITES, QUESTIONS, difference, latent_model, prompts
+from fake_cuda import fake_cuda
+
+OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
+SEEDS = torch.arange(12).view(3, 4) - 5
+LENGTH = 6
+HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
+EXPLORATIONS = {
+    "none": NoExploration(),
+    "held": HELD,
+    "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
+    "per_step": PerStepDropout(0.3, ALL_SITES, ("latent", "answer")),
+}
+
+
+def made(
+    model: LatentModel,
+    rows: list[list[int]],
+    seeds: Tensor,
+    exploration: Exploration = HELD,
+    *,
+    temperature: float = 1.5,
+    bf16: bool = False,
+) -> Generation:
+    with torch.no_grad(), autocast(model.device, bf16):
+        return roll_out(model, prompts(rows), seeds, exploration, temperature=temperature, max_completion_length=LENGTH)
+
+
+def same(a: Generation, b: Generation, tolerance: float = 1e-10) -> bool:
+    return (
+        torch.equal(a.token_ids, b.token_ids)
+        and torch.equal(a.mask, b.mask)
+        and difference(a.logprobs, b.logprobs) < tolerance
+        and difference(a.entropy, b.entropy) < tolerance
+    )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("exploration", EXPLORATIONS.values(), ids=list(EXPLORATIONS))
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_replayed_is_run(kind: str, exploration: Exploration, temperature: float) -> None:
+    model = latent_model(kind)
+    batches = [(QUESTIONS, SEEDS), (OTHERS, SEEDS + 100), (QUESTIONS, SEEDS - 100)]
+    expected = [made(model, *batch, exploration, temperature=temperature) for batch in batches]
+    assert not same(expected[0], expected[1])
+    with fake_cuda() as graphs:
+        for batch in (0, 0, 1, 2, 0):
+            found = made(model, *batches[batch], exploration, temperature=temperature)
+            assert same(found, expected[batch]), batch
+    assert [graph.replays for graph in graphs] == [4, 4, 4]  # thoughts, two blocks of tokens
+    assert len({id(graph.pool()) for graph in graphs}) == 1
+
+
+def test_what_comes_after_all_rows_have_ended_is_not_replayed() -> None:
+    model = latent_model("gpt2")
+    first = made(model, QUESTIONS, SEEDS, NoExploration(), temperature=0.0).token_ids
+    model.tokens = replace(model.tokens, eos=int(first[0, 2]))
+    alone = ([QUESTIONS[0]], SEEDS[:1], NoExploration())
+    expected = made(model, *alone, temperature=0.0)
+    with fake_cuda() as graphs:
+        for _ in range(3):
+            assert same(made(model, *alone, temperature=0.0), expected)
+    assert expected.token_ids.shape[1] <= static.BLOCK
+    assert [graph.replays for graph in graphs] == [2, 2, 0]
+
+
+def moved(model: LatentModel) -> None:
+    """As an optimiser moves them: in place."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1).add_(0.02)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_moved_weights_are_seen(bf16: bool) -> None:
+    """Of bf16 it is the cast that could be an old one."""
+    model, reference = (latent_model("llama", torch.float32) for _ in range(2))
+    before = made(reference, OTHERS, SEEDS, bf16=bf16)
+    moved(reference)
+    expected = made(reference, OTHERS, SEEDS, bf16=bf16)
+    with fake_cuda() as graphs:
+        for _ in range(2):
+            made(model, QUESTIONS, SEEDS, bf16=bf16)
+        moved(model)
+        found = made(model, OTHERS, SEEDS, bf16=bf16)
+    assert [graph.replays for graph in graphs] == [2, 2, 2]
+    gaps = [(found.entropy[:, 0] - other.entropy[:, 0]).abs().max() for other in (expected, before)]
+    assert gaps[0] < (2e-2 if bf16 else 1e-5) < gaps[1] / 2
+
+
+def test_a_cast_kept_across_the_border_of_a_recording_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs_module, "clear_autocast_cache", lambda: None)
+    with pytest.raises(AssertionError):
+        test_moved_weights_are_seen(bf16=True)
+
+
+def test_memory_that_runs_out_gives_the_graphs_back() -> None:
+    model = latent_model("gpt2")
+    batches, sizes = MicroBatches("rollout_batch_size", 12), []  # type: tuple[MicroBatches, list[int]]
+
+    def work(size: int) -> None:
+        sizes.append(size)
+        for groups in torch.arange(3).split(size):
+            made(model, [QUESTIONS[i] for i in groups], SEEDS[groups])
+        if size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with fake_cuda() as graphs:
+        for _ in range(2):
+            made(model, QUESTIONS, SEEDS)
+        batches.fit(3, work, rows=4)
+        assert sizes == [3, 1]
+        assert len(graphs) == 6, "those of three groups and, anew, of one"
+        made(model, QUESTIONS, SEEDS)
+        assert [graph.replays for graph in graphs[:3]] == [2, 2, 2], "they were not kept"
