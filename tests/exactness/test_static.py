@@ -246,12 +246,10 @@ def test_no_block_waits_for_the_device(kind: str, chooser: Chooser) -> None:
     run_without_values(latent_model(kind, torch.float32), chooser)
 
 
-def test_a_model_with_an_adapter_would_wait(tmp_path: Path) -> None:
-    """And so it has no graphs."""
+def test_a_model_with_an_adapter_has_no_graphs(tmp_path: Path) -> None:
+    """A graph would not see that the adapter is off."""
     with fixed_shapes():
         assert not met(tiny_lora(tmp_path / "one"))
-    with pytest.raises(AssertionError, match="takes a tensor from the host"):
-        run_without_values(tiny_lora(tmp_path / "other"), Greedy())
 
 
 @pytest.mark.parametrize("harm", ["read", "host"])

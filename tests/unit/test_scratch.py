@@ -16,7 +16,15 @@ SIZES = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 40}
 
 def test_a_gpt2_is_the_one_that_transformers_makes_with_the_same_seed() -> None:
     tokenizer = word_tokenizer(WORDS)  # 3 special tokens, the newline, ###
-    theirs = GPT2Config(vocab_size=9, n_embd=16, n_layer=3, n_head=2, n_positions=40, activation_function="gelu")
+    theirs = GPT2Config(
+        vocab_size=9,
+        n_embd=16,
+        n_layer=3,
+        n_head=2,
+        n_positions=40,
+        activation_function="gelu",
+        initializer_range=0.02 * 48**0.5,  # 768 / 16 = 48: GPT-2's at its width
+    )
     torch.manual_seed(5)
     model = GPT2LMHeadModel(theirs)
     torch.manual_seed(11)

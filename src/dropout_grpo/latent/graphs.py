@@ -156,7 +156,7 @@ def recordings_for(model: "LatentModel", state: LatentState, steps: int, chooser
     They are used on CUDA, without gradient, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that can
     be set up on buffers, of models whose rows share prompts and whose forward pass neither asks the device for a number
     nor hands it one. transformers says so of an architecture by ``_can_compile_fullgraph``; a dynamic RoPE asks
-    nevertheless, and an adapter's rows of the latent tokens are looked up by numbers from the host.
+    nevertheless. An adapter is switched off and on between calls (for the KL's reference), which a graph would not see.
     """
     if state.hidden.device.type not in PLAYERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
