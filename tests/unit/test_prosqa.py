@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from itertools import chain
@@ -196,3 +197,34 @@ def test_coconuts_code_could_read_the_files(tmp_path: Path) -> None:
 def test_counts() -> None:
     with pytest.raises(UserError, match="prosqa: n_test is -1"):
         ProsqaConfig(n_test=-1)
+
+
+def test_a_search_tells_every_fact_once_breadth_first_from_the_person_asked_about() -> None:
+    config = replace(CONFIG, n_train=100, steps="search")
+    for problem in make_splits(config, ("train",))["train"]:
+        symbols, edges = problem.extra["idx_to_symbol"], problem.extra["edges"]
+        facts = [sentence.strip() + "." for sentence in problem.question.split(".")[:-1]]
+        assert sorted(problem.steps) == sorted(facts)
+        subjects = [step.removeprefix("Every ").split(" is a ")[0] for step in problem.steps]
+        root = symbols[problem.extra["root"]]
+        distance = {problem.extra["root"]: 0}  # by relaxation, not by a queue
+        for _ in symbols:
+            for parent, child in edges:
+                if parent in distance:
+                    distance[child] = min(distance.get(child, 99), distance[parent] + 1)
+        told = [distance.get(symbols.index(subject), 99) for subject in subjects]
+        assert subjects[0] == root
+        assert told == sorted(told), "a farther node was told before a nearer one"
+        assert all(subjects[i] == subject or subject not in subjects[:i] for i, subject in enumerate(subjects[1:]))
+
+
+def test_smaller_graphs_when_asked_for() -> None:
+    config = replace(CONFIG, n_train=200, min_nodes=7, max_nodes=12)
+    problems = make_splits(config, ("train",))["train"]
+    sizes = {len(problem.extra["idx_to_symbol"]) for problem in problems}
+    assert max(sizes) <= 12
+    assert len(sizes) > 3
+    assert {len(problem.steps) for problem in problems} <= {3, 4, 5, 6}
+    for least, most in ((6, 12), (12, 11), (7, 39)):
+        with pytest.raises(UserError, match=f"graphs of {least} to {most} nodes"):
+            replace(CONFIG, min_nodes=least, max_nodes=most)

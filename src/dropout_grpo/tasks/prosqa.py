@@ -26,11 +26,15 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from typing import Literal, TypeVar
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
+
+_T = TypeVar("_T")
 
 PEOPLE = (
     *("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max"),
@@ -54,7 +58,8 @@ CONCEPTS = (
     *("vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"),
 )
 
-_NODES = 28  # before those without any edge are dropped
+_NODES = 28  # before those without any edge are dropped; the published files'
+_LEAST_NODES = 7  # two people and a chain of three steps; with fewer hardly a drawing has one
 _MEAN_PARENTS = 1.5  # Poisson
 _WITHIN_FAMILY = (0.35, 0.45)  # the chances of either family alone; else parents come from anywhere
 _DEPTH_PREFERENCE = 1.5  # a node at depth d is 1 + 1.5 d times as likely a parent as a root
@@ -71,6 +76,10 @@ class ProsqaConfig:
         n_grpo: problems for GRPO, with answers alone.
         n_valid: problems to choose settings and checkpoints by.
         n_test: problems for the final numbers.
+        min_nodes: graphs are drawn with so many nodes at least; fewer make shorter questions to begin with.
+        max_nodes: and so many at most.
+        steps: chain is the published files', from the person to the right concept; search is every fact, breadth first
+            from the person on, to learn the looking up of facts from.
     """
 
     seed: int = 0
@@ -78,11 +87,19 @@ class ProsqaConfig:
     n_grpo: int = 17_886
     n_valid: int = 300
     n_test: int = 500
+    min_nodes: int = _NODES
+    max_nodes: int = _NODES
+    steps: Literal["chain", "search"] = "chain"
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_grpo", "n_valid", "n_test"):
             if getattr(self, name) < 0:
                 raise UserError(f"prosqa: {name} is {getattr(self, name)}; it must be 0 or more")
+        if not _LEAST_NODES <= self.min_nodes <= self.max_nodes <= len(CONCEPTS):
+            raise UserError(
+                f"prosqa: graphs of {self.min_nodes} to {self.max_nodes} nodes cannot be drawn; give min_nodes and "
+                f"max_nodes from {_LEAST_NODES} to {len(CONCEPTS)}, the larger last"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +116,8 @@ def make_splits(config: ProsqaConfig, wanted: Sequence[str] = SPLITS) -> dict[st
     `Problem.extra` has the published files' other columns: ``idx_to_symbol``, ``edges``, ``root``, ``target``
     and ``neg_target``.
     """
-    return {
-        split: deal_split("prosqa", split, getattr(config, f"n_{split}"), config.seed, draw_problem) for split in wanted
-    }
+    draw = partial(draw_problem, config=config)
+    return {split: deal_split("prosqa", split, getattr(config, f"n_{split}"), config.seed, draw) for split in wanted}
 
 
 def vocabulary() -> list[str]:
@@ -121,19 +137,20 @@ def vocabulary() -> list[str]:
     ]
 
 
-def draw_problem(rng: random.Random) -> Problem:
+def draw_problem(rng: random.Random, config: ProsqaConfig) -> Problem:
     """Draw a problem; its id is 0. Graphs whose longest chain has not 3 to 6 steps are drawn again."""
+    spread = config.max_nodes - config.min_nodes
     while True:
-        graph = _draw_graph(rng)
+        graph = _draw_graph(rng, config.min_nodes + (below(rng, spread + 1) if spread else 0))
         chosen = _choose_ends(rng, graph)
         if chosen is not None:
-            return _tell(rng, graph, *chosen)
+            return _tell(rng, graph, *chosen, search=config.steps == "search")
 
 
-def _draw_graph(rng: random.Random) -> _Graph:
+def _draw_graph(rng: random.Random, nodes: int) -> _Graph:
     edges: list[tuple[int, int]] = []
     family, depth = [1, 2], [0, 0]
-    for node in range(2, _NODES):
+    for node in range(2, nodes):
         n_parents = _poisson(rng, _MEAN_PARENTS)
         within = _draw_family(rng)
         candidates = [other for other in range(node) if within is None or family[other] == within]
@@ -190,7 +207,7 @@ def _distances(graph: _Graph, root: int) -> dict[int, int]:
     distance = {root: 0}
     for parent, child in graph.edges:
         if parent in distance:
-            distance[child] = min(distance.get(child, _NODES), distance[parent] + 1)
+            distance[child] = min(distance.get(child, len(graph.family)), distance[parent] + 1)
     return distance
 
 
@@ -203,7 +220,22 @@ def _draw_shortest_chain(rng: random.Random, graph: _Graph, distance: dict[int, 
     return chain[::-1]
 
 
-def _tell(rng: random.Random, graph: _Graph, root: int, wrong: int, chain: list[int]) -> Problem:
+def _draw_search(rng: random.Random, graph: _Graph, root: int) -> list[tuple[int, int]]:
+    """Every edge once, breadth first from the root, then from whatever has not been reached."""
+    edges: list[tuple[int, int]] = []
+    met: set[int] = set()
+    for start in (root, *range(len(graph.family))):
+        queue = [] if start in met else [start]
+        met.add(start)
+        for node in queue:
+            children = _shuffled(rng, [child for parent, child in graph.edges if parent == node])
+            edges += [(node, child) for child in children]
+            queue += [child for child in children if child not in met]
+            met.update(children)
+    return edges
+
+
+def _tell(rng: random.Random, graph: _Graph, root: int, wrong: int, chain: list[int], *, search: bool) -> Problem:
     children = {child for _, child in graph.edges}
     people, concepts = _shuffled(rng, PEOPLE), _shuffled(rng, CONCEPTS)
     symbols = [concepts.pop() if node in children else people.pop() for node in range(len(graph.family))]
@@ -218,7 +250,7 @@ def _tell(rng: random.Random, graph: _Graph, root: int, wrong: int, chain: list[
     return Problem(
         id=0,
         question=" ".join([*facts, f"Is {symbols[root]} a {first} or {second}?"]),
-        steps=tuple(fact(parent, child) for parent, child in pairwise(chain)),
+        steps=tuple(fact(*edge) for edge in (_draw_search(rng, graph, root) if search else pairwise(chain))),
         answer=f"{symbols[root]} is a {symbols[target]}.",
         extra={
             "idx_to_symbol": symbols,
@@ -230,7 +262,7 @@ def _tell(rng: random.Random, graph: _Graph, root: int, wrong: int, chain: list[
     )
 
 
-def _shuffled(rng: random.Random, items: Sequence[str]) -> list[str]:
+def _shuffled(rng: random.Random, items: Sequence[_T]) -> list[_T]:
     """Fisher-Yates."""
     items = list(items)
     for last in range(len(items) - 1, 0, -1):
