@@ -34,7 +34,7 @@ def networks() -> Networks:
     made = Networks(SMALL)
     with torch.no_grad():
         for parameter in made.model.parameters():
-            parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
+            parameter.mul_(6.0**0.5 if parameter.ndim > 1 else 1.0)  # a standard deviation of 0.12
     return made
 
 
