@@ -3,8 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dropout_grpo.exploration import NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.latent import LatentModel, graphs
 from dropout_grpo.latent.static import Answers, Thoughts
+from engine import ALL_PHASES, ALL_SITES
+
+OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
+"""Three questions beside ``engine.QUESTIONS``, the longest of them shorter."""
+HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
+EXPLORATIONS = {
+    "none": NoExploration(),
+    "held": HELD,
+    "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
+    "per_step": PerStepDropout(0.3, ALL_SITES, ("latent", "answer")),
+}
 
 Played = list[tuple[type, int]]
 """What work was done, and how many blocks of it, each time."""

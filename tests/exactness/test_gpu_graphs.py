@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
-from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
+from dropout_grpo.exploration import Exploration
 from dropout_grpo.latent import LatentModel, graphs
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.training.precision import autocast
-from engine import ALL_PHASES, ALL_SITES, QUESTIONS, difference, latent_model, prompts
+from engine import QUESTIONS, difference, latent_model, prompts
+from fixed_shape import EXPLORATIONS, HELD, OTHERS
 from tiny import KINDS
 from tiny_latent import tiny_latent, tiny_problems
 
@@ -24,16 +25,8 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
-OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
 SEEDS = torch.arange(12).view(3, 4) - 5
 LENGTH = 6
-HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
-EXPLORATIONS = {
-    "none": NoExploration(),
-    "held": HELD,
-    "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
-    "per_step": PerStepDropout(0.3, ALL_SITES, ("latent", "answer")),
-}
 
 
 def on_cuda(kind: str, dtype: torch.dtype = torch.float64) -> LatentModel:

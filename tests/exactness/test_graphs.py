@@ -1,6 +1,6 @@
 """Recorded and replayed is run: on a CPU with a stand-in for CUDA's graphs, which replays the very operations recorded.
 
-With CUDA itself: test_gpu.py.
+With CUDA itself: test_gpu_graphs.py.
 """
 
 from dataclasses import replace
@@ -9,26 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
+from dropout_grpo.exploration import Exploration, NoExploration
 from dropout_grpo.latent import LatentModel, static
 from dropout_grpo.latent import graphs as graphs_module
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.rl.rollout import roll_out
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
-from engine import ALL_PHASES, ALL_SITES, QUESTIONS, difference, latent_model, prompts
+from engine import QUESTIONS, difference, latent_model, prompts
 from fake_cuda import fake_cuda
+from fixed_shape import EXPLORATIONS, HELD, OTHERS
 
-OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
 SEEDS = torch.arange(12).view(3, 4) - 5
 LENGTH = 6
-HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
-EXPLORATIONS = {
-    "none": NoExploration(),
-    "held": HELD,
-    "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
-    "per_step": PerStepDropout(0.3, ALL_SITES, ("latent", "answer")),
-}
 
 
 def made(

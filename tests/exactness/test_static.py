@@ -1,7 +1,7 @@
 """Work of a fixed shape, which graphs replay, beside the steps taken one by one: the same tokens and numbers.
 
 A shape is worked on in the fixed way from the second time on. Here its blocks are run where a GPU replays graphs of
-them (test_gpu.py), on the same buffers.
+them (test_gpu_graphs.py), on the same buffers.
 """
 
 import gc
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
-from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
+from dropout_grpo.exploration import Exploration, NoExploration
 from dropout_grpo.latent import LatentModel, graphs, static
 from dropout_grpo.latent.attention import cache_tensors
 from dropout_grpo.latent.generation import Generation
@@ -26,22 +26,14 @@ from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Samp
 from dropout_grpo.latent.static import Answers, RoomLayer, Thoughts
 from dropout_grpo.rl.rollout import roll_out, think_in_groups
 from dropout_grpo.training.precision import autocast
-from engine import ALL_PHASES, ALL_SITES, QUESTIONS, difference, latent_model, prompts
-from fixed_shape import fixed_shapes
+from engine import QUESTIONS, difference, latent_model, prompts
+from fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes
 from tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
 from tiny_latent import tiny_latent, tiny_problems
 from tiny_lora import tiny_lora
 
 LENGTH = 10  # two blocks and a half
-OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]  # three questions again, the longest of them shorter
 SEEDS = {1: torch.tensor([[3], [-4], [5]]), 4: torch.arange(12).view(3, 4) - 5}
-HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
-EXPLORATIONS = {
-    "none": NoExploration(),
-    "held": HELD,
-    "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
-    "per_step": PerStepDropout(0.3, ALL_SITES, ("latent", "answer")),
-}
 SHARING = [kind for kind in KINDS + EXTRA_KINDS if kind not in WINDOWED_KINDS]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 

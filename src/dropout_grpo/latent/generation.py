@@ -3,6 +3,7 @@
 ``latent/static.py`` has the same loop for graphs, in which no row leaves; both take their tokens from ``next_token``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,15 @@ class Generation:
     logprobs: Tensor  # [B, L] float32, at the chooser's temperature, 0 after the end
     entropy: Tensor  # [B, L] float32, nats, of the distribution each token was chosen from, 0 after the end
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> "Generation":
+        """``function`` of all four: some rows, some tokens, a copy."""
+        return Generation(
+            token_ids=function(self.token_ids),
+            mask=function(self.mask),
+            logprobs=function(self.logprobs),
+            entropy=function(self.entropy),
+        )
+
 
 @torch.no_grad()
 def generate_eagerly(
@@ -39,6 +49,7 @@ def generate_eagerly(
     rows = torch.arange(state.rows, device=model.device)  # the places in ``out`` of the rows still in the batch
     alive = torch.ones_like(rows, dtype=torch.bool)
     inputs = model.end_marker(state.rows)
+    length = max_new_tokens
     for position in range(max_new_tokens):
         state, chosen, logprob, entropy = next_token(model, state, inputs, position, chooser=chooser, noise=noise)
         places = rows[alive]
@@ -48,14 +59,15 @@ def generate_eagerly(
         out.entropy[places, position] = entropy[alive]
         alive = alive & (chosen != model.tokens.eos)
         if not alive.any():
-            return cut(out, position + 1)
+            length = position + 1
+            break
         stay = rectangle(alive, state.group_size)
         if len(stay) < len(rows):
             rows, alive, chosen = rows[stay], alive[stay], chosen[stay]
             state, chooser = state.select(stay), chooser.select(stay)
             noise = noise.select(stay) if noise is not None else None
         inputs = chosen[:, None]
-    return out
+    return out.each(lambda part: part[:, :length])
 
 
 def next_token(
@@ -89,13 +101,3 @@ def at_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Logits in float32 or wider, divided by the temperature; 1 costs nothing, and is what most training has."""
     wide = logits.to(at_least_float32(logits.dtype))
     return wide if temperature == 1.0 else wide / temperature
-
-
-def cut(out: Generation, length: int) -> Generation:
-    """The first ``length`` tokens."""
-    return Generation(
-        token_ids=out.token_ids[:, :length],
-        mask=out.mask[:, :length],
-        logprobs=out.logprobs[:, :length],
-        entropy=out.entropy[:, :length],
-    )

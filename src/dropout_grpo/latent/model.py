@@ -26,7 +26,7 @@ from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.generation import Generation, at_temperature, generate_eagerly
 from dropout_grpo.latent.graphs import recordings_for
 from dropout_grpo.latent.sampling import Chooser, Greedy
-from dropout_grpo.latent.state import LatentState, share_cache
+from dropout_grpo.latent.state import LatentState, longer, share_cache
 from dropout_grpo.latent.thought import build_thought
 from dropout_grpo.latent.tokens import LatentTokens, encode_questions, latent_tokens, pad_left
 
@@ -194,7 +194,7 @@ class LatentModel(nn.Module):
             fed_back = self.thought(state.hidden)  # [B, 1, D]
             if THOUGHT in factors:
                 fed_back = fed_back * factors[THOUGHT]
-            cache, mask = share_cache(state.cache), _longer(state.attention_mask, 1)
+            cache, mask = share_cache(state.cache), longer(state.attention_mask, 1)
             with self.sites.multiplied(factors):
                 hidden = self._decoder(fed_back, cache, mask, state.next_position, state.prefix)
             state = replace(
@@ -239,7 +239,7 @@ class LatentModel(nn.Module):
     def logits(self, state: LatentState, token_ids: Tensor, noise: Noise | None) -> tuple[Tensor, LatentState]:
         """Logits [B, L, V] of the tokens after each of ``token_ids`` [B, L], and the state behind them."""
         length = token_ids.shape[1]
-        cache, mask = share_cache(state.cache), _longer(state.attention_mask, length)
+        cache, mask = share_cache(state.cache), longer(state.attention_mask, length)
         positions = state.next_position + torch.arange(length, device=self.device)
         factors = noise.factors("answer", 0) if noise is not None else {}
         with self.sites.multiplied(factors):
@@ -270,8 +270,3 @@ class LatentModel(nn.Module):
 def _shared(prefix: Prefix | None) -> dict[str, Prefix]:
     """A keyword for the attention of every layer; not even its name is shown to a model that copies the prompt."""
     return {} if prefix is None else {"prefix": prefix}
-
-
-def _longer(mask: Tensor, by: int) -> Tensor:
-    """Of [B, S], the mask of ``by`` more positions; one that is added to scores is that of any number (static.py)."""
-    return mask if mask.ndim == 4 else torch.cat([mask, mask.new_ones(mask.shape[0], by)], dim=1)

@@ -96,3 +96,8 @@ def map_cache(cache: Cache, function: Callable[[Tensor], Tensor]) -> Cache:
 def share_cache(cache: Cache) -> Cache:
     """A cache over the same tensors that can grow without the old one growing."""
     return map_cache(cache, lambda tensor: tensor)
+
+
+def longer(mask: Tensor, by: int) -> Tensor:
+    """Of [B, S], the mask of ``by`` more positions; one that is added to scores is that of any number (static.py)."""
+    return mask if mask.ndim == 4 else torch.cat([mask, mask.new_ones(mask.shape[0], by)], dim=1)

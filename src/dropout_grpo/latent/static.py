@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import Cache
 
 from dropout_grpo.latent.attention import OwnLayer, Prefix, cache_tensors, own_cache
-from dropout_grpo.latent.generation import Generation, blank, cut, next_token
+from dropout_grpo.latent.generation import Generation, blank, next_token
 from dropout_grpo.latent.given import Fixed, Given
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Sample
-from dropout_grpo.latent.state import LatentState
+from dropout_grpo.latent.state import LatentState, longer
 
 if TYPE_CHECKING:
     from dropout_grpo.latent.model import LatentModel
@@ -57,12 +57,11 @@ class Thoughts:
     def result(self, before: LatentState) -> LatentState:
         """The state after the thoughts, in memory of its own; ``before`` is the one that was loaded."""
         assert self._after is not None, "nothing has been run"
-        mask = before.attention_mask
         return replace(
             before,
             cache=_cache([(key.clone(), value.clone()) for key, value in cache_tensors(self._after.cache)]),
             hidden=self._after.hidden.clone(),
-            attention_mask=torch.cat([mask, mask.new_ones(len(mask), self.steps)], dim=1),
+            attention_mask=longer(before.attention_mask, self.steps),
             next_position=before.next_position + self.steps,
             latent_step=before.latent_step + self.steps,
         )
@@ -118,13 +117,7 @@ class Answers:
     def result(self) -> Generation:
         """The answers, in memory of their own, as long as the longest."""
         length = int(self.out.mask.any(0).sum())
-        short = cut(self.out, length)
-        return Generation(
-            token_ids=short.token_ids.clone(),
-            mask=short.mask.clone(),
-            logprobs=short.logprobs.clone(),
-            entropy=short.entropy.clone(),
-        )
+        return self.out.each(lambda part: part[:, :length].clone())
 
 
 def _on_buffers(chooser: Chooser, seeds: Tensor | None) -> Chooser:

@@ -35,12 +35,7 @@ def rows_of(groups: Tensor, k: int) -> Tensor:
 
 def select_answers(answers: Generation, rows: Tensor) -> Generation:
     """Some of the rows, in the order of an index tensor."""
-    return Generation(
-        token_ids=answers.token_ids[rows],
-        mask=answers.mask[rows],
-        logprobs=answers.logprobs[rows],
-        entropy=answers.entropy[rows],
-    )
+    return answers.each(lambda part: part[rows])
 
 
 def join(parts: Sequence[Groups], pad: int) -> Groups:
