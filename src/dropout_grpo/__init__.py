@@ -9,10 +9,8 @@ if TYPE_CHECKING:
     from dropout_grpo.curriculum.trainer import CurriculumTrainer as CurriculumTrainer
     from dropout_grpo.errors import UserError as UserError
     from dropout_grpo.evaluation.evaluate import is_correct as is_correct
-    from dropout_grpo.exploration.base import Exploration as Exploration
-    from dropout_grpo.exploration.base import NoExploration as NoExploration
-    from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout
-    from dropout_grpo.exploration.dropout import SharedDropout as SharedDropout
+    from dropout_grpo.exploration.base import Exploration as Exploration, NoExploration as NoExploration
+    from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout, SharedDropout as SharedDropout
     from dropout_grpo.latent.model import LatentModel as LatentModel
     from dropout_grpo.latent.scratch import scratch_model as scratch_model
     from dropout_grpo.latent.state import LatentState as LatentState
@@ -20,12 +18,10 @@ if TYPE_CHECKING:
     from dropout_grpo.rl.config import GRPOConfig as GRPOConfig
     from dropout_grpo.rl.trainer import GRPOTrainer as GRPOTrainer
     from dropout_grpo.tasks.answers import extract_answer as extract_answer
-    from dropout_grpo.tasks.files import load_problems as load_problems
-    from dropout_grpo.tasks.files import save_problems as save_problems
+    from dropout_grpo.tasks.files import load_problems as load_problems, save_problems as save_problems
     from dropout_grpo.tasks.problem import Problem as Problem
     from dropout_grpo.tasks.rewards import exact_answer as exact_answer
-    from dropout_grpo.tasks.word_tokenizer import word_tokenizer as word_tokenizer
-    from dropout_grpo.tasks.word_tokenizer import words_of as words_of
+    from dropout_grpo.tasks.word_tokenizer import word_tokenizer as word_tokenizer, words_of as words_of
     from dropout_grpo.training.runs import RunFolder as RunFolder
 
 _HOME = {

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import Exploration, NoExploration
-from dropout_grpo.latent import LatentModel, static
-from dropout_grpo.latent import graphs as graphs_module
+from dropout_grpo.latent import LatentModel, graphs as graphs_module, static
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.rl.rollout import roll_out
 from dropout_grpo.training.memory import MicroBatches

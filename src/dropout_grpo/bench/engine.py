@@ -12,8 +12,7 @@ from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.rl.rollout import Prompts, roll_out
-from dropout_grpo.training.optimizer import build_optimizer, build_schedule
-from dropout_grpo.training.optimizer import update as optimizer_update
+from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update as optimizer_update
 from dropout_grpo.training.precision import autocast
 
 

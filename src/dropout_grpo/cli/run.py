@@ -16,8 +16,7 @@ from dropout_grpo.cli.checkpoint import CheckpointOptions
 from dropout_grpo.cli.compare import as_text, compare
 from dropout_grpo.cli.demo import demo
 from dropout_grpo.cli.evaluate import evaluate
-from dropout_grpo.cli.inspect import as_text as inspection_as_text
-from dropout_grpo.cli.inspect import inspect
+from dropout_grpo.cli.inspect import as_text as inspection_as_text, inspect
 from dropout_grpo.cli.merge import merge
 from dropout_grpo.cli.parts import settled
 from dropout_grpo.cli.recipe import DataConfig, Recipe

@@ -7,18 +7,11 @@ from dropout_grpo.lazy import lazily
 if TYPE_CHECKING:
     from dropout_grpo.exploration.base import (
         PHASES as PHASES,
-    )
-    from dropout_grpo.exploration.base import (
         Exploration as Exploration,
-    )
-    from dropout_grpo.exploration.base import (
         NoExploration as NoExploration,
-    )
-    from dropout_grpo.exploration.base import (
         Noise as Noise,
     )
-    from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout
-    from dropout_grpo.exploration.dropout import SharedDropout as SharedDropout
+    from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout, SharedDropout as SharedDropout
 
 _HOME = {
     "Exploration": "base",

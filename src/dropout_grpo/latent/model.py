@@ -20,8 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, Noise
 from dropout_grpo.exploration.sites import THOUGHT, SiteMap
-from dropout_grpo.latent.attention import NAME as SHARED_PREFIX
-from dropout_grpo.latent.attention import Prefix, own_cache, prefix_of, shares_prefix
+from dropout_grpo.latent.attention import NAME as SHARED_PREFIX, Prefix, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.generation import Generation, at_temperature, generate_eagerly
 from dropout_grpo.latent.graphs import recordings_for
