@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, groupby
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -199,23 +199,23 @@ def test_counts() -> None:
         ProsqaConfig(n_test=-1)
 
 
-def test_a_search_tells_every_fact_once_breadth_first_from_the_person_asked_about() -> None:
-    config = replace(CONFIG, n_train=100, steps="search")
-    for problem in make_splits(config, ("train",))["train"]:
+def test_levels_tell_every_fact_about_all_that_the_step_before_led_to() -> None:
+    chains = make_splits(replace(CONFIG, n_train=100), ("train",))["train"]
+    for problem in make_splits(replace(CONFIG, n_train=100, steps="levels"), ("train",))["train"]:
         symbols, edges = problem.extra["idx_to_symbol"], problem.extra["edges"]
-        facts = [sentence.strip() + "." for sentence in problem.question.split(".")[:-1]]
-        assert sorted(problem.steps) == sorted(facts)
-        subjects = [step.removeprefix("Every ").split(" is a ")[0] for step in problem.steps]
-        root = symbols[problem.extra["root"]]
         distance = {problem.extra["root"]: 0}  # by relaxation, not by a queue
         for _ in symbols:
             for parent, child in edges:
                 if parent in distance:
                     distance[child] = min(distance.get(child, 99), distance[parent] + 1)
-        told = [distance.get(symbols.index(subject), 99) for subject in subjects]
-        assert subjects[0] == root
-        assert told == sorted(told), "a farther node was told before a nearer one"
-        assert all(subjects[i] == subject or subject not in subjects[:i] for i, subject in enumerate(subjects[1:]))
+        assert len(problem.steps) == distance[problem.extra["target"]]
+        for k, step in enumerate(problem.steps):
+            told = [fact.removeprefix("Every ").split(" is a ") for fact in step.removesuffix(".").split(". ")]
+            expected = [[symbols[a], symbols[b]] for a, b in edges if distance.get(a) == k]
+            assert sorted(told) == sorted(expected)
+            subjects = [subject for subject, _ in groupby(subject for subject, _ in told)]
+            assert len(subjects) == len(set(subjects)), "facts about one node stand together"
+    assert {len(problem.steps) for problem in chains} == {3, 4, 5, 6}
 
 
 def test_smaller_graphs_when_asked_for() -> None:

@@ -23,10 +23,11 @@ class CurriculumConfig:
         batch_size: problems an update.
         micro_batch_size: problems in one forward and backward pass, the whole batch when not given; halved where memory
             runs out.
+        optimizer: adamw is Coconut's; muon, Muon for the matrices inside the model, teaches one from scratch faster.
         learning_rate: peak of each stage's schedule.
         lr_scheduler_type: shape of each stage's schedule, after warm-up.
         warmup_steps: updates of linear warm-up in each stage.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's, and Muon's.
         max_grad_norm: gradients are clipped to this norm.
         reset_optimizer: a fresh optimiser in every stage, as Coconut does.
         eval_steps: validate every so many updates; 0 only at the end of a stage.
@@ -42,6 +43,7 @@ class CurriculumConfig:
     thought: Literal["hidden_state", "pause", "projection"] = "hidden_state"
     batch_size: int = 128
     micro_batch_size: int | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     lr_scheduler_type: Schedule = "constant"
     warmup_steps: int = 20

@@ -19,6 +19,7 @@ from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.finite import require_finite
 from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import Bar
@@ -158,12 +159,14 @@ class CurriculumTrainer:
     def _where(self, step: int, stage: Stage) -> str:
         return f"curriculum seed {self.seed}, step {step}, stage {stage.index}"
 
-    def _optimizer(self) -> torch.optim.AdamW:
+    def _optimizer(self) -> torch.optim.Optimizer:
+        head = self.model.model.get_output_embeddings()
         return build_optimizer(
             self.model.parameters(),
             learning_rate=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             betas=(0.9, 0.999),
+            matrices=hidden_matrices(self.model, head) if self.config.optimizer == "muon" else (),
         )
 
     def _batches(self, stage: Stage) -> Iterator[list[int]]:

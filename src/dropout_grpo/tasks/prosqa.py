@@ -78,8 +78,8 @@ class ProsqaConfig:
         n_test: problems for the final numbers.
         min_nodes: graphs are drawn with so many nodes at least; fewer make shorter questions to begin with.
         max_nodes: and so many at most.
-        steps: chain is the published files', from the person to the right concept; search is every fact, breadth first
-            from the person on, to learn the looking up of facts from.
+        steps: chain is the published files', from the person to the right concept, a fact a step; levels is the search
+            that finds it, as many steps: step k tells every fact about all that k - 1 facts lead to.
     """
 
     seed: int = 0
@@ -89,7 +89,7 @@ class ProsqaConfig:
     n_test: int = 500
     min_nodes: int = _NODES
     max_nodes: int = _NODES
-    steps: Literal["chain", "search"] = "chain"
+    steps: Literal["chain", "levels"] = "chain"
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_grpo", "n_valid", "n_test"):
@@ -144,7 +144,7 @@ def draw_problem(rng: random.Random, config: ProsqaConfig) -> Problem:
         graph = _draw_graph(rng, config.min_nodes + (below(rng, spread + 1) if spread else 0))
         chosen = _choose_ends(rng, graph)
         if chosen is not None:
-            return _tell(rng, graph, *chosen, search=config.steps == "search")
+            return _tell(rng, graph, *chosen, levels=config.steps == "levels")
 
 
 def _draw_graph(rng: random.Random, nodes: int) -> _Graph:
@@ -220,22 +220,18 @@ def _draw_shortest_chain(rng: random.Random, graph: _Graph, distance: dict[int, 
     return chain[::-1]
 
 
-def _draw_search(rng: random.Random, graph: _Graph, root: int) -> list[tuple[int, int]]:
-    """Every edge once, breadth first from the root, then from whatever has not been reached."""
-    edges: list[tuple[int, int]] = []
-    met: set[int] = set()
-    for start in (root, *range(len(graph.family))):
-        queue = [] if start in met else [start]
-        met.add(start)
-        for node in queue:
-            children = _shuffled(rng, [child for parent, child in graph.edges if parent == node])
-            edges += [(node, child) for child in children]
-            queue += [child for child in children if child not in met]
-            met.update(children)
-    return edges
+def _draw_levels(
+    rng: random.Random, graph: _Graph, distance: dict[int, int], steps: int
+) -> list[list[tuple[int, int]]]:
+    """For each of the steps, the edges out of the nodes at its distance, one node after the other."""
+    levels = []
+    for step in range(steps):
+        nodes = _shuffled(rng, [node for node in distance if distance[node] == step])
+        levels.append([edge for node in nodes for edge in _shuffled(rng, [e for e in graph.edges if e[0] == node])])
+    return levels
 
 
-def _tell(rng: random.Random, graph: _Graph, root: int, wrong: int, chain: list[int], *, search: bool) -> Problem:
+def _tell(rng: random.Random, graph: _Graph, root: int, wrong: int, chain: list[int], *, levels: bool) -> Problem:
     children = {child for _, child in graph.edges}
     people, concepts = _shuffled(rng, PEOPLE), _shuffled(rng, CONCEPTS)
     symbols = [concepts.pop() if node in children else people.pop() for node in range(len(graph.family))]
@@ -245,12 +241,16 @@ def _tell(rng: random.Random, graph: _Graph, root: int, wrong: int, chain: list[
         return f"{subject} is a {symbols[child]}."
 
     target = chain[-1]
+    if levels:
+        steps = _draw_levels(rng, graph, _distances(graph, root), len(chain) - 1)
+    else:
+        steps = [[edge] for edge in pairwise(chain)]
     first, second = _shuffled(rng, (symbols[target], symbols[wrong]))
     facts = _shuffled(rng, [fact(*edge) for edge in graph.edges])
     return Problem(
         id=0,
         question=" ".join([*facts, f"Is {symbols[root]} a {first} or {second}?"]),
-        steps=tuple(fact(*edge) for edge in (_draw_search(rng, graph, root) if search else pairwise(chain))),
+        steps=tuple(" ".join(fact(*edge) for edge in step) for step in steps),
         answer=f"{symbols[root]} is a {symbols[target]}.",
         extra={
             "idx_to_symbol": symbols,

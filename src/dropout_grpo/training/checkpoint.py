@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from dropout_grpo.latent.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
@@ -17,7 +17,7 @@ _OPTIMIZER, _STATE = "optimizer.safetensors", "trainer_state.json"
 
 
 def save_checkpoint(
-    path: Path, model: LatentModel, optimizer: AdamW | None = None, state: dict[str, Any] | None = None
+    path: Path, model: LatentModel, optimizer: Optimizer | None = None, state: dict[str, Any] | None = None
 ) -> None:
     """Write to a folder beside it, then move: a killed run leaves the old checkpoint or the new one, never a half."""
     draft = path.with_name(path.name + ".part")
@@ -50,6 +50,6 @@ def trainer_state(path: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def restore_optimizer(path: Path, optimizer: AdamW) -> None:
+def restore_optimizer(path: Path, optimizer: Optimizer) -> None:
     """Load the optimiser's state saved beside the model."""
     load_optimizer_tensors(optimizer, load_file(path / _OPTIMIZER))

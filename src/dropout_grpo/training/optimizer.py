@@ -1,15 +1,16 @@
-"""AdamW, its schedule, and the one place where an update happens."""
+"""The optimiser, its schedule, and the one place where an update happens."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.training.config import Schedule
+from dropout_grpo.training.muon import MuonAdamW
 
 
 class NonFinite(UserError):
@@ -22,18 +23,27 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
-) -> AdamW:
-    """AdamW over the parameters that want gradients; one-dimensional ones (biases, norms) do not decay."""
-    trainable = [p for p in parameters if p.requires_grad]
+    matrices: Sequence[nn.Parameter] = (),
+) -> Optimizer:
+    """AdamW over the parameters that want gradients; one-dimensional ones (biases, norms) do not decay.
+
+    ``matrices``, which are among the parameters, are left to Muon.
+    """
+    apart = {id(p) for p in matrices}
+    trainable = [p for p in parameters if p.requires_grad and id(p) not in apart]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if matrices:
+        return MuonAdamW(matrices, groups, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
     # fused runs one kernel a parameter; it exists on CPU and CUDA alike
     return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def build_schedule(optimizer: AdamW, schedule: Schedule, *, warmup_steps: int, updates: int, done: int = 0) -> LambdaLR:
+def build_schedule(
+    optimizer: Optimizer, schedule: Schedule, *, warmup_steps: int, updates: int, done: int = 0
+) -> LambdaLR:
     """Learning rate over ``updates``, of which ``done`` are done: a linear warm-up, then constant, or a decay to 0."""
 
     def factor(update: int) -> float:
@@ -56,7 +66,7 @@ def last_good_is(last_good: str) -> str:
 
 
 def update(
-    optimizer: AdamW, schedule: LambdaLR, *, loss: float, max_grad_norm: float, where: str, last_good: str
+    optimizer: Optimizer, schedule: LambdaLR, *, loss: float, max_grad_norm: float, where: str, last_good: str
 ) -> float:
     """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
 
@@ -73,13 +83,13 @@ def update(
     return norm
 
 
-def optimizer_tensors(optimizer: AdamW) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's state as named tensors, for safetensors: ``{parameter}.{exp_avg|exp_avg_sq|step}``."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": tensor for i, entry in state.items() for name, tensor in entry.items()}
 
 
-def load_optimizer_tensors(optimizer: AdamW, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of ``optimizer_tensors`` for an optimiser over the same parameters in the same order."""
     whole = optimizer.state_dict()
     whole["state"] = {}
