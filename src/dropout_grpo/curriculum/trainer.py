@@ -110,7 +110,7 @@ class CurriculumTrainer:
             restore_optimizer(last, optimizer)
         start = time.monotonic()
         with self.run.tracking(self.part, step), Bar("curriculum", total, done=step) as bar:
-            for stage in self.stages[first:]:
+            for stage in (stage for stage in self.stages[first:] if stage.epochs):
                 if self.config.reset_optimizer:
                     optimizer = self._optimizer()
                 last_good = str(last) if last.exists() else "none yet"
@@ -121,7 +121,7 @@ class CurriculumTrainer:
                     warmup_steps=self.config.warmup_steps,
                     updates=updates,
                 )
-                validated = False  # after the last update; a stage may have none
+                validated = False
                 for batch in self._batches(stage):
                     rate = schedule.get_last_lr()[0]
                     loss = self._backward(stage, batch, step)
