@@ -41,6 +41,8 @@ def scratch_model(
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        # A thought is an output that is read as an input, so both had better mean the same; GPT-2's do.
+        "tie_word_embeddings": True,
         # 0.02 is right for GPT-2's width of 768. A narrow model that starts there says next to nothing in its layers,
         # and takes twice as many updates to begin to learn.
         "initializer_range": 0.02 * (768 / n_embd) ** 0.5,
