@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import prosqa_page
+
 DOCS = Path(__file__).parents[1] / "docs"
 KEYS = ("pass@1", "pass@8", "maj@8", "bma")
 
@@ -27,6 +29,8 @@ def main() -> None:
     results.sort(key=lambda r: r["seed"])
     intro = (DOCS / "results" / "intro.md").read_text(encoding="utf-8")
     parts = [intro.rstrip(), *table(results), *spread(results), *seconds(results), *sweep(), *gsm8k(folder)]
+    if (folder / "prosqa.json").is_file():
+        parts += prosqa_page.section(folder)
     (DOCS / "RESULTS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -109,6 +109,8 @@ def test_other_folders_and_damaged_files_are_refused(tmp_path: Path) -> None:
         UserError, match=r"nowhere holds no samples\.jsonl: give the folder of a `dropout-grpo eval` run"
     ):
         compare(a, str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"samples\.jsonl holds no samples\.jsonl: give the folder"):
+        compare(a, str(tmp_path / "a" / "samples.jsonl"))
     broken = tmp_path / "broken"
     broken.mkdir()
     for text, message in (

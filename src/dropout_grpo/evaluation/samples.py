@@ -49,7 +49,7 @@ def read_samples(run: Path) -> list[Sample]:
     path = run / SAMPLES
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run} holds no {SAMPLES}: give the folder of a `dropout-grpo eval` run.") from None
     return [_checked(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
 
