@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines: dict[str, str] = {}
     for each in rounds(options.valid, options.out):
         lines |= {name: shlex.join(words) for name, words in each.items()}
-        _side_by_side({name: words for name, words in each.items() if not _finished(_folder(out, name))}, out)
+        _side_by_side({name: words for name, words in each.items() if not finished(out, name)}, out)
     target = ROOT / "docs" / "results" / "prosqa.json"
     record = {"commands": lines, **measured(out)}
     target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -78,8 +78,9 @@ def _folder(out: str, name: str) -> Path:
     return Path(out if name == "sft" else f"{out}-{name}")
 
 
-def _finished(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in ("results.json", "test.json"))
+def finished(out: str, name: str) -> bool:
+    """Whether the run folder of a command has its results."""
+    return any((_folder(out, name) / file).is_file() for file in ("results.json", "test.json"))
 
 
 def _side_by_side(commands: dict[str, list[str]], out: str) -> None:

@@ -1,0 +1,68 @@
+"""The commands of ``scripts/prosqa.py`` made small, what it records of them, and the page made of that."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from by_path import ROOT, module_at
+from dropout_grpo.cli.main import main
+from dropout_grpo.tasks.files import save_problems
+from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
+
+SMALL = {
+    "data": ["--prosqa.n_test", "6"],
+    "sft": ["--data.prosqa.n_train", "8", "--curriculum.cot_epochs", "1", "--curriculum.eval_steps", "2"],
+    "pause": ["--data.prosqa.n_train", "8", "--curriculum.eval_steps", "2"],
+    "masks": ["--data.prosqa.n_grpo", "8", "--grpo.max_steps", "2"],
+    "eval": ["--evaluation.num_samples", "2"],
+}
+SMALL["temperature"] = SMALL["masks"]
+TRAINED = ["--curriculum.epochs_per_stage", "1", "--curriculum.final_epochs", "1", "--curriculum.batch_size", "8"]
+STEPS = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.eval_steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("prosqa")
+    valid, out = folder / "valid.json", str(folder / "runs" / "prosqa")
+    save_problems(valid, make_splits(ProsqaConfig(n_valid=5), ("valid",))["valid"])
+    made = module_at("scripts/prosqa.py")
+    lines = {name: words for each in made.rounds(str(valid), out) for name, words in each.items()}
+    for name, words in lines.items():
+        more = {"sft": TRAINED, "pause": TRAINED, "masks": STEPS, "temperature": STEPS}.get(name, [])
+        assert main([*words[1:], *SMALL[name.split("-")[0]], *more]) in (0, None)
+        assert made.finished(out, name), name
+    measured: dict[str, Any] = made.measured(out)
+    return {"commands": {name: " ".join(words) for name, words in lines.items()}, **measured}
+
+
+def test_what_is_recorded(record: dict[str, Any]) -> None:
+    points = [(point["step"], point["stage"]) for point in record["curves"]["sft"]]
+    assert points == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6), (8, 7)]  # 8 problems are a batch
+    assert [point["stage"] for point in record["curves"]["pause"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert [[e["n"] for e in record["evaluations"][name]] for name in record["evaluations"]] == [[5, 6]] * 5
+    for names, comparisons in record["pairs"].items():
+        a, b = (record["evaluations"][name] for name in names.split())
+        for c, of_a, of_b in zip(comparisons, a, b, strict=True):
+            assert c["pass@1"] == {"a": of_a["pass@1"]["value"], "b": of_b["pass@1"]["value"]}
+    assert record["runs"]["masks"]["mixed_groups"][0] >= 0
+
+
+def test_the_page(record: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "prosqa.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "prosqa.md").write_text("## ProsQA\n", encoding="utf-8")
+    parts = module_at("scripts/prosqa_page.py").section(tmp_path)
+    assert parts[0] == "## ProsQA"
+    assert (tmp_path / "prosqa.svg").read_text(encoding="utf-8").count("pause tokens") > 0
+    found = record["evaluations"]["pause"][0]["pass@1"]["value"]
+    assert f"| pause tokens | valid.json | 5 | {100 * found:.1f} |" in parts[2]
+    assert all(f"$ {line}" in parts[-1] for line in record["commands"].values())
+
+
+def test_help_needs_no_run() -> None:
+    done = subprocess.run([sys.executable, "scripts/prosqa.py", "--help"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
