@@ -88,6 +88,20 @@ def test_loss_and_gradient_of_each_stage_are_the_oracles(tmp_path: Path) -> None
     assert len({round(loss, 3) for loss in losses}) == 4, "the stages do not differ enough to tell them apart"
 
 
+def test_the_start_marker_predicts_the_first_word_while_all_is_in_words(tmp_path: Path) -> None:
+    trainer(tmp_path, replace(FROZEN, start_predicts=True)).train()
+    model, latent = plain_model(), tiny_latent()
+    for line in updates(tmp_path):
+        words = [oracle_losses(model, int(line["stage"]), problem) for problem in (SHORT, LONG)]
+        loss = torch.cat(words).sum()
+        if line["stage"] == 0:
+            for problem, first in ((SHORT, SHOWN[0][1][0][0]), (LONG, SHOWN[0][1][1][0])):
+                (prompt,) = encode_questions(latent.tokenizer, [problem.question], latent.tokens)  # ends in the marker
+                (steps,) = encode_steps(latent.tokenizer, [[first]])
+                loss = loss - model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)[steps[0][0]]
+        assert line["loss"] == pytest.approx(float(loss.detach()) / sum(map(len, words)), rel=1e-5)
+
+
 def test_a_problem_without_steps_is_trained_on_its_answer_in_every_stage(tmp_path: Path) -> None:
     bare, latent, model = replace(LONG, steps=()), tiny_latent(), plain_model()
     trainer(tmp_path, FROZEN, problems=[SHORT, bare]).train()

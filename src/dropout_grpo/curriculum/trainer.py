@@ -8,6 +8,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.stages import Stage, curriculum
@@ -225,8 +226,13 @@ class CurriculumTrainer:
         model = self.model
         ids, mask = pad_left([self._prompts[i] for i in rows], model.tokens.pad, model.device)
         answers, answer_mask = pad_right([self._answers[stage.index][i] for i in rows], model.tokens.pad, model.device)
-        state = model.think(model.read(ids, mask), stage.latent_steps)
-        return -(model.score(state, answers) * answer_mask).sum()
+        state = model.read(ids, mask)
+        at_start: Tensor | float = 0.0
+        if self.config.start_predicts and not stage.latent_steps:
+            logits = model.model.get_output_embeddings()(state.hidden)[:, 0]  # [B, V]
+            at_start = cross_entropy(logits.float(), answers[:, 0], reduction="sum")
+        state = model.think(state, stage.latent_steps)
+        return at_start - (model.score(state, answers) * answer_mask).sum()
 
     def _validate(self, stage: Stage, step: int) -> None:
         if self.evaluate is None:
