@@ -26,11 +26,13 @@ ROUNDS = (
     {
         "data": "dropout-grpo data --task prosqa --prosqa.n_train 0 --prosqa.n_grpo 0 --prosqa.n_valid 0 "
         "--prosqa.n_test 2000 --out {out}-data",
-        "sft": f"{_SFT} --run_dir {{out}}",
+        "words": f"{_SFT} --run_dir {{out}}-words --data.prosqa.steps levels --curriculum.learning_rate 0.003 "
+        "--curriculum.lr_scheduler_type linear --curriculum.cot_epochs 5 --curriculum.epochs_per_stage 0 "
+        "--curriculum.final_epochs 0",
     },
     {
-        "pause": f"{_SFT} --model.name_or_path {{out}}/checkpoints/sft-stage-0 --curriculum.cot_epochs 0 "
-        "--curriculum.thought pause --run_dir {out}-pause",
+        name: f"{_SFT} --model.name_or_path {{out}}-words/checkpoints/coconut --run_dir {{out}}{more}"
+        for name, more in (("sft", ""), ("pause", "-pause --curriculum.thought pause"))
     },
     {
         "masks": f"{_GRPO} --run_dir {{out}}-masks",
@@ -47,7 +49,7 @@ ROUNDS = (
         )
     },
 )
-CURVES = ("sft", "pause", "masks", "temperature")
+CURVES = ("words", "sft", "pause", "masks", "temperature")
 PAIRS = (("pause", "sft"), ("weaker", "masks"), ("weaker", "temperature"), ("temperature", "masks"))
 
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _ARMS = {
+    "words": "words of levels",
     "sft": "Coconut",
     "pause": "pause tokens",
     "weaker": "Coconut, earlier stage",
@@ -48,9 +49,8 @@ def figure(r: dict[str, Any]) -> Figure:
     """Two panels: the curriculum, Coconut and the control; GRPO from the earlier stage."""
     drawn = Figure(figsize=(8.4, 3.4), layout="constrained", facecolor="white")
     left, right = drawn.subplots(1, 2, width_ratios=(2, 1), sharey=True)
-    words = max(point["step"] for point in r["curves"]["sft"] if point["stage"] == 0)
     _curve(left, r, "sft", 0)
-    _curve(left, r, "pause", words)  # it goes on from the words of the other
+    _curve(left, r, "pause", 0)
     ends = {point["stage"]: point["step"] for point in r["curves"]["sft"]}
     for stage, end in ends.items():
         left.axvline(end, color="#d9dcdf", linewidth=1, zorder=0)
@@ -76,8 +76,9 @@ def measures(r: dict[str, Any]) -> str:
     """Every checkpoint on every file."""
     lines = ["| checkpoint | file | n | pass@1, percent | 95 % interval | pass@8 | maj@8 | model average |"]
     lines.append("|---" * 8 + "|")
-    for name, arm in _ARMS.items():
-        for e in r["evaluations"][name]:
+    for name, evaluations in r["evaluations"].items():
+        arm = _ARMS[name]
+        for e in evaluations:
             low, high = e["pass@1"]["ci95"]
             others = (e["pass@k"][-1]["value"], e["maj@k"][-1]["value"], e["bma"]["value"])
             shares = " | ".join(f"{100 * value:.1f}" for value in others)

@@ -15,12 +15,12 @@ from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
 
 SMALL = {
     "data": ["--prosqa.n_test", "6"],
-    "sft": ["--data.prosqa.n_train", "8", "--curriculum.cot_epochs", "1", "--curriculum.eval_steps", "2"],
-    "pause": ["--data.prosqa.n_train", "8", "--curriculum.eval_steps", "2"],
+    "words": ["--data.prosqa.n_train", "8", "--curriculum.batch_size", "8", "--curriculum.cot_epochs", "1"],
+    "sft": ["--data.prosqa.n_train", "8", "--curriculum.cot_epochs", "1"],
     "masks": ["--data.prosqa.n_grpo", "8", "--grpo.max_steps", "2"],
     "eval": ["--evaluation.num_samples", "2"],
 }
-SMALL["temperature"] = SMALL["masks"]
+SMALL |= {"pause": SMALL["sft"], "temperature": SMALL["masks"]}
 TRAINED = ["--curriculum.epochs_per_stage", "1", "--curriculum.final_epochs", "1", "--curriculum.batch_size", "8"]
 STEPS = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.eval_steps", "1"]
 
@@ -43,7 +43,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_what_is_recorded(record: dict[str, Any]) -> None:
     points = [(point["step"], point["stage"]) for point in record["curves"]["sft"]]
     assert points == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6), (8, 7)]  # 8 problems are a batch
-    assert [point["stage"] for point in record["curves"]["pause"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert [point["stage"] for point in record["curves"]["pause"]] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [point["stage"] for point in record["curves"]["words"]] == [0]
     assert [[e["n"] for e in record["evaluations"][name]] for name in record["evaluations"]] == [[5, 6]] * 5
     for names, comparisons in record["pairs"].items():
         a, b = (record["evaluations"][name] for name in names.split())

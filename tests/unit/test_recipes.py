@@ -105,7 +105,8 @@ def test_prosqa_is_coconuts_curriculum_on_the_projects_generator(parsed: Callabl
     recipe = parsed("prosqa")
     curriculum = recipe.curriculum
     assert (recipe.data.task, recipe.model.name_or_path) == ("prosqa", None)
-    assert (curriculum.c_thought, curriculum.max_latent_stage, curriculum.latent_steps) == (1, 6, 6)
+    # Coconut: one thought a step, where a token is a word; here a fact is two tokens
+    assert (curriculum.c_thought, curriculum.max_latent_stage, curriculum.latent_steps) == (2, 6, 12)
 
 
 def test_llama_is_trained_with_lora(parsed: Callable[[str], Recipe]) -> None:
