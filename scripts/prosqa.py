@@ -16,12 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dropout_grpo.cli.compare import compare
+
 ROOT = Path(__file__).parents[1]
 WEAKER = "sft-stage-4"
 
 _SFT = "dropout-grpo sft --recipe prosqa --data.valid {valid}"
 _GRPO = f"dropout-grpo grpo --recipe prosqa --data.valid {{valid}} --checkpoint {{out}}/checkpoints/{WEAKER}"
 _EVAL = "dropout-grpo eval --recipe prosqa --files [{valid},{out}-data/test.json]"
+_EVALUATED = {
+    "sft": "/checkpoints/coconut",
+    "pause": "-pause/checkpoints/coconut",
+    "weaker": f"/checkpoints/{WEAKER}",
+    "masks": "-masks/checkpoints/grpo",
+    "temperature": "-temperature/checkpoints/grpo",
+}
 ROUNDS = (
     {
         "data": "dropout-grpo data --task prosqa --prosqa.n_train 0 --prosqa.n_grpo 0 --prosqa.n_valid 0 "
@@ -40,13 +49,7 @@ ROUNDS = (
     },
     {
         f"eval-{name}": f"{_EVAL} --checkpoint {{out}}{checkpoint} --run_dir {{out}}-eval-{name}"
-        for name, checkpoint in (
-            ("sft", "/checkpoints/coconut"),
-            ("pause", "-pause/checkpoints/coconut"),
-            ("weaker", f"/checkpoints/{WEAKER}"),
-            ("masks", "-masks/checkpoints/grpo"),
-            ("temperature", "-temperature/checkpoints/grpo"),
-        )
+        for name, checkpoint in _EVALUATED.items()
     },
 )
 CURVES = ("words", "sft", "pause", "masks", "temperature")
@@ -100,9 +103,7 @@ def _side_by_side(commands: dict[str, list[str]], out: str) -> None:
 
 def measured(out: str) -> dict[str, Any]:
     """What the run folders say: settings, curves of pass@1, measures, and pairs on the same problems."""
-    from dropout_grpo.cli.compare import compare
-
-    record: dict[str, Any] = {"weaker": WEAKER, "runs": {}, "curves": {}, "evaluations": {}, "pairs": {}}
+    record: dict[str, Any] = {"runs": {}, "curves": {}, "evaluations": {}, "pairs": {}}
     for name in CURVES:
         record["runs"][name] = _json(_folder(out, name) / "results.json")
         steps = _lines(_folder(out, name) / "metrics.jsonl")
@@ -111,7 +112,7 @@ def measured(out: str) -> dict[str, Any]:
         mixed = [1 - line["frac_reward_zero_std"] for line in steps if "frac_reward_zero_std" in line]
         if mixed:
             record["runs"][name]["mixed_groups"] = [sum(part) / len(part) for part in (mixed[:10], mixed[-10:])]
-    for name in ("sft", "pause", "weaker", "masks", "temperature"):
+    for name in _EVALUATED:
         record["evaluations"][name] = _json(_folder(out, f"eval-{name}") / "metrics.json")["evaluations"]
     for a, b in PAIRS:
         pairs = compare(f"{out}-eval-{a}", f"{out}-eval-{b}")["comparisons"]

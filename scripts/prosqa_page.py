@@ -49,8 +49,8 @@ def figure(r: dict[str, Any]) -> Figure:
     """Two panels: the curriculum, Coconut and the control; GRPO from the earlier stage."""
     drawn = Figure(figsize=(8.4, 3.4), layout="constrained", facecolor="white")
     left, right = drawn.subplots(1, 2, width_ratios=(2, 1), sharey=True)
-    _curve(left, r, "sft", 0)
-    _curve(left, r, "pause", 0)
+    _curve(left, r, "sft")
+    _curve(left, r, "pause")
     ends = {point["stage"]: point["step"] for point in r["curves"]["sft"]}
     for stage, end in ends.items():
         left.axvline(end, color="#d9dcdf", linewidth=1, zorder=0)
@@ -58,7 +58,7 @@ def figure(r: dict[str, Any]) -> Figure:
         left.text((begin + end) / 2, 1.02, "words" if stage == 0 else str(stage), ha="center", fontsize=9)
     left.set(xlabel="updates of the curriculum; its stages above", ylabel="pass@1", ylim=(0, 1.06))
     for name in ("masks", "temperature"):
-        _curve(right, r, name, 0)
+        _curve(right, r, name)
     right.set_xlabel("GRPO steps")
     for axes in (left, right):
         axes.axhline(0.5, color="#9ca3af", linewidth=1, linestyle=":")
@@ -66,9 +66,9 @@ def figure(r: dict[str, Any]) -> Figure:
     return drawn
 
 
-def _curve(axes: Axes, r: dict[str, Any], name: str, offset: int) -> None:
+def _curve(axes: Axes, r: dict[str, Any], name: str) -> None:
     colour, style = _LINES[name]
-    points = [(point["step"] + offset, point["eval/pass@1"]) for point in r["curves"][name]]
+    points = [(point["step"], point["eval/pass@1"]) for point in r["curves"][name]]
     axes.plot(*zip(*points, strict=True), style, color=colour, label=_ARMS[name].removesuffix(" from there"))
 
 
