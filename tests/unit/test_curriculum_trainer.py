@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dropout_grpo.curriculum.config import CurriculumConfig
-from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.curriculum.trainer import CurriculumTrainer, _share_out
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
 from dropout_grpo.latent import LatentModel
@@ -88,18 +88,35 @@ def test_loss_and_gradient_of_each_stage_are_the_oracles(tmp_path: Path) -> None
     assert len({round(loss, 3) for loss in losses}) == 4, "the stages do not differ enough to tell them apart"
 
 
-def test_the_start_marker_predicts_the_first_word_while_all_is_in_words(tmp_path: Path) -> None:
-    trainer(tmp_path, replace(FROZEN, start_predicts=True)).train()
+def test_thoughts_predict_the_words_they_stand_in_for(tmp_path: Path) -> None:
+    trainer(tmp_path, replace(FROZEN, thoughts_predict=True)).train()
     model, latent = plain_model(), tiny_latent()
+    replaced = {SHORT.id: ["0 + 1"], LONG.id: ["3 + 1", "3 + 2"]}  # two latent stages: the third step has no thought
     for line in updates(tmp_path):
-        words = [oracle_losses(model, int(line["stage"]), problem) for problem in (SHORT, LONG)]
+        stage = int(line["stage"])
+        words = [oracle_losses(model, stage, problem) for problem in (SHORT, LONG)]
         loss = torch.cat(words).sum()
-        if line["stage"] == 0:
-            for problem, first in ((SHORT, SHOWN[0][1][0][0]), (LONG, SHOWN[0][1][1][0])):
-                (prompt,) = encode_questions(latent.tokenizer, [problem.question], latent.tokens)  # ends in the marker
-                (steps,) = encode_steps(latent.tokenizer, [[first]])
-                loss = loss - model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)[steps[0][0]]
+        for problem in (SHORT, LONG):
+            (prompt,) = encode_questions(latent.tokenizer, [problem.question], latent.tokens)  # ends in the marker
+            (steps,) = encode_steps(latent.tokenizer, [replaced[problem.id]])
+            hidden = oracle_run(model, prompt, SHOWN[stage][0], latent.tokens.end, [latent.tokens.eos]).hiddens
+            for state, step in zip(hidden, steps, strict=False):  # in stage s, of the start marker and s thoughts
+                loss = loss - model.lm_head(state).log_softmax(-1)[step].mean()
         assert line["loss"] == pytest.approx(float(loss.detach()) / sum(map(len, words)), rel=1e-5)
+
+
+def test_thoughts_of_a_step_share_its_words_in_turn() -> None:
+    steps = [[5, 6, 7, 8, 9], [10]]
+    assert _share_out(steps, c_thought=2, max_latent_stage=3) == [[5, 7, 9], [6, 8], [10], []]
+    assert _share_out(steps, c_thought=1, max_latent_stage=1) == [[5, 6, 7, 8, 9]]
+
+
+def test_thoughts_without_words_to_stand_in_for_predict_nothing(tmp_path: Path) -> None:
+    short = replace(SHORT, steps=("7",))  # fewer words than thoughts
+    bare = replace(LONG, steps=())
+    wide = replace(FROZEN, c_thought=4, thoughts_predict=True)
+    trainer(tmp_path, wide, problems=[short, bare]).train()
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in updates(tmp_path))
 
 
 def test_a_problem_without_steps_is_trained_on_its_answer_in_every_stage(tmp_path: Path) -> None:

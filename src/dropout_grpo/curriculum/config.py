@@ -18,8 +18,9 @@ class CurriculumConfig:
         epochs_per_stage: epochs of each latent stage.
         final_epochs: epochs of the final stage, answers alone.
         uniform_prob: probability that a problem is shown as in a random stage instead of the current one.
-        start_predicts: while all steps are in words, the start marker is trained to predict the first word as well, as
-            the end marker is, so that the first thought means what the words would have said. Not in Coconut.
+        thoughts_predict: the hidden states that are fed back, or will be in the next stage, are trained as well: each
+            predicts the words that it stands in for, which a step's thoughts take in turn, so that it becomes the set
+            of what the words would have said. Not in Coconut.
         thought: hidden_state is Coconut; projection CODI, an MLP of the hidden state; pause the control, a learned
             vector in place of every hidden state.
         batch_size: problems an update.
@@ -42,7 +43,7 @@ class CurriculumConfig:
     epochs_per_stage: int = 10
     final_epochs: int = 20
     uniform_prob: float = 0.0
-    start_predicts: bool = False
+    thoughts_predict: bool = False
     thought: Literal["hidden_state", "pause", "projection"] = "hidden_state"
     batch_size: int = 128
     micro_batch_size: int | None = None

@@ -8,7 +8,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.stages import Stage, curriculum
@@ -86,6 +85,7 @@ class CurriculumTrainer:
             stage.index: [[*chain.from_iterable(stage.words(s)), *a] for s, a in zip(steps, answers, strict=True)]
             for stage in self.stages
         }
+        self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
         model.check_length(self._prompts, longest)
 
@@ -227,12 +227,29 @@ class CurriculumTrainer:
         ids, mask = pad_left([self._prompts[i] for i in rows], model.tokens.pad, model.device)
         answers, answer_mask = pad_right([self._answers[stage.index][i] for i in rows], model.tokens.pad, model.device)
         state = model.read(ids, mask)
-        at_start: Tensor | float = 0.0
-        if self.config.start_predicts and not stage.latent_steps:
-            logits = model.model.get_output_embeddings()(state.hidden)[:, 0]  # [B, V]
-            at_start = cross_entropy(logits.float(), answers[:, 0], reduction="sum")
-        state = model.think(state, stage.latent_steps)
-        return at_start - (model.score(state, answers) * answer_mask).sum()
+        hidden = [state.hidden]
+        for _ in range(stage.latent_steps):
+            state = model.think(state, 1)
+            hidden.append(state.hidden)
+        loss = -(model.score(state, answers) * answer_mask).sum()
+        return loss + self._thoughts_loss(torch.cat(hidden, dim=1), rows) if self.config.thoughts_predict else loss
+
+    def _thoughts_loss(self, hidden: Tensor, rows: list[int]) -> Tensor:
+        """Loss of the words that hidden states [B, 1 + thoughts, D] would be fed back in place of.
+
+        Summed over hidden states; a mean over the words of one, so that it becomes the set that they are drawn from.
+        """
+        length = hidden.shape[1]
+        where = [
+            (row, t, share) for row, i in enumerate(rows) for t, share in enumerate(self._shares[i][:length]) if share
+        ]
+        if not where:
+            return hidden.new_zeros(())
+        row, thought, shares = zip(*where, strict=True)
+        words, mask = pad_right(shares, self.model.tokens.pad, hidden.device)  # [N, W]
+        logits = self.model.model.get_output_embeddings()(hidden[list(row), list(thought)])  # [N, V]
+        logprobs = logits.float().log_softmax(-1).gather(-1, words)  # [N, W]
+        return -(logprobs * mask / mask.sum(-1, keepdim=True)).sum()
 
     def _validate(self, stage: Stage, step: int) -> None:
         if self.evaluate is None:
@@ -240,3 +257,8 @@ class CurriculumTrainer:
         longest = max(map(len, self._answers[stage.index]))
         passed = self.evaluate(self.model, stage.latent_steps, longest)
         self.run.log({"part": self.part, "step": step, "stage": stage.index, "eval/pass@1": passed})
+
+
+def _share_out(steps: Sequence[Sequence[int]], c_thought: int, max_latent_stage: int) -> list[list[int]]:
+    """For each thought of the full block the words that it stands in for: a step's thoughts take its words in turn."""
+    return [step[t::c_thought] for step in steps[:max_latent_stage] for t in range(c_thought)]
