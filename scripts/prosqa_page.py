@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _ARMS = {
-    "words": "words of levels",
+    "words": "words",
     "sft": "Coconut",
     "pause": "pause tokens",
-    "weaker": "Coconut, earlier stage",
+    "weaker": "weaker Coconut",
     "masks": "Dropout-GRPO from there",
     "temperature": "temperature only from there",
 }
 _LINES = {
+    "words": ("#6b7280", "-"),
     "sft": ("#2b5c9e", "-"),
     "pause": ("#c05a12", "--"),
     "masks": ("#2b5c9e", "-"),
@@ -40,25 +41,24 @@ def section(folder: Path) -> list[str]:
     with matplotlib.rc_context(_STYLE):
         figure(r).savefig(folder / "prosqa.svg", format="svg", metadata={"Date": None, "Creator": None})
     intro = (folder / "prosqa.md").read_text(encoding="utf-8").rstrip()
-    image = "![pass@1 on the published validation problems over updates, by stage](results/prosqa.svg)"
+    image = "![pass@1 on the published validation problems over updates](results/prosqa.svg)"
     commands = "\n".join(f"$ {line}" for line in r["commands"].values())
     return [intro, image, measures(r), pairs(r), seconds(r), f"```console\n{commands}\n```"]
 
 
 def figure(r: dict[str, Any]) -> Figure:
-    """Two panels: the curriculum, Coconut and the control; GRPO from the earlier stage."""
+    """Two panels: words, then Coconut and the control; GRPO from the weaker Coconut."""
     drawn = Figure(figsize=(8.4, 3.4), layout="constrained", facecolor="white")
     left, right = drawn.subplots(1, 2, width_ratios=(2, 1), sharey=True)
-    _curve(left, r, "sft")
-    _curve(left, r, "pause")
-    ends = {point["stage"]: point["step"] for point in r["curves"]["sft"]}
-    for stage, end in ends.items():
-        left.axvline(end, color="#d9dcdf", linewidth=1, zorder=0)
-        begin = max((step for other, step in ends.items() if other < stage), default=0)
-        left.text((begin + end) / 2, 1.02, "words" if stage == 0 else str(stage), ha="center", fontsize=9)
-    left.set(xlabel="updates of the curriculum; its stages above", ylabel="pass@1", ylim=(0, 1.06))
+    words = _points(r, "words")
+    _curve(left, "words", words)
+    for name in ("sft", "pause"):
+        _curve(left, name, [(words[-1][0] + step, passed) for step, passed in _points(r, name)])
+    left.axvline(words[-1][0], color="#d9dcdf", linewidth=1, zorder=0)
+    left.set(xlabel="updates of the curriculum", ylabel="pass@1", ylim=(0, 1.06))
+    begin = (0, _points(r, "weaker")[-1][1])
     for name in ("masks", "temperature"):
-        _curve(right, r, name)
+        _curve(right, name, [begin, *_points(r, name)])
     right.set_xlabel("GRPO steps")
     for axes in (left, right):
         axes.axhline(0.5, color="#9ca3af", linewidth=1, linestyle=":")
@@ -66,9 +66,12 @@ def figure(r: dict[str, Any]) -> Figure:
     return drawn
 
 
-def _curve(axes: Axes, r: dict[str, Any], name: str) -> None:
+def _points(r: dict[str, Any], name: str) -> list[tuple[int, float]]:
+    return [(point["step"], point["eval/pass@1"]) for point in r["curves"][name]]
+
+
+def _curve(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
     colour, style = _LINES[name]
-    points = [(point["step"], point["eval/pass@1"]) for point in r["curves"][name]]
     axes.plot(*zip(*points, strict=True), style, color=colour, label=_ARMS[name].removesuffix(" from there"))
 
 
@@ -117,6 +120,7 @@ def seconds(r: dict[str, Any]) -> str:
     first = r["runs"]["sft"]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     return (
-        f"Seconds of training, each on one core: {took}. Mixed groups in the first and last ten steps: {mixed}. "
+        f"Seconds of training: {took}; words and the weaker Coconut on all cores, the others side by side on one. "
+        f"Mixed groups in the first and last ten steps: {mixed}. "
         f"{versions}; commit {first['commit']}."
     )

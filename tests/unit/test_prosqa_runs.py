@@ -16,12 +16,11 @@ from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
 SMALL = {
     "data": ["--prosqa.n_test", "6"],
     "words": ["--data.prosqa.n_train", "8", "--curriculum.batch_size", "8", "--curriculum.cot_epochs", "1"],
-    "sft": ["--data.prosqa.n_train", "8", "--curriculum.cot_epochs", "1"],
+    "sft": ["--data.prosqa.n_train", "8", "--curriculum.batch_size", "8", "--curriculum.final_epochs", "2"],
     "masks": ["--data.prosqa.n_grpo", "8", "--grpo.max_steps", "2"],
     "eval": ["--evaluation.num_samples", "2"],
 }
-SMALL |= {"pause": SMALL["sft"], "temperature": SMALL["masks"]}
-TRAINED = ["--curriculum.epochs_per_stage", "1", "--curriculum.final_epochs", "1", "--curriculum.batch_size", "8"]
+SMALL |= {"pause": SMALL["sft"], "weaker": SMALL["sft"], "temperature": SMALL["masks"]}
 STEPS = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.eval_steps", "1"]
 
 
@@ -33,7 +32,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = module_at("scripts/prosqa.py")
     lines = {name: words for each in made.rounds(str(valid), out) for name, words in each.items()}
     for name, words in lines.items():
-        more = {"sft": TRAINED, "pause": TRAINED, "masks": STEPS, "temperature": STEPS}.get(name, [])
+        more = {"masks": STEPS, "temperature": STEPS}.get(name, [])
         assert main([*words[1:], *SMALL[name.split("-")[0]], *more]) in (0, None)
         assert made.finished(out, name), name
     measured: dict[str, Any] = made.measured(out)
@@ -41,10 +40,10 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_what_is_recorded(record: dict[str, Any]) -> None:
-    points = [(point["step"], point["stage"]) for point in record["curves"]["sft"]]
-    assert points == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6), (8, 7)]  # 8 problems are a batch
-    assert [point["stage"] for point in record["curves"]["pause"]] == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert [point["stage"] for point in record["curves"]["words"]] == [0]
+    curves = {n: [(point["step"], point.get("stage")) for point in points] for n, points in record["curves"].items()}
+    assert curves["words"] == [(1, 0)]  # 8 problems are a batch
+    assert curves["sft"] == curves["pause"] == curves["weaker"] == [(2, 7)]
+    assert [step for step, _ in curves["masks"]] == [1, 2]
     assert [[e["n"] for e in record["evaluations"][name]] for name in record["evaluations"]] == [[5, 6]] * 5
     for names, comparisons in record["pairs"].items():
         a, b = (record["evaluations"][name] for name in names.split())

@@ -259,6 +259,6 @@ class CurriculumTrainer:
         self.run.log({"part": self.part, "step": step, "stage": stage.index, "eval/pass@1": passed})
 
 
-def _share_out(steps: Sequence[Sequence[int]], c_thought: int, max_latent_stage: int) -> list[list[int]]:
+def _share_out(steps: Sequence[list[int]], c_thought: int, max_latent_stage: int) -> list[list[int]]:
     """For each thought of the full block the words that it stands in for: a step's thoughts take its words in turn."""
     return [step[t::c_thought] for step in steps[:max_latent_stage] for t in range(c_thought)]
