@@ -36,7 +36,7 @@ ROUNDS = (
         "sft": f"{_THOUGHTS} --run_dir {{out}}-sft",
         "pause": f"{_THOUGHTS} --curriculum.thought pause --run_dir {{out}}-pause",
     },
-    {"weaker": f"{_THOUGHTS} --curriculum.final_epochs 2 --run_dir {{out}}-weaker"},
+    {"weaker": f"{_THOUGHTS} --curriculum.final_epochs 1 --run_dir {{out}}-weaker"},
     {
         "masks": f"{_GRPO} --run_dir {{out}}-masks",
         "temperature": f"{_GRPO} --exploration.kind none --run_dir {{out}}-temperature",
