@@ -101,7 +101,7 @@ def test_gsm8k_on_gpt2_is_what_was_published(parsed: Callable[[str], Recipe]) ->
     assert grpo.scale_rewards == "none"  # the paper: the advantage is the reward minus the group's mean
 
 
-def test_prosqa_is_coconuts_curriculum_on_the_projects_generator(parsed: Callable[[str], Recipe]) -> None:
+def test_prosqa_has_two_thoughts_a_level_on_the_projects_generator(parsed: Callable[[str], Recipe]) -> None:
     recipe = parsed("prosqa")
     curriculum = recipe.curriculum
     assert (recipe.data.task, recipe.model.name_or_path) == ("prosqa", None)
