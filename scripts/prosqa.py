@@ -4,7 +4,7 @@ python scripts/prosqa.py prosqa_valid.json
 
 The commands are those of a user, each a process of its own; as many run side by side as there are cores, and a round
 waits for the one before. A command whose results are there already is not run again. Writes docs/results/prosqa.json,
-of which scripts/results_page.py makes a section of docs/RESULTS.md and its figure. Some 70 minutes on 2 CPU cores.
+of which scripts/results_page.py makes a section of docs/RESULTS.md and its figure. Some 45 minutes on 2 CPU cores.
 """
 
 import argparse
