@@ -65,13 +65,15 @@ def test_groups_of_padded_rollouts_equal_lone_unpadded_rows(
 ) -> None:
     model = latent_model(kind, dtype, latent_steps=latent_steps, copy_prompts=copy_prompts)
     assert model.shares_prefix is not copy_prompts
-    plain = oracle_model(kind, dtype)
-    oracle = oracle_rows(plain, latent_steps, reference_noises(MASKS), temperature=0.7)
+    plain, exact = oracle_model(kind, dtype), oracle_model(kind, torch.float64)
+    oracle, truth = (oracle_rows(m, latent_steps, reference_noises(MASKS), temperature=0.7) for m in (plain, exact))
     engine = engine_rows(model, MASKS, temperature=0.7)
     assert len(engine[0]) == latent_steps + 1
-    assert worst(engine, oracle) < TOLERANCE[dtype]
+    # Six latent steps amplify rounding: in float32 the oracle itself is up to 1e-5 off, by how much depends on the CPU.
+    assert worst(engine, oracle) < max(TOLERANCE[dtype], 10 * worst(oracle, truth))
     expected = gradients(plain, oracle[1])
-    assert differences(gradients(model.model, engine[1]), expected) < GRADIENT_TOLERANCE[dtype]
+    rounding = differences(expected, gradients(exact, truth[1]))
+    assert differences(gradients(model.model, engine[1]), expected) < max(GRADIENT_TOLERANCE[dtype], 10 * rounding)
 
 
 @every_kind

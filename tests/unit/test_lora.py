@@ -40,7 +40,7 @@ def test_a_fresh_adapter_changes_nothing(kind: str, exploration: SharedDropout, 
     assert torch.equal(said(plain), said(adapted))
     expected, found = rollouts(plain, exploration), rollouts(adapted, exploration)
     assert torch.equal(expected.token_ids, found.token_ids)
-    assert torch.equal(expected.logprobs, found.logprobs)
+    torch.testing.assert_close(found.logprobs, expected.logprobs)  # on some CPUs bits depend on where tensors lie
 
 
 @pytest.mark.parametrize("exploration", [EVERYWHERE, LATENT])
