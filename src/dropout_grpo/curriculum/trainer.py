@@ -85,7 +85,9 @@ class CurriculumTrainer:
             stage.index: [[*chain.from_iterable(stage.words(s)), *a] for s, a in zip(steps, answers, strict=True)]
             for stage in self.stages
         }
-        self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
+        self._shares: list[list[list[int]]] = []  # of each problem, where thoughts predict
+        if config.thoughts_predict:
+            self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
         model.check_length(self._prompts, longest)
 
