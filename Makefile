@@ -22,7 +22,7 @@ test-slow: $(READY)
 	$(BIN)/pytest -m slow
 
 theory: $(READY)  # runs all checks and redoes docs/theory.md's figures and tables
-	$(BIN)/python -m dropout_grpo.theory.page docs/theory.md
+	$(BIN)/python -m dropout_grpo.evidence.theory.page docs/theory.md
 
 LINEAR := [num_generations,latent_steps]
 # One result file a call; a run that fails leaves none.
@@ -35,11 +35,11 @@ bench: $(READY)  # on an idle machine; see benchmarks/README.md
 	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
 	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
-	$(BIN)/python benchmarks/page.py
+	$(BIN)/python -m dropout_grpo.evidence.pages.bench_page
 
 gpu: $(READY)  # tests and benchmark on a GPU
-	$(BIN)/python benchmarks/gpu.py
-	$(BIN)/python benchmarks/page.py
+	$(BIN)/python -m dropout_grpo.evidence.studies.gpu
+	$(BIN)/python -m dropout_grpo.evidence.pages.bench_page
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

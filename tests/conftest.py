@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dropout_grpo.latent.attention_choice import fixed_attention
+from dropout_grpo.latent.fast.attention_choice import fixed_attention
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and sums keep one order
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.latent.attention import Prefix, shared_prefix_attention, shares_prefix
-from engine import difference, latent_model
-from tiny import EXTRA_KINDS, KINDS, VARIANTS, WINDOWED_KINDS, tiny_model
+from dropout_grpo.latent.fast.attention import Prefix, shared_prefix_attention, shares_prefix
+from helpers.engine import difference, latent_model
+from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS, WINDOWED_KINDS, tiny_model
 
 G, H, S, T, E = 3, 4, 5, 3, 8
 REAL = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)  # the rest is padding

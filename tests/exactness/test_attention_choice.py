@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import SharedDropout
-from dropout_grpo.latent import attention, attention_choice
-from dropout_grpo.latent.attention import shared_prefix_attention
-from dropout_grpo.latent.attention_choice import CHOICES, Choice, chosen, fixed_attention
+from dropout_grpo.latent.fast import attention, attention_choice
+from dropout_grpo.latent.fast.attention import shared_prefix_attention
+from dropout_grpo.latent.fast.attention_choice import CHOICES, Choice, chosen, fixed_attention
+from dropout_grpo.runs.folder import provenance
 from dropout_grpo.training.precision import autocast
-from dropout_grpo.training.runs import provenance
-from engine import (
+from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,
     GRADIENT_TOLERANCE,

@@ -8,7 +8,7 @@ from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel, LatentState
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.rollout import Prompts, replay, roll_out
-from engine import (
+from helpers.engine import (
     ALL_PHASES,
     QUESTIONS,
     TOLERANCE,
@@ -17,7 +17,7 @@ from engine import (
     latent_model,
     prompts,
 )
-from tiny import KINDS
+from helpers.tiny import KINDS
 
 SEEDS = torch.arange(12).view(3, 4) * 1_000_003 - 7  # [N, K]
 HELD = SharedDropout(0.3, ("residual", "thought"), ("latent", "answer"))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dropout_grpo.exploration import SharedDropout
-from engine import (
+from helpers.engine import (
     ALL_SITES,
     GRADIENT_TOLERANCE,
     KEEPS_ITS_ATTENTION,
@@ -26,8 +26,8 @@ from engine import (
     oracle_rows,
     reference_factors,
 )
-from oracle import site_modules
-from tiny import EXTRA_KINDS, KINDS, VARIANTS, WIDE_HEADS
+from helpers.oracle import site_modules
+from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS, WIDE_HEADS
 
 MASKS = SharedDropout(0.25, ALL_SITES, ("latent", "answer"))
 PROMPT = QUESTIONS[0]

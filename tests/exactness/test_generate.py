@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import splitmix
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.exploration.dropout import DropoutNoise
 from dropout_grpo.latent import LatentModel
@@ -19,7 +18,8 @@ from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.sampling import Sample
 from dropout_grpo.latent.state import LatentState
 from dropout_grpo.rl.rollout import roll_out
-from engine import (
+from helpers import splitmix
+from helpers.engine import (
     ALL_PHASES,
     END_ID,
     QUESTIONS,
@@ -28,8 +28,8 @@ from engine import (
     prompts,
     reference_factors,
 )
-from oracle import Factors, no_noise, oracle_greedy, oracle_run
-from tiny import KINDS, PAD_ID
+from helpers.oracle import Factors, no_noise, oracle_greedy, oracle_run
+from helpers.tiny import KINDS, PAD_ID
 
 LENGTH = 8
 SEEDS = torch.arange(12).view(3, 4) - 5  # [N, K], on both sides of 0

@@ -10,12 +10,22 @@ from torch import Tensor
 from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.exploration.seeds import bernoulli, fold, random_bits, rollout_seeds, stream, uniform
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.attention import attention_choices
-from dropout_grpo.latent.attention_choice import CHOICES, Choice, fixed_attention
+from dropout_grpo.latent.fast.attention import attention_choices
+from dropout_grpo.latent.fast.attention_choice import CHOICES, Choice, fixed_attention
 from dropout_grpo.rl.rollout import Prompts, replay, roll_out
 from dropout_grpo.training.precision import autocast
-from engine import ALL_PHASES, ALL_SITES, ANSWERS, SEEDS, difference, differences, gradients, latent_model, prompts
-from tiny import KINDS
+from helpers.engine import (
+    ALL_PHASES,
+    ALL_SITES,
+    ANSWERS,
+    SEEDS,
+    difference,
+    differences,
+    gradients,
+    latent_model,
+    prompts,
+)
+from helpers.tiny import KINDS
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
+from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration
-from dropout_grpo.latent import LatentModel, graphs
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.fast import graphs
+from dropout_grpo.latent.fast.graphs import step_by_step
 from dropout_grpo.latent.generation import Generation
-from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.training.precision import autocast
-from engine import QUESTIONS, difference, latent_model, prompts
-from fixed_shape import EXPLORATIONS, HELD, OTHERS
-from tiny import KINDS
-from tiny_latent import tiny_latent, tiny_problems
+from helpers.engine import QUESTIONS, difference, latent_model, prompts
+from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS
+from helpers.tiny import KINDS
+from helpers.tiny_latent import tiny_latent, tiny_problems
 
 pytestmark = [
     pytest.mark.gpu,

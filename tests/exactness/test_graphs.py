@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import Exploration, NoExploration
-from dropout_grpo.latent import LatentModel, graphs as graphs_module, static
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.fast import graphs as graphs_module, static
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.rl.rollout import roll_out
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
-from engine import QUESTIONS, difference, latent_model, prompts
-from fake_cuda import fake_cuda
-from fixed_shape import EXPLORATIONS, HELD, OTHERS
+from helpers.engine import QUESTIONS, difference, latent_model, prompts
+from helpers.fake_cuda import fake_cuda
+from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS
 
 SEEDS = torch.arange(12).view(3, 4) - 5
 LENGTH = 6

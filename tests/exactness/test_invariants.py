@@ -13,7 +13,7 @@ from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.rollout import replay, roll_out, think_in_groups
 from dropout_grpo.training.precision import autocast
-from engine import (
+from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,
     ANSWERS,
@@ -27,7 +27,7 @@ from engine import (
     oracle_model,
     prompts,
 )
-from tiny import EXTRA_KINDS, KINDS, tiny_model, tiny_tokenizer
+from helpers.tiny import EXTRA_KINDS, KINDS, tiny_model, tiny_tokenizer
 
 HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.3, ALL_SITES, ALL_PHASES)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import splitmix
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.exploration.seeds import as_int64, bernoulli, fold, random_bits, rollout_seeds, stream, uniform
 from dropout_grpo.latent import LatentModel
-from engine import ALL_PHASES, ALL_SITES, SEEDS, engine_rows, latent_model, prompts, reference_mask
-from oracle import site_modules
-from tiny import EXTRA_KINDS, KINDS, WIDE_HEADS
+from helpers import splitmix
+from helpers.engine import ALL_PHASES, ALL_SITES, SEEDS, engine_rows, latent_model, prompts, reference_mask
+from helpers.oracle import site_modules
+from helpers.tiny import EXTRA_KINDS, KINDS, WIDE_HEADS
 
 EDGES = [0, 1, -1, 2, 41, -42, 2**31, 2**32, -(2**32), 2**53 + 1, 2**63 - 1, 2**63 - 2, -(2**63), -(2**63) + 1]
 EDGE_SEEDS = torch.tensor(EDGES)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl.rollout import replay
-from engine import (
+from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,
     ANSWERS,
@@ -32,7 +32,7 @@ from engine import (
     prompts,
     reference_noises,
 )
-from tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
+from helpers.tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
 
 MASKS = SharedDropout(0.25, ALL_SITES, ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.25, ALL_SITES, ALL_PHASES)

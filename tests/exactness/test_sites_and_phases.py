@@ -9,7 +9,7 @@ from torch import Tensor
 from dropout_grpo.exploration import PerStepDropout, SharedDropout
 from dropout_grpo.exploration.sites import SITES
 from dropout_grpo.rl.rollout import replay
-from engine import (
+from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,
     ANSWERS,
@@ -24,7 +24,7 @@ from engine import (
     prompts,
     reference_noises,
 )
-from tiny import EXTRA_KINDS, KINDS
+from helpers.tiny import EXTRA_KINDS, KINDS
 
 PHASES = [subset for n in (1, 2, 3) for subset in combinations(ALL_PHASES, n)]
 

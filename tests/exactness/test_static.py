@@ -16,21 +16,22 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dropout_grpo.evaluation.evaluate import EvaluationConfig, answer_problems
+from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration, NoExploration
-from dropout_grpo.latent import LatentModel, graphs, static
-from dropout_grpo.latent.attention import cache_tensors
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.fast import graphs, static
+from dropout_grpo.latent.fast.attention import cache_tensors
+from dropout_grpo.latent.fast.static import Answers, RoomLayer, Thoughts
+from dropout_grpo.latent.fast.static_inputs import PROMPT_BUCKET, Given, given_by
 from dropout_grpo.latent.generation import Generation
-from dropout_grpo.latent.given import PROMPT_BUCKET, Given, given_by
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sample
-from dropout_grpo.latent.static import Answers, RoomLayer, Thoughts
 from dropout_grpo.rl.rollout import roll_out, think_in_groups
 from dropout_grpo.training.precision import autocast
-from engine import QUESTIONS, difference, latent_model, prompts
-from fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes
-from tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
-from tiny_latent import tiny_latent, tiny_problems
-from tiny_lora import tiny_lora
+from helpers.engine import QUESTIONS, difference, latent_model, prompts
+from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes
+from helpers.tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
+from helpers.tiny_latent import tiny_latent, tiny_problems
+from helpers.tiny_lora import tiny_lora
 
 LENGTH = 10  # two blocks and a half
 SEEDS = {1: torch.tensor([[3], [-4], [5]]), 4: torch.arange(12).view(3, 4) - 5}

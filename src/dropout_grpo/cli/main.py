@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 
 from dropout_grpo.cli.messages import explain
 from dropout_grpo.cli.options import build_parser, with_recipe_paths
-from dropout_grpo.cli.recipe import require_sections
 from dropout_grpo.errors import UserError
+from dropout_grpo.jobs.recipe import require_sections
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.progress import console
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_sections(arguments[name])
             options = parser.instantiate_classes(arguments)[name]
         keep_freed_memory()
-        from dropout_grpo.cli.run import run  # here, since torch and transformers take seconds to import
+        from dropout_grpo.cli.dispatch import run  # here, since torch and transformers take seconds to import
 
         run(name, options)
     except UserError as error:

@@ -15,7 +15,8 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_steps, pad_left, pad_right
-from dropout_grpo.tasks.problem import Problem
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.finite import require_finite
 from dropout_grpo.training.memory import MicroBatches
@@ -23,7 +24,6 @@ from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import Bar
-from dropout_grpo.training.runs import RunFolder
 
 Evaluate = Callable[[LatentModel, int, int], float]
 """pass@1 on validation problems, in [0, 1], from a model, its latent steps and the answer tokens it may need."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.evaluate import Answered, is_correct
-from dropout_grpo.training.runs import write_text
+from dropout_grpo.evaluation.answering import Answered, is_correct
+from dropout_grpo.runs.folder import write_text
 
 SAMPLES = "samples.jsonl"
 

@@ -1,6 +1,6 @@
 """Decoding answers: token by token, rows that have ended leaving the batch.
 
-``latent/static.py`` has the same loop for graphs, in which no row leaves; both take their tokens from ``next_token``.
+``latent/fast/static.py`` has the same loop for graphs, in which no row leaves; both use ``next_token``.
 """
 
 from collections.abc import Callable

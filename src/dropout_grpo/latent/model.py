@@ -20,10 +20,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, Noise
 from dropout_grpo.exploration.sites import THOUGHT, SiteMap
-from dropout_grpo.latent.attention import NAME as SHARED_PREFIX, Prefix, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.dropout_off import switch_off_dropout
+from dropout_grpo.latent.fast.attention import NAME as SHARED_PREFIX, Prefix, own_cache, prefix_of, shares_prefix
+from dropout_grpo.latent.fast.graphs import recordings_for
 from dropout_grpo.latent.generation import Generation, at_temperature, generate_eagerly
-from dropout_grpo.latent.graphs import recordings_for
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState, longer, share_cache
 from dropout_grpo.latent.thought import build_thought
@@ -79,13 +79,13 @@ class LatentModel(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> "LatentModel":
         """Load a folder or hub name; see ``load_latent_model`` for the options."""
-        from dropout_grpo.latent.checkpoint import load_latent_model
+        from dropout_grpo.latent.weights.checkpoint import load_latent_model
 
         return load_latent_model(path, **options)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a plain Hugging Face folder; see ``save_latent_model``."""
-        from dropout_grpo.latent.checkpoint import save_latent_model
+        from dropout_grpo.latent.weights.checkpoint import save_latent_model
 
         save_latent_model(self, path)
 

@@ -7,12 +7,12 @@ import torch
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.rewards import exact_answer
 from dropout_grpo.rl.advantage import group_advantages, zero_variance
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.rollout import Prompts, replay, roll_out
-from dropout_grpo.tasks.problem import Problem
-from dropout_grpo.tasks.rewards import exact_answer
 
 
 def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOConfig) -> dict[str, float]:

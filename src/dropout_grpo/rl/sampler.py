@@ -9,18 +9,18 @@ from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import fold, rollout_seeds
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.rl.config import GRPOConfig
-from dropout_grpo.rl.dynamic_sampling import batch_numbers, mixed_groups
-from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
-from dropout_grpo.rl.rollout import Prompts, roll_out
-from dropout_grpo.tasks.problem import Problem
-from dropout_grpo.tasks.rewards import (
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.rewards import (
     RewardFunction,
     call_rewards,
     combine_rewards,
     reward_columns,
     reward_statistics,
 )
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.dynamic_sampling import batch_numbers, mixed_groups
+from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
+from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.generation import Generation
-from dropout_grpo.latent.lora import adapter_off, reference_of
+from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.rewards import RewardFunction
 from dropout_grpo.rl.advantage import group_advantages, zero_variance
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.dynamic_sampling import mixed_groups
@@ -20,15 +22,13 @@ from dropout_grpo.rl.groups import rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
-from dropout_grpo.tasks.problem import Problem
-from dropout_grpo.tasks.rewards import RewardFunction
+from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.finite import require_finite
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import Bar
-from dropout_grpo.training.runs import RunFolder
 
 Evaluate = Callable[[LatentModel], float]
 

@@ -31,7 +31,7 @@ from itertools import pairwise
 from typing import Literal, TypeVar
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks.problem import Problem
+from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
 
 _T = TypeVar("_T")

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks.problem import Problem
+from dropout_grpo.problems.problem import Problem
 
 SPLITS = ("train", "grpo", "valid", "test")
 """For the curriculum, for GRPO (answers alone), for choosing settings, for the final numbers."""

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks import word_sentences as sentences
-from dropout_grpo.tasks.problem import Problem
 from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
 
 SYMBOLS = ("<<", ">>", "+", "-", "*", "=")

@@ -8,8 +8,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks.answers import MARKER
-from dropout_grpo.tasks.problem import Problem
+from dropout_grpo.problems.answers import MARKER
+from dropout_grpo.problems.problem import Problem
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 

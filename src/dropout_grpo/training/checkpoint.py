@@ -8,10 +8,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
-from dropout_grpo.latent.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.weights.checkpoint import save_latent_model
+from dropout_grpo.runs.folder import write_json
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
-from dropout_grpo.training.runs import write_json
 
 _OPTIMIZER, _STATE = "optimizer.safetensors", "trainer_state.json"
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.graphs import forget_recordings
+from dropout_grpo.latent.fast.graphs import forget_recordings
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")

@@ -1,0 +1,130 @@
+"""From the options of a command to what it does."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.evidence.bench.command import bench
+from dropout_grpo.evidence.bench.config import BenchConfig
+from dropout_grpo.evidence.theory.check import checks_to_json
+from dropout_grpo.evidence.theory.checks import run as run_checks
+from dropout_grpo.evidence.theory.plots import save_plots
+from dropout_grpo.evidence.theory.table import render
+from dropout_grpo.jobs import commands
+from dropout_grpo.jobs.checkpoint import CheckpointOptions
+from dropout_grpo.jobs.compare import as_text, compare
+from dropout_grpo.jobs.demo import demo
+from dropout_grpo.jobs.evaluate import evaluate
+from dropout_grpo.jobs.inspect import as_text as inspection_as_text, inspect
+from dropout_grpo.jobs.merge import merge
+from dropout_grpo.jobs.parts import settled
+from dropout_grpo.jobs.recipe import DataConfig, Recipe
+from dropout_grpo.jobs.smoke import stand_ins
+from dropout_grpo.report import write_report
+
+
+def run(name: str, options: Namespace) -> None:
+    """Do what a command says.
+
+    Raises:
+        UserError: what the command refuses.
+    """
+    # Bars and advice that transformers writes would break ours; its warnings and errors stay.
+    transformers_logging.disable_progress_bar()
+    if options.get("smoke"):
+        _put_stand_ins(options)
+    _RUN[name](options)
+
+
+def _demo(options: Namespace) -> None:
+    results = demo(_recipe(options))
+    if options.json:
+        print(json.dumps(results))
+
+
+def _data(options: Namespace) -> None:
+    made = DataConfig(task=options.task, word_problems=options.word_problems, prosqa=options.prosqa)
+    commands.data(Path(options.out), made)
+
+
+def _eval(options: Namespace) -> None:
+    results = evaluate(_recipe(options), options.checkpoint, options.files, _checkpoint_options(options))
+    if options.json:
+        print(json.dumps(results))
+
+
+def _compare(options: Namespace) -> None:
+    comparison = compare(options.run_a, options.run_b)
+    print(json.dumps(comparison) if options.json else as_text(comparison))
+
+
+def _ask(options: Namespace) -> None:
+    commands.ask(
+        options.checkpoint,
+        options.question,
+        options.exploration,
+        masks=options.masks,
+        seed=options.seed,
+        max_new_tokens=options.max_new_tokens,
+        how=_checkpoint_options(options),
+    )
+
+
+def _inspect(options: Namespace) -> None:
+    found = inspect(options.model, _checkpoint_options(options))
+    print(json.dumps(found) if options.json else inspection_as_text(found))
+
+
+def _bench(options: Namespace) -> None:
+    config = BenchConfig(**{name: getattr(options, name) for name in BenchConfig.__dataclass_fields__})
+    bench(config, sweep=options.sweep, as_json=options.json)
+
+
+def _theory(options: Namespace) -> None:
+    checks = run_checks(options.seed)
+    if options.plots is not None:
+        save_plots(checks, Path(options.plots))
+    if options.json:
+        print(checks_to_json(checks), end="")
+    else:
+        Console().print(render(checks))
+    if failed := [check.id for check in checks if check.verdict == "fails"]:
+        raise UserError(f"these checks fail: {', '.join(failed)}.")
+
+
+_RUN: dict[str, Callable[[Namespace], Any]] = {
+    "demo": _demo,
+    "data": _data,
+    "sft": lambda options: commands.sft(_recipe(options)),
+    "grpo": lambda options: commands.grpo(_recipe(options), options.checkpoint, _checkpoint_options(options)),
+    "eval": _eval,
+    "compare": _compare,
+    "ask": _ask,
+    "inspect": _inspect,
+    "merge": lambda options: merge(options.folder, Path(options.out)),
+    "theory": _theory,
+    "bench": _bench,
+    "report": lambda options: print(write_report(Path(options.run_dir))),
+}
+
+
+def _recipe(options: Namespace) -> Recipe:
+    return settled(Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__}))
+
+
+def _checkpoint_options(options: Namespace) -> CheckpointOptions:
+    return CheckpointOptions(latent_steps=options.latent_steps, base=options.base)
+
+
+def _put_stand_ins(options: Namespace) -> None:
+    named = options.get("base") or options.get("checkpoint")
+    recipe, checkpoint, files = stand_ins(_recipe(options), named, options.get("files") or [])
+    stand_in = {"checkpoint": checkpoint, "latent_steps": None, "base": None, "files": files}
+    for name, value in {**vars(recipe), **stand_in}.items():
+        options[name] = value

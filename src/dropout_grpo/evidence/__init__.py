@@ -1,0 +1,1 @@
+"""Everything that proves the method: checks, benchmarks, studies, and the pages made from them."""

@@ -1,0 +1,88 @@
+"""Which arms a job has, and how each is run on a workload."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dropout_grpo.evidence.bench import cot, engine, published
+from dropout_grpo.evidence.bench.config import Beside, Job
+from dropout_grpo.evidence.bench.flops import Phase, cot_phases, engine_phases, plain_phases, published_phases
+from dropout_grpo.evidence.bench.timing import Arm
+from dropout_grpo.evidence.bench.workload import Workload
+
+ENGINE = "engine"
+OPTIMIZER = "engine_with_optimizer"
+UNMASKED = "engine_without_masks"
+STEPS = "engine_step_by_step"
+
+_OWN: dict[Job, dict[str, Callable[[Workload], Callable[[], object]]]] = {
+    "rollouts": {
+        ENGINE: lambda work: lambda: engine.rollouts(work),
+        UNMASKED: lambda work: lambda: engine.unmasked_rollouts(work),
+        STEPS: lambda work: lambda: engine.without_graphs(engine.rollouts, work),
+    },
+    "update": {ENGINE: lambda work: lambda: engine.update(work), OPTIMIZER: engine.UpdateAndStep},
+    "curriculum": {ENGINE: lambda work: lambda: engine.curriculum(work)},
+    "evaluation": {
+        ENGINE: lambda work: lambda: engine.evaluation(work),
+        STEPS: lambda work: lambda: engine.without_graphs(engine.evaluation, work),
+    },
+}
+_PLAIN: dict[Job, Callable[[Workload], object]] = {  # the other jobs have no groups that could share
+    "rollouts": engine.plain_rollouts,
+    "update": engine.plain_update,
+}
+_REFERENCES: Mapping[str, Any] = {"published": published, "cot": cot}
+"""Modules with one function a job, of a workload and a number of rows."""
+
+_ATTENTIONS = ("sdpa", "eager")
+_TRIAL_ROWS = 16
+
+
+def names(job: Job, beside: tuple[Beside, ...], *, graphs: bool = False) -> list[str]:
+    """The arms of a job, in the order in which they take turns; with graphs, the engine without them is one."""
+    own = [name for name in _OWN[job] if name != STEPS or graphs]
+    return [*own, *(name for name in beside if name != "plain" or job in _PLAIN)]
+
+
+def phases(name: str, work: Workload, job: Job) -> list[Phase]:
+    """What an arm runs forward."""
+    count = {"plain": plain_phases, "published": published_phases, "cot": cot_phases}.get(name, engine_phases)
+    return count(work.setting, job)
+
+
+def rows_run(name: str, work: Workload, job: Job) -> int:
+    """Rows that an arm is measured on: all, but few of the published way."""
+    rows = work.setting.rows(job)
+    return min(rows, work.setting.published_rows) if name == "published" else rows
+
+
+def build(name: str, work: Workload, job: Job, attention: str | None = None) -> Arm:
+    """An arm, ready to be timed; ``attention`` is that of a reference arm."""
+    if name in _OWN[job]:
+        return Arm(run=_OWN[job][name](work), prepare=work.prepare)
+    if name == "plain":
+        return Arm(run=lambda: _PLAIN[job](work), prepare=work.prepare)
+    rows = rows_run(name, work, job)
+    return Arm(
+        run=lambda: getattr(_REFERENCES[name], job)(work, rows),
+        prepare=lambda: work.prepare(attention),
+        scale=work.setting.rows(job) / rows,
+    )
+
+
+def choose_attention(name: str, work: Workload, job: Job) -> str | None:
+    """The faster of transformers' two attentions for a reference arm, on few rows; None for the engine's arms."""
+    if name not in _REFERENCES:
+        return None
+    rows = min(rows_run(name, work, job), _TRIAL_ROWS)
+    seconds = {}
+    for attention in _ATTENTIONS:
+        for _ in range(2):  # the first run warms up
+            work.prepare(attention)
+            work.synchronize()
+            start = time.perf_counter()
+            getattr(_REFERENCES[name], job)(work, rows)
+            work.synchronize()
+            seconds[attention] = time.perf_counter() - start
+    return min(seconds, key=lambda attention: seconds[attention])

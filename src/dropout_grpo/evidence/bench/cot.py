@@ -1,0 +1,85 @@
+"""Explicit chain of thought with transformers: the same questions, the steps written as tokens, then the answer.
+
+Rows have a fixed number of tokens, T of steps and L of the answer, and all are generated at once with a cache. Each
+function takes the number of rows to run, from the first.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dropout_grpo.evidence.bench.workload import TEMPERATURE, Workload
+from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.training.precision import autocast
+
+
+def rollouts(work: Workload, rows: int) -> Tensor:
+    """Prompts with sampled steps and answers, [rows, S + T + L]."""
+    prompts = work.each_its_own
+    with torch.random.fork_rng(devices=_cuda(work)):  # generate samples from the global generator
+        torch.manual_seed(work.setting.seed)
+        return _generate(work, prompts.input_ids[:rows], prompts.attention_mask[:rows], sample=True)
+
+
+def update(work: Workload, rows: int) -> float:
+    """Log-probs of steps and answers, surrogate, backward pass, in micro-batches; returns the loss."""
+    completions, loss = work.chain_of_thought[:rows], 0.0
+    total = Batch(rollouts=rows, tokens=completions.numel(), max_completion_length=completions.shape[1])
+    old = -math.log(work.networks.shape.vocab)  # any would do: clipped or not, the gradient costs the same
+    for few in torch.arange(rows).split(work.setting.micro_batch_size):
+        few = few.to(work.model.device)
+        with autocast(work.model.device, work.setting.bf16):
+            logprobs = _score(work, work.each_its_own.input_ids[few], completions[few])
+        part = surrogate(
+            logprobs,
+            torch.full_like(logprobs, old),
+            torch.ones_like(logprobs),
+            work.advantages.flatten()[few.cpu()].to(logprobs),
+            batch=total,
+        )
+        part.loss.backward()
+        loss += float(part.loss.detach())
+    return loss
+
+
+def curriculum(work: Workload, rows: int) -> float:
+    """Supervised: mean loss over steps and answers of a batch, and its backward pass; returns the loss."""
+    prompts = torch.tensor(work.curriculum._prompts[:rows], device=work.model.device)
+    with autocast(work.model.device, work.setting.bf16):
+        loss = -_score(work, prompts, work.chain_of_thought[:rows]).mean()
+    loss.backward()
+    return float(loss.detach())
+
+
+def evaluation(work: Workload, rows: int) -> list[str]:
+    """Greedy steps and answers, from text to text."""
+    ids, mask = work.model.encode([p.question for p in work.problems[:rows]])
+    made = _generate(work, ids, mask, sample=False)[:, ids.shape[1] :]
+    return work.model.decode(made, torch.ones_like(made))
+
+
+def _generate(work: Workload, ids: Tensor, mask: Tensor, *, sample: bool) -> Tensor:
+    with torch.no_grad(), autocast(work.model.device, work.setting.bf16):
+        made: Tensor = work.reference.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            **({"do_sample": True, "top_k": 0, "temperature": TEMPERATURE} if sample else {"do_sample": False}),
+            max_new_tokens=work.setting.cot_tokens + work.setting.answer_tokens,
+            pad_token_id=work.model.tokens.pad,
+        )
+    return made
+
+
+def _score(work: Workload, prompts: Tensor, completions: Tensor) -> Tensor:
+    """Log-probs [R, T + L] with gradient."""
+    inputs = torch.cat([prompts, completions[:, :-1]], dim=1)
+    logits = work.reference(input_ids=inputs, use_cache=False, logits_to_keep=completions.shape[1]).logits
+    logprobs = -nn.functional.cross_entropy(
+        logits.float().flatten(0, 1) / TEMPERATURE, completions.flatten(), reduction="none"
+    )
+    return logprobs.view_as(completions)
+
+
+def _cuda(work: Workload) -> list[torch.device]:
+    return [work.model.device] if work.model.device.type == "cuda" else []

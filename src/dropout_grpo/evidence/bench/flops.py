@@ -1,0 +1,127 @@
+"""Model FLOPs: matrix products of a GPT-2-shaped decoder, 2 m n k each, and nothing else.
+
+Counted is what an arm has to run, whatever its kernels do besides: a causal position attends to itself and to what is
+before it, and the language-model head is run where a token is chosen or scored. A backward pass is two forward ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dropout_grpo.evidence.bench.config import GROUPED, Job, Setting
+
+FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Of a decoder: L layers, width D, MLP width M, vocabulary V."""
+
+    layers: int
+    width: int
+    mlp: int
+    vocab: int
+
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """(in, out) of a layer's matrix products: queries, keys and values; attention out; MLP up; MLP down."""
+        d, m = self.width, self.mlp
+        return (d, 3 * d), (d, d), (d, m), (m, d)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Forward work of one kind."""
+
+    name: str
+    tokens: int  # positions that go through the layers
+    pairs: int  # of a new position and one it attends to, in each head of each layer
+    logits: int  # positions with a language-model head
+    rows: int  # positions in one matrix product
+
+
+def linear_flops(shape: Shape, phase: Phase) -> int:
+    """Of the layers' matrix products with weights."""
+    return phase.tokens * shape.layers * sum(2 * a * b for a, b in shape.products())
+
+
+def attention_flops(shape: Shape, phase: Phase) -> int:
+    """Queries times keys, and weights times values: 2 D each for a pair."""
+    return phase.pairs * shape.layers * 4 * shape.width
+
+
+def head_flops(shape: Shape, phase: Phase) -> int:
+    """Of the language-model head."""
+    return phase.logits * 2 * shape.width * shape.vocab
+
+
+def forward_flops(shape: Shape, phases: Sequence[Phase]) -> int:
+    """All of them."""
+    return sum(linear_flops(shape, p) + attention_flops(shape, p) + head_flops(shape, p) for p in phases)
+
+
+def passes(job: Job) -> int:
+    """Forward passes that a job is worth: 3 with a backward pass."""
+    return FORWARD_AND_BACKWARD if job in ("update", "curriculum") else 1
+
+
+def engine_phases(setting: Setting, job: Job) -> list[Phase]:
+    """A prompt is read once a question."""
+    return _latent(setting, job, readers=setting.questions if job in GROUPED else setting.problems)
+
+
+def plain_phases(setting: Setting, job: Job) -> list[Phase]:
+    """A prompt is read once a rollout."""
+    return _latent(setting, job, readers=setting.rows(job))
+
+
+def published_phases(setting: Setting, job: Job) -> list[Phase]:
+    """Every thought runs the whole prefix again; so does every sampled token, while scored ones share one pass."""
+    s, n, length, rows = setting.prompt_tokens, setting.latent_steps, setting.answer_tokens, setting.rows(job)
+    prefixes = range(s, s + n)
+    answers = [s + n + length] if passes(job) > 1 else range(s + n + 1, s + n + length + 1)
+    return [
+        _phase("think", rows * sum(prefixes), rows * sum(map(triangle, prefixes)), 0, s),
+        _phase("answer", rows * sum(answers), rows * sum(map(triangle, answers)), rows * length, s + n + length),
+    ]
+
+
+def cot_phases(setting: Setting, job: Job) -> list[Phase]:
+    """The steps and the answer are tokens: each goes through the head, all but the last through the layers again."""
+    s, length, rows = setting.prompt_tokens, setting.cot_tokens + setting.answer_tokens, setting.rows(job)
+    after, pairs = rows * (length - 1), rows * (triangle(s + length - 1) - triangle(s))
+    batch = _at_once(setting, job)
+    return [
+        _phase("read", rows * s, rows * triangle(s), 0, batch * s),
+        _phase("answer", after, pairs, rows * length, batch * (length - 1) if passes(job) > 1 else batch),
+    ]
+
+
+def triangle(length: int) -> int:
+    """Pairs of a causal sequence read from its beginning."""
+    return length * (length + 1) // 2
+
+
+def _latent(setting: Setting, job: Job, *, readers: int) -> list[Phase]:
+    s, n, length, rows = setting.prompt_tokens, setting.latent_steps, setting.answer_tokens, setting.rows(job)
+    batch = _at_once(setting, job)
+    own = [triangle(s), triangle(s + n), triangle(s + n + length)]
+    return [
+        _phase("read", readers * s, readers * own[0], 0, max(1, batch * readers // rows) * s),
+        _phase("think", rows * n, rows * (own[1] - own[0]), 0, batch),
+        _phase(
+            "answer",
+            rows * length,
+            rows * (own[2] - own[1]),
+            rows * length,
+            batch * length if passes(job) > 1 else batch,
+        ),
+    ]
+
+
+def _at_once(setting: Setting, job: Job) -> int:
+    """Rows in one pass: updates go in micro-batches."""
+    rows = setting.rows(job)
+    return min(rows, setting.micro_batch_size) if job == "update" else rows
+
+
+def _phase(name: str, tokens: int, pairs: int, logits: int, rows: int) -> Phase:
+    return Phase(name=name, tokens=tokens, pairs=pairs, logits=logits, rows=rows)

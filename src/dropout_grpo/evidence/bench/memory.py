@@ -1,0 +1,73 @@
+"""Peak memory of one arm.
+
+On a CPU the arm is run in a fresh process, ``python -m dropout_grpo.evidence.bench.memory "{...}"``, whose peak memory
+is read where Linux keeps it for one address space (VmHWM): ``ru_maxrss`` of a child begins with what its parent had.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropout_grpo.evidence.bench import arms
+from dropout_grpo.evidence.bench.config import Job, Setting
+from dropout_grpo.evidence.bench.workload import Networks, Workload
+from dropout_grpo.latent.fast.graphs import forget_recordings
+from dropout_grpo.training.allocator import keep_freed_memory
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory(name: str, work: Workload, job: Job, attention: str | None) -> dict[str, Any]:
+    """Bytes: ``peak`` while the arm ran once, ``before`` with the model and its inputs alone, and ``kind`` of both."""
+    if work.on_cuda:
+        return _on_cuda(name, work, job, attention)
+    task = {"setting": asdict(work.setting), "job": job, "arm": name, "attention": attention}
+    command = [sys.executable, "-m", "dropout_grpo.evidence.bench.memory", json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {name} in {job} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def run_once(task: dict[str, Any]) -> dict[str, Any]:
+    """What the fresh process does."""
+    keep_freed_memory()  # as in every command
+    setting = Setting(**task["setting"])
+    work = Workload(setting, Networks(setting))
+    arm = arms.build(task["arm"], work, task["job"], task["attention"])
+    arm.prepare()
+    before = peak_resident()
+    arm.run()
+    return {"kind": "peak resident memory of a fresh process", "before": before, "peak": peak_resident()}
+
+
+def peak_resident() -> int:
+    """Bytes of this process at its most."""
+    if _STATUS.is_file():
+        line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def _on_cuda(name: str, work: Workload, job: Job, attention: str | None) -> dict[str, Any]:
+    forget_recordings()
+    arm = arms.build(name, work, job, attention)
+    arm.prepare()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(work.untimed):  # graphs take their memory when they are recorded
+        arm.run()
+    torch.cuda.synchronize()
+    return {"kind": "torch.cuda.max_memory_allocated", "before": before, "peak": torch.cuda.max_memory_allocated()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_once(json.loads(sys.argv[1]))))

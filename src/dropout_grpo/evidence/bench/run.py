@@ -1,0 +1,58 @@
+"""The benchmark as a whole: one JSON object a run."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.evidence.bench.cases import measure_case, measure_memory
+from dropout_grpo.evidence.bench.config import GROUPED, BenchConfig, Setting, resolve
+from dropout_grpo.evidence.bench.machine import machine
+from dropout_grpo.evidence.bench.sweep import sweeps
+from dropout_grpo.evidence.bench.workload import EXPLORATION, Networks, Workload
+from dropout_grpo.runs.folder import plain, provenance
+from dropout_grpo.training.progress import console
+
+Told = Callable[[str], None]
+
+
+def run_bench(config: BenchConfig, *, sweep: bool = False) -> dict[str, Any]:
+    """Measure all cases of a config, or its sweeps at the largest K.
+
+    Raises:
+        UserError: a sweep of jobs that have no groups, or sizes that do not fit the model.
+    """
+    if sweep and not set(config.jobs) & set(GROUPED):
+        raise UserError(f"bench sweep: of its jobs there is none on groups; name {' or '.join(GROUPED)}.")
+    settings = [resolve(config, k) for k in sorted(config.num_generations)]
+    networks = Networks(settings[-1])
+    found = sweeps(config, settings[-1], networks, _tell) if sweep else _cases(config, settings, networks)
+    return {
+        "kind": "sweep" if sweep else "cases",
+        "options": plain(config),
+        "setting": asdict(settings[-1]),
+        "exploration": repr(EXPLORATION),
+        "parameters": networks.model.num_parameters(),
+        "machine": machine(),
+        **provenance(),
+        "results": found,
+    }
+
+
+def _cases(config: BenchConfig, settings: list[Setting], networks: Networks) -> list[dict[str, Any]]:
+    """Jobs on groups at each K, the others once; memory at the largest K."""
+    cases = []
+    for setting in settings:
+        work, largest = Workload(setting, networks), setting is settings[-1]
+        for job in config.jobs:
+            if job not in GROUPED and not largest:
+                continue
+            _tell(f"{setting.size} {job}" + (f", K = {setting.num_generations}" if job in GROUPED else ""))
+            cases.append(measure_case(config, work, job))
+            if config.memory and largest:
+                measure_memory(config, work, cases[-1])
+    return cases
+
+
+def _tell(what: str) -> None:
+    console.print(f"bench: {what}", markup=False)

@@ -1,0 +1,71 @@
+"""How the cost grows along one axis at a time: engine and plain way at a few values each, and a line through them."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from dropout_grpo.evidence.bench import arms
+from dropout_grpo.evidence.bench.config import GROUPED, Axis, BenchConfig, Job, Setting
+from dropout_grpo.evidence.bench.fit import fit_line
+from dropout_grpo.evidence.bench.timing import Seconds, alternate
+from dropout_grpo.evidence.bench.workload import Networks, Workload
+from dropout_grpo.latent.fast.graphs import forget_recordings
+
+_VALUES: dict[Axis, tuple[int, ...]] = {
+    "latent_steps": (1, 2, 4, 6, 8, 12),
+    "prompt_tokens": (16, 32, 64, 128),
+}
+_LEAST = {"num_generations": 2, "questions": 1}
+
+
+def values(axis: Axis, base: Setting) -> tuple[int, ...]:
+    """Of an axis; K and the number of questions go up to twice the base, doubling."""
+    if axis in _VALUES:
+        return _VALUES[axis]
+    found = [_LEAST[axis]]
+    while found[-1] < 2 * getattr(base, axis):
+        found.append(2 * found[-1])
+    return tuple(found)
+
+
+def measure_sweep(config: BenchConfig, base: Setting, networks: Networks, axis: Axis, job: Job) -> dict[str, Any]:
+    """Seconds of every arm at every value, all taking turns, and their lines."""
+    names = [arms.ENGINE, *(["plain"] if "plain" in config.beside else [])]
+    points = values(axis, base)
+    work = {value: Workload(_at(base, axis, value), networks) for value in points}
+    built = {(value, name): arms.build(name, work[value], job) for value in points for name in names}
+    forget_recordings()  # of the sweep before
+    first = work[points[0]]
+    seconds = alternate(built, config.repeats, synchronize=first.synchronize, untimed=first.untimed)
+    return {
+        "axis": axis,
+        "job": job,
+        "base": asdict(base),
+        "values": list(points),
+        "arms": {name: _arm([seconds[value, name] for value in points], points) for name in names},
+    }
+
+
+def sweeps(config: BenchConfig, base: Setting, networks: Networks, told: Callable[[str], None]) -> list[dict[str, Any]]:
+    """All axes of the config, for its jobs on groups."""
+    found = []
+    for axis in config.axes:
+        for job in (job for job in config.jobs if job in GROUPED):
+            told(f"{job} over {axis}")
+            found.append(measure_sweep(config, base, networks, axis, job))
+    return found
+
+
+def _at(base: Setting, axis: Axis, value: int) -> Setting:
+    changed: dict[str, Any] = {axis: value}
+    setting = replace(base, **changed)
+    return replace(setting, micro_batch_size=max(setting.micro_batch_size, setting.num_generations))
+
+
+def _arm(seconds: list[Seconds], points: tuple[int, ...]) -> dict[str, Any]:
+    medians = [s.median for s in seconds]
+    return {
+        "medians": medians,
+        "spreads": [s.spread for s in seconds],
+        "fit": asdict(fit_line(points, medians)),
+    }

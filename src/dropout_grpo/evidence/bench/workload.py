@@ -1,0 +1,232 @@
+"""What the arms of a case work on: a model with random weights, questions, seeds, sampled answers.
+
+Questions are random words of the vocabulary and all of one length. Where answers are generated, EOS has an id outside
+of the vocabulary, so that none ends early and all arms do equal work.
+"""
+
+import copy
+import random
+from dataclasses import replace
+from functools import cached_property
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.evidence.bench.config import Setting
+from dropout_grpo.evidence.bench.flops import Shape
+from dropout_grpo.exploration.dropout import SharedDropout
+from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.exploration.sites import SiteMap
+from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.weights.scratch import scratch_model
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.rollout import Prompts, roll_out
+from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from dropout_grpo.training.precision import autocast
+
+TEMPERATURE = 1.0
+EXPLORATION = SharedDropout(0.1, ("residual",), ("latent", "answer"))
+"""The demo's."""
+
+_SIZES = {"tiny": (128, 3, 4), "gpt2": (768, 12, 12)}  # width, layers, heads
+_GPT2_WORDS = 50_257 - 5  # the word tokenizer has five tokens of its own
+
+
+class Networks:
+    """The weights of a size, once in the engine's hands and once, where asked for, in transformers' own."""
+
+    def __init__(self, setting: Setting) -> None:
+        words = vocabulary(WordProblemsConfig(max_number=20))
+        if setting.size == "gpt2":
+            words = [str(i) for i in range(_GPT2_WORDS)]
+        self.words = words
+        self.tokenizer: PreTrainedTokenizerFast = word_tokenizer(words)
+        width, layers, heads = _SIZES[setting.size]
+        model = scratch_model(
+            self.tokenizer,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=setting.positions,
+            seed=setting.seed,
+        )
+        add_latent_tokens(model, self.tokenizer)
+        self.model: PreTrainedModel = model
+        self.latent(1).to(setting.device)  # moves what it wraps
+
+    @cached_property
+    def reference(self) -> "Reference":
+        """A copy that attends as transformers does."""
+        return Reference(self)
+
+    @property
+    def shape(self) -> Shape:
+        """For counting FLOPs."""
+        config = self.model.config
+        return Shape(
+            layers=config.n_layer,
+            width=config.n_embd,
+            mlp=config.n_inner or 4 * config.n_embd,
+            vocab=config.vocab_size,
+        )
+
+    def latent(self, latent_steps: int) -> LatentModel:
+        """The engine's model, with EOS in the vocabulary."""
+        return LatentModel(self.model, self.tokenizer, latent_steps=latent_steps)
+
+    def endless(self, latent_steps: int) -> LatentModel:
+        """The same with EOS outside of it: answers have their full length."""
+        model = self.latent(latent_steps)
+        model.tokens = replace(model.tokens, eos=self.shape.vocab)
+        return model
+
+
+class Reference:
+    """The weights once more, in transformers' own hands: for the arms that are not the engine's.
+
+    ``sites`` is where it takes masks; its dropout is off, and what it attends with is chosen by measurement.
+    """
+
+    def __init__(self, networks: Networks) -> None:
+        self.model = copy.deepcopy(networks.model)
+        self.sites: SiteMap = LatentModel(self.model, networks.tokenizer, latent_steps=1).sites
+        self.model.set_attn_implementation("sdpa")
+        self.model.generation_config.eos_token_id = None  # what it generates has its full length
+        self.model.config.pad_token_id = None  # padding among random tokens would be warned of
+
+
+class Workload:
+    """The inputs of one case. What an arm does not need is not made."""
+
+    def __init__(self, setting: Setting, networks: Networks) -> None:
+        self.setting, self.networks = setting, networks
+        self.model = networks.endless(setting.latent_steps)
+        self.exploration = EXPLORATION
+        count = max(setting.questions, setting.problems)
+        self.problems = _problems(setting, networks.words, count)
+        questions = [p.question for p in self.problems[: setting.questions]]
+        self.prompts = Prompts(*self.model.encode(questions))
+        ids = torch.arange(setting.questions)
+        self.seeds = rollout_seeds(setting.seed, 1, ids, setting.num_generations)  # [N, K]
+        assert self.prompts.input_ids.shape[1] == setting.prompt_tokens, "a prompt has another length"
+
+    @property
+    def reference(self) -> PreTrainedModel:
+        """The model of the arms that are not the engine's."""
+        return self.networks.reference.model
+
+    @cached_property
+    def each_its_own(self) -> Prompts:
+        """The prompts of all rollouts, [N * K, S]."""
+        k = self.setting.num_generations
+        return Prompts(
+            input_ids=self.prompts.input_ids.repeat_interleave(k, dim=0),
+            attention_mask=self.prompts.attention_mask.repeat_interleave(k, dim=0),
+        )
+
+    @cached_property
+    def sampled(self) -> Generation:
+        """The engine's rollouts, which the update replays."""
+        with torch.no_grad(), autocast(self.model.device, self.setting.bf16):
+            return roll_out(
+                self.model,
+                self.prompts,
+                self.seeds,
+                self.exploration,
+                temperature=TEMPERATURE,
+                max_completion_length=self.setting.answer_tokens,
+            )
+
+    @cached_property
+    def advantages(self) -> Tensor:
+        """[N, K], none of them 0: every group is mixed."""
+        signs = torch.ones_like(self.seeds, dtype=torch.float32)
+        signs[:, ::2] = -1.0
+        return signs
+
+    @cached_property
+    def chain_of_thought(self) -> Tensor:
+        """Token ids of steps and answer for training on, [rows, T + L], whatever they say."""
+        rows = max(self.setting.questions * self.setting.num_generations, self.setting.problems)
+        length = self.setting.cot_tokens + self.setting.answer_tokens
+        ids = torch.tensor(self.networks.tokenizer.convert_tokens_to_ids(self.networks.words))
+        generator = torch.Generator().manual_seed(self.setting.seed)
+        return ids[torch.randint(len(ids), (rows, length), generator=generator)].to(self.model.device)
+
+    @cached_property
+    def trainer(self) -> GRPOTrainer:
+        """Whose update is measured."""
+        return self._trainer()
+
+    @cached_property
+    def plain_trainer(self) -> GRPOTrainer:
+        """The plain way's: should one run out of memory and halve its micro-batches, the other keeps its own."""
+        return self._trainer()
+
+    @cached_property
+    def curriculum(self) -> CurriculumTrainer:
+        """Whose last stage is measured: all thoughts, answers alone."""
+        setting = self.setting
+        config = CurriculumConfig(c_thought=1, max_latent_stage=setting.latent_steps, batch_size=setting.problems)
+        model = self.networks.latent(setting.latent_steps)
+        with TemporaryDirectory() as folder:
+            run = RunFolder(folder, "bench", config)
+            return CurriculumTrainer(model, config, self.problems, run, seed=setting.seed, bf16=setting.bf16)
+
+    def _trainer(self) -> GRPOTrainer:
+        setting = self.setting
+        config = GRPOConfig(
+            prompts_per_step=setting.questions,
+            num_generations=setting.num_generations,
+            max_completion_length=setting.answer_tokens,
+            temperature=TEMPERATURE,
+            micro_batch_size=setting.micro_batch_size,
+            rollout_batch_size=setting.questions * setting.num_generations,
+        )
+        with TemporaryDirectory() as folder:  # nothing is written while measuring
+            run = RunFolder(folder, "bench", config)
+            return GRPOTrainer(
+                self.model, config, self.exploration, [], self.problems, run, seed=setting.seed, bf16=setting.bf16
+            )
+
+    @property
+    def on_cuda(self) -> bool:
+        """Is the engine's work done by graphs?"""
+        return self.model.device.type == "cuda"
+
+    @property
+    def untimed(self) -> int:
+        """Runs before those that are timed: on CUDA a shape is recorded when it comes for the second time."""
+        return 2 if self.on_cuda else 1
+
+    def synchronize(self) -> None:
+        """Wait until the device is idle; nothing has to on a CPU."""
+        if self.on_cuda:
+            torch.cuda.synchronize()
+
+    def prepare(self, attention: str | None = None) -> None:
+        """Before each run: no gradients, and the reference's attention where it is used."""
+        self.networks.model.zero_grad(set_to_none=True)
+        if attention is not None:
+            self.reference.zero_grad(set_to_none=True)
+            self.reference.set_attn_implementation(attention)
+
+
+def _problems(setting: Setting, words: list[str], count: int) -> list[Problem]:
+    rng = random.Random(setting.seed)
+
+    def text(length: int) -> str:
+        return " ".join(rng.choice(words) for _ in range(length))
+
+    question, answer = setting.prompt_tokens - 2, setting.answer_tokens - 2  # newline and marker; ### and EOS
+    return [Problem(id=i, question=text(question), steps=("1",), answer=text(answer)) for i in range(count)]

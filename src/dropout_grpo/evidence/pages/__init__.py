@@ -1,0 +1,1 @@
+"""Documents whose tables and figures are made from result files."""

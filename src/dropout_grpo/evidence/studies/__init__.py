@@ -1,0 +1,1 @@
+"""Runs of record: one module a study."""

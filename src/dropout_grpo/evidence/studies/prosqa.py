@@ -1,0 +1,127 @@
+"""ProsQA from nothing: a Coconut, its control without thoughts, and GRPO from a weaker Coconut, with masks and without.
+
+python -m dropout_grpo.evidence.studies.prosqa prosqa_valid.json
+
+The commands are those of a user, each a process of its own; as many run side by side as there are cores, and a round
+waits for the one before. A command whose results are there already is not run again. Writes docs/results/prosqa.json,
+of which evidence/pages/results_page.py makes a section of docs/RESULTS.md. Some 45 minutes on 2 CPU cores.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dropout_grpo.jobs.compare import compare
+
+ROOT = Path(__file__).parents[4]
+_SFT = "dropout-grpo sft --recipe prosqa --data.valid {valid}"
+_THOUGHTS = f"{_SFT} --model.name_or_path {{out}}-words/checkpoints/coconut --curriculum.cot_epochs 0"
+_GRPO = "dropout-grpo grpo --recipe prosqa --data.valid {valid} --checkpoint {out}-weaker/checkpoints/coconut"
+_EVAL = "dropout-grpo eval --recipe prosqa --files [{valid},{out}-data/test.json]"
+_EVALUATED = {"sft": "coconut", "pause": "coconut", "weaker": "coconut", "masks": "grpo", "temperature": "grpo"}
+ROUNDS = (
+    {
+        "data": "dropout-grpo data --task prosqa --prosqa.n_train 0 --prosqa.n_grpo 0 --prosqa.n_valid 0 "
+        "--prosqa.n_test 2000 --out {out}-data",
+    },
+    {"words": f"{_SFT} --curriculum.final_epochs 0 --run_dir {{out}}-words"},
+    {
+        "sft": f"{_THOUGHTS} --run_dir {{out}}-sft",
+        "pause": f"{_THOUGHTS} --curriculum.thought pause --run_dir {{out}}-pause",
+    },
+    {"weaker": f"{_THOUGHTS} --curriculum.final_epochs 1 --run_dir {{out}}-weaker"},
+    {
+        "masks": f"{_GRPO} --run_dir {{out}}-masks",
+        "temperature": f"{_GRPO} --exploration.kind none --run_dir {{out}}-temperature",
+    },
+    {
+        f"eval-{name}": f"{_EVAL} --checkpoint {{out}}-{name}/checkpoints/{kind} --run_dir {{out}}-eval-{name}"
+        for name, kind in _EVALUATED.items()
+    },
+)
+CURVES = ("words", "sft", "pause", "weaker", "masks", "temperature")
+PAIRS = (("pause", "sft"), ("weaker", "masks"), ("weaker", "temperature"), ("temperature", "masks"))
+
+
+def rounds(valid: str, out: str) -> list[dict[str, list[str]]]:
+    """The words of each command line, the program's first, by name and round."""
+    paths = {"valid": valid, "out": out}
+    return [{name: [w.format(**paths) for w in line.split()] for name, line in each.items()} for each in ROUNDS]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what has not been run, and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("valid", help="prosqa_valid.json as published")
+    parser.add_argument("--out", default="runs/prosqa")
+    options = parser.parse_args(argv)
+    out = options.out
+    lines: dict[str, str] = {}
+    for each in rounds(options.valid, options.out):
+        lines |= {name: shlex.join(words) for name, words in each.items()}
+        _side_by_side({name: words for name, words in each.items() if not finished(out, name)}, out)
+    target = ROOT / "docs" / "results" / "prosqa.json"
+    record = {"commands": lines, **measured(out)}
+    target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(target)
+
+
+def finished(out: str, name: str) -> bool:
+    """Whether the run folder of a command has its results."""
+    return any(Path(f"{out}-{name}", file).is_file() for file in ("results.json", "test.json"))
+
+
+def _side_by_side(commands: dict[str, list[str]], out: str) -> None:
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    cores = os.cpu_count() or 1
+    threads = str(max(1, cores // max(1, len(commands))))  # two processes that share cores slow each other
+
+    def run(name: str, words: list[str]) -> int:
+        print(f"$ {shlex.join(words)}", flush=True)
+        program = [sys.executable, "-m", "dropout_grpo.cli.main", *words[1:]]
+        with Path(f"{out}-{name}.log").open("w", encoding="utf-8") as log:
+            env = {**os.environ, "OMP_NUM_THREADS": threads}
+            return subprocess.run(program, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode
+
+    with ThreadPoolExecutor(cores) as pool:
+        running = {name: pool.submit(run, name, words) for name, words in commands.items()}
+    if failed := [name for name, process in running.items() if process.result()]:
+        sys.exit(f"{', '.join(failed)} failed: see {out}-{failed[0]}.log")
+
+
+def measured(out: str) -> dict[str, Any]:
+    """What the run folders say: settings, curves of pass@1, measures, and pairs on the same problems."""
+    record: dict[str, Any] = {"runs": {}, "curves": {}, "evaluations": {}, "pairs": {}}
+    for name in CURVES:
+        record["runs"][name] = _json(Path(f"{out}-{name}", "results.json"))
+        steps = _lines(Path(f"{out}-{name}", "metrics.jsonl"))
+        keys = ("step", "stage", "eval/pass@1")
+        record["curves"][name] = [{k: line[k] for k in keys if k in line} for line in steps if keys[-1] in line]
+        mixed = [1 - line["frac_reward_zero_std"] for line in steps if "frac_reward_zero_std" in line]
+        if mixed:
+            record["runs"][name]["mixed_groups"] = [sum(part) / len(part) for part in (mixed[:10], mixed[-10:])]
+    for name in _EVALUATED:
+        record["evaluations"][name] = _json(Path(f"{out}-eval-{name}", "metrics.json"))["evaluations"]
+    for a, b in PAIRS:
+        pairs = compare(f"{out}-eval-{a}", f"{out}-eval-{b}")["comparisons"]
+        record["pairs"][f"{a} {b}"] = [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
+    return record
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()

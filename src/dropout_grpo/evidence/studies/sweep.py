@@ -1,0 +1,100 @@
+"""Sweep explorations from one checkpoint on validation problems; one JSON file and a Markdown table.
+
+    python -m dropout_grpo.evidence.studies.sweep --checkpoint runs/demo-seed0/checkpoints/coconut --out docs/sweep
+
+Every arm gets the same questions, seeds and number of rollouts; only the exploration differs. An arm whose run folder
+is finished is not run again, so two processes can share the arms (`--arms`) and a third call collects them.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
+from dropout_grpo.jobs.parts import problems_of, train_grpo
+from dropout_grpo.jobs.recipe import Recipe, recipe_path
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.runs.folder import RunFolder, provenance, write_json, write_text
+
+LATENT, LATENT_ANSWER = ("latent",), ("latent", "answer")
+ARMS = {
+    "temperature only": ExplorationConfig(kind="none"),
+    "residual p=0.05, latent": ExplorationConfig(p=0.05, phases=LATENT),
+    "residual p=0.1, latent": ExplorationConfig(p=0.1, phases=LATENT),
+    "residual p=0.2, latent": ExplorationConfig(p=0.2, phases=LATENT),
+    "residual p=0.05, latent + answer": ExplorationConfig(p=0.05, phases=LATENT_ANSWER),
+    "residual p=0.1, latent + answer": ExplorationConfig(p=0.1, phases=LATENT_ANSWER),
+    "residual p=0.2, latent + answer": ExplorationConfig(p=0.2, phases=LATENT_ANSWER),
+    "attention p=0.2, latent + answer": ExplorationConfig(p=0.2, sites=("attention",), phases=LATENT_ANSWER),
+    "mlp p=0.2, latent + answer": ExplorationConfig(p=0.2, sites=("mlp",), phases=LATENT_ANSWER),
+    "mlp_hidden p=0.2, latent + answer": ExplorationConfig(p=0.2, sites=("mlp_hidden",), phases=LATENT_ANSWER),
+    "heads p=0.1, latent + answer": ExplorationConfig(p=0.1, sites=("heads",), phases=LATENT_ANSWER),
+    "thought p=0.2, latent": ExplorationConfig(p=0.2, sites=("thought",), phases=LATENT),
+    "per-step residual p=0.1, latent + answer": ExplorationConfig(kind="per_step_dropout", p=0.1, phases=LATENT_ANSWER),
+}
+
+
+def main() -> None:
+    """Run the arms one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--recipe", default="word-problems")
+    parser.add_argument("--out", type=Path, required=True, help="path without ending: .json and .md are written")
+    parser.add_argument("--runs", type=Path, default=Path("runs/sweep"), help="run folders of the arms")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    options = parser.parse_args()
+
+    recipes = ArgumentParser()
+    recipes.add_class_arguments(Recipe, as_group=False)
+    parsed = recipes.instantiate_classes(recipes.parse_path(recipe_path(options.recipe)))
+    recipe = Recipe(**vars(parsed))
+    grpo = replace(recipe.grpo, max_steps=options.steps, eval_steps=options.steps // 3)
+    recipe = replace(recipe, seed=options.seed, grpo=grpo, data=replace(recipe.data, max_valid=1000))
+    problems = problems_of(recipe.data, ("grpo", "valid"))
+    rows = []
+    for name in options.arms:
+        folder = options.runs / name.replace(" ", "_")
+        if not (folder / "checkpoints" / "grpo").is_dir():
+            run = RunFolder(folder, "sweep", replace(recipe, exploration=ARMS[name]))
+            model = LatentModel.from_pretrained(options.checkpoint)
+            arm = (model, build_exploration(ARMS[name]), problems["grpo"], problems["valid"], "grpo")
+            train_grpo(recipe, run, *arm)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        curve = {r["step"]: r["eval/pass@1"] for r in records if "eval/pass@1" in r}
+        mixed = [1 - r["frac_reward_zero_std"] for r in records]
+        rows.append(
+            {
+                "arm": name,
+                "exploration": asdict(ARMS[name]),
+                "eval/pass@1": curve,
+                "final": curve[max(curve)],
+                "mixed_first_10": sum(mixed[:10]) / 10,
+                "mixed_last_10": sum(mixed[-10:]) / 10,
+                "reward_last_10": sum(r["reward"] for r in records[-10:]) / 10,
+                "seconds": round(sum(r["step_time"] for r in records), 1),
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr)
+    n_valid = min(recipe.data.max_valid, len(problems["valid"]))
+    command = "python -m dropout_grpo.evidence.studies.sweep " + " ".join(sys.argv[1:])
+    write_json(options.out.with_suffix(".json"), {"command": command, "n_valid": n_valid, "arms": rows, **provenance()})
+    lines = [
+        "| exploration | valid pass@1 | mixed groups, first 10 steps | last 10 | reward, last 10 | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['arm']} | {r['final']:.3f} | {r['mixed_first_10']:.2f} | {r['mixed_last_10']:.2f} "
+        f"| {r['reward_last_10']:.3f} | {r['seconds']:.0f} |"
+        for r in rows
+    ]
+    write_text(options.out.with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

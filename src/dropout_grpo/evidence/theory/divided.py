@@ -1,0 +1,89 @@
+"""Dividing the advantage by a standard deviation, as GRPO does by default: a bias, as an exact sum.
+
+Rewards are 0 or 1, so within a question E g(x) = c(x) grad J(x) whatever the advantages are. Without the division c is
+(K-1)/K for every question; with it c depends on J(x), and questions that are nearly always or never solved are weighted
+up against the others.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from math import comb, prod
+
+import torch
+from torch import Tensor
+
+from dropout_grpo.evidence.theory.check import Check, Row, holds_if
+from dropout_grpo.evidence.theory.estimator import Moments, pattern_probability, patterns
+from dropout_grpo.evidence.theory.gradients import relative
+from dropout_grpo.evidence.theory.law import Law
+from dropout_grpo.evidence.theory.unbiased import EXACT, projection, score_moments
+from dropout_grpo.rl.advantage import group_advantages
+from dropout_grpo.rl.config import ScaleRewards
+
+_K = 8
+
+
+def check_divided(laws: Sequence[Law], gradients: Tensor, *, scale_rewards: ScaleRewards = "group") -> Check:
+    """Divided by a standard deviation, grad J(x) is scaled by a function of J(x), and the mean over x points elsewhere.
+
+    Args:
+        laws: of the questions.
+        gradients: grad J of each, [N, P].
+        scale_rewards: under test.
+    """
+    gradient = gradients.mean(0)
+    given = [score_moments(law) for law in laws]
+    rows: list[Row] = []
+    off = {}
+    for scale in ("none", "group", "batch"):
+        means = _joint_means(given, _K, partial(group_advantages, scale_rewards=scale))
+        mean = means.mean(0)
+        off[scale] = relative(mean - projection(mean, gradient) * gradient, mean)
+        rows.append([scale, *(projection(m, g) for m, g in zip(means, gradients, strict=True)), off[scale]])
+    estimate = off[scale_rewards]
+    curve = [j / 50 for j in range(1, 50)]
+    return Check(
+        id="divided.group",
+        claim="Dividing by the group's standard deviation biases the gradient: no rescaling of its mean is grad J.",
+        quantity="sine of the angle between E g and grad J at K = 8 (0 would be unbiased up to scale)",
+        estimate=estimate,
+        verdict=holds_if(estimate > EXACT),
+        detail={
+            "columns": ["scale_rewards", *(f"factor at J = {m.right:.2f}" for m in given), "sine of the angle"],
+            "rows": rows,
+            "success": [m.right for m in given],
+            "curve_success": curve,
+            "curve_none": [_reward_factor(j, _K, group_advantages) for j in curve],
+            "curve_group": [_reward_factor(j, _K, partial(group_advantages, scale_rewards="group")) for j in curve],
+        },
+    )
+
+
+def _reward_factor(right: float, k: int, advantages: Callable[[Tensor], Tensor]) -> float:
+    """c in E g = c grad J for one question with success rate ``right``.
+
+    Rewards are 0 or 1 and scores have mean zero, so the score's mean is grad J / J given a right answer and
+    -grad J / (1 - J) given a wrong one.
+    """
+    rewards = patterns(k)
+    per_score = rewards / right - (1 - rewards) / (1 - right)
+    return float(pattern_probability(rewards, right) @ (advantages(rewards) * per_score).mean(1))
+
+
+def _joint_means(given: Sequence[Moments], k: int, advantages: Callable[[Tensor], Tensor]) -> Tensor:
+    """E g of each question [N, P] when advantages may depend on the whole batch of one group a question.
+
+    A sum over how many of each group are right, (K+1)^N terms: advantages do not depend on the order within a group.
+    """
+    n = len(given)
+    weight = torch.zeros(n, 2, dtype=torch.float64)  # of the score's two conditional means in E g
+    for counts in product(range(k + 1), repeat=n):
+        rewards = (torch.arange(k) < torch.tensor(counts)[:, None]).double()  # [N, K]
+        probability = prod(
+            comb(k, c) * m.right**c * (1 - m.right) ** (k - c) for c, m in zip(counts, given, strict=True)
+        )
+        gains = advantages(rewards) * probability / k
+        weight[:, 1] += (gains * rewards).sum(1)
+        weight[:, 0] += (gains * (1 - rewards)).sum(1)
+    return torch.stack([weight[i] @ m.mean for i, m in enumerate(given)])

@@ -1,0 +1,157 @@
+"""A latent model small enough to enumerate: every mask, every answer, every group is a term of a finite sum.
+
+It is the product's own ``LatentModel`` around a GPT-2 of one layer and width 4 in float64, with five tokens and two
+latent steps. Masks multiply the fed-back thought, so there are 2^4 = 16 of them, and answers have at most two tokens,
+so there are 21. The seed and scale of the weights were chosen by how much masks matter: the policies of single masks
+are about 0.2 away from their average (total variation), and no mask's scores dwarf the others'.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from dropout_grpo.evidence.theory.setting import Setting
+from dropout_grpo.exploration.dropout import PerStepDropout, SharedDropout
+from dropout_grpo.exploration.sites import THOUGHT
+from dropout_grpo.latent.model import Generation, LatentModel
+from dropout_grpo.latent.tokens import END, LATENT, START
+from dropout_grpo.rl.rollout import Prompts
+
+_WORDS = ("<eos>", "a", START, LATENT, END)
+_EOS, _START = 0, 2
+_WEIGHTS_SEED, _WEIGHTS_SCALE = 558, 0.6
+_QUESTIONS = ("a", "a a", "a a a")  # of different lengths, so that there is padding
+_SITE, _P = THOUGHT, 0.25
+
+QUESTIONS = len(_QUESTIONS)
+LENGTH = 2  # of an answer, in tokens, at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toy:
+    """The toy. N questions, A answers of up to L tokens."""
+
+    setting: Setting
+    exploration: SharedDropout  # the setting's
+    answers: Tensor  # [A, L] int64
+    answer_mask: Tensor  # [A, L] bool
+    rewards: Tensor  # [N, A] float64, 0 or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masks:
+    """Every mask there is, each as a seed that draws it. M masks."""
+
+    seeds: Tensor  # [M] int64
+    weights: Tensor  # [M] float64, the probability of each
+    codes: Tensor  # [M] int64, the bits of each as one number, ascending
+
+    def index(self, toy: Toy, exploration: SharedDropout, seeds: Tensor) -> Tensor:
+        """Which of the masks other seeds draw, [*seeds.shape]."""
+        codes = _bits(toy.setting.model, exploration, seeds.flatten()) @ _powers(exploration, toy)
+        return torch.searchsorted(self.codes, codes).view_as(seeds)
+
+
+def build_toy() -> Toy:
+    """The toy; always the same one."""
+    model = LatentModel(_gpt2(), _tokenizer(), latent_steps=2)
+    firsts = range(1, len(_WORDS))
+    answers = torch.tensor([[_EOS, _EOS], *([i, j] for i in firsts for j in range(len(_WORDS)))])
+    answer_mask = torch.tensor([[True, bool(row[0] != _EOS)] for row in answers])
+    twice = (answers == _START).all(-1)
+    empty = answers[:, 0] == _EOS
+    rewards = torch.stack(
+        [twice, twice | empty, (answers[:, 0] == _START) | empty]
+    ).double()  # rare to frequent success
+
+    def reward(questions: Tensor, generation: Generation) -> Tensor:
+        return rewards[questions, answer_index(answers, generation.token_ids)]
+
+    exploration = SharedDropout(_P, sites=(_SITE,))
+    setting = Setting(
+        model=model,
+        prompts=Prompts(*model.encode(_QUESTIONS)),
+        reward=reward,
+        exploration=exploration,
+        temperature=0.8,
+        max_completion_length=LENGTH,
+    )
+    return Toy(setting=setting, exploration=exploration, answers=answers, answer_mask=answer_mask, rewards=rewards)
+
+
+def per_step() -> PerStepDropout:
+    """The toy's exploration with a fresh mask at each of the two latent steps: 16^2 = 256 mask sequences."""
+    return PerStepDropout(_P, sites=(_SITE,))
+
+
+def answer_index(answers: Tensor, token_ids: Tensor) -> Tensor:
+    """Places in ``answers`` [A, L] of decoded answers [R, L' <= L], which are padded with EOS as ``answers`` are."""
+    padded = torch.nn.functional.pad(token_ids, (0, answers.shape[1] - token_ids.shape[1]), value=_EOS)
+    same = (padded[:, None] == answers[None]).all(-1)  # [R, A]
+    assert bool(same.any(1).all()), "an answer that was not enumerated"
+    return same.int().argmax(1)
+
+
+def all_masks(toy: Toy, exploration: SharedDropout) -> Masks:
+    """Every mask of an exploration, each found among many seeds, with its Bernoulli(1-p) probability."""
+    # At p = 1/4 the rarest mask, all zero, has probability 2^-8 a draw: it comes up 16 times on average.
+    bits = _bits(toy.setting.model, exploration, torch.arange(1 << 4 + 8 * _draws(exploration, toy)))
+    codes, which = torch.unique(bits @ _powers(exploration, toy), return_inverse=True)
+    seeds = torch.zeros_like(codes)
+    seeds[which] = torch.arange(len(bits))  # any seed that draws the mask does
+    assert len(codes) == 2 ** bits.shape[1], "some mask was never drawn"
+    kept = bits[seeds].sum(1).double()
+    weights = (1 - exploration.p) ** kept * exploration.p ** (bits.shape[1] - kept)
+    return Masks(seeds=seeds, weights=weights, codes=codes)
+
+
+def _draws(exploration: SharedDropout, toy: Toy) -> int:
+    """Independent masks in a rollout: one if it is held."""
+    return toy.setting.model.latent_steps if isinstance(exploration, PerStepDropout) else 1
+
+
+def _bits(model: LatentModel, exploration: SharedDropout, seeds: Tensor) -> Tensor:
+    """The independent bits of each seed's masks, int64 [seeds, draws * F]: 1 where an activation is kept."""
+    noise = model.noise(exploration, seeds)
+    assert noise is not None, "p is 0"
+    steps = range(model.latent_steps if isinstance(exploration, PerStepDropout) else 1)
+    factors = [torch.cat(list(noise.factors("latent", step).values()), dim=-1) for step in steps]
+    return (torch.cat(factors, dim=-1)[:, 0] != 0).long()
+
+
+def _powers(exploration: SharedDropout, toy: Toy) -> Tensor:
+    width = toy.setting.model.model.config.n_embd
+    return 2 ** torch.arange(width * _draws(exploration, toy))
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = {word: i for i, word in enumerate(_WORDS)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+def _gpt2() -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=len(_WORDS),
+        n_positions=12,
+        n_embd=4,
+        n_layer=1,
+        n_head=2,
+        n_inner=8,
+        bos_token_id=_EOS,
+        eos_token_id=_EOS,
+        pad_token_id=_EOS,
+    )
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+        model = GPT2LMHeadModel(config).double()
+    generator = torch.Generator().manual_seed(_WEIGHTS_SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = _WEIGHTS_SCALE * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            # Biases and gains are spread around their start of 0 or 1, so that none is special.
+            parameter.copy_(noise + parameter if parameter.ndim == 1 else noise)
+    return model

@@ -1,0 +1,97 @@
+"""``dropout-grpo eval``: measure a checkpoint on some files; a stopped run continues after the last one it finished."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dropout_grpo.errors import UserError, told_of
+from dropout_grpo.evaluation.answering import check_evaluation
+from dropout_grpo.evaluation.intervals import CI95
+from dropout_grpo.evaluation.measures import measure_answers, summary
+from dropout_grpo.evaluation.samples import Sample, read_samples, sample, write_samples
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.jobs.checkpoint import CheckpointOptions, load_checkpoint
+from dropout_grpo.jobs.parts import measure
+from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.problems.files import load_problems
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.report import write_report
+from dropout_grpo.runs.folder import RunFolder, plain, provenance, write_json
+from dropout_grpo.tasks.word_tokenizer import require_known_words
+from dropout_grpo.training.progress import console
+
+METRICS = "metrics.json"
+
+
+def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], how: CheckpointOptions) -> dict[str, Any]:
+    """Measure a checkpoint; returns what ``results.json`` holds.
+
+    The run folder gets ``metrics.json`` (all measures with intervals, an object a file), ``samples.jsonl`` (every
+    answer, a line a problem), ``results.json`` (the summary) and the report.
+
+    Raises:
+        UserError: before anything is asked: no file or one named twice, a bad file, checkpoint or option, a question
+            too long or with unknown words, samples with nothing random, an existing run folder.
+    """
+    if not files:
+        raise UserError("--files is empty: name at least one problem file.")
+    if twice := sorted({file for file in files if files.count(file) > 1}):
+        raise UserError(f"--files names {twice[0]} twice.")
+    exploration = build_exploration(recipe.exploration)
+    sets = {file: load_problems(file, columns=recipe.data.columns, require_steps=False) for file in files}
+    model = load_checkpoint(checkpoint, how)
+    for file, problems in sets.items():
+        require_known_words(model.tokenizer, problems, file)
+        with told_of(file):
+            check_evaluation(model, problems, recipe.evaluation, exploration)
+    options = {"checkpoint": checkpoint, **plain(how), "files": list(files), **plain(recipe)}
+    run = RunFolder(recipe.run_dir, "eval", options, resume=recipe.resume)
+    evaluations, samples = _finished(run.path, sets)
+    for file in files[len(evaluations) :]:
+        start = time.monotonic()
+        answered = measure(recipe, model, sets[file], exploration, Path(file).name)
+        seconds = time.monotonic() - start
+        speed = {"seconds": round(seconds, 3), "problems_per_second": round(len(answered) / seconds, 3)}
+        evaluations.append({"file": file, **measure_answers(answered), **speed})
+        samples += [sample(file, a) for a in answered]
+        write_samples(run.path, samples)
+        write_json(run.path / METRICS, {"ci95": CI95, "evaluations": evaluations})
+    rows = [{"file": e["file"], **summary(e)} for e in evaluations]
+    results = {"checkpoint": checkpoint, "seed": recipe.seed, "evaluations": rows, **provenance()}
+    run.write_results(results)
+    for row in rows:
+        console.print(_line(row), markup=False)
+    console.print(f"report: {write_report(run.path)}", markup=False)
+    return results
+
+
+def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str, Any]], list[Sample]]:
+    """Measures and samples of the files that a stopped run had finished, always the first ones; empty for a new run.
+
+    Raises:
+        UserError: a file holds other problems now.
+    """
+    if not (run / METRICS).is_file():
+        return [], []
+    evaluations = json.loads((run / METRICS).read_text(encoding="utf-8"))["evaluations"]
+    done = [evaluation["file"] for evaluation in evaluations]
+    samples = [line for line in read_samples(run) if line["file"] in done]
+    for file in done:
+        then = [(line["question"], line["answer"]) for line in samples if line["file"] == file]
+        if then != [(problem.question, problem.answer) for problem in sets[file]]:
+            raise UserError(f"{file} has changed since {run} was measured on it: choose another --run_dir.")
+        console.print(f"{file}: measured already", markup=False)
+    return evaluations, samples
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One file's summary in a line, shares in percent."""
+    lo, hi = row["ci95"]
+    names = [name for name in row if name.startswith(("pass", "masked_pass", "maj", "bma"))]
+    shares = [f"{name} {100 * row[name]:.1f} %" for name in names]
+    shares[0] += f" [{100 * lo:.1f}, {100 * hi:.1f}]"
+    cut = row["completions/clipped_ratio"]
+    clipped = f", {100 * cut:.1f} % of the answers cut off at max_new_tokens" if cut else ""
+    return f"{row['file']}: {', '.join(shares)}; n {row['n']}, {row['seconds']:.1f} s{clipped}"

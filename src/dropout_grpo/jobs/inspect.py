@@ -1,0 +1,188 @@
+"""``dropout-grpo inspect``: what the library finds in a model, and one dry run of everything that GRPO does with it."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.exploration.sites import SITES, Site
+from dropout_grpo.jobs.checkpoint import CheckpointOptions, load_checkpoint
+from dropout_grpo.jobs.parts import device
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.sampling import Sample
+from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens
+from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.weights.checkpoint import CONFIG, latent_config
+from dropout_grpo.rl.rollout import Prompts, replay
+
+SEED_BYTES = 8
+FED_BACK = "hidden_states[-1] of transformers (after the final norm, where there is one), as inputs_embeds"
+
+_QUESTION = "Tom has 3 boxes with 4 pens in each box. How many pens does Tom have?"
+_ROLLOUTS, _ANSWER_TOKENS = 4, 8
+_STEPS = 6
+"""Thoughts of the dry run where nothing says how many: Coconut's on GSM8K."""
+
+
+def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
+    """All that ``inspect`` prints, as plain values.
+
+    Raises:
+        UserError: no such model, sites that are not found, or too few positions for a short question.
+    """
+    model, lacking, steps_from = _load(path, options)
+    tokens = model.tokens
+    return {
+        "model": path,
+        "class": type(model.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.sites.dtype).removeprefix("torch."),
+        "positions": model.max_positions,
+        "latent_tokens": {START: tokens.start, END: tokens.end, LATENT: tokens.latent},
+        "latent_tokens_added": lacking,
+        "latent_steps": model.latent_steps,
+        "latent_steps_from": steps_from,
+        "thought": model.thought.kind,
+        "fed_back": FED_BACK,
+        "shares_prompt": model.shares_prefix,
+        "sites": [_site_kind(model, kind) for kind in SITES],
+        "seed_bytes": SEED_BYTES,
+        "dry_run": dry_run(model),
+    }
+
+
+def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str], str]:
+    """The model, the latent tokens that had to be added in memory, and where its number of thoughts is from."""
+    given, lacking, written = options.latent_steps, [], None
+    if not Path(path).is_file() and options.base is None:
+        lacking = missing_latent_tokens(load_tokenizer(path))
+        written = latent_config(path).get("latent_steps")
+    if given is not None:
+        steps, steps_from = given, "--latent_steps"
+    elif written is not None:
+        steps, steps_from = int(written), CONFIG
+    else:
+        steps, steps_from = _STEPS, "assumed"
+    if not lacking:
+        return load_checkpoint(path, CheckpointOptions(latent_steps=steps, base=options.base)), [], steps_from
+    plain, tokenizer = load_causal_lm(path)
+    add_latent_tokens(plain, tokenizer)
+    return LatentModel(plain, tokenizer, latent_steps=steps).to(device()), lacking, steps_from
+
+
+def _site_kind(model: LatentModel, kind: str) -> dict[str, Any]:
+    """The sites of one kind: modules, features and factors of each place, Bernoulli bits a rollout."""
+    sites = model.sites.instances((kind,))
+    return {
+        "kind": kind,
+        "modules": _modules(sites),
+        "places": len(sites),
+        "widths": sorted({site.count * site.repeat for site in sites}),
+        "factors": sorted({site.count for site in sites}),
+        "bits": sum(site.count for site in sites),
+    }
+
+
+def _modules(sites: Sequence[Site]) -> list[str]:
+    """Which end of which modules, those of all layers in one: ``output of h.0-11.attn.c_proj``."""
+    ends = {"attention": "output", "mlp": "output", "heads": "input", "mlp_hidden": "input"}
+    by_kind: dict[str, list[list[str]]] = {}
+    for site in sites:
+        if site.kind in ends:
+            by_kind.setdefault(site.kind, []).append(site.path.split("."))
+    ranges = {
+        kind: ".".join(
+            parts[0] if len(set(parts)) == 1 else f"{parts[0]}-{parts[-1]}" for parts in zip(*paths, strict=True)
+        )
+        for kind, paths in by_kind.items()
+    }
+    return [f"{ends[kind]} of {path}" for kind, path in ranges.items()] or ["the vector fed back"]
+
+
+@torch.no_grad()
+def dry_run(model: LatentModel) -> dict[str, Any]:
+    """A group of rollouts of a short question, each verb timed, and their replay under the same masks."""
+    exploration = build_exploration(ExplorationConfig())
+    seeds = rollout_seeds(0, 0, torch.tensor([0]), _ROLLOUTS).to(model.device)
+    prompts = Prompts(*model.encode([_QUESTION], room=_ANSWER_TOKENS))
+    noise = model.noise(exploration, seeds.flatten())
+    clock = _Clock(model.device)
+    state = model.read(prompts.input_ids, prompts.attention_mask)
+    clock.stop("read")
+    state = model.think(state.repeat(_ROLLOUTS), model.latent_steps, noise)
+    clock.stop("think")
+    rollouts = model.generate(state, _ANSWER_TOKENS, chooser=Sample(seeds.flatten(), 1.0), noise=noise)
+    clock.stop("generate")
+    replayed = replay(model, prompts, seeds, rollouts.token_ids, exploration, temperature=1.0)
+    clock.stop("replay")
+    difference = (replayed - rollouts.logprobs)[rollouts.mask].abs().max().item()
+    return {
+        "question": _QUESTION,
+        "exploration": repr(exploration),
+        "prompt_tokens": prompts.input_ids.shape[1],
+        "rollouts": model.decode(rollouts.token_ids, rollouts.mask),
+        "plain": model.answer([_QUESTION], _ANSWER_TOKENS)[0],
+        "logprob_difference": difference,
+        "seconds": clock.seconds,
+    }
+
+
+class _Clock:
+    """Seconds between stops, what the device has still to do included."""
+
+    def __init__(self, on: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on, self._last = on, time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        if self._on.type == "cuda":
+            torch.cuda.synchronize(self._on)
+        now = time.perf_counter()
+        self.seconds[name], self._last = round(now - self._last, 4), now
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The report for people."""
+    ids = ", ".join(f"{token} {number}" for token, number in found["latent_tokens"].items())
+    if found["latent_tokens_added"]:
+        ids = f"absent: `dropout-grpo sft` adds them; added here in memory alone as {ids}"
+    steps = {
+        "assumed": f"not recorded: give --latent_steps; the dry run takes {found['latent_steps']}",
+        CONFIG: f"{found['latent_steps']} an answer, from {CONFIG}",
+        "--latent_steps": f"{found['latent_steps']} an answer, as given",
+    }[found["latent_steps_from"]]
+    prompt = "one copy, shared by the rollouts of a group" if found["shares_prompt"] else "copied for each rollout"
+    dry, default = found["dry_run"], found["sites"][0]
+    seconds = ", ".join(f"{verb} {taken:.3f} s" for verb, taken in dry["seconds"].items())
+    lines = [
+        ("model", f"{found['model']}: {found['class']}, {found['parameters']:,} parameters, {found['dtype']}"),
+        ("positions", "not said" if found["positions"] is None else f"{found['positions']:,}"),
+        ("latent tokens", ids),
+        ("thoughts", f"{steps}; kind {found['thought']}"),
+        ("fed back", found["fed_back"]),
+        ("prompt", prompt),
+        *((f"site {site['kind']}", _site_line(site)) for site in found["sites"]),
+        ("masks", f"{default['bits']:,} Bernoulli bits a rollout on the default site, {default['kind']}"),
+        ("stored", f"{found['seed_bytes']} bytes a rollout, the seed that the masks are a function of"),
+        ("dry run", f"{len(dry['rollouts'])} rollouts, {dry['prompt_tokens']} prompt tokens, {dry['exploration']}"),
+        ("", seconds),
+        ("", f"rollout and replay differ by {dry['logprob_difference']:.1e} at most in a token's log-probability"),
+        ("", f"the plain network says {dry['plain']!r}"),
+    ]
+    return "\n".join(f"{title:<16} {text}" for title, text in lines)
+
+
+def _range(numbers: list[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def _site_line(site: dict[str, Any]) -> str:
+    width, factors = (_range(site[name]) for name in ("widths", "factors"))
+    shape = f"width {width}" + (f" in {factors} heads" if width != factors else "")
+    places = f"{site['places']} place{'s' if site['places'] > 1 else ''}"
+    return f"{' and '.join(site['modules'])}: {shape}, {places}, {site['bits']:,} bits"

@@ -1,0 +1,163 @@
+"""A recipe: everything that a run needs, in one YAML file. All commands that train or measure read the same one."""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from jsonargparse import Namespace
+
+from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.errors import UserError, nearest
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.latent.config import LoRAConfig
+from dropout_grpo.problems.columns import Columns
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.runs.trackers import TrackerName
+from dropout_grpo.tasks.prosqa import ProsqaConfig
+from dropout_grpo.tasks.word_problems import WordProblemsConfig
+
+Task = Literal["word_problems", "prosqa"]
+"""The embedded tasks, whose problems are made from a seed."""
+
+EXACT_ANSWER = "dropout_grpo.problems.rewards:exact_answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The language model that the curriculum starts from.
+
+    Args:
+        name_or_path: hub name or folder of a causal language model. When not given, a model with random weights and
+            the embedded task's word-level tokenizer is made, of the type and size below.
+        model_type: architecture of the model made from scratch, as transformers names it: gpt2, llama, qwen3, ...
+        n_embd: width of the model made from scratch.
+        n_layer: its layers.
+        n_head: its attention heads.
+        n_positions: its positions.
+    """
+
+    name_or_path: str | None = None
+    model_type: str = "gpt2"
+    n_embd: int = 128
+    n_layer: int = 3
+    n_head: int = 4
+    n_positions: int = 160
+
+    def __post_init__(self) -> None:
+        for name in ("n_embd", "n_layer", "n_head", "n_positions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        if self.n_embd % self.n_head:
+            raise UserError(f"model.n_embd={self.n_embd} must be a multiple of model.n_head={self.n_head}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where problems come from. What is not given is made by the embedded task.
+
+    A source is a file (.json or .jsonl: Coconut's records, GSM8K or ProntoQA as published; .txt: GSM8K-Aug) or a
+    Hugging Face dataset, hf:NAME_OR_FOLDER[:CONFIG][@SPLIT], for example hf:openai/gsm8k:main@train.
+
+    Args:
+        train: file or hf: dataset of problems with steps, for the curriculum.
+        grpo: file or hf: dataset for GRPO; steps are not needed.
+        valid: file or hf: dataset to validate on.
+        test: file or hf: dataset to measure on.
+        columns: names of the columns of those files and datasets.
+        max_valid: validation during training uses the first so many problems.
+        task: the embedded task.
+        word_problems: settings of the task word_problems.
+        prosqa: settings of the task prosqa.
+    """
+
+    train: str | None = None
+    grpo: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    max_valid: int = 500
+    task: Task = "word_problems"
+    word_problems: WordProblemsConfig = field(default_factory=WordProblemsConfig)
+    prosqa: ProsqaConfig = field(default_factory=ProsqaConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_valid < 1:
+            raise UserError(f"data.max_valid={self.max_valid} must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run.
+
+    Args:
+        run_dir: the run's folder.
+        resume: continue the run that is in run_dir.
+        seed: of weights, data order, masks and samples.
+        bf16: matrix products in bf16 with float32 weights; when not given, where a measurement finds bf16 fast.
+        report_to: trackers that get the metrics of training besides metrics.jsonl: tensorboard, wandb, trackio.
+        data: problems.
+        model: what the curriculum starts from.
+        lora: an adapter on the model or checkpoint, trained in place of all weights.
+        curriculum: Coconut's curriculum.
+        exploration: randomness of the latent phase.
+        grpo: GRPO.
+        reward_funcs: import paths, package.module:function or file.py:function.
+        evaluation: how checkpoints are measured.
+    """
+
+    run_dir: str = "runs/run"
+    resume: bool = False
+    seed: int = 0
+    bf16: bool | None = None
+    report_to: tuple[TrackerName, ...] = ()
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    reward_funcs: tuple[str, ...] = (EXACT_ANSWER,)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def require_sections(options: Namespace, section: type[Any] = Recipe, above: str = "") -> None:
+    """Refuse a section without options, which YAML reads as null (``grpo:``).
+
+    Raises:
+        UserError: names it.
+    """
+    for part in fields(section):
+        name = above + part.name
+        if not is_dataclass(part.default_factory) or name not in options:
+            continue
+        if options[name] is None:
+            raise UserError(f"{name} has no options in the recipe: give it some, or leave the line out.")
+        require_sections(options, cast("type[Any]", part.default_factory), f"{name}.")
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes shipped with the package."""
+    folder = files("dropout_grpo") / "recipes"
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a shipped recipe, or of a path.
+
+    Raises:
+        UserError: neither, or not a text file.
+    """
+    if Path(name).is_file():
+        try:
+            Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {name} cannot be read: {error}.") from error
+        return Path(name)
+    if name in recipe_names():
+        return Path(str(files("dropout_grpo") / "recipes" / f"{name}.yaml"))
+    raise UserError(
+        f"recipe {name!r} is neither a file nor a shipped recipe{nearest(name, recipe_names())}; shipped are "
+        f"{', '.join(recipe_names())}."
+    )

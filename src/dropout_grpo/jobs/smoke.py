@@ -1,0 +1,147 @@
+"""``--smoke``: two steps of everything that a command would do, on a small stand-in for its model, offline, in seconds.
+
+It goes on the command line that you are about to run. Kept: every choice of method, thoughts and stages, rewards, and
+the problem files that are there. Cut: the model to a random one of the same architecture with a vocabulary of its own;
+problems, batches, lengths and steps to a few. Added: a reward that divides every group, since a random model is never
+right and would have nothing to learn from. No tracker is told. The run goes to a temporary folder, which stays.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, TypeVar
+
+from transformers import PreTrainedConfig
+
+from dropout_grpo.jobs.parts import SPLITS, fresh_model, problems_of
+from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe
+from dropout_grpo.latent.weights.scratch import scratch_model
+from dropout_grpo.problems.columns import Columns
+from dropout_grpo.problems.files import save_problems
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
+from dropout_grpo.training.progress import console
+
+_T = TypeVar("_T")
+
+_PROBLEMS = 4  # of each split: two batches of two
+_MODEL = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+_POSITIONS = 1024
+_TASK = {f"n_{split}": _PROBLEMS for split in SPLITS}
+_CURRICULUM = {"cot_epochs": 1, "epochs_per_stage": 1, "final_epochs": 1, "batch_size": 2, "eval_steps": 2}
+_GRPO = {
+    "max_steps": 2,
+    "prompts_per_step": 2,
+    "num_generations": 4,
+    "max_completion_length": 8,
+    "micro_batch_size": 4,
+    "rollout_batch_size": 8,
+    "eval_steps": 1,
+    "save_steps": 1,
+}
+_EVALUATION = {"num_samples": 4, "max_new_tokens": 8, "batch_size": 8}
+
+_ARCHITECTURES = {  # a word of a model's name -> what transformers calls its architecture
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "qwen3": "qwen3",
+    "qwen2": "qwen2",
+    "gemma": "gemma",
+    "pythia": "gpt_neox",
+    "opt-": "opt",
+}
+
+
+def every_other(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """A reward for no merit: 1.0 and 0.0 in turn."""
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The same recipe with small numbers, a pure function. None grows: what a recipe switches off with 0 stays off."""
+    data, weights = recipe.data, recipe.grpo.reward_weights
+    return replace(
+        recipe,
+        resume=False,
+        report_to=(),
+        data=replace(data, word_problems=_cut(data.word_problems, _TASK), prosqa=_cut(data.prosqa, _TASK)),
+        model=_cut(recipe.model, _MODEL),
+        curriculum=_cut(recipe.curriculum, _CURRICULUM),
+        grpo=replace(_cut(recipe.grpo, _GRPO), reward_weights=None if weights is None else (*weights, 1.0)),
+        reward_funcs=(*recipe.reward_funcs, f"{__name__}:{every_other.__name__}"),
+        evaluation=_cut(recipe.evaluation, _EVALUATION),
+    )
+
+
+def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
+    """The recipe, checkpoint and files of a command, all small; what they name is replaced by what a new folder holds.
+
+    Args:
+        recipe: as the user gave it.
+        checkpoint: of a command that starts from one, else None.
+        files: of a command that measures files, else empty.
+
+    Raises:
+        UserError: a problem file that is there is malformed.
+    """
+    folder = Path(mkdtemp(prefix="dropout-grpo-smoke-"))
+    small = smoke(recipe)
+    problems = {folder / f"{split}.json": _few(recipe.data, small.data, split) for split in SPLITS}
+    problems |= {
+        folder / f"file-{i}.json": _few(replace(recipe.data, test=file), small.data, "test")
+        for i, file in enumerate(files)
+    }
+    for path, few in problems.items():
+        save_problems(path, few)
+    paths = [str(path) for path in problems]
+    sources: dict[str, Any] = dict(zip(SPLITS, paths, strict=False))
+    data = replace(small.data, columns=Columns(), **sources)
+    small = replace(small, run_dir=str(folder / "run"), data=data)
+
+    named = [name for name in (checkpoint, recipe.model.name_or_path) if name is not None]
+    architecture = next((found for name in named if (found := architecture_of(name))), "gpt2")
+    if named:
+        tokenizer = word_tokenizer(words_of([problem for few in problems.values() for problem in few]))
+        for part in (scratch_model(tokenizer, n_positions=_POSITIONS, model_type=architecture, **_MODEL), tokenizer):
+            part.save_pretrained(folder / "base")
+        small = replace(small, model=ModelConfig(name_or_path=str(folder / "base")))
+    if checkpoint is not None:
+        steps, thought = recipe.curriculum.latent_steps, recipe.curriculum.thought
+        checkpoint = str(folder / "checkpoint")
+        fresh_model(small.model, [], steps, thought, recipe.seed).save_pretrained(checkpoint)
+    _announce(recipe, files, architecture, named, folder)
+    return small, checkpoint, paths[len(SPLITS) :]
+
+
+def architecture_of(name: str) -> str | None:
+    """``model_type`` of a folder, or of a hub model in the cache; else the one that the name speaks of; else None."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
+    except OSError:  # neither: its name is all there is to go by
+        config = {}
+    spoken_of = (architecture for word, architecture in _ARCHITECTURES.items() if word in name.lower())
+    return config.get("model_type") or next(spoken_of, None)
+
+
+def _few(data: DataConfig, small: DataConfig, split: str) -> list[Problem]:
+    """The first problems of a split's file, or of the embedded task where there is no such file here."""
+    made: dict[str, Any] = {split: None}
+    (problems,) = problems_of(data if _is_here(getattr(data, split)) else replace(small, **made), [split]).values()
+    return [problem for problem in problems if problem.steps or split != "train"][:_PROBLEMS]
+
+
+def _is_here(source: str | None) -> bool:
+    return source is not None and Path(source).is_file()
+
+
+def _announce(recipe: Recipe, files: Sequence[str], architecture: str, named: Sequence[str], folder: Path) -> None:
+    away = sorted({s for s in (*(getattr(recipe.data, split) for split in SPLITS), *files) if s and not _is_here(s)})
+    model = f"a random {architecture} of {_MODEL['n_layer']} layers" + (f" for {named[0]}" if named else "")
+    data = "problems of the embedded task" + (f" for {', '.join(away)}" if away else "")
+    console.print(f"smoke run, its figures mean nothing: {model}; {data}; folder {folder}", markup=False)
+
+
+def _cut(config: _T, most: Mapping[str, int]) -> _T:
+    """A dataclass with the named numbers brought down to ``most``."""
+    return replace(config, **{name: min(getattr(config, name), top) for name, top in most.items()})  # type: ignore[type-var]

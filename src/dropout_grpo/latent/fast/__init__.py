@@ -1,0 +1,1 @@
+"""The same results, sooner: shared prompts, static shapes, CUDA graphs."""

@@ -1,0 +1,202 @@
+"""Attention in which a group shares its question: K rollouts attend to one copy of the prompt's keys and values.
+
+Masks live in the latent phase, so the K rollouts of a group have the same prompt cache. Instead of repeating it K
+times, the queries of a group are laid side by side against the one copy, as one matrix product, and the few positions
+that a rollout has of its own (thoughts, answer) are attended to beside it under one softmax. The result is that of
+ordinary attention over the concatenation, gradients included.
+
+transformers lets a model take its attention from a registry and passes unknown keyword arguments down to it: ``prefix``
+below reaches every layer that way, so any model that supports the registry has this without a change of its code.
+
+Shapes: G groups, K rollouts a group, H query heads, N key heads (R = H / N queries a key head), L new positions, S
+prompt positions, T own positions, E head size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicLayer, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+from dropout_grpo.latent.fast.attention_choice import chosen
+
+NAME = "shared_prefix"
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """The prompt's cache, one copy a group.
+
+    ``padding`` is what is added to attention scores: 0 where a position counts and the lowest number on padding; None
+    without padding.
+    """
+
+    keys: tuple[Tensor, ...]  # a layer: [G, N, S, E]
+    values: tuple[Tensor, ...]  # a layer: [G, N, S, E]
+    padding: Tensor | None  # [G, 1, 1, S]
+    groups: int  # G
+
+    def select(self, groups: Tensor) -> "Prefix":
+        """Some of the groups."""
+        return Prefix(
+            keys=tuple(key[groups] for key in self.keys),
+            values=tuple(value[groups] for value in self.values),
+            padding=None if self.padding is None else self.padding[groups],
+            groups=len(groups),
+        )
+
+
+class OwnLayer(DynamicLayer):
+    """One layer's keys and values; the first are not copied to an empty tensor but laid out once for all to come.
+
+    Models cut keys and values out of a wider projection. Products over such views copy them, a prompt's keys and values
+    again at every thought and once more going back, which took an eighth of a curriculum step.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, N, L, E] each; returns all, [B, N, T, E] each."""
+        if self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states.contiguous(), value_states.contiguous()
+        return self.keys, self.values
+
+
+def own_cache() -> Cache:
+    """An empty cache for the positions that rows have of their own."""
+    return Cache(layer_class_to_replicate=OwnLayer)
+
+
+def prefix_of(cache: Cache, attention_mask: Tensor) -> Prefix:
+    """The prefix that groups share, from the cache of G prompts and their mask [G, S]."""
+    keys, values = zip(*cache_tensors(cache), strict=True)
+    dtype = keys[0].dtype
+    padded = not bool(attention_mask.all())
+    lowest = torch.finfo(dtype).min
+    return Prefix(
+        keys=keys,
+        values=values,
+        padding=(attention_mask == 0).to(dtype)[:, None, None] * lowest if padded else None,
+        groups=len(attention_mask),
+    )
+
+
+def cache_tensors(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer, [B, N, S, E] each."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
+
+
+def shares_prefix(model: PreTrainedModel) -> bool:
+    """Can this model's rollouts share a prompt?
+
+    It must take its attention from the registry, and attend to all positions with a plain softmax: a sliding window, a
+    soft cap or attention sinks need the model's own attention.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    own = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
+    windowed = getattr(config, "use_sliding_window", True)
+    special = [name for name in own if getattr(config, name, None) and (name != "sliding_window" or windowed)]
+    return bool(model._supports_attention_backend) and kinds == {"full_attention"} and not special
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    prefix: Prefix | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface. query [B, H, L, E], key and value [B, N, T, E] -> [B, L, H, E].
+
+    Args:
+        module: the attention module; its ``layer_idx`` says which layer of the prefix is its own.
+        query: of the new positions.
+        key: of the positions that rows have of their own.
+        value: likewise.
+        attention_mask: added to the scores of own positions, [B or 1, 1, L, T], or None.
+        scaling: of the scores; 1 / sqrt(E) when None.
+        dropout: must be 0; noise is never the attention's business.
+        prefix: what the rows of a group share, or None.
+        **kwargs: whatever else a model hands down; not used.
+    """
+    assert dropout == 0.0, "the model's own dropout is on"
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if prefix is None and chosen(shared_prefix_attention, query.device.type, query.dtype) == "sdpa":
+        mask = _of_dtype(attention_mask, query.dtype)
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+    rows, heads, length, size = query.shape
+    kv, repeat = key.shape[1], heads // key.shape[1]
+    own_query = (query * scaling).reshape(rows, kv, repeat * length, size)  # [B, N, R * L, E]
+    own = (own_query @ key.transpose(-1, -2)).view(rows, kv, repeat, length, -1)
+    if attention_mask is not None:
+        own = own + attention_mask[:, :, None]
+    if prefix is None:
+        weights = _softmax(own).to(value.dtype)
+        return _output(weights.view(rows, kv, repeat * length, -1) @ value, heads, length), None
+    groups, k = prefix.groups, rows // prefix.groups
+    shared_query = _by_group(own_query, groups, k)  # [G, N, K * R * L, E]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    shared = shared_query @ prefix.keys[layer].transpose(-1, -2)  # [G, N, K * R * L, S]
+    if prefix.padding is not None:
+        shared = shared + prefix.padding
+    split = [shared.shape[-1], key.shape[2]]
+    both = torch.cat([shared, _by_group(own.flatten(2, 3), groups, k)], dim=-1)
+    to_shared, to_own = _softmax(both).to(value.dtype).split(split, dim=-1)
+    from_shared = _by_row(to_shared @ prefix.values[layer], groups, k)
+    from_own = _by_row(to_own, groups, k) @ value
+    return _output(from_shared + from_own, heads, length), None
+
+
+def attention_choices() -> dict[str, dict[str, str]]:
+    """How a prompt is read, by type of device and dtype, measured where it has not been: to write down with a run."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return {
+        device: {name: chosen(shared_prefix_attention, device, dtype) for name, dtype in _DTYPES.items()}
+        for device in devices
+    }
+
+
+def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask that is added to scores of a narrower dtype, its lowest number still finite.
+
+    Autocast would round it to minus infinity, and a row of padding, which sees nothing, would be what a kernel makes of
+    a softmax over nothing: where that is NaN, it is NaN times 0 for all who see that row's keys and values in the next.
+    """
+    return mask if mask is None or mask.dtype == dtype else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+
+
+def _by_group(rows: Tensor, groups: int, k: int) -> Tensor:
+    """[G * K, N, Q, X] -> [G, N, K * Q, X]."""
+    _, kv, q, x = rows.shape
+    return rows.view(groups, k, kv, q, x).transpose(1, 2).reshape(groups, kv, k * q, x)
+
+
+def _by_row(grouped: Tensor, groups: int, k: int) -> Tensor:
+    """[G, N, K * Q, X] -> [G * K, N, Q, X], the inverse of ``_by_group``."""
+    _, kv, kq, x = grouped.shape
+    return grouped.reshape(groups, kv, k, kq // k, x).transpose(1, 2).reshape(groups * k, kv, kq // k, x)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last axis, in float32 at least."""
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _output(heads_first: Tensor, heads: int, length: int) -> Tensor:
+    """[B, N, R * L, E] -> [B, L, H, E]."""
+    rows, _, _, size = heads_first.shape
+    return heads_first.reshape(rows, heads, length, size).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionMaskInterface.register(NAME, eager_mask)

@@ -1,0 +1,194 @@
+"""CUDA graphs of thinking and answering: recorded when a shape comes for the second time, replayed from then on.
+
+A latent step or an answer token is some hundred small kernels, and launching them can take longer than running them; a
+graph launches them all at once. The verbs of ``LatentModel`` use it by themselves, by one rule (``recordings_for``);
+whatever the rule leaves out runs step by step, with the same results.
+
+``torch.compile`` was not used: it does not guard on hooks, so a mask, which is a hook, could be left out unnoticed.
+Here the hooks run while the graph is recorded, and multiply by buffers that hold each batch's own masks. A hook of
+one's own on the model does not run when a graph is replayed.
+
+Autocast: casts of weights to bf16 are recorded too, so a replay casts the weights as they are then, once a graph.
+Autocast keeps a cast for as long as its outermost block lasts, and must not carry any across the border of a recording:
+one made before would be freed while the graph still reads it, one made inside has no values until a replay. Hence its
+cache is emptied before and after.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import clear_autocast_cache
+from transformers import PreTrainedConfig
+
+from dropout_grpo.exploration.base import Noise
+from dropout_grpo.latent.fast.static import Answers, Thoughts
+from dropout_grpo.latent.fast.static_inputs import Given, given_by, is_known
+from dropout_grpo.latent.generation import Generation, generate_eagerly
+from dropout_grpo.latent.lora.checkpoint import has_adapter
+from dropout_grpo.latent.sampling import Chooser
+from dropout_grpo.latent.state import LatentState
+
+if TYPE_CHECKING:
+    from dropout_grpo.latent.model import LatentModel
+
+MOST_STEPS = 64
+"""Thoughts, or answer tokens: a graph grows with them, and with it what recording it costs."""
+MOST_SHAPES = 32
+"""Shapes a model remembers, the latest used. Each that is recorded holds buffers of its own for a batch."""
+
+Work = Thoughts | Answers
+
+
+class Player(Protocol):
+    """Does work whenever its buffers have been loaded."""
+
+    def play(self, model: "LatentModel") -> None: ...
+
+
+class Recorded:
+    """Work as one CUDA graph a block. They share their memory with ``beside``: only one graph runs at a time, and what
+    it leaves is read before the next one does.
+
+    The work is run once outside of a graph first, as torch asks for: libraries set themselves up then.
+    """
+
+    def __init__(self, model: "LatentModel", work: Work, beside: "Recorded | None") -> None:
+        self._work, self.graphs = work, []  # type: tuple[Work, list[torch.cuda.CUDAGraph]]
+        pool = beside.graphs[0].pool() if beside is not None else torch.cuda.graph_pool_handle()
+        stream, current = _side_stream(model.device), torch.cuda.current_stream(model.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in work.run(model):
+                pass
+        current.wait_stream(stream)
+        clear_autocast_cache()
+        try:
+            run = work.run(model)
+            for _ in range(work.blocks):
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    next(run)
+                self.graphs.append(graph)
+            run.close()  # only now may what one block leaves to the next be overwritten by another recording
+        finally:
+            clear_autocast_cache()
+
+    def play(self, model: "LatentModel") -> None:
+        """Replay the blocks, until no row is left that has not ended."""
+        for i, graph in enumerate(self.graphs):
+            if i > 0 and not self._work.go_on():
+                break
+            graph.replay()
+
+
+@lru_cache(maxsize=8)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+PLAYERS: dict[str, Callable[["LatentModel", Work, "Recorded | None"], Player]] = {"cuda": Recorded}
+"""How work of a fixed shape is done, by type of device; on others it is not."""
+
+
+class Recordings:
+    """The shapes that one model has met, and their graphs."""
+
+    def __init__(self) -> None:
+        self._met: OrderedDict[Hashable, tuple[Work, Player] | None] = OrderedDict()
+
+    def think(self, model: "LatentModel", state: LatentState, steps: int, noise: Noise | None) -> LatentState:
+        """As ``LatentModel.think``."""
+        moments = [("latent", state.latent_step + i) for i in range(steps)]
+        given = given_by(state, noise, moments)
+        key = ("think", steps, state.latent_step)
+        work = self._done(model, key, given, lambda: Thoughts(given, steps, state.latent_step))
+        return work.result(state) if isinstance(work, Thoughts) else model.think_eagerly(state, steps, noise)
+
+    def generate(
+        self, model: "LatentModel", state: LatentState, max_new_tokens: int, chooser: Chooser, noise: Noise | None
+    ) -> Generation:
+        """As ``LatentModel.generate``."""
+        given = given_by(state, noise, [("answer", 0)], chooser)
+        rule = (type(chooser), chooser.temperature, getattr(chooser, "masks", None))
+        key = ("generate", max_new_tokens, rule, model.tokens)
+        work = self._done(model, key, given, lambda: Answers(model, given, state, chooser, max_new_tokens))
+        if isinstance(work, Answers):
+            return work.result()
+        return generate_eagerly(model, state, max_new_tokens, chooser=chooser, noise=noise)
+
+    def _done(self, model: "LatentModel", key: Hashable, given: Given, make: Callable[[], Work]) -> Work | None:
+        """The work done on what is given; None where its shape has not been met before."""
+        device = model.device.type
+        precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        key = (key, given.layout(), precision, _weights(model))
+        if key not in self._met:
+            self._remember(key, None)
+            return None
+        found = self._met[key]
+        if found is None:
+            beside = next((player for _, player in filter(None, self._met.values())), None)
+            work = make()
+            found = (work, PLAYERS[device](model, work, beside if isinstance(beside, Recorded) else None))
+        else:
+            found[0].given.load(given)
+        self._remember(key, found)
+        found[1].play(model)
+        return found[0]
+
+    def _remember(self, key: Hashable, found: tuple[Work, Player] | None) -> None:
+        self._met[key] = found
+        self._met.move_to_end(key)
+        while len(self._met) > MOST_SHAPES:
+            self._met.popitem(last=False)
+
+
+_RECORDINGS: WeakKeyDictionary["LatentModel", Recordings] = WeakKeyDictionary()
+
+
+def recordings_for(model: "LatentModel", state: LatentState, steps: int, chooser: Chooser | None) -> Recordings | None:
+    """The one rule: the model's recordings where graphs are used, None where steps are run one by one.
+
+    They are used on CUDA, without gradient, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that can
+    be set up on buffers, of models whose rows share prompts and whose forward pass neither asks the device for a number
+    nor hands it one. transformers says so of an architecture by ``_can_compile_fullgraph``; a dynamic RoPE asks
+    nevertheless. An adapter is switched off and on between calls (for the KL's reference), which a graph would not see.
+    """
+    if state.hidden.device.type not in PLAYERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
+        return None
+    inner = model.model
+    if state.prefix is None or (chooser is not None and not is_known(chooser)):
+        return None
+    if not inner._can_compile_fullgraph or has_adapter(inner) or _rope_type(inner.config) == "dynamic":
+        return None
+    return _RECORDINGS.setdefault(model, Recordings())
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Inside, no graph is used: to see what graphs change."""
+    players = dict(PLAYERS)
+    PLAYERS.clear()
+    try:
+        yield
+    finally:
+        PLAYERS.update(players)
+
+
+def forget_recordings() -> None:
+    """Give back all graphs and their buffers, for when memory runs out."""
+    _RECORDINGS.clear()
+
+
+def _rope_type(config: PreTrainedConfig) -> str | None:
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    return rope.get("rope_type") if isinstance(rope, dict) else None
+
+
+def _weights(model: "LatentModel") -> Hashable:
+    """Where the weights are, and so where a graph reads them: an optimiser leaves them there, ``to`` may not."""
+    return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))

@@ -1,0 +1,182 @@
+"""Thinking and answering as work of one fixed shape, in places of memory that stay: what a CUDA graph can record.
+
+The verbs are the engine's own; what differs is what they are given. Inputs are copied to buffers (``given.py``), the
+own keys and values of a row are written into room made beforehand (``RoomLayer``), and rows that have ended go on,
+their tokens masked out. Nothing is read back to the host inside a block of work, so a block does the same whether it is
+run or recorded and replayed. ``graphs.py`` decides when.
+
+Shapes: B rows, T own positions, N key heads, L new positions, E head size.
+"""
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from dropout_grpo.latent.fast.attention import OwnLayer, Prefix, cache_tensors, own_cache
+from dropout_grpo.latent.fast.static_inputs import Fixed, Given
+from dropout_grpo.latent.generation import Generation, blank, next_token
+from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Sample
+from dropout_grpo.latent.state import LatentState, longer
+
+if TYPE_CHECKING:
+    from dropout_grpo.latent.model import LatentModel
+
+BLOCK = 4
+"""Answer tokens in a block of work; only between blocks is it asked whether all rows have ended."""
+
+
+class Thoughts:
+    """``steps`` latent steps, in one block.
+
+    Args:
+        given: of the first batch; later ones are loaded into its buffers.
+        steps: thoughts.
+        latent_step: thoughts that there were before.
+    """
+
+    blocks = 1
+
+    def __init__(self, given: Given, steps: int, latent_step: int) -> None:
+        self.given, self.steps, self.latent_step = given.buffers(), steps, latent_step
+        self._after: LatentState | None = None
+
+    def run(self, model: "LatentModel") -> Generator[None, None, None]:
+        """Each ``next`` is a block of work on what is in the buffers."""
+        state = _state(self.given, self.steps, self.latent_step)
+        self._after = model.think_eagerly(state, self.steps, Fixed(self.given.factors))
+        yield
+
+    def go_on(self) -> bool:
+        """Never asked: there is one block."""
+        return True
+
+    def result(self, before: LatentState) -> LatentState:
+        """The state after the thoughts, in memory of its own; ``before`` is the one that was loaded."""
+        assert self._after is not None, "nothing has been run"
+        return replace(
+            before,
+            cache=_cache([(key.clone(), value.clone()) for key, value in cache_tensors(self._after.cache)]),
+            hidden=self._after.hidden.clone(),
+            attention_mask=longer(before.attention_mask, self.steps),
+            next_position=before.next_position + self.steps,
+            latent_step=before.latent_step + self.steps,
+        )
+
+
+class Answers:
+    """Up to ``max_new_tokens`` answer tokens, ``BLOCK`` of them a block.
+
+    Args:
+        model: for the special tokens.
+        given: of the first batch; later ones are loaded into its buffers.
+        state: of the first batch.
+        chooser: of the first batch; a later one's seeds are loaded.
+        max_new_tokens: at most.
+    """
+
+    def __init__(
+        self, model: "LatentModel", given: Given, state: LatentState, chooser: Chooser, max_new_tokens: int
+    ) -> None:
+        self.given, self.chooser, self.latent_step = given.buffers(), chooser, state.latent_step
+        self.blocks = -(-max_new_tokens // BLOCK)
+        self.out = blank(model, state, max_new_tokens)
+        self.going = torch.ones((), dtype=torch.bool, device=model.device)
+
+    def run(self, model: "LatentModel") -> Generator[None, None, None]:
+        """Each ``next`` is a block of work on what is in the buffers."""
+        out, tokens = self.out, model.tokens
+        length = out.token_ids.shape[1]
+        out.token_ids.fill_(tokens.pad)
+        for part in (out.mask, out.logprobs, out.entropy):
+            part.zero_()
+        state, noise = _state(self.given, length, self.latent_step), Fixed(self.given.factors)
+        chooser = _on_buffers(self.chooser, self.given.seeds)
+        alive = torch.ones_like(out.mask[:, 0])
+        inputs = model.end_marker(len(alive))
+        for position in range(length):
+            state, chosen, logprob, entropy = next_token(model, state, inputs, position, chooser=chooser, noise=noise)
+            ended = ~alive
+            out.token_ids[:, position] = chosen.masked_fill(ended, tokens.pad)
+            out.mask[:, position] = alive
+            out.logprobs[:, position] = logprob.masked_fill(ended, 0.0)
+            out.entropy[:, position] = entropy.masked_fill(ended, 0.0)
+            alive = alive & (chosen != tokens.eos)
+            inputs = chosen[:, None]
+            if (position + 1) % BLOCK == 0 or position + 1 == length:
+                self.going.copy_(alive.any())
+                yield
+
+    def go_on(self) -> bool:
+        """Has a row not ended? Waits for the device."""
+        return bool(self.going)
+
+    def result(self) -> Generation:
+        """The answers, in memory of their own, as long as the longest."""
+        length = int(self.out.mask.any(0).sum())
+        return self.out.each(lambda part: part[:, :length].clone())
+
+
+def _on_buffers(chooser: Chooser, seeds: Tensor | None) -> Chooser:
+    """A chooser that has not begun: each run must start its own."""
+    if isinstance(chooser, Sample):
+        assert seeds is not None, "there are no seeds to draw with"
+        return Sample(seeds, chooser.temperature)
+    return AverageOverMasks(chooser.masks) if isinstance(chooser, AverageOverMasks) else chooser
+
+
+class RoomLayer(OwnLayer):
+    """One layer's keys and values, written in place into room for ``positions`` of them: nothing is copied to grow.
+
+    Copies of a layer share the room, so of all states that follow from one only a single line may go on.
+    """
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.positions = positions
+        self.room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, N, L, E] each; returns all, [B, N, T, E] each, as views of the room."""
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[-2]
+        assert end <= self.positions, "there is no room for another position"
+        if self.room is None:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.room = (self._make(key_states), self._make(value_states))
+        keys, values = self.room
+        keys[..., begin:end, :] = key_states
+        values[..., begin:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def _make(self, like: Tensor) -> Tensor:
+        return like.new_empty(*like.shape[:-2], self.positions, like.shape[-1])
+
+
+def _state(given: Given, more: int, latent_step: int) -> LatentState:
+    """The state in the buffers, with room for ``more`` positions after those it has."""
+    cache = Cache(layers=[RoomLayer((given.own[0][0].shape[-2] if given.own else 0) + more) for _ in given.keys])
+    for layer, (key, value) in enumerate(given.own):
+        cache.update(key, value, layer)
+    return LatentState(
+        cache=cache,
+        hidden=given.hidden,
+        # Added to the scores of however many own positions: each new position comes alone and sees them all. Made by
+        # hand, for what transformers would make of a mask [B, T] copies numbers from the host.
+        attention_mask=given.hidden.new_zeros(1, 1, 1, 1),
+        next_position=given.next_position,
+        latent_step=latent_step,
+        prefix=Prefix(keys=given.keys, values=given.values, padding=given.padding, groups=len(given.padding)),
+    )
+
+
+def _cache(tensors: list[tuple[Tensor, Tensor]]) -> Cache:
+    """An own cache with these keys and values."""
+    cache = own_cache()
+    for layer, (key, value) in enumerate(tensors):
+        cache.update(key, value, layer)
+    return cache

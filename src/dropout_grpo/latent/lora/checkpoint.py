@@ -1,0 +1,149 @@
+"""An adapter's folder: ``adapter_model.safetensors`` and ``adapter_config.json``, as PEFT itself writes and reads them.
+
+The base is not in it; ``adapter_config.json`` says where it is.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.weights.causal_lm import beside, load_causal_lm, load_tokenizer, some
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NAME = "default"
+"""PEFT's name for the one adapter of a model; it is in no file."""
+
+_PREFIX = "base_model.model."
+"""Before each name in a file, for the two objects that PEFT wraps around a model."""
+
+
+def require_peft() -> None:
+    """Refuse LoRA where PEFT is not installed.
+
+    Raises:
+        UserError: says what to install.
+    """
+    try:
+        import peft  # noqa: F401  # an extra, and slow to import: everywhere imported only where there is an adapter
+    except ImportError as error:
+        raise UserError("LoRA needs PEFT, which is not installed: pip install 'dropout-grpo[lora]'.") from error
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    """Is there an adapter in the model?"""
+    return hasattr(model, "peft_config")
+
+
+def peft_config(model: PreTrainedModel) -> "LoraConfig":
+    """The config of the adapter that is in the model."""
+    configs: Any = model.peft_config
+    config: LoraConfig = configs[NAME]
+    return config
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Is it the folder or hub name of an adapter? False as well for what is not there at all."""
+    try:
+        return beside(path, CONFIG) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapter alone; ``adapter_config.json`` records its base."""
+    named = {_PREFIX + name: tensor.detach().contiguous() for name, tensor in _weights(model).items()}
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+    peft_config(model).save_pretrained(str(folder))
+
+
+def load_with_adapter(
+    path: str | Path, *, merge: bool = False, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Base and adapter from an adapter's folder or hub name, ready to train further, and its tokenizer.
+
+    Args:
+        path: what ``save_adapter`` wrote, with a tokenizer beside it.
+        merge: add the adapter to the base's weights and drop it: a plain model.
+        **options: of ``load_causal_lm``, for the base.
+
+    Raises:
+        UserError: PEFT or the base is missing, or the adapter is damaged or does not fit the base.
+    """
+    require_peft()
+    from peft import LoraModel
+
+    from dropout_grpo.latent.lora.token_rows import without_copies
+
+    config = _load_config(path)
+    base = str(config.base_model_name_or_path)
+    try:
+        model, tokenizer = load_causal_lm(base, **options)
+    except UserError as error:
+        remedy = f"If it has moved, correct base_model_name_or_path in {CONFIG}."
+        raise UserError(f"the base of the adapter {path} is gone or damaged: {error} {remedy}") from error
+    add_latent_tokens(model, tokenizer)  # as when the adapter was made: the base is the same model again
+    weights = _load_weights(path)
+    try:
+        tuner = LoraModel(model, config, NAME)
+        _fill(model, weights)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the adapter {path} does not fit its base {base}: {error}") from error
+    without_copies(model, NAME)
+    if merge:
+        tuner.merge_and_unload(safe_merge=True)  # in place
+    model.name_or_path = str(path)
+    return model, load_tokenizer(path)
+
+
+def _load_config(path: str | Path) -> "LoraConfig":
+    from peft import LoraConfig, PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{CONFIG} of {path} cannot be read: {error}") from error
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{path} is an adapter of the kind {config.peft_type}, and only LORA is supported.")
+    if not config.base_model_name_or_path:
+        raise UserError(f"{CONFIG} of {path} has no base_model_name_or_path: write there where the base is.")
+    config.inference_mode = False  # PEFT's own folders say True, which would freeze the adapter
+    return config
+
+
+def _load_weights(path: str | Path) -> dict[str, Tensor]:
+    try:
+        file = beside(path, WEIGHTS)
+        saved = None if file is None else load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{WEIGHTS} of {path} cannot be read: {error}") from error
+    if saved is None:
+        raise UserError(f"the adapter {path} has no {WEIGHTS}.")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in saved.items()}
+
+
+def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Copy saved weights into the adapter that is in the model; all of them, and nothing left out."""
+    from peft import set_peft_model_state_dict
+
+    if lacking := sorted(_weights(model).keys() - weights.keys()):
+        raise ValueError(f"it lacks weights: {some(lacking)}.")
+    found: Any = set_peft_model_state_dict(model, weights, adapter_name=NAME)
+    if found.unexpected_keys:
+        raise ValueError(f"it has weights that fit nowhere: {some(found.unexpected_keys)}.")
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The adapter's tensors by name. Never whole embeddings: PEFT would write them all for three new rows."""
+    from peft import get_peft_model_state_dict
+
+    weights: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    return weights

@@ -1,0 +1,128 @@
+"""Latent models as plain Hugging Face folders: safetensors, tokenizer, and ``latent_config.json`` beside them.
+
+Two published layouts load as well: a folder with the latent tokens but no ``latent_config.json``
+(ModalityDance/latent-tts-coconut), and facebookresearch/coconut's ``state_dict`` over a base model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
+from dropout_grpo.latent.tokens import latent_tokens
+from dropout_grpo.latent.weights.causal_lm import beside, load_causal_lm
+from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint
+
+CONFIG, THOUGHT = "latent_config.json", "thought.safetensors"
+
+
+def save_latent_model(model: LatentModel, path: str | Path) -> None:
+    """Write weights, tokenizer and latent config to a folder that transformers can load as it is.
+
+    Of a model with an adapter the weights are the adapter's alone, for PEFT to load.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if has_adapter(model.model):
+        save_adapter(model.model, folder)
+    else:
+        model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    config: dict[str, int | str] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
+    if isinstance(model.thought, ProjectionThought):
+        config["prj_dim"] = model.thought.prj_dim
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    parameters = {name: tensor.detach().contiguous() for name, tensor in model.thought.state_dict().items()}
+    if parameters:
+        save_file(parameters, folder / THOUGHT)
+
+
+def load_latent_model(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    latent_steps: int | None = None,
+    thought: str | None = None,
+    merge: bool = False,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+) -> LatentModel:
+    """A latent model from a folder, a hub name, or a Coconut ``state_dict`` file; an adapter comes with its base.
+
+    Args:
+        path: a folder that ``save_latent_model`` wrote, any causal LM with Coconut's latent tokens, or a file that
+            facebookresearch/coconut saved (``checkpoint_33``).
+        base: the model that such a file was trained from; for a file only.
+        latent_steps: thoughts an answer takes; needed where there is no ``latent_config.json``.
+        thought: what is fed back; from ``latent_config.json``, else the hidden state.
+        merge: ``path`` is an adapter, to be added to its base's weights and dropped.
+        dtype: of the weights.
+        attn_implementation: as in transformers; None for its choice.
+
+    Raises:
+        UserError: no such checkpoint, no latent tokens, no ``latent_steps``, a file without its ``base``, or nothing to
+            ``merge``.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    is_file = Path(path).is_file()
+    if is_file and base is None:
+        raise UserError(
+            f"{path} is a file: a Coconut state_dict needs base (on the command line --base), the folder or hub name "
+            "of the model it was trained from; any other checkpoint is given by its folder."
+        )
+    if base is not None and not is_file:
+        raise UserError(f"base {base} is for a Coconut state_dict file, and {path} is no file: leave base out.")
+    with_adapter = not is_file and is_adapter(path)
+    if merge and not with_adapter:
+        raise UserError(f"{path} is no adapter: there is nothing to merge.")
+    if base is not None:
+        model, tokenizer = load_coconut_checkpoint(path, base, **options)
+        config: dict[str, Any] = {}
+    elif with_adapter:
+        model, tokenizer = load_with_adapter(path, merge=merge, **options)
+        config = latent_config(path)
+    else:
+        model, tokenizer = load_causal_lm(path, **options)
+        config = latent_config(path)
+    latent_tokens(tokenizer, str(path))  # what is no latent model at all is told so before its thoughts are asked for
+    steps = config.get("latent_steps") if latent_steps is None else latent_steps
+    if steps is None:
+        raise UserError(
+            f"{path} has no {CONFIG}: give latent_steps (on the command line --latent_steps), the number of thoughts "
+            "it was trained with; the published GSM8K Coconut takes 6."
+        )
+    written = config.get("thought", HiddenStateThought.kind)
+    latent = LatentModel(
+        model, tokenizer, latent_steps=steps, thought=thought or written, prj_dim=config.get("prj_dim")
+    )
+    if latent.thought.kind != written:
+        return latent  # another thought than the one saved begins with parameters of its own
+    try:
+        thought_file = None if is_file else beside(path, THOUGHT)
+        latent.thought.load_state_dict({} if thought_file is None else load_file(thought_file))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{THOUGHT} of {path} does not fit a {written} thought: {error}") from error
+    return latent
+
+
+def latent_config(path: str | Path) -> dict[str, Any]:
+    """What ``latent_config.json`` of a folder or hub name says; empty where there is none.
+
+    Raises:
+        UserError: no such folder, or a damaged file.
+    """
+    try:
+        file = beside(path, CONFIG)
+        config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{CONFIG} of {path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{CONFIG} of {path} is no JSON object.")
+    return config

@@ -1,0 +1,108 @@
+"""Checkpoints as facebookresearch/coconut saves them: one ``state_dict`` file, such as ``checkpoint_33``.
+
+Its keys are those of the language model with ``base_causallm.`` before them, and ``embedding.weight``, the input
+embeddings a second time. Everything else is the base model's: config, tokenizer, and the three latent tokens, which
+follow the vocabulary in the order in which Coconut's run.py adds them.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table
+from dropout_grpo.latent.weights.causal_lm import load_causal_lm, some
+
+PREFIX, DUPLICATE = "base_causallm.", "embedding.weight"
+
+
+def load_coconut_checkpoint(
+    file: str | Path,
+    base: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a Coconut ``state_dict`` and its tokenizer, with the latent tokens.
+
+    Args:
+        file: what ``torch.save`` wrote; loaded with ``weights_only``, so nothing in it is executed.
+        base: folder or hub name of the model that was trained (``model_id`` in Coconut's YAML).
+        dtype: of the weights.
+        attn_implementation: as in transformers.
+
+    Raises:
+        UserError: not such a file, or its weights are not those of ``base`` with three more tokens.
+    """
+    saved = _state_dict(file)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items() if name.startswith(PREFIX)}
+    if not weights:
+        raise UserError(
+            f"{file} is not a Coconut checkpoint: none of its keys begins with {PREFIX} (they are "
+            f"{some(sorted(saved))}). Checkpoints of Coconut's CoT stage are plain language models without thoughts."
+        )
+    model, tokenizer = load_causal_lm(base, dtype=dtype, attn_implementation=attn_implementation)
+    rows_of_base = embedding_table(model).shape[0]
+    add_latent_tokens(model, tokenizer)
+    name = _embedding_name(model)
+    if name in weights:
+        rows = weights[name].shape[0]
+        if rows not in (len(tokenizer), rows_of_base):
+            raise UserError(
+                f"{file} has {rows} embeddings, but {base} with the latent tokens has {len(tokenizer)}: give as base "
+                "the model that it was trained from."
+            )
+        model.resize_token_embeddings(rows, mean_resizing=False)  # Coconut cuts a padded table to the vocabulary
+    duplicate = saved.get(DUPLICATE)
+    unexpected = [name for name in saved if not name.startswith(PREFIX) and name != DUPLICATE]
+    if duplicate is not None and name in weights and not torch.equal(duplicate, weights[name]):
+        raise UserError(f"{file} is damaged: {DUPLICATE} is not {PREFIX}{name}.")
+    _fill(model, weights, unexpected, f"{file} does not fit {base}")
+    model.name_or_path = str(file)
+    return model, tokenizer
+
+
+def _state_dict(file: str | Path) -> dict[str, Tensor]:
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        first = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} is not a state_dict that torch.load can read with weights_only: {first}.") from error
+    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
+        raise UserError(f"{file} is not a state_dict: it holds a {type(saved).__name__}, not tensors by name.")
+    return dict(saved)
+
+
+def _embedding_name(model: PreTrainedModel) -> str:
+    table = embedding_table(model)
+    return next(name for name, parameter in model.named_parameters() if parameter is table)
+
+
+def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:
+    """Copy all weights into the model; a tied weight counts as given under either of its names.
+
+    Raises:
+        UserError: a weight is missing, unexpected, or of another shape.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    given = {id(tensor) for name, tensor in parameters.items() if name in weights}
+    kept = model.state_dict().keys()
+    missing = sorted(name for name in kept if id(parameters[name]) not in given)
+    unexpected = sorted(unexpected) + sorted(PREFIX + name for name in weights.keys() - kept)
+    shapes = [
+        f"{name} {tuple(tensor.shape)} where the base has {tuple(parameters[name].shape)}"
+        for name, tensor in weights.items()
+        if name in kept and tensor.shape != parameters[name].shape
+    ]
+    complaints = [
+        f"{title}: {some(names)}"
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if complaints:
+        raise UserError(f"{what}; {'; '.join(complaints)}.")
+    model.load_state_dict(weights, strict=False)

@@ -1,0 +1,1 @@
+"""Problem files, answers and rewards."""

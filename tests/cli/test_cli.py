@@ -1,0 +1,222 @@
+"""The command line on a user's mistakes, each told before anything is trained; and a whole demo, small and resumed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_grpo.cli.main import main
+from dropout_grpo.jobs import parts
+from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.weights.checkpoint import save_latent_model
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.training import checkpoint
+from helpers.tiny_latent import tiny_latent
+
+TINY = """
+data:
+  word_problems: {n_train: 24, n_grpo: 24, n_valid: 4, n_test: 6, max_number: 6, max_steps: 2, distractors: 0}
+model: {n_embd: 16, n_layer: 1, n_head: 2}
+curriculum: {c_thought: 1, max_latent_stage: 1, cot_epochs: 1, epochs_per_stage: 1, final_epochs: 1, batch_size: 8}
+grpo: {max_steps: 2, prompts_per_step: 4, num_generations: 2, save_steps: 1}
+evaluation: {num_samples: 2}
+bf16: false
+"""
+
+
+class Trained(AssertionError):
+    """A mistake was found too late."""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[str]:
+    """A recipe that takes a second."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return ["--recipe", str(tmp_path / "tiny.yaml"), "--run_dir", str(tmp_path / "run")]
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(self: Any, *, resume: bool = False) -> None:
+        raise Trained
+
+    monkeypatch.setattr(parts.CurriculumTrainer, "train", train)
+    monkeypatch.setattr(parts.GRPOTrainer, "train", train)
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--reward_funcs", "[no_such:f]"], "importing no_such failed"),
+        (["--grpo.reward_weights", "[1,2]"], "reward_weights has 2 numbers for 1 reward functions"),
+        (["--grpo.prompts_per_step", "25"], "prompts_per_step=25"),
+        (["--data.word_problems.n_valid", "0"], "the split valid has no problems"),
+        (["--data.word_problems.n_test", "0"], "the split test has no problems"),
+        (["--data.max_valid", "-1"], "data.max_valid=-1 must be at least 1"),
+        (["--evaluation.max_new_tokens", "150"], "data.valid: question 4"),
+        (["--evaluation.max_new_tokens", "150"], "the model has 160 positions"),
+        (["--exploration.p", "0"], "a p above 0"),
+        (["--data.grpo", "mine.json"], "data.grpo is given and data.valid is not"),
+        (["--model.n_head", "3"], "model.n_embd=16 must be a multiple of model.n_head=3"),
+        (["--model.n_layer", "0"], "model.n_layer=0 must be at least 1"),
+        (["--curriculum.cot_epochs=0", "--curriculum.epochs_per_stage=0", "--curriculum.final_epochs=0"], "nothing to"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_training(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    assert main(["demo", *tiny, *options]) == 2
+    assert told in capsys.readouterr().err
+    with pytest.raises(Trained):  # the refused run is not in the way of a right one
+        main(["demo", *tiny])
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_curriculum_alone_needs_validation_problems_too(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sft", *tiny, "--data.word_problems.n_valid", "0"]) == 2
+    assert "the split valid has no problems" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_reward_that_raises_and_a_long_test_question_too(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = tmp_path / "r.py"
+    reward.write_text("def f(prompts, completions, **columns):\n    return [1 / 0]\n")
+    assert main(["demo", *tiny, "--reward_funcs", f"[{reward}:f]"]) == 2
+    assert "r.py, line 2" in capsys.readouterr().err
+    test = tmp_path / "test.json"
+    test.write_text(json.dumps([{"question": "tom has 2 apples . " * 50, "answer": "2"}]))
+    assert main(["demo", *tiny, "--data.test", str(test)]) == 2
+    assert "('tom has 2 apples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("grpo:\n  max_step: 3\n", "did you mean 'grpo.max_steps'?"),
+        ("grpo: null\n", "grpo has no options in the recipe"),
+        ("data:\n  word_problems: null\n", "data.word_problems has no options"),
+        ("", "the recipe must be options with values"),
+        ("- a\n", "the recipe must be options with values"),
+        ("seed: abc\n", "--seed abc: it must be a whole number"),
+        ("grpo:\n  max_steps: 1.5\n", "--grpo.max_steps 1.5: it must be a whole number"),
+    ],
+)
+def test_mistakes_in_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, told: str) -> None:
+    (tmp_path / "r.yaml").write_text(recipe)
+    assert main(["demo", "--recipe", str(tmp_path / "r.yaml"), "--run_dir", str(tmp_path / "run")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe")
+    assert main(["demo", "--recipe", str(tmp_path / "r.yaml")]) == 2
+    assert "r.yaml cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_command_line_overrides_the_recipe_wherever_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[int, int]
+) -> None:
+    (tmp_path / "r.yaml").write_text("run_dir: from-recipe\nseed: 5\n")
+    given = [["--recipe", str(tmp_path / "r.yaml")], ["--run_dir", "from-command-line"]]
+    with pytest.raises(SystemExit):
+        main(["sft", *(word for i in order for word in given[i]), "--print_config"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "run_dir: from-command-line" in lines
+    assert "seed: 5" in lines
+
+
+def test_options_of_another_command_are_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--max_steps", "3"]) == 2  # `data` has an option of this name
+    assert "did you mean 'data.word_problems.max_steps'?" not in capsys.readouterr().err
+    assert main(["eval"]) == 2
+    assert "missing: --checkpoint, --files." in capsys.readouterr().err
+
+
+def test_data_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert (
+        main(
+            [
+                "data",
+                "--out",
+                str(tmp_path / "file"),
+                "--word_problems.n_train=1",
+                "--word_problems.n_grpo=1",
+                "--word_problems.n_valid=1",
+                "--word_problems.n_test=1",
+            ]
+        )
+        == 2
+    )
+    assert "cannot be made: File exists" in capsys.readouterr().err
+
+
+def test_a_demo_resumed_after_each_part_ends_as_one_that_was_not_stopped(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", *tiny, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for lost in ("temperature_only", "dropout_grpo", "coconut"):
+        shutil.rmtree(checkpoints / lost)
+        assert main(["demo", *tiny, "--json", "--resume", "true"]) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert {k: v for k, v in again.items() if k != "seconds"} == {
+            k: v for k, v in results.items() if k != "seconds"
+        }
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["bf16"] is False
+
+
+def test_a_run_killed_while_it_keeps_the_coconut_has_none_yet(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(model: LatentModel, path: Path) -> None:
+        if path.name.startswith("coconut"):
+            path.mkdir(parents=True)
+            (path / "config.json").write_text("{}")
+            raise KeyboardInterrupt
+        save_latent_model(model, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_latent_model", half)
+        assert main(["demo", *tiny]) == 130
+    assert not (tmp_path / "run" / "checkpoints" / "coconut").exists()
+    assert main(["demo", *tiny, "--resume", "true"]) == 0
+
+
+def test_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_latent().save_pretrained(tmp_path)
+    assert main(["ask", str(tmp_path), "Ann has 3", "--masks", "2", "--max_new_tokens", "3"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line[:6] for line in said if line[:5] in ("plain", "mask ", "avera")] == [
+        "plain ",
+        "mask 0",
+        "mask 1",
+        "averag",
+    ]
+    assert said[-1] == "vote     none  ((unparsable) x2)"  # a model that was never trained
+    assert main(["ask", str(tmp_path), "Ann has 3", "--masks", "-2"]) == 2
+    assert "--masks -2 must be at least 0" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_the_precision_it_was_started_with(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "bf16_or_not", lambda setting, device: True if setting is None else setting)
+    run_dir = str(tmp_path / "run")
+    first = parts.settled(Recipe(run_dir=run_dir))
+    assert first.bf16 is True  # measured
+    RunFolder(run_dir, "sft", Recipe(run_dir=run_dir, bf16=False))
+    assert parts.settled(Recipe(run_dir=run_dir, resume=True)).bf16 is False
+    assert parts.settled(Recipe(run_dir=run_dir)).bf16 is True  # not resumed

@@ -1,0 +1,344 @@
+"""The curriculum: losses against the oracle, what is mixed, what is reset, and runs that go on where they stopped."""
+
+import json
+from dataclasses import replace
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.curriculum.trainer import CurriculumTrainer, _share_out
+from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_steps
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.training.optimizer import NonFinite
+from helpers.oracle import oracle_run
+from helpers.tiny_latent import assert_same_weights, plain_model, read_metrics, tiny_latent, tiny_problems, weights_of
+
+# 2 problems with 1 and 3 steps; 1 thought a step, 2 latent stages: stages 0 .. 3 with 0, 1, 2, 2 thoughts.
+SHORT, LONG = tiny_problems(1, steps=1)[0], replace(tiny_problems(4, steps=3)[3], id=1)
+CONFIG = CurriculumConfig(
+    c_thought=1,
+    max_latent_stage=2,
+    cot_epochs=1,
+    epochs_per_stage=1,
+    final_epochs=1,
+    batch_size=2,
+    learning_rate=1e-2,
+    warmup_steps=0,
+)
+FROZEN = replace(CONFIG, learning_rate=1e-12, weight_decay=0.0)
+"""Steps too small to see: every logged loss is that of the first weights."""
+
+
+def trainer(tmp_path: Path, config: CurriculumConfig = CONFIG, **options: Any) -> CurriculumTrainer:
+    options = {"model": tiny_latent(), "problems": [SHORT, LONG], "seed": 0, **options}
+    run = RunFolder(tmp_path, "sft", {}, resume=options.pop("resume", False))
+    return CurriculumTrainer(options.pop("model"), config, options.pop("problems"), run, **options)
+
+
+def updates(tmp_path: Path) -> list[dict[str, float]]:
+    """Logged updates without times; the lines of validations left out."""
+    lines = [line for line in read_metrics(tmp_path) if "loss" in line]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+SHOWN = {  # stage -> (thoughts, steps still in words), by hand
+    0: (0, {0: ["0 + 1"], 1: ["3 + 1", "3 + 2", "3 + 3"]}),
+    1: (1, {0: [], 1: ["3 + 2", "3 + 3"]}),
+    2: (2, {0: [], 1: ["3 + 3"]}),
+    3: (2, {0: [], 1: []}),
+}
+
+
+def oracle_losses(model: PreTrainedModel, stage: int, problem: Problem) -> Tensor:
+    """-log p of each token after the end marker, [L], of one problem as it is shown in a stage."""
+    latent = tiny_latent()
+    thoughts, words = SHOWN[stage]
+    (prompt,) = encode_questions(latent.tokenizer, [problem.question], latent.tokens)
+    (steps,) = encode_steps(latent.tokenizer, [words[problem.id]])
+    (answer,) = encode_answers(latent.tokenizer, [problem.answer], latent.tokens)
+    completion = [*chain.from_iterable(steps), *answer]
+    return -oracle_run(model, prompt, thoughts, latent.tokens.end, completion).logprobs
+
+
+def test_loss_and_gradient_of_each_stage_are_the_oracles(tmp_path: Path) -> None:
+    trainer(tmp_path, FROZEN).train()
+    logged = updates(tmp_path)
+    assert [line["stage"] for line in logged] == [0, 1, 2, 3]
+    model = plain_model()
+    losses = []
+    for line in logged:
+        words = torch.cat([oracle_losses(model, int(line["stage"]), problem) for problem in (SHORT, LONG)])
+        loss = words.mean()  # over all words of the batch, not over problems first
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        norm = torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
+        assert line["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+        losses.append(line["loss"])
+    assert len({round(loss, 3) for loss in losses}) == 4, "the stages do not differ enough to tell them apart"
+
+
+def test_thoughts_predict_the_words_they_stand_in_for(tmp_path: Path) -> None:
+    trainer(tmp_path, replace(FROZEN, thoughts_predict=True)).train()
+    model, latent = plain_model(), tiny_latent()
+    replaced = {SHORT.id: ["0 + 1"], LONG.id: ["3 + 1", "3 + 2"]}  # two latent stages: the third step has no thought
+    for line in updates(tmp_path):
+        stage = int(line["stage"])
+        words = [oracle_losses(model, stage, problem) for problem in (SHORT, LONG)]
+        loss = torch.cat(words).sum()
+        for problem in (SHORT, LONG):
+            (prompt,) = encode_questions(latent.tokenizer, [problem.question], latent.tokens)  # ends in the marker
+            (steps,) = encode_steps(latent.tokenizer, [replaced[problem.id]])
+            hidden = oracle_run(model, prompt, SHOWN[stage][0], latent.tokens.end, [latent.tokens.eos]).hiddens
+            for state, step in zip(hidden, steps, strict=False):  # in stage s, of the start marker and s thoughts
+                loss = loss - model.lm_head(state).log_softmax(-1)[step].mean()
+        assert line["loss"] == pytest.approx(float(loss.detach()) / sum(map(len, words)), rel=1e-5)
+
+
+def test_thoughts_of_a_step_share_its_words_in_turn() -> None:
+    steps = [[5, 6, 7, 8, 9], [10]]
+    assert _share_out(steps, c_thought=2, max_latent_stage=3) == [[5, 7, 9], [6, 8], [10], []]
+    assert _share_out(steps, c_thought=1, max_latent_stage=1) == [[5, 6, 7, 8, 9]]
+
+
+def test_thoughts_without_words_to_stand_in_for_predict_nothing(tmp_path: Path) -> None:
+    short = replace(SHORT, steps=("7",))  # fewer words than thoughts
+    bare = replace(LONG, steps=())
+    wide = replace(FROZEN, c_thought=4, thoughts_predict=True)
+    trainer(tmp_path, wide, problems=[short, bare]).train()
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in updates(tmp_path))
+
+
+def test_a_problem_without_steps_is_trained_on_its_answer_in_every_stage(tmp_path: Path) -> None:
+    bare, latent, model = replace(LONG, steps=()), tiny_latent(), plain_model()
+    trainer(tmp_path, FROZEN, problems=[SHORT, bare]).train()
+    (prompt,) = encode_questions(latent.tokenizer, [bare.question], latent.tokens)
+    (answer,) = encode_answers(latent.tokenizer, [bare.answer], latent.tokens)
+    for line in updates(tmp_path):
+        stage = int(line["stage"])
+        alone = -oracle_run(model, prompt, SHOWN[stage][0], latent.tokens.end, answer).logprobs
+        words = torch.cat([oracle_losses(model, stage, SHORT), alone])
+        assert line["loss"] == pytest.approx(float(words.mean().detach()), rel=1e-5)
+
+
+def test_mixed_stages_weigh_every_word_the_same(tmp_path: Path) -> None:
+    model, problems = plain_model(), (SHORT, LONG)
+    for seed in range(6):
+        made = trainer(tmp_path / str(seed), replace(FROZEN, uniform_prob=1.0), seed=seed)
+        shown = made._mixed_stages(made.stages[0], [0, 1], 0)
+        if shown[0] != shown[1]:
+            break
+    made.train()
+    words = torch.cat([oracle_losses(model, s, p) for s, p in zip(shown, problems, strict=True)])
+    assert updates(tmp_path / str(seed))[0]["loss"] == pytest.approx(float(words.mean().detach()), rel=1e-5)
+
+
+def test_how_often_stages_are_mixed(tmp_path: Path) -> None:
+    made = trainer(tmp_path, replace(CONFIG, uniform_prob=0.4))
+    stage, rows = made.stages[1], list(range(4000))
+    drawn = torch.tensor(made._mixed_stages(stage, rows, step=7))
+    # A share of 0.4 is spread over 4 stages, the current one among them: 0.1, 0.6 + 0.1, 0.1, 0.1.
+    shares = torch.bincount(drawn, minlength=4) / len(rows)
+    expected = torch.tensor([0.1, 0.7, 0.1, 0.1])
+    assert bool(((shares - expected).abs() < 4 * (expected * (1 - expected) / len(rows)).sqrt()).all())
+    # A draw belongs to (seed, step, problem), not to a place in the batch.
+    backwards = made._mixed_stages(stage, rows[::-1], step=7)
+    assert backwards[::-1] == drawn.tolist()
+    assert made._mixed_stages(stage, rows, step=8) != drawn.tolist()
+    assert trainer(tmp_path / "never")._mixed_stages(stage, rows, step=7) == [1] * len(rows)
+
+
+def test_every_epoch_shows_every_problem_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    made = trainer(tmp_path, replace(CONFIG, epochs_per_stage=4, batch_size=3), problems=tiny_problems(8, steps=1))
+    assert made.updates_per_epoch == 3
+    batches = list(made._batches(made.stages[1]))
+    epochs = [batches[start : start + 3] for start in (0, 3, 6, 9)]
+    for epoch in epochs:
+        assert sorted(map(len, epoch)) == [2, 3, 3]
+        assert sorted(i for batch in epoch for i in batch) == list(range(8))
+        # Question i has 1 + i // 2 question marks: no batch reaches into the lengths of the next longer one.
+        lengths = sorted(sorted(i // 2 for i in batch) for batch in epoch)
+        assert all(short[-1] <= long[0] for short, long in pairwise(lengths))
+    assert len({str(epoch) for epoch in epochs}) == 4
+    assert list(made._batches(made.stages[2])) != batches
+    assert list(made._batches(made.stages[1])) == batches  # a pure function of seed, stage and epoch
+
+
+def test_rates_start_anew_in_each_stage(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs_per_stage=2, lr_scheduler_type="linear", warmup_steps=1, learning_rate=1.0)
+    trainer(tmp_path, config, model=tiny_latent(std=0.01)).train()
+    # One update of warm-up at half the peak, then from the peak down: updates of a stage are 1, 2, 2, 1.
+    assert [line["learning_rate"] for line in updates(tmp_path)] == [0.5, 0.5, 1.0, 0.5, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(("reset", "steps"), [(True, 1.0), (False, 4.0)])
+def test_a_fresh_optimizer_in_every_stage_if_asked_for(tmp_path: Path, reset: bool, steps: float) -> None:
+    trainer(tmp_path, replace(CONFIG, reset_optimizer=reset)).train()
+    state = load_file(tmp_path / "checkpoints" / "sft-last" / "optimizer.safetensors")
+    counts = {float(tensor) for name, tensor in state.items() if name.endswith(".step")}
+    assert counts == {steps}  # AdamW's own count of its updates
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training file has no problems"):
+        trainer(tmp_path / "a", problems=[])
+    bare = replace(LONG, id=5, steps=())
+    with pytest.raises(UserError, match=r"no training problem has steps.* GRPO, which needs answers alone"):
+        trainer(tmp_path / "b", problems=[bare])
+    # 64 positions: prompt 3 + 59 + newline + start, 2 thoughts, the end marker and 3 of the answer's 4 tokens.
+    with pytest.raises(UserError, match=r"question 2 \('.*' \.\.\.\) has 64 tokens and needs 15 more"):
+        trainer(tmp_path / "c", problems=[SHORT, replace(LONG, question="Ann has 3" + " ?" * 59)])
+
+
+def test_an_answer_too_long_is_refused_in_words_too(tmp_path: Path) -> None:
+    wordy = replace(SHORT, steps=("1 + 2 - 3 * 4",) * 8)  # 8 tokens a step, the newline included
+    with pytest.raises(UserError, match="64 positions"):
+        trainer(tmp_path, problems=[wordy])
+    trainer(tmp_path / "shorter", problems=[replace(wordy, steps=wordy.steps[:6])])
+
+
+def accuracy(model: LatentModel, problems: list[Problem], latent_steps: int | None = None) -> float:
+    config = EvaluationConfig(num_samples=0, max_new_tokens=4, latent_steps=latent_steps)
+    return sum(a.plain_correct for a in answer_problems(model, problems, config)) / len(problems)
+
+
+def test_eight_problems_are_learned_by_heart(tmp_path: Path) -> None:
+    problems = tiny_problems(8, steps=2)
+    model = tiny_latent(std=0.15)
+    assert accuracy(model, problems) == 0.0
+    config = replace(CONFIG, cot_epochs=20, epochs_per_stage=20, final_epochs=60, batch_size=8, learning_rate=1e-2)
+    trainer(tmp_path, config, model=model, problems=problems).train()
+    losses = [line["loss"] for line in updates(tmp_path)]
+    assert losses[-1] < 0.1 < 2.0 < losses[0]
+    assert accuracy(model, problems) == 1.0
+
+
+def test_validation_gets_the_stages_own_thoughts_and_length(tmp_path: Path) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def evaluate(model: LatentModel, latent_steps: int, max_new_tokens: int) -> float:
+        asked.append((latent_steps, max_new_tokens))
+        return len(asked) / 8
+
+    config = replace(CONFIG, epochs_per_stage=2, eval_steps=4)
+    trainer(tmp_path, config, evaluate=evaluate).train()
+    # The longest answers: "3 + 1" and a newline, three times, then ### 6 EOS; a step less in each stage.
+    # At the end of each stage, and at step 4, which is the middle of stage 2.
+    assert asked == [(0, 15), (1, 11), (2, 7), (2, 7), (2, 3)]
+    logged = [line for line in read_metrics(tmp_path) if "eval/pass@1" in line]
+    assert [(line["step"], line["stage"], line["eval/pass@1"]) for line in logged] == [
+        (1, 0, 1 / 8), (3, 1, 2 / 8), (4, 2, 3 / 8), (5, 2, 4 / 8), (6, 3, 5 / 8),
+    ]  # fmt: skip
+    assert {line["part"] for line in read_metrics(tmp_path)} == {"sft"}
+
+
+def test_the_end_of_a_stage_is_validated_once(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs_per_stage=2, eval_steps=3)  # steps 1 | 2 3 | 4 5 | 6: 3 and 6 end a stage
+    trainer(tmp_path, config, evaluate=lambda *asked: 0.5).train()
+    logged = [(line["step"], line["stage"]) for line in read_metrics(tmp_path) if "eval/pass@1" in line]
+    assert logged == [(1, 0), (3, 1), (5, 2), (6, 3)]
+    # A stage without epochs is passed over.
+    trainer(tmp_path / "none", replace(config, cot_epochs=0), evaluate=lambda *asked: 0.5).train()
+    logged = [(line["step"], line["stage"]) for line in read_metrics(tmp_path / "none") if "eval/pass@1" in line]
+    assert logged == [(2, 1), (3, 2), (4, 2), (5, 3)]
+
+
+def test_stages_are_kept_when_asked_for(tmp_path: Path) -> None:
+    model = tiny_latent()
+    trainer(tmp_path, replace(CONFIG, save_stages=True), model=model, part="x").train()
+    folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert folders == {"x-last", "x-stage-0", "x-stage-1", "x-stage-2", "x-stage-3"}
+    for name in ("x-last", "x-stage-3"):
+        assert_same_weights(weights_of(LatentModel.from_pretrained(tmp_path / "checkpoints" / name)), weights_of(model))
+    first = weights_of(LatentModel.from_pretrained(tmp_path / "checkpoints" / "x-stage-0"))
+    assert any(not torch.equal(first[name], tensor) for name, tensor in weights_of(model).items())
+
+
+class Stopped(Exception):
+    """The power goes."""
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path, reset: bool) -> None:
+    config = replace(
+        CONFIG, epochs_per_stage=3, reset_optimizer=reset, uniform_prob=0.3, lr_scheduler_type="cosine", warmup_steps=1
+    )
+    whole = tiny_latent()
+    trainer(tmp_path / "whole", config, model=whole).train()
+
+    def stop(model: LatentModel, latent_steps: int, max_new_tokens: int) -> float:
+        if len(updates(tmp_path / "parts")) == 6:  # in the middle of stage 2, which ends at step 7
+            raise Stopped
+        return 0.0
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "parts", replace(config, eval_steps=1), evaluate=stop).train()
+    assert len(updates(tmp_path / "parts")) == 6
+    model = LatentModel.from_pretrained(tmp_path / "parts" / "checkpoints" / "sft-last")
+    trainer(tmp_path / "parts", config, model=model, resume=True).train(resume=True)
+    assert updates(tmp_path / "parts") == updates(tmp_path / "whole")
+    assert_same_weights(weights_of(model), weights_of(whole))
+
+
+def test_resuming_what_never_began_or_has_ended(tmp_path: Path) -> None:
+    model = tiny_latent()
+    trainer(tmp_path, model=model).train(resume=True)  # nothing there: from the start
+    assert len(updates(tmp_path)) == 4
+    before = weights_of(model)
+    trainer(tmp_path, model=model, resume=True).train(resume=True)  # nothing left
+    assert len(updates(tmp_path)) == 4
+    assert_same_weights(weights_of(model), before)
+
+
+@pytest.mark.parametrize("uniform_prob", [0.0, 0.5])
+def test_the_same_run_twice_is_the_same_bit_for_bit(tmp_path: Path, uniform_prob: float) -> None:
+    config = replace(CONFIG, epochs_per_stage=2, uniform_prob=uniform_prob)
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        model = tiny_latent()
+        torch.manual_seed(len(runs))  # nothing of ours reads the global generator
+        trainer(tmp_path / name, replace(config, batch_size=1), model=model, seed=seed).train()
+        runs.append((updates(tmp_path / name), weights_of(model)))
+    assert runs[0][0] == runs[1][0]
+    assert_same_weights(runs[0][1], runs[1][1])
+    assert runs[0][0] != runs[2][0]  # another seed is another order
+
+
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path) -> None:
+    model = tiny_latent()
+
+    def poison(model: LatentModel, latent_steps: int, max_new_tokens: int) -> float:
+        if latent_steps == 2:  # the end of stage 2
+            model.thought.register_forward_hook(lambda module, args, output: output * torch.inf)
+        return 0.0
+
+    with pytest.raises(
+        NonFinite, match=r"curriculum seed 0, step 3, stage 2: after the update, .*checkpoints/sft-last"
+    ) as error:
+        trainer(tmp_path, model=model, evaluate=poison).train()
+    assert "lower learning rate" in str(error.value)
+    assert [line["step"] for line in updates(tmp_path)] == [1, 2, 3]
+    last = LatentModel.from_pretrained(tmp_path / "checkpoints" / "sft-last")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights_of(last).values())
+    state = json.loads((tmp_path / "checkpoints" / "sft-last" / "trainer_state.json").read_text())
+    assert state == {"step": 2, "stage": 1}
+
+
+def test_the_first_update_has_no_good_checkpoint_behind_it(tmp_path: Path) -> None:
+    model = tiny_latent()
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[5] = torch.nan
+    with pytest.raises(
+        NonFinite, match=r"curriculum seed 0, step 1, stage 0: loss nan.* last good checkpoint is none yet"
+    ):
+        trainer(tmp_path, model=model).train()

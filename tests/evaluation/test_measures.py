@@ -1,0 +1,111 @@
+"""Measures of made-up answers, by hand."""
+
+from typing import Any
+
+import pytest
+
+from dropout_grpo.evaluation.answering import Answered
+from dropout_grpo.evaluation.intervals import mean_interval, wilson_interval
+from dropout_grpo.evaluation.measures import measure_answers, powers_of_two, summarize, summary
+from dropout_grpo.problems.problem import Problem
+
+
+def answered(plain: str, *samples: str, average: str | None = None, length: int = 3, clipped: bool = False) -> Answered:
+    """The right answer is 7; a sample is as long as its text."""
+    return Answered(
+        problem=Problem(id=0, question="?", steps=(), answer="7"),
+        plain=plain,
+        plain_length=length,
+        plain_clipped=clipped,
+        samples=samples,
+        sample_lengths=tuple(len(said) for said in samples),
+        average=average,
+    )
+
+
+FOUR = [
+    answered("### 7", "### 7", "### 7", "### 1", "### 1", average="### 7"),  # 2 of 4; a tie that 7 was first in
+    answered("### 1", "### 1", "### 7", "### 1", "oops", average="### 1", length=4),  # 1 of 4; 1 wins
+    answered("oops", "### 1", "### 2", "### 3", "### 4", average="oops", length=8, clipped=True),  # 0 of 4
+    answered("### 7.0", "oops", "### 7", "### 7", "oops", average="### 7", length=1),  # 2 of 4; two do not vote
+]
+
+
+def values(curve: list[dict[str, Any]]) -> list[float]:
+    assert [entry["k"] for entry in curve] == list(range(1, len(curve) + 1))
+    return [entry["value"] for entry in curve]
+
+
+def test_all_measures_by_hand() -> None:
+    measures = measure_answers(FOUR)
+    assert measures["n"] == measures["num_samples"] == 4
+    assert measures["pass@1"]["value"] == 0.5
+    # Pairs without a right one: 1, 3, 6, 1 of 6; triples: 0, 1, 4, 0 of 4.
+    expected = [5 / 16, (5 + 3 + 0 + 5) / 24, (4 + 3 + 0 + 4) / 16, 3 / 4]
+    assert values(measures["pass@k"]) == pytest.approx(expected)
+    # The votes of the first k: 7 7 7 7; 1 1 1 1; 1 1 1 1; none, then 7 7 7.
+    assert values(measures["maj@k"]) == [0.25, 0.5, 0.5, 0.5]
+    assert measures["coverage"]["value"] == 0.75
+    assert measures["bma"]["value"] == 0.5
+    assert measures["completions/mean_length"] == 4
+    assert measures["completions/clipped_ratio"] == 0.25
+    assert measures["masked_completions/mean_length"] == (20 + 19 + 20 + 18) / 16
+    assert measures.keys() == {
+        "n", "num_samples", "pass@1", "completions/mean_length", "completions/clipped_ratio", "pass@k", "maj@k",
+        "coverage", "bma", "masked_completions/mean_length",
+    }  # fmt: skip
+
+
+def test_every_share_has_its_interval_over_problems() -> None:
+    measures = measure_answers(FOUR)
+    for single, right in ((measures["pass@1"], 2), (measures["coverage"], 3), (measures["bma"], 2)):
+        assert single["ci95"] == pytest.approx(wilson_interval(right, 4))
+    assert measures["pass@k"][1]["ci95"] == pytest.approx(mean_interval([5 / 6, 3 / 6, 0, 5 / 6]))
+    assert measures["pass@k"][3]["ci95"] == pytest.approx(wilson_interval(3, 4))  # at k = n it is the coverage
+    assert measures["maj@k"][0]["ci95"] == pytest.approx(wilson_interval(1, 4))
+
+
+def test_what_cannot_be_read_never_votes() -> None:
+    # Two of three say nothing: their silence is not a majority. And nothing but silence is wrong.
+    measures = measure_answers([answered("oops", "oops", "oops", "### 7"), answered("oops", "oops", "oops", "oops")])
+    assert values(measures["maj@k"]) == [0.0, 0.0, 0.5]
+
+
+def test_the_summary_by_hand() -> None:
+    row = summarize(FOUR)
+    # Wilson at 2 of 4 with z = 1.96: 0.5 +- 1.96 sqrt(1/16 + 0.9604/16) / (1 + 3.8416/4) = 0.5 +- 0.35
+    assert row.pop("ci95") == [pytest.approx(0.15, abs=1e-3), pytest.approx(0.85, abs=1e-3)]
+    assert row == {
+        "n": 4,
+        "pass@1": 0.5,
+        "masked_pass@1": pytest.approx(5 / 16),
+        "pass@2": pytest.approx(13 / 24),
+        "pass@4": pytest.approx(3 / 4),
+        "maj@4": 0.5,
+        "coverage": 0.75,
+        "bma": 0.5,
+        "completions/mean_length": 4,
+        "completions/clipped_ratio": 0.25,
+        "masked_completions/mean_length": 77 / 16,
+    }
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    alone = {"n", "pass@1", "ci95", "completions/mean_length", "completions/clipped_ratio"}
+    assert set(summarize([answered("### 7")])) == alone
+    sampled = summarize([answered("### 7", "### 7", "### 1", "### 7")])
+    assert "bma" not in sampled  # a temperature, no masks
+    assert {"pass@2", "pass@3", "maj@3"} <= set(sampled)  # powers of two, and n itself
+    assert sampled["masked_pass@1"] == pytest.approx(2 / 3)
+    single = summarize([answered("### 1", "### 7", average="### 7")])
+    assert (single["pass@1"], single["masked_pass@1"], single["maj@1"], single["bma"]) == (0.0, 1.0, 1.0, 1.0)
+
+
+def test_times_are_summed_up_as_they_are() -> None:
+    row = summary({**measure_answers(FOUR), "seconds": 2.0, "problems_per_second": 2.0})
+    assert (row["seconds"], row["problems_per_second"]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8, 12])])
+def test_powers_of_two(n: int, expected: list[int]) -> None:
+    assert powers_of_two(n) == expected

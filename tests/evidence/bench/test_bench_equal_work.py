@@ -1,0 +1,124 @@
+"""All arms do the same work: same tokens, log-probs and gradients from the engine, the plain and the published way."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropout_grpo.evidence.bench import arms, cot, engine, published
+from helpers.bench_setting import SMALL, gradients_of, workload
+
+ROWS = SMALL.questions * SMALL.num_generations
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert gradient.abs().max() > 0, f"{name} has no gradient to compare"
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_rollouts_of_the_three_ways_are_the_same() -> None:
+    work = workload()
+    made, plain = engine.rollouts(work), engine.plain_rollouts(work)
+    tokens, logprobs = published.rollouts(work, ROWS)
+    assert made.token_ids.shape == (ROWS, SMALL.answer_tokens)
+    assert len({tuple(row) for row in made.token_ids.tolist()}) == ROWS, "rollouts that are alike show nothing"
+    for other_tokens, other_logprobs in ((plain.token_ids, plain.logprobs), (tokens, logprobs)):
+        assert torch.equal(other_tokens, made.token_ids)
+        torch.testing.assert_close(other_logprobs, made.logprobs, rtol=0, atol=1e-5)
+    assert (engine.unmasked_rollouts(work).logprobs - made.logprobs).abs().max() > 1e-3
+
+
+def test_updates_of_the_three_ways_have_the_same_gradient() -> None:
+    work = workload()
+    loss = engine.update(work)
+    wanted = gradients_of(work.networks.model)
+    work.prepare()
+    assert engine.plain_update(work) == pytest.approx(loss, abs=1e-6)
+    assert_same(gradients_of(work.networks.model), wanted)
+    assert published.update(work, ROWS) == pytest.approx(loss, abs=1e-6)
+    assert_same(gradients_of(work.reference), wanted)
+
+
+def test_an_update_with_the_optimizer_leaves_the_weights() -> None:
+    work = workload()
+    before = {name: p.detach().clone() for name, p in work.networks.model.named_parameters()}
+    norm = engine.UpdateAndStep(work)()
+    assert norm > 0
+    for name, parameter in work.networks.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_curriculum_steps_have_the_same_gradient() -> None:
+    work = workload()
+    loss = engine.curriculum(work)
+    assert published.curriculum(work, SMALL.problems) == pytest.approx(loss, rel=1e-5)
+    assert_same(gradients_of(work.reference), gradients_of(work.networks.model))
+
+
+def test_evaluations_give_the_same_texts() -> None:
+    work = workload()
+    said = engine.evaluation(work)
+    assert published.evaluation(work, SMALL.problems) == said
+    assert len(said) == SMALL.problems
+    assert len(set(said)) > 1
+
+
+def test_no_answer_ends_early() -> None:
+    """EOS is likely in a model whose head says little but that; here it has no place in the vocabulary."""
+    work = workload(answer_tokens=12)
+    made = engine.rollouts(work)
+    assert made.mask.all()
+    assert work.model.tokens.eos >= work.networks.shape.vocab
+    assert work.networks.tokenizer.eos_token_id in range(work.networks.shape.vocab)
+
+
+def test_every_group_is_mixed() -> None:
+    work = workload()
+    assert (work.advantages != 0).all()
+    assert (work.advantages > 0).any(dim=1).all()
+    assert (work.advantages < 0).any(dim=1).all()
+
+
+def test_chains_of_thought_follow_their_prompts_and_are_full() -> None:
+    work = workload()
+    made = cot.rollouts(work, ROWS)
+    assert made.shape == (ROWS, SMALL.prompt_tokens + SMALL.cot_tokens + SMALL.answer_tokens)
+    assert torch.equal(made[:, : SMALL.prompt_tokens], work.each_its_own.input_ids)
+    assert len({tuple(row) for row in made.tolist()}) == ROWS
+    assert torch.equal(cot.rollouts(work, ROWS), made), "a run is not repeated"
+    assert work.reference.generation_config.eos_token_id is None, "a row may end early"
+    assert len(cot.evaluation(work, SMALL.problems)) == SMALL.problems
+
+
+def test_loss_of_chains_of_thought_is_that_of_transformers() -> None:
+    work = workload()
+    loss = cot.curriculum(work, SMALL.problems)
+    found = gradients_of(work.reference)
+    work.prepare("eager")
+    prompts = torch.tensor(work.curriculum._prompts[: SMALL.problems])
+    ids = torch.cat([prompts, work.chain_of_thought[: SMALL.problems]], dim=1)
+    labels = torch.where(torch.arange(ids.shape[1]) < SMALL.prompt_tokens, -100, ids)
+    wanted = work.reference(input_ids=ids, labels=labels).loss
+    wanted.backward()
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert_same(found, gradients_of(work.reference))
+
+
+def test_micro_batches_of_chains_of_thought_add_up() -> None:
+    whole, parts = workload(), workload(micro_batch_size=4)
+    loss = cot.update(whole, ROWS)
+    found = gradients_of(whole.reference)
+    parts.prepare("eager")
+    assert cot.update(parts, ROWS) == pytest.approx(loss, abs=1e-6)
+    assert_same(gradients_of(parts.reference), found)
+
+
+def test_few_rows_of_the_published_way_are_scaled_to_the_batch() -> None:
+    work = workload(published_rows=2)
+    assert arms.rows_run("published", work, "update") == 2
+    assert arms.build("published", work, "update").scale == 3.0  # 6 rollouts
+    assert arms.build("published", work, "curriculum").scale == 2.5  # 5 problems
+    assert arms.build("cot", work, "update").scale == 1.0
+    tokens, _ = published.rollouts(work, 2)
+    assert torch.equal(tokens, engine.rollouts(work).token_ids[:2])

@@ -1,0 +1,188 @@
+"""The benchmark as a whole, and its page."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_grpo.cli.main import main
+from dropout_grpo.errors import UserError
+from dropout_grpo.evidence.bench import run, sweep
+from dropout_grpo.evidence.bench.config import BenchConfig, resolve
+from dropout_grpo.evidence.bench.page import fill, write_page
+from dropout_grpo.evidence.bench.tables import masks, outcomes, ratios, render, times
+
+ROOT = Path(__file__).parents[3]
+QUICK = BenchConfig(
+    num_generations=(3, 2),
+    prompt_tokens=6,
+    latent_steps=2,
+    answer_tokens=3,
+    cot_tokens=2,
+    questions=2,
+    problems=3,
+    published_rows=1,
+    repeats=1,
+    memory=False,
+    device="cpu",
+    bf16=False,
+)
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    return run.run_bench(QUICK)
+
+
+def test_cases_of_a_run(result: dict[str, Any]) -> None:
+    """Jobs on groups at each K, smallest first; the others once."""
+    cases = [(case["job"], case["num_generations"], case["rows"]) for case in result["results"]]
+    assert cases == [
+        ("rollouts", 2, 4),
+        ("update", 2, 4),
+        ("rollouts", 3, 6),
+        ("update", 3, 6),
+        ("curriculum", 3, 3),
+        ("evaluation", 3, 3),
+    ]
+    assert result["kind"] == "cases"
+    assert {"machine", "versions", "commit", "options", "setting", "parameters"} < result.keys()
+
+
+def test_figures_follow_from_the_seconds(result: dict[str, Any]) -> None:
+    case = result["results"][2]  # rollouts, K = 3: 2 questions, 6 rollouts of 3 answer tokens
+    engine, plain = case["arms"]["engine"], case["arms"]["plain"]
+    assert list(case["arms"]) == ["engine", "engine_without_masks", "plain", "published", "cot"]
+    assert engine["seconds"] == [engine["median"]] == [engine["min"]]
+    assert engine["ratio"] == 1.0
+    assert plain["ratio"] == pytest.approx(plain["median"] / engine["median"])
+    assert engine["rows_per_second"] == pytest.approx(6 / engine["median"])
+    assert engine["problems_per_second"] == pytest.approx(2 / engine["median"])
+    assert engine["answer_tokens_per_second"] == pytest.approx(18 / engine["median"])
+    assert engine["token_forwards"] == 2 * 6 + 6 * (2 + 3)
+    assert plain["token_forwards"] == 6 * (6 + 2 + 3)
+    assert engine["flops_per_second"] == pytest.approx(engine["flops"] / engine["median"])
+    assert case["arms"]["published"]["rows_measured"] == 1
+    assert case["peak"]["share"] == pytest.approx(engine["flops_per_second"] / case["peak"]["flops_per_second"])
+    found, unmasked = case["masks"], case["arms"]["engine_without_masks"]["median"]
+    assert found["share_alone"] == pytest.approx((found["make"] + found["multiply"]) / engine["median"])
+    assert found["share_by_difference"] == pytest.approx(1 - unmasked / engine["median"])
+    curriculum = result["results"][4]["arms"]["engine"]
+    assert curriculum["problems_per_second"] == curriculum["rows_per_second"] == pytest.approx(3 / curriculum["median"])
+
+
+def test_a_result_is_json_and_a_table(result: dict[str, Any]) -> None:
+    again = json.loads(json.dumps(result))
+    assert again == result
+    shown = render(again)
+    assert shown.count("| rollouts | 2 |") > 3
+    assert "Not measured." in shown, "memory was not asked for"
+
+
+def test_values_of_a_sweep() -> None:
+    base = resolve(QUICK, 8)
+    assert sweep.values("num_generations", base) == (2, 4, 8, 16)
+    assert sweep.values("questions", replace(base, questions=3)) == (1, 2, 4, 8)
+    assert sweep.values("latent_steps", base) == (1, 2, 4, 6, 8, 12)
+
+
+def test_a_sweep(tmp_path: Path) -> None:
+    config = replace(QUICK, num_generations=(2,), axes=("num_generations",), jobs=("update", "evaluation"))
+    found = run.run_bench(config, sweep=True)
+    assert found["kind"] == "sweep"
+    (one,) = found["results"]  # evaluation has no groups
+    assert (one["axis"], one["job"], one["values"]) == ("num_generations", "update", [2, 4])
+    assert list(one["arms"]) == ["engine", "plain"]
+    engine = one["arms"]["engine"]
+    (at_2, at_4), fit = engine["medians"], engine["fit"]
+    assert fit["slope"] == pytest.approx((at_4 - at_2) / 2)
+    assert fit["intercept"] == pytest.approx(2 * at_2 - at_4)
+    with pytest.raises(UserError, match="none on groups"):
+        run.run_bench(replace(config, jobs=("evaluation",)), sweep=True)
+
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "small-sweep.json").write_text(json.dumps(found))
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- begin: small-sweep.lines -->\nold\n<!-- end: small-sweep.lines -->\nafter\n")
+    write_page(page, tmp_path / "results")
+    text = page.read_text()
+    assert text.startswith("before\n<!-- begin: small-sweep.lines -->\n\n| job | over |")
+    assert text.endswith("\n\n<!-- end: small-sweep.lines -->\nafter\n")
+    assert "| update | K | engine | 2 | 4 |" in text
+    assert "old" not in text
+    assert "<svg" in (tmp_path / "performance" / "small-sweep.svg").read_text()
+
+
+ARM = {"median": 0.5, "spread": 0.25, "ratio": 1.0, "problems_per_second": 4, "rows_per_second": 32}
+ARM |= {"answer_tokens_per_second": 256}
+MADE_UP = {
+    "kind": "cases",
+    "results": [
+        {
+            "job": "rollouts",
+            "num_generations": 8,
+            "arms": {"engine": ARM, "plain": {**ARM, "median": 1.25, "ratio": 2.5}, "cot": {**ARM, "ratio": 3.125}},
+            "masks": {"make": 0.001, "multiply": 0.0005, "share_alone": 0.003, "share_by_difference": 0.0123},
+        },
+        {"job": "curriculum", "num_generations": 8, "arms": {"engine": ARM}},
+    ],
+}
+
+
+def test_tables_by_hand() -> None:
+    assert ratios(MADE_UP).splitlines()[2:] == [
+        "| rollouts | 8 | 0.5 | 2.50 |  | 3.12 | 4 | 32 |",
+        "| curriculum |  | 0.5 |  |  |  | 4 | 32 |",
+    ]
+    assert times(MADE_UP).splitlines()[2:4] == [
+        "| rollouts | 8 | engine | 0.5 | 25 % | 1 | 4 | 32 | 256 |",
+        "| rollouts | 8 | (a) every rollout reads its prompt | 1.25 | 25 % | 2.5 | 4 | 32 | 256 |",
+    ]
+    assert masks(MADE_UP).splitlines()[2:] == ["| 8 | 1 | 0.5 | 0.3 % | 1.2 % |"]
+
+
+def test_outcomes_of_tests_on_a_gpu() -> None:
+    found = {
+        "kind": "tests",
+        "passed": 75,
+        "skipped": 0,
+        "failed": ["tests/a.py::b"],
+        "machine": {"gpu": "Some GPU"},
+        "versions": {"torch": "2.13"},
+        "commit": "abc",
+    }
+    text = "75 tests passed, 1 failed, 0 were skipped on Some GPU; torch 2.13; commit abc.\n- failed: `tests/a.py::b`"
+    assert outcomes(found) == text
+    page = "<!-- begin: gpu-tests.tests -->\n<!-- end: gpu-tests.tests -->"
+    assert text in fill(page, {"gpu-tests": found})
+
+
+def test_blocks_without_a_file_say_so_and_unknown_tables_are_refused() -> None:
+    page = "<!-- begin: tiny-cpu.peak -->\nold\n<!-- end: tiny-cpu.peak -->"
+    assert fill(page, {}) == "<!-- begin: tiny-cpu.peak -->\n\n*Not measured yet.*\n\n<!-- end: tiny-cpu.peak -->"
+    for results in ({}, {"tiny-cpu": MADE_UP}):
+        with pytest.raises(UserError, match=r"block 'tiny-cpu.speed'"):
+            fill(page.replace("peak", "speed"), results)
+    with pytest.raises(UserError, match=r"block 'tiny-cpu.lines'"):
+        fill(page.replace("peak", "lines"), {"tiny-cpu": MADE_UP})  # a sweep's table, and this is none
+
+
+def test_the_page_is_that_of_the_committed_results() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    assert fill(text, results) == text, "run python -m dropout_grpo.evidence.pages.bench_page"
+
+
+def test_the_command_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--questions 1 --problems 2 --prompt_tokens 5 --latent_steps 1 --answer_tokens 3 --cot_tokens 1 --repeats 1"
+    cases = "--num_generations [2] --jobs [evaluation] --beside [] --device cpu"
+    assert main(["bench", *sizes.split(), *cases.split(), "--json"]) == 0
+    out = capsys.readouterr()
+    (case,) = json.loads(out.out)["results"]
+    assert list(case["arms"]) == ["engine"]
+    assert case["arms"]["engine"]["memory"]["peak"] > 2**27
+    assert out.err.strip() == "bench: tiny evaluation"
+    assert main(["bench", "--repeats", "0"]) == 2

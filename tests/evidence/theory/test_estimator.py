@@ -1,0 +1,107 @@
+"""The two exact sums against brute force in plain Python, and the intervals against hand-worked numbers."""
+
+import itertools
+from functools import partial
+from statistics import NormalDist
+
+import pytest
+import torch
+
+from dropout_grpo.evidence.theory.estimator import (
+    Estimate,
+    from_all_groups,
+    from_patterns,
+    moments,
+    over_questions,
+    patterns,
+)
+from dropout_grpo.evidence.theory.interval import CONFIDENCE, inside, mean_interval, ratio_interval
+from dropout_grpo.rl.advantage import group_advantages
+
+PROBABILITY = torch.tensor([0.1, 0.25, 0.3, 0.05, 0.3], dtype=torch.float64)
+REWARDS = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+VECTORS = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.25], [4.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+RULES = {
+    "group mean": group_advantages,
+    "leave one out": partial(group_advantages, leave_one_out=True),
+    "divided": partial(group_advantages, scale_rewards="group"),
+    "none": torch.clone,
+}
+
+
+def brute_force(k, advantages):
+    """Mean and trace of the covariance of g over all 5^K groups, one at a time."""
+    mean, second = torch.zeros(2).double(), 0.0
+    for group in itertools.product(range(5), repeat=k):
+        probability = PROBABILITY[list(group)].prod()
+        gains = advantages(REWARDS[list(group)][None])[0]
+        g = sum(gains[i] * VECTORS[atom] for i, atom in enumerate(group)) / k
+        mean, second = mean + probability * g, second + probability * g.square().sum()
+    return mean, float(second - mean.square().sum())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("k", [2, 3])
+def test_sums_are_brute_force(rule, k):
+    mean, variance = brute_force(k, RULES[rule])
+    found = from_patterns(moments(PROBABILITY, REWARDS, VECTORS), k, RULES[rule])
+    torch.testing.assert_close(found.mean, mean)
+    assert found.variance == pytest.approx(variance, rel=1e-12)
+    torch.testing.assert_close(from_all_groups(PROBABILITY, REWARDS, VECTORS, k, RULES[rule]), mean)
+    assert mean.norm() > 0.01
+
+
+def test_moments_by_hand():
+    given = moments(PROBABILITY, REWARDS, VECTORS)
+    assert given.right == pytest.approx(0.4)
+    # right: atoms 0 and 2 with weights 1/4 and 3/4; wrong: atoms 1, 3, 4 with weights 5/12, 1/12, 6/12
+    torch.testing.assert_close(given.mean[1], torch.tensor([-0.5, -0.3125]).double())
+    assert given.square[1].item() == pytest.approx((5 + 3 * 1.0625) / 4)
+    assert given.square[0].item() == pytest.approx((5 * 9.25 + 17 + 6) / 12)
+
+
+def test_moments_refuse_other_rewards():
+    with pytest.raises(AssertionError, match="0 or 1"):
+        moments(PROBABILITY, REWARDS / 2, VECTORS)
+
+
+def test_patterns_are_all_and_distinct():
+    assert patterns(2).tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    assert len({tuple(row) for row in patterns(5).tolist()}) == 32
+
+
+def test_questions_average_and_their_variances_add():
+    one = Estimate(mean=torch.tensor([1.0, 0.0]).double(), variance=4.0)
+    two = Estimate(mean=torch.tensor([3.0, 2.0]).double(), variance=8.0)
+    both = over_questions([one, two])
+    assert both.mean.tolist() == [2.0, 1.0]
+    assert both.variance == 3.0  # (4 + 8) / 2^2
+
+
+def test_mean_interval_by_hand():
+    z = NormalDist().inv_cdf(0.9995)
+    assert CONFIDENCE == 0.999
+    mean, (low, high) = mean_interval([1.0, 2.0, 3.0, 6.0])  # variance 14/3, standard error sqrt(14/12)
+    assert mean == 3.0
+    assert low == pytest.approx(3 - z * (14 / 12) ** 0.5)
+    assert high == pytest.approx(3 + z * (14 / 12) ** 0.5)
+    assert inside(3.0, (low, high))
+    assert not inside(high + 1e-9, (low, high))
+
+
+def test_ratio_interval_uses_the_pairing():
+    base = [1.0, 5.0, 2.0, 9.0, 4.0]
+    ratio, (low, high) = ratio_interval([2 * b for b in base], base)
+    assert (ratio, low, high) == pytest.approx((2, 2, 2))  # proportional: nothing is uncertain about the ratio
+    _, (low, high) = ratio_interval([2 * b for b in reversed(base)], base)
+    assert low < 1.5 < 3 < high
+
+
+def test_ratio_interval_covers():
+    generator = torch.Generator().manual_seed(0)
+    misses = 0
+    for _ in range(300):
+        x = torch.rand(40, 2, generator=generator).double()
+        _, interval = ratio_interval((3 * (x[:, 0] + x[:, 1])).tolist(), (x[:, 0] + 0.5).tolist())
+        misses += not inside(3.0, interval)
+    assert misses <= 3  # 0.3 expected

@@ -1,0 +1,89 @@
+"""The enumeration is complete and right: probabilities add up, scores are scores, and the oracle agrees."""
+
+import pytest
+import torch
+
+from dropout_grpo.evidence.theory.gradients import flat_gradient, flat_gradients
+from dropout_grpo.evidence.theory.law import answer_logprobs
+from dropout_grpo.evidence.theory.toy import all_masks, answer_index, per_step
+from helpers.oracle import oracle_run
+
+
+def test_every_mask_is_there_with_its_bernoulli_weight(exact):
+    # Kept with probability 3/4 each: weights 3^kept / 256, one mask with none kept, four with one, and so on.
+    weights = (exact.masks.weights * 256).round().int().tolist()
+    assert sorted(weights) == sorted([1] + [3] * 4 + [9] * 6 + [27] * 4 + [81])
+    torch.testing.assert_close(exact.masks.weights * 256, torch.tensor(weights).double())
+    index = exact.masks.index(exact.toy, exact.toy.exploration, exact.masks.seeds)
+    assert index.tolist() == list(range(16))
+
+
+def test_masks_of_seeds_come_up_as_often_as_they_weigh(exact):
+    seeds = torch.arange(10_000_000, 10_016_384)
+    counts = torch.bincount(exact.masks.index(exact.toy, exact.toy.exploration, seeds), minlength=16)
+    expected = exact.masks.weights * len(seeds)
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert chi_square < 44  # 15 degrees of freedom: p = 1e-4
+
+
+def test_per_step_masks_are_all_pairs(exact):
+    masks = all_masks(exact.toy, per_step())
+    products = exact.masks.weights[:, None] * exact.masks.weights[None]
+    assert len(masks.seeds) == 256
+    torch.testing.assert_close(masks.weights.sort().values, products.flatten().sort().values)
+
+
+def test_answers_are_all_there_is(exact):
+    for law in exact.laws:
+        torch.testing.assert_close(law.policy.sum(1), torch.ones(16).double())
+        assert law.probability.sum().item() == pytest.approx(1)
+
+
+def test_scores_have_mean_zero_under_every_mask(exact):
+    for law in exact.laws:
+        mean = torch.einsum("ma,map->mp", law.policy, law.score)
+        assert mean.abs().max() < 1e-12
+        assert law.score.abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("question", "mask", "answer"), [(0, 3, 11), (1, 15, 1), (2, 9, 20)])
+def test_log_probabilities_are_the_oracles(exact, question, mask, answer):
+    toy, setting = exact.toy, exact.toy.setting
+    noise = setting.model.noise(toy.exploration, exact.masks.seeds[mask : mask + 1])
+    factors = {name: factor[0, 0] for name, factor in noise.factors("latent", 0).items()}
+    used = setting.prompts.attention_mask[question].bool()
+    result = oracle_run(
+        setting.model.model,
+        setting.prompts.input_ids[question][used].tolist(),
+        setting.model.latent_steps,
+        setting.model.tokens.end,
+        toy.answers[answer].tolist(),
+        factors=lambda phase, step: factors if phase == "latent" else {},
+        temperature=setting.temperature,
+    )
+    torch.testing.assert_close(exact.laws[question].logprobs[mask, answer], result.logprobs.detach())
+
+
+def test_masks_matter(exact):
+    for law in exact.laws:
+        spread = law.weights @ (law.policy - law.weights @ law.policy).abs().sum(1) / 2
+        assert spread > 0.15
+
+
+def test_batched_gradients_are_single_gradients(exact):
+    one = exact.masks.seeds[:1]
+    masks = type(exact.masks)(seeds=one, weights=exact.masks.weights[:1], codes=exact.masks.codes[:1])
+    model = exact.toy.setting.model
+    logprobs = answer_logprobs(exact.toy, masks, exact.toy.exploration, 1)
+    batched = flat_gradients(logprobs, model)[0, 7, 1]
+    alone = flat_gradient(answer_logprobs(exact.toy, masks, exact.toy.exploration, 1)[0, 7, 1], model)
+    torch.testing.assert_close(batched, alone)
+    assert alone.norm() > 0.1
+
+
+def test_answer_index_pads_what_ended_early(exact):
+    answers = exact.toy.answers
+    assert answer_index(answers, torch.tensor([[0]])).tolist() == [0]
+    assert answer_index(answers, answers).tolist() == list(range(21))
+    with pytest.raises(AssertionError, match="not enumerated"):
+        answer_index(answers, torch.tensor([[0, 3]]))  # nothing follows the end

@@ -1,0 +1,84 @@
+"""GRPO runs that take a fraction of a second, and a look at what they replay."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl import trainer as trainer_module
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.folder import RunFolder
+from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
+
+CONFIG = GRPOConfig(
+    max_steps=3,
+    prompts_per_step=3,
+    num_generations=4,
+    max_completion_length=3,
+    learning_rate=1e-2,
+    micro_batch_size=8,
+    rollout_batch_size=8,
+)
+TIMES = ("rollout_time", "step_time")
+
+
+def digits(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """The share of digits among the words of an answer: of a random model, rarely the same all over a group."""
+    return [sum(word.isdigit() for word in text.split()) / 3 for text in completions]
+
+
+def constant(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """A tenth, which three times over has a mean that is no tenth."""
+    return [0.1] * len(completions)
+
+
+def alternating(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """0 and 1 in turn, whatever was said: every group is mixed."""
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def trainer(tmp_path: Path, config: GRPOConfig = CONFIG, **options: Any) -> GRPOTrainer:
+    given = {"model": tiny_latent(), "exploration": SharedDropout(0.2), "reward_funcs": [digits], "seed": 2, **options}
+    run = RunFolder(tmp_path, "grpo", {}, resume=given.pop("resume", False))
+    problems = given.pop("problems", tiny_problems(5))
+    model, exploration, rewards = given.pop("model"), given.pop("exploration"), given.pop("reward_funcs")
+    return GRPOTrainer(model, config, exploration, rewards, problems, run, **given)
+
+
+def steps_of(tmp_path: Path) -> list[dict[str, float]]:
+    """Logged steps without times."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(tmp_path)]
+
+
+class Replays:
+    """Wraps ``replay`` and ``surrogate`` of the trainer's module: the seeds replayed, and what was made of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seeds: list[list[list[int]]] = []  # of each call with gradient
+        self.surrogates: list[dict[str, Any]] = []
+        replay, surrogate = trainer_module.replay, trainer_module.surrogate
+
+        def watched_replay(model: Any, prompts: Any, seeds: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if torch.is_grad_enabled():
+                self.seeds.append(seeds.tolist())
+            return replay(model, prompts, seeds, *args, **kwargs)
+
+        def watched_surrogate(logprobs: Tensor, old: Tensor, mask: Tensor, advantages: Tensor, **kwargs: Any) -> Any:
+            self.surrogates.append(
+                {"logprobs": logprobs.detach(), "old": old, "mask": mask, "advantages": advantages, **kwargs}
+            )
+            return surrogate(logprobs, old, mask, advantages, **kwargs)
+
+        monkeypatch.setattr(trainer_module, "replay", watched_replay)
+        monkeypatch.setattr(trainer_module, "surrogate", watched_surrogate)
+
+
+def talkative() -> LatentModel:
+    """A model whose answers end at different lengths."""
+    return tiny_latent(seed=17)

@@ -1,0 +1,222 @@
+"""``dropout-grpo eval``: what it leaves in the run folder and prints, what it refuses, how it goes on after a stop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
+from dropout_grpo.evaluation.measures import measure_answers, summarize
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.jobs import evaluate as command
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.problems.files import load_problems, save_problems
+from helpers.eval_run import MASKS, OPTIONS, evaluate, problems, save_checkpoint, save_files
+
+SPEED = ("seconds", "problems_per_second")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def read(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text(encoding="utf-8"))
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in SPEED}
+
+
+def test_the_files_of_a_run_hold_what_was_measured(checkpoint: Path, tmp_path: Path) -> None:
+    files, run = save_files(tmp_path), tmp_path / "run"
+    assert evaluate(checkpoint, files, run) == 0
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "metrics.json", "results.json", "samples.jsonl", "report.html",
+    }  # fmt: skip
+    config = read(run, "config.json")
+    assert (config["command"], config["config"]["checkpoint"]) == ("eval", str(checkpoint))
+    assert config["config"]["files"] == [str(file) for file in files]
+    assert config["config"]["evaluation"]["num_samples"] == 3
+
+    model = LatentModel.from_pretrained(checkpoint)
+    measured, summed = read(run, "metrics.json")["evaluations"], read(run, "results.json")["evaluations"]
+    said = lines(run)
+    for i, file in enumerate(files):
+        answered = answer_problems(
+            model,
+            load_problems(file, require_steps=False),
+            EvaluationConfig(num_samples=3, max_new_tokens=5, batch_size=6),
+            exploration=SharedDropout(0.4, phases=("latent", "answer")),
+        )
+        assert without_times(measured[i]) == {"file": str(file), **measure_answers(answered)}
+        assert without_times(summed[i]) == {"file": str(file), **summarize(answered)}
+        assert len(answered) / measured[i]["problems_per_second"] == pytest.approx(measured[i]["seconds"], abs=0.001)
+        assert [entry["k"] for entry in measured[i]["pass@k"]] == [1, 2, 3]
+        mine = [line for line in said if line["file"] == str(file)]
+        assert [line["id"] for line in mine] == list(range(len(answered)))
+        for line, a in zip(mine, answered, strict=True):
+            assert (line["question"], line["answer"]) == (a.problem.question, a.problem.answer)
+            assert (line["plain"], line["samples"], line["average"]) == (a.plain, list(a.samples), a.average)
+            assert (line["plain_correct"], line["samples_correct"]) == (a.plain_correct, a.samples_correct())
+            assert (line["plain_length"], line["samples_length"]) == (a.plain_length, list(a.sample_lengths))
+    assert len(said) == 8
+    assert [line["plain_correct"] for line in said] == [True, False, True, False, True, False, False, True]
+    for name in ("samples_correct", "samples_length"):
+        assert len({value for line in said for value in line[name]}) > 1, f"{name}: all alike"
+
+
+def test_json_is_one_object_and_all_else_goes_to_standard_error(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (file, _), run = save_files(tmp_path), tmp_path / "run"
+    assert evaluate(checkpoint, [file], run, *OPTIONS, "--json") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == read(run, "results.json")
+    assert out.count("\n") == 1
+    assert f"{file}: pass@1 60.0 % [23.1, 88.2], " in err  # Wilson's at 3 of 5
+    assert "n 5, " in err
+    assert evaluate(checkpoint, [file], tmp_path / "other") == 0
+    assert capfd.readouterr().out == ""
+
+
+def test_samples_with_nothing_random_are_an_error_and_leave_no_folder(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files, run = save_files(tmp_path), tmp_path / "run"
+    assert evaluate(checkpoint, files, run, "--evaluation.num_samples", "4", "--exploration.kind", "none") == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "num_samples=4 with temperature 0 and no exploration: all samples would be the same" in err
+    assert "Traceback" not in err
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "--files is empty"),
+        (["a.json", "b.json", "a.json"], "a.json twice"),
+        (["a.json", "c.json"], "c.json"),
+        (["long.json"], "has 62 tokens and needs"),
+    ],
+)
+def test_bad_files_leave_no_folder(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], names: list[str], message: str
+) -> None:
+    save_files(tmp_path)
+    (tmp_path / "long.json").write_text(json.dumps([{"question": "? " * 60, "answer": "1"}]))
+    assert evaluate(checkpoint, [tmp_path / name for name in names], tmp_path / "run") == 2
+    told = capfd.readouterr().err
+    assert message in told
+    assert "question" not in told or f"{tmp_path / 'long.json'}: question 1" in told  # of several files, which
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_not_measured_again(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files, run = save_files(tmp_path), tmp_path / "run"
+    evaluate(checkpoint, files, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert evaluate(checkpoint, files, run) == 2
+    assert "exists already" in capfd.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def stopped(checkpoint: Path, files: list[Path], run: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An evaluation that is killed in its second file; then the titles of what is measured from now on."""
+    measure, titles = command.measure, list[str]()
+
+    def killed(*args: Any) -> Any:
+        if args[-1] == files[1].name:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "measure", killed)
+        assert evaluate(checkpoint, files, run) == 130
+
+    def watched(*args: Any) -> Any:
+        titles.append(args[-1])
+        return measure(*args)
+
+    monkeypatch.setattr(command, "measure", watched)
+    return titles
+
+
+def test_a_stopped_evaluation_goes_on_with_the_file_it_was_stopped_in(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = save_files(tmp_path)
+    evaluate(checkpoint, files, tmp_path / "whole")
+    run = tmp_path / "run"
+    titles = stopped(checkpoint, files, run, monkeypatch)
+    assert not (run / "results.json").exists()
+    assert {line["file"] for line in lines(run)} == {str(files[0])}
+
+    first = read(run, "metrics.json")["evaluations"]
+    assert evaluate(checkpoint, files, run, *OPTIONS, "--resume", "true") == 0
+    assert titles == ["b.json"]
+    assert read(run, "metrics.json")["evaluations"][:1] == first  # seconds and all
+    assert lines(run) == lines(tmp_path / "whole")
+    for name in ("metrics.json", "results.json"):
+        ours, theirs = (read(folder, name)["evaluations"] for folder in (run, tmp_path / "whole"))
+        assert [without_times(record) for record in ours] == [without_times(record) for record in theirs]
+
+    assert evaluate(checkpoint, files, run, *OPTIONS, "--resume", "true") == 0  # nothing is left to do
+    assert titles == ["b.json"]
+
+
+def test_samples_of_a_file_without_measures_are_measured_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, run = save_files(tmp_path), tmp_path / "run"
+    stopped(checkpoint, files, run, monkeypatch)
+    with (run / "samples.jsonl").open("a", encoding="utf-8") as file:  # killed between the two files
+        file.write(json.dumps(lines(run)[0] | {"file": str(files[1])}) + "\n")
+    assert evaluate(checkpoint, files, run, *OPTIONS, "--resume", "true") == 0
+    assert [line["file"] for line in lines(run)] == [str(files[0])] * 5 + [str(files[1])] * 3
+
+
+def test_resuming_refuses_another_checkpoint_other_options_and_other_problems(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files, run = save_files(tmp_path), tmp_path / "run"
+    stopped(checkpoint, files, run, monkeypatch)
+    again = (*OPTIONS, "--resume", "true")
+    other = save_checkpoint(tmp_path / "other", seed=1)
+    assert evaluate(other, files, run, *again) == 2
+    assert "checkpoint was" in capfd.readouterr().err
+    assert evaluate(checkpoint, files[:1], run, *again) == 2
+    assert "files was" in capfd.readouterr().err
+    assert evaluate(checkpoint, files, run, *again, "--seed", "1") == 2
+    assert "seed was 0 and is now 1" in capfd.readouterr().err
+    save_problems(files[0], problems()[4::-1])
+    assert evaluate(checkpoint, files, run, *again) == 2
+    assert "a.json has changed since" in capfd.readouterr().err
+    assert lines(run)[0]["question"] == "Ann has 0 ?"
+
+
+def test_the_plain_network_alone(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (file, _), run = save_files(tmp_path), tmp_path / "run"
+    assert evaluate(checkpoint, [file], run, "--evaluation.num_samples", "0", *MASKS) == 0
+    (measures,) = read(run, "metrics.json")["evaluations"]
+    assert "pass@k" not in measures
+    assert lines(run)[0]["samples"] == []
+    assert "% of the answers cut off at max_new_tokens" in capfd.readouterr().err
+    assert "pass@k and maj@k" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_draws_the_curves(checkpoint: Path, tmp_path: Path) -> None:
+    files, run = save_files(tmp_path), tmp_path / "run"
+    evaluate(checkpoint, files, run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for file in files:
+        assert f"pass@k and maj@k on {file}" in page

@@ -1,0 +1,115 @@
+"""The shipped recipes: every key is an option, every value arrives, every default says where it comes from."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dropout_grpo.cli.main import main
+from dropout_grpo.jobs import commands
+from dropout_grpo.jobs.recipe import Recipe, recipe_names, recipe_path
+from dropout_grpo.runs.folder import plain
+
+NAMES = recipe_names()
+
+
+def read(name: str) -> dict[str, Any]:
+    """What the YAML file says, by dotted name."""
+    return flat(yaml.safe_load(recipe_path(name).read_text(encoding="utf-8")))
+
+
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
+    """What the command line makes of a shipped recipe."""
+
+    def parse(name: str) -> Recipe:
+        given: list[Recipe] = []
+        monkeypatch.setattr(commands, "sft", given.append)
+        assert main(["sft", "--recipe", name]) == 0
+        return given[0]
+
+    return parse
+
+
+def test_four_recipes_are_shipped() -> None:
+    assert NAMES == ("gsm8k-gpt2", "gsm8k-llama-lora", "prosqa", "word-problems")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_of_the_file_is_in_the_recipe(name: str, parsed: Callable[[str], Recipe]) -> None:
+    written, recipe = read(name), flat(plain(parsed(name)))
+    assert {key: recipe[key] for key in written} == written  # a number written as text (1e-4) would differ here
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_misspelt_key_is_refused_with_the_right_one(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = recipe_path(name).read_text(encoding="utf-8")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(text.replace("  num_generations:", "  num_generation:"), encoding="utf-8")
+    assert main(["sft", "--recipe", str(copy)]) == 2
+    assert "grpo.num_generation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_says_where_it_comes_from(name: str) -> None:
+    """By a comment behind it, or one above its section or the whole file that says "our choice"."""
+    ours_all = ours = False
+    unexplained = []
+    for line in recipe_path(name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            ours_all |= "Every value is our choice unless" in line
+        elif re.match(r"\w+:", line):
+            ours = False
+        if re.match(r"\s+# our choice", line):
+            ours = True
+        if re.match(r"\s*\w+: [^#]", line) and "#" not in line and not (ours or ours_all or "run_dir" in line):
+            unexplained.append(line)
+    assert unexplained == []
+
+
+def test_gsm8k_on_gpt2_is_what_was_published(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("gsm8k-gpt2")
+    # Coconut on GPT-2: c = 2, 3 stages, 6 thoughts; 50 epochs in all, 6 + 3 x 3 and the rest in the last stage
+    curriculum = recipe.curriculum
+    assert (recipe.model.name_or_path, curriculum.c_thought, curriculum.max_latent_stage) == (
+        "openai-community/gpt2",
+        2,
+        3,
+    )
+    assert curriculum.latent_steps == 6
+    assert curriculum.cot_epochs + 3 * curriculum.epochs_per_stage + curriculum.final_epochs == 50
+    assert (curriculum.learning_rate, curriculum.batch_size, curriculum.weight_decay) == (1e-4, 128, 0.01)
+    # the independent reproduction: G = 32, 32 mixed groups out of 64 prompts, p = 0.2, lr 6e-5, two updates a batch,
+    # clip 0.2, k3 KL 0.02, temperature 1, 64-token answers
+    grpo = recipe.grpo
+    assert (grpo.num_generations, grpo.prompts_per_step, grpo.dynamic_sampling_max_gen_batches) == (32, 32, 2)
+    assert (recipe.exploration.kind, recipe.exploration.p) == ("shared_dropout", 0.2)
+    assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.num_iterations) == (6e-5, "constant", 2)
+    assert (grpo.epsilon, grpo.beta, grpo.temperature, grpo.max_completion_length) == (0.2, 0.02, 1.0, 64)
+    assert grpo.scale_rewards == "none"  # the paper: the advantage is the reward minus the group's mean
+
+
+def test_prosqa_has_two_thoughts_a_level_on_the_projects_generator(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("prosqa")
+    curriculum = recipe.curriculum
+    assert (recipe.data.task, recipe.model.name_or_path) == ("prosqa", None)
+    # Coconut: one thought a step, where a token is a word; here a fact is two tokens
+    assert (curriculum.c_thought, curriculum.max_latent_stage, curriculum.latent_steps) == (2, 6, 12)
+
+
+def test_llama_is_trained_with_lora(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("gsm8k-llama-lora")
+    assert recipe.model.name_or_path == "meta-llama/Llama-3.2-1B"
+    assert (recipe.lora.r, recipe.lora.lora_alpha) == (128, 32)

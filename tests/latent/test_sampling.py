@@ -1,0 +1,177 @@
+"""How the next token is chosen: by seeds, never against the probabilities, and exactly under the average policy."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.exploration.seeds import stream, uniform
+from dropout_grpo.latent import LatentModel, sampling
+from dropout_grpo.latent.sampling import AverageOverMasks, Greedy, Sample
+from dropout_grpo.latent.state import LatentState
+from dropout_grpo.rl.rollout import Prompts, think_in_groups
+from helpers.tiny_latent import tiny_latent
+
+
+def logs(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def test_greedy_is_the_most_probable_token() -> None:
+    assert Greedy().choose(logs([0.2, 0.5, 0.3], [0.9, 0.0, 0.1]), 0).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("u", "token"), [(0.0, 0), (0.19, 0), (0.21, 2), (0.69, 2), (0.71, 4), (1 - 2**-24, 4)]
+)  # the distribution function of [0.2, 0, 0.5, 0, 0.3, 0] jumps at 0.2, 0.7 and 1
+def test_sample_inverts_the_distribution_function(u: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
+    row = [0.2, 0.0, 0.5, 0.0, 0.3, 0.0]
+    assert Sample(torch.tensor([1]), 1.0).choose(logs(row), 0).tolist() == [token]
+    assert Sample(torch.tensor([1]), 1.0).choose(logs(row).float(), 0).tolist() == [token]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("u", [0.0, 2.0**-24, 0.5, 1 - 2**-24])
+def test_a_token_of_probability_zero_is_never_chosen(
+    u: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Impossible tokens first, last and in between, in distributions whose sum is not exactly 1 after rounding.
+    monkeypatch.setattr(sampling, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
+    logits = 4 * torch.randn(200, 300, dtype=dtype)
+    impossible = torch.rand(200, 300) < 0.5
+    impossible[:, :3] = impossible[:, -3:] = True
+    logprobs = logits.masked_fill(impossible, -torch.inf).log_softmax(-1)
+    chosen = Sample(torch.arange(200), 1.0).choose(logprobs, 0)
+    assert not impossible.gather(1, chosen[:, None]).any()
+
+
+def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
+    seeds = torch.arange(500)
+    row = [0.1, 0.4, 0.2, 0.3]
+    for position in (0, 3):
+        chosen = Sample(seeds, 1.0).choose(logs(row).expand(500, -1), position).tolist()
+        drawn = uniform(seeds, stream(f"answer.{position}", 1))[:, 0].tolist()
+        edges = [0.1, 0.5, 0.7]
+        assert chosen == [sum(u >= edge for edge in edges) for u in drawn]
+    # Another position is another draw, and rows that leave take nobody's seed with them.
+    first, second = (Sample(seeds, 1.0).choose(logs(row).expand(500, -1), position) for position in (0, 1))
+    assert 100 < int((first != second).sum()) < 450
+    rows = torch.tensor([7, 450, 3])
+    assert torch.equal(Sample(seeds, 1.0).select(rows).choose(logs(row).expand(3, -1), 0), first[rows])
+
+
+def test_samples_have_the_probabilities_of_the_row() -> None:
+    n, row = 40_000, torch.tensor([0.05, 0.0, 0.6, 0.1, 0.25], dtype=torch.float64)
+    chosen = Sample(torch.arange(n), 1.0).choose(row.log().expand(n, -1), 0)
+    counts = torch.bincount(chosen, minlength=5).double()
+    assert counts[1] == 0
+    used = row > 0
+    chi_squared = ((counts - n * row)[used].square() / (n * row)[used]).sum()
+    assert chi_squared < 16.3  # 3 degrees of freedom: exceeded once in 1,000, and this draw is always the same
+
+
+def thought_of(model: LatentModel, questions: list[str]) -> LatentState:
+    return model.think(model.read(*model.encode(questions)), model.latent_steps)
+
+
+@torch.no_grad()
+def test_temperature_divides_the_logits_before_a_token_is_drawn() -> None:
+    model = tiny_latent(dtype=torch.float64)
+    state = thought_of(model, ["Ann has 3"])
+    every = torch.arange(31)[:, None]
+    logits = model.score(state.repeat(31), every).T  # [1, V], up to a constant
+    state = state.repeat(300)
+    for temperature in (0.5, 2.0):
+        chooser = Sample(torch.arange(300), temperature)
+        made = model.generate(state, 1, chooser=chooser)
+        expected = (logits / temperature).log_softmax(-1).expand(300, -1)
+        torch.testing.assert_close(made.logprobs[:, 0], expected.gather(1, made.token_ids)[:, 0])
+        assert torch.equal(made.token_ids[:, 0], chooser.choose(expected, 0))
+        torch.testing.assert_close(made.entropy[:, 0], -(expected.exp() * expected).sum(-1))
+
+
+@torch.no_grad()
+def test_a_cold_sample_is_greedy_and_a_hot_one_is_not() -> None:
+    model = tiny_latent()
+    state = thought_of(model, ["Ann has 3", "Bob has 4 ? ?"])
+    greedy = model.generate(state, 6)
+    cold = model.generate(state, 6, chooser=Sample(torch.tensor([5, 6]), 1e-3))
+    hot = model.generate(state, 6, chooser=Sample(torch.tensor([5, 6]), 2.0))
+    assert cold.token_ids.tolist() == greedy.token_ids.tolist()
+    assert hot.token_ids.tolist() != greedy.token_ids.tolist()
+
+
+def test_average_over_masks_by_hand() -> None:
+    # Two masks. First token: (0.6 + 0.1, 0.4 + 0.8, 0 + 0.1) / 2, so token 1. It weighs the masks 0.4 to 0.8.
+    average = AverageOverMasks(2)
+    assert average.choose(logs([0.6, 0.4, 0.0], [0.1, 0.8, 0.1]), 0).tolist() == [1, 1]
+    # Second: 0.4 x 0.9 + 0.8 x 0.1 = 0.44, 0.12, 0.64, so token 2; with equal weights it would be 0 (0.5 to 0.4).
+    assert average.choose(logs([0.9, 0.1, 0.0], [0.1, 0.1, 0.8]), 1).tolist() == [2, 2]
+    # The first mask has ruled that out: only the second is left, whatever the first says.
+    assert average.choose(logs([1.0, 0.0, 0.0], [0.3, 0.4, 0.3]), 2).tolist() == [1, 1]
+
+
+def test_average_of_several_questions_keeps_them_apart() -> None:
+    average = AverageOverMasks(2)
+    rows = logs([0.6, 0.4, 0.0], [0.1, 0.8, 0.1], [0.7, 0.1, 0.2], [0.4, 0.5, 0.1])
+    assert average.choose(rows, 0).tolist() == [1, 1, 0, 0]
+    left = average.select(torch.tensor([2, 3]))  # the first question has ended; weights 0.7 to 0.4
+    assert left.choose(logs([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), 1).tolist() == [1, 1]  # 0.38, 0.39, 0.33
+    assert AverageOverMasks(2).choose(logs([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), 0).tolist() == [0, 0]
+
+
+def average_answer(
+    model: LatentModel, state: LatentState, noise: object, length: int, *, weighted: bool = True
+) -> list[int]:
+    """Greedy under pibar(token | prefix) = sum_m pi(prefix token | m) / sum_m pi(prefix | m), all tokens enumerated.
+
+    With ``weighted`` off, the plain average of the masks' next-token probabilities, which is another policy.
+    """
+    answer: list[int] = []
+    while len(answer) < length and model.tokens.eos not in answer:
+        scores = []
+        for token in range(31):
+            ids = torch.tensor([[*answer, token]]).expand(state.rows, -1)
+            logprobs = model.score(state, ids, noise=noise)  # type: ignore[arg-type]
+            scores.append((logprobs if weighted else logprobs[:, -1:]).sum(-1).exp().mean())
+        answer.append(int(torch.stack(scores).argmax()))
+    return answer
+
+
+@torch.no_grad()
+def test_average_over_masks_is_greedy_under_the_enumerated_average_policy() -> None:
+    exploration = SharedDropout(0.5, phases=("latent", "answer"))
+    seen = {"weights matter": False, "masks disagree": False}
+    for seed in range(4):
+        model = tiny_latent(dtype=torch.float64, seed=seed, std=0.5)
+        prompts, seeds = Prompts(*model.encode(["Ann has 3"])), torch.tensor([[11, 12, 13]])
+        state, noise = think_in_groups(model, prompts, seeds, exploration)
+        made = model.generate(state, 4, chooser=AverageOverMasks(3), noise=noise)
+        expected = average_answer(model, state, noise, 4)
+        for row in range(3):
+            assert made.token_ids[row][made.mask[row]].tolist() == expected
+        seen["weights matter"] |= average_answer(model, state, noise, 4, weighted=False) != expected
+        alone = model.generate(state, 4, noise=noise)
+        seen["masks disagree"] |= len({tuple(row) for row in alone.token_ids.tolist()}) > 1
+    assert all(seen.values()), f"the models do not tell right from wrong: {seen}"
+
+
+@torch.no_grad()
+def test_average_of_a_batch_is_that_of_each_question() -> None:
+    # Questions end at different lengths, so rows leave the batch on the way.
+    exploration = SharedDropout(0.3, phases=("latent", "answer"))
+    model = tiny_latent(dtype=torch.float64, seed=17)
+    questions = ["Ann has 3", "Bob has 4 ? ?", "how many ?", "7 + 2", "Ann gets 9 ."]
+    seeds = torch.arange(20).view(5, 4)
+    prompts = Prompts(*model.encode(questions))
+    state, noise = think_in_groups(model, prompts, seeds, exploration)
+    together = model.generate(state, 8, chooser=AverageOverMasks(4), noise=noise)
+    lengths = together.mask.sum(-1).view(5, 4)
+    assert len(set(lengths[:, 0].tolist())) > 1, "all end together: nothing leaves the batch"
+    for i, question in enumerate(questions):
+        alone, noise = think_in_groups(model, Prompts(*model.encode([question])), seeds[i : i + 1], exploration)
+        made = model.generate(alone, 8, chooser=AverageOverMasks(4), noise=noise)
+        for k in range(4):
+            row = together.token_ids[4 * i + k][together.mask[4 * i + k]]
+            assert row.tolist() == made.token_ids[k][made.mask[k]].tolist()

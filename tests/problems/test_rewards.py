@@ -1,0 +1,215 @@
+"""Reward functions: TRL's calling convention, its rule for None, and a message for every mistake."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.rewards import (
+    RewardFunction,
+    call_reward,
+    call_rewards,
+    choice_answer,
+    combine_rewards,
+    exact_answer,
+    load_reward,
+    reward_columns,
+    try_rewards,
+)
+
+PROMPTS = ["q0", "q1", "q2"]
+COMPLETIONS = ["### 13", "### 13", "thirteen"]
+COLUMNS = {"answer": ["13", "14", "13"], "level": [1, 2, 3]}
+
+
+def _combined(functions, weights):
+    rows = call_rewards(functions, PROMPTS, COMPLETIONS, COLUMNS)
+    return combine_rewards(functions, weights, PROMPTS, rows)
+
+
+def returning(values: Any) -> RewardFunction:
+    def judge(prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        return values
+
+    return judge
+
+
+def test_exact_answer() -> None:
+    assert exact_answer(PROMPTS, COMPLETIONS, **COLUMNS) == [1.0, 0.0, 0.0]
+
+
+def test_choice_answer_asks_for_the_right_candidate_alone() -> None:
+    question, gold = "Tom is a lempus. Is Tom a lempus or scrompus?", "Tom is a lempus."
+    completions = ["### Tom is a lempus .", "### lempus", "### Tom is a scrompus.", "### lempus or scrompus", "lempus"]
+    n = len(completions)
+    assert choice_answer([question] * n, completions, [gold] * n, level=[0] * n) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert exact_answer([question] * n, completions, [gold] * n) == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("question", "gold"), [("How many?", "3"), ("Is Tom a lempus or scrompus?", "Tom is a gerpus.")]
+)
+def test_choice_answer_refuses_other_questions(question: str, gold: str) -> None:
+    with pytest.raises(UserError, match="use exact_answer"):
+        choice_answer([question], ["### 3"], [gold])
+
+
+def test_a_reward_gets_prompts_completions_and_columns() -> None:
+    def by_level(completions: list[str], level: list[int], prompts: list[str], **columns: Any) -> list[float]:
+        assert columns == {"answer": COLUMNS["answer"]}
+        return [len(prompt + completion) * n for prompt, completion, n in zip(prompts, completions, level, strict=True)]
+
+    # lengths 2 + 6, 2 + 6, 2 + 8
+    assert call_reward(by_level, PROMPTS, COMPLETIONS, COLUMNS) == [8.0, 16.0, 30.0]
+
+
+def test_rewards_are_weighted_sums_in_which_none_adds_nothing() -> None:
+    functions = [returning([1.0, None, 3]), returning([True, 0.5, None])]
+    # 1 * 2 + 1 * 10, 0.5 * 10, 3 * 2
+    assert _combined(functions, [2.0, 10.0]) == [12.0, 5.0, 6.0]
+    assert _combined([exact_answer], [1.0]) == [1.0, 0.0, 0.0]
+    assert _combined([exact_answer], [0.0]) == [0.0, 0.0, 0.0]
+
+
+def test_a_sample_that_nobody_judges_is_named() -> None:
+    functions = [returning([1.0, None, 3.0]), returning([None, None, 1.0])]
+    with pytest.raises(UserError, match=r"judge, judge: every reward function returned None for sample 1 \('q1'\)"):
+        _combined(functions, [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ([1.0, 0.0], "judge: returned 2 rewards for 3 completions"),
+        (None, "judge: returned NoneType; it must return a list"),
+        (1.0, "judge: returned float; it must return a list"),
+        ({"a": 1}, "judge: returned dict"),
+        ([1.0, "1", 0.0], "judge: returned '1' for sample 1"),
+        ([1.0, 0.0, math.nan], "judge: returned nan for sample 2"),
+        ([math.inf, 0.0, 0.0], "judge: returned inf for sample 0"),
+        ([1j, 0.0, 0.0], "judge: returned 1j for sample 0"),
+    ],
+)
+def test_what_a_reward_may_not_return(values: Any, part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call_reward(returning(values), PROMPTS, COMPLETIONS, COLUMNS)
+    assert part in str(caught.value)
+
+
+def test_a_column_that_is_not_there() -> None:
+    def needs_solution(prompts: list[str], completions: list[str], solution: list[str], **columns: Any) -> Any:
+        return [1.0] * len(solution)
+
+    with pytest.raises(UserError, match=r"needs_solution: .*'solution'.*prompts, completions, answer, level"):
+        call_reward(needs_solution, PROMPTS, COMPLETIONS, COLUMNS)
+
+
+def test_a_reward_that_takes_no_other_columns() -> None:
+    def takes_two(prompts: list[str], completions: list[str]) -> Any:
+        return [1.0] * len(completions)
+
+    with pytest.raises(UserError, match=r"takes_two: .*\*\*columns"):
+        call_reward(takes_two, PROMPTS, COMPLETIONS, COLUMNS)
+
+
+def test_an_error_inside_a_reward_is_told_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "my_reward.py"
+    file.write_text("def broken(prompts, completions, **columns):\n    return len(3)\n")
+    with pytest.raises(
+        UserError, match=r"reward broken: TypeError: .* has no len\(\), raised in .*my_reward.py, line 2$"
+    ):
+        call_reward(load_reward(f"{file}:broken"), PROMPTS, COMPLETIONS, COLUMNS)
+
+    def refuses(prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        raise UserError("only for sums")
+
+    with pytest.raises(UserError, match=r"^only for sums$"):  # as it is
+        call_reward(refuses, PROMPTS, COMPLETIONS, COLUMNS)
+
+
+def test_rewards_are_tried_on_the_problems_own_answers() -> None:
+    problems = [Problem(id=i, question=f"q{i}", steps=(), answer=str(i)) for i in range(5)]
+    seen = []
+
+    def watch(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> Any:
+        seen.extend(zip(prompts, completions, answer, strict=True))
+        return [1.0] * len(completions)
+
+    try_rewards([watch, exact_answer], [1.0, 1.0], problems)
+    assert seen == [("q0", "### 0", "0"), ("q1", "### 1", "1")]
+    with pytest.raises(UserError, match="returned 3 rewards for 2 completions"):
+        try_rewards([returning([1.0, 1.0, 1.0])], [1.0], problems)
+    with pytest.raises(UserError, match="returned None for sample 0"):
+        try_rewards([returning([None, 1.0])], [1.0], problems)
+
+
+@pytest.mark.parametrize(("functions", "weights"), [([], []), ([exact_answer], []), ([exact_answer], [1.0, 2.0])])
+def test_a_weight_for_each_function(functions: list[RewardFunction], weights: list[float]) -> None:
+    with pytest.raises(UserError, match=f"{len(functions)} reward functions and {len(weights)} reward_weights"):
+        _combined(functions, weights)
+
+
+def test_columns_come_from_the_problems_one_entry_a_rollout() -> None:
+    first = Problem(id=0, question="a", steps=("s",), answer="1", extra={"root": 7})
+    second = Problem(id=1, question="b", steps=(), answer="2", extra={"root": None})
+    assert reward_columns([first, first, second]) == {
+        "question": ["a", "a", "b"],
+        "steps": [("s",), ("s",), ()],
+        "answer": ["1", "1", "2"],
+        "root": [7, 7, None],
+    }
+    assert reward_columns([]) == {"question": [], "steps": [], "answer": []}
+    taken = Problem(id=0, question="a", steps=(), answer="1", extra={"prompts": 1})
+    with pytest.raises(UserError, match="column 'prompts'"):
+        reward_columns([taken])
+
+
+def test_load_from_a_module() -> None:
+    assert load_reward("dropout_grpo.problems.rewards:exact_answer") is exact_answer
+
+
+def test_load_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "my_reward.py"
+    file.write_text("def length(prompts, completions, **columns):\n    return [len(c) for c in completions]\n")
+    assert call_reward(load_reward(f"{file}:length"), PROMPTS, COMPLETIONS, COLUMNS) == [6.0, 6.0, 8.0]
+
+
+def test_two_files_of_one_name_do_not_get_mixed_up(tmp_path: Path) -> None:
+    loaded = []
+    for folder, value in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "same.py"
+        file.write_text(f"def f(prompts, completions, **columns):\n    return [{value}] * len(completions)\n")
+        loaded.append(load_reward(f"{file}:f"))
+    assert [call_reward(f, PROMPTS, COMPLETIONS, {})[0] for f in loaded] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("exact_answer", "expected package.module:function"),
+        ("dropout_grpo.problems.rewards:", "expected package.module:function"),
+        (":exact_answer", "expected package.module:function"),
+        ("dropout_grpo.problems.rewards:exact answer", "expected package.module:function"),
+        ("dropout_grpo.problems.rewards:exakt", "no function 'exakt'; it has: "),
+        ("dropout_grpo.problems.answers:MARKER", "no function 'MARKER'; it has: "),
+        ("no_such_package.rewards:f", "importing no_such_package.rewards failed: ModuleNotFoundError"),
+        ("no/such/file.py:f", "no such file: no/such/file.py"),
+    ],
+)
+def test_a_reward_that_cannot_be_found(path: str, part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_reward(path)
+    assert repr(path) in str(caught.value)
+    assert part in str(caught.value)
+
+
+def test_a_file_that_fails_keeps_its_cause(tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text("1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError: division by zero") as caught:
+        load_reward(f"{file}:f")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -1,0 +1,253 @@
+"""The report of a run: its numbers, that it needs nothing else, and that text from files is only text."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from dropout_grpo.report import write_report
+from dropout_grpo.report.style import CSS
+from helpers.fake_run import CONFIG, FLIP, RESULTS, RL, SFT, by_k, make_run, rl
+
+
+class Page(HTMLParser):
+    """What a browser sees: tags with attributes, the text, and the rows of each table by its caption."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.tables: dict[str, list[list[str]]] = {}
+        self._rows: list[list[str]] = []
+        self._within = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self._within = tag
+        if tag == "table":
+            self._rows = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._within in ("td", "th"):
+            self._rows[-1][-1] += data.replace("\u202f", " ")
+        elif self._within == "caption":
+            self.tables[data] = self._rows
+
+    def headings(self) -> list[str]:
+        """The <h2> headings, which are named nowhere else on the page."""
+        known = ["Results", "Evaluation", "The curriculum", "Reinforcement learning", "Problems that flipped"]
+        return [name for name in [*known, "Time", "How to get it again"] if re.search(name, self.text)]
+
+    def labels(self) -> list[str]:
+        return [attributes["aria-label"] for tag, attributes in self.tags if tag == "svg"]
+
+
+def read_page(run_dir: Path) -> Page:
+    return Page(write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def outside_references(source: str) -> list[str]:
+    """Everything that could make a browser fetch or run something."""
+    found = [tag for tag, _ in Page(source).tags if tag in ("script", "link", "img", "iframe", "object", "base")]
+    for _, attributes in Page(source).tags:
+        for name, value in attributes.items():
+            fetches = name in ("src", "srcset", "href", "xlink:href", "action", "data")
+            if name.startswith("on") or (fetches and not value.startswith("#")):
+                found.append(f"{name}={value}")
+    return found + re.findall(r"url\((?!#)[^)]*\)|@import[^;]*|https?://[^\s<]*", source)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "demo", config=CONFIG, results=RESULTS, metrics=SFT + RL, flips=[FLIP])
+
+
+def test_the_numbers_of_a_demo(demo: Path) -> None:
+    page = read_page(demo)
+    assert page.tables["Share of 2,000 test problems"] == [
+        ["", "pass@1", "95 % interval", "pass@8", "maj@8", "BMA"],
+        ["Baseline", "40.3 %", "[38.2, 42.5] %", "60.0 %", "42.0 %", "41.0 %"],
+        ["Dropout-GRPO", "61.6 %", "[59.5, 63.7] %", "75.0 %", "63.0 %", "62.0 %"],
+        ["Temperature alone", "61.2 %", "[59.0, 63.3] %", "–", "–", "–"],
+    ]
+    (collapse,) = (rows for caption, rows in page.tables.items() if caption.startswith("The collapse"))
+    assert collapse[1] == ["No exploration", "100.0 %", "0"]
+    assert page.tables["Wall-clock time of each part"][1:] == [
+        ["Data", "1.0 s"],
+        ["Curriculum", "3 min 20 s"],
+        ["Total", "3 min 21 s"],
+    ]
+    assert page.tables["Configuration, every default resolved"][1:] == [
+        ["seed", "0"],
+        ["rl.beta", "0.0"],
+        ["rl.sites", '["residual"]'],
+        ["rl.resume", "null"],
+    ]
+    assert page.tables["Versions and commit"][1:] == [["torch", "2.13.0"], ["commit", "0123abc"]]
+    for said in (
+        "+21.3 points",
+        "alone, without masks: +20.9 points",
+        "523 problems",
+        "loses 97",
+        "p\u00a0<\u00a00.001",
+    ):
+        assert said in page.text
+    assert "seed 7" in page.text
+
+
+def test_the_curves_of_a_demo_are_said_in_words(demo: Path) -> None:
+    labels = [label.replace("\u202f", " ") for label in read_page(demo).labels()]
+    assert labels == [
+        "pass@1 with 95 % intervals: Baseline 40.3 % [38.2, 42.5] %; Dropout-GRPO 61.6 % [59.5, 63.7] %; "
+        "Temperature alone 61.2 % [59.0, 63.3] %",
+        "Validation pass@1 by step. pass@1: 41.0 % at step 20, 41.0 % at step 20",
+        "Training loss by step. loss: 1.5 at step 10, 0.25 at step 20",
+        "Validation pass@1 by step. Dropout-GRPO: 40.2 % at step 0, 61.0 % at step 1; "
+        "Temperature alone: 40.0 % at step 0, 40.0 % at step 0",
+        # 1 - 0.5, 1 - 0.625; 1 - 0.75, 1 - 0.8
+        "Mixed groups by step. Dropout-GRPO: 50.0 % at step 0, 37.5 % at step 1; "
+        "Temperature alone: 25.0 % at step 0, 20.0 % at step 1",
+        "Entropy by step. Dropout-GRPO: 0.3 at step 0, 0.3 at step 1; Temperature alone: 0.3 at step 0, 0.3 at step 1",
+        "Replay difference by step. Dropout-GRPO: 1e-06 at step 0, 1e-06 at step 1; "
+        "Temperature alone: 1e-06 at step 0, 1e-06 at step 1",
+    ]
+
+
+def test_a_loss_is_shown_with_its_sign(tmp_path: Path) -> None:
+    worse = RESULTS | {"dropout_grpo": {"pass@1": 0.39}, "comparison": None}
+    page = read_page(make_run(tmp_path, results=worse))
+    assert "−1.3 points" in page.text
+    assert "McNemar" not in page.text
+
+
+def test_flips_show_the_votes_and_are_few(tmp_path: Path) -> None:
+    lost = FLIP | {"direction": "lost"}
+    page = read_page(make_run(tmp_path, results=RESULTS, flips=[FLIP] * 9 + [lost] * 3))
+    assert page.text.count("wrong → right") == 6
+    assert page.text.count("right → wrong") == 2
+    assert "9 recorded problems went from wrong to right and 3 from right to wrong" in page.text
+    assert "before1111 × 54 × 2(unparsable) × 1after44 × 8" in page.text  # plain answer, then votes by count
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    marked = re.findall(r'class="(?:vote|plain) right">([^<]*)<', source)
+    assert marked == ["4 × 2", "4", "4 × 8"] * 8  # in each card: a vote before, the plain answer and its vote
+
+
+def test_the_page_needs_nothing_but_itself(demo: Path) -> None:
+    source = write_report(demo).read_text(encoding="utf-8")
+    assert outside_references(source) == []
+    assert "default-src 'none'" in source
+    # The check can fail.
+    for broken in ('<img src="a.png">', '<p style="background:url(a.png)">', "<b onclick=x>", "<script>"):
+        assert outside_references(source + broken)
+
+
+def test_every_id_is_unique_and_every_reference_resolves(demo: Path) -> None:
+    source = write_report(demo).read_text(encoding="utf-8")
+    ids = [attributes["id"] for _, attributes in Page(source).tags if "id" in attributes]
+    references = re.findall(r'(?:href="|url\()#([^")]+)', source)
+    assert len(ids) == len(set(ids)) > 0
+    assert set(references) <= set(ids)
+    assert references
+
+
+def test_figures_follow_the_theme(demo: Path) -> None:
+    source = write_report(demo).read_text(encoding="utf-8")
+    for svg in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
+        assert not re.findall(r"#[0-9a-f]{6}\b", svg)  # no colour is fixed
+    used = set(re.findall(r"var\((--[\w-]+)\)", source))
+    assert {"--ink", "--arm-0", "--arm-1"} <= used
+    for theme in CSS.split("@media", 1):
+        assert used <= set(re.findall(r"(--[\w-]+):", theme))
+
+
+def test_text_from_files_is_only_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"' onload='x' $5$ &amp;"
+    side = {"plain": evil, "votes": {evil: 3}}
+    flip = {"question": evil, "answer": evil, "direction": "gained", "before": side, "after": side}
+    run = make_run(
+        tmp_path / "<i>run",
+        config={"command": evil, "config": {evil: evil}, "versions": {evil: evil}, "commit": evil},
+        results={"baseline": {"pass@1": 0.1}, "dropout_grpo": {"pass@1": 0.2}, evil: {"pass@1": 0.3}}
+        | {"seconds": {evil: 1}, "evaluations": [{"file": evil, f"pass@{evil}": 0.1}]},
+        measures={"evaluations": [{"file": evil, "pass@k": by_k(0.1, 0.2)}]},
+        metrics=[rl(evil, 0, 0.5), rl("grpo", 0, 0.5)],
+        flips=[flip],
+    )
+    page = read_page(run)
+    assert not [tag for tag, attributes in page.tags if tag in ("script", "i") or "onload" in attributes]
+    # The page shows the string as it is: title, heading, a row of the results and of their figure, file and
+    # column of the evaluation, file of its figure and of its table by k, 4 legends, the flip's question, answer,
+    # 2 plain answers, 2 votes, time, name and value of a version, commit, name and value of a setting.
+    assert page.text.count(evil) == 24
+    assert "run <i>run" in page.text
+
+
+def test_parts_that_are_absent_are_left_out(tmp_path: Path, demo: Path) -> None:
+    assert len(read_page(demo).headings()) == 6
+    sft = read_page(make_run(tmp_path / "a", metrics=SFT))
+    assert sft.headings() == ["The curriculum"]
+    grpo = read_page(make_run(tmp_path / "b", config=CONFIG, metrics=[rl("grpo", 3, 1.0), rl("grpo", 4, 1.0)]))
+    assert grpo.headings() == ["Reinforcement learning", "How to get it again"]
+    assert grpo.labels()[0] == "Reward by step. GRPO: 0.5 at step 3, 0.5 at step 4"  # nothing was validated
+    baseline = read_page(make_run(tmp_path / "c", results={"baseline": {"pass@1": 0.5}}))
+    assert baseline.headings() == ["Results"]
+    assert baseline.labels() == []
+
+
+def test_the_numbers_of_an_evaluation(tmp_path: Path) -> None:
+    first = {"file": "a.json", "n": 1500, "pass@1": 0.62, "ci95": [0.595, 0.644], "maj@8": 0.64, "coverage": 0.81}
+    first |= {"bma": None, "seconds": 71.2, "problems_per_second": 21.06}
+    first |= {"completions/mean_length": 4.25, "completions/clipped_ratio": 0.012}
+    second = {"file": "b.json", "n": 20, "pass@1": 0.05}
+    page = read_page(make_run(tmp_path, results={"evaluations": [first, second]}))
+    assert page.headings() == ["Evaluation"]
+    assert page.tables["Share of each file's problems"] == [
+        ["file", "problems", "pass@1", "95 % interval", "maj@8", "coverage", "BMA"],
+        ["a.json", "1,500", "62.0 %", "[59.5, 64.4] %", "64.0 %", "81.0 %", "–"],
+        ["b.json", "20", "5.0 %", "", "–", "–", "–"],
+    ]
+    assert page.tables["Length of the plain answers, and time"] == [
+        ["file", "tokens an answer", "cut off", "time", "problems a second"],
+        ["a.json", "4.2", "1.2 %", "1 min 11 s", "21.1"],
+    ]
+    assert page.labels() == []
+
+
+def test_what_k_answers_give(tmp_path: Path) -> None:
+    rows = [{"file": "a.json", "pass@1": 0.5}, {"file": "b.json", "pass@1": 0.1}]
+    curves = {"pass@k": by_k(0.4, 0.5, 0.6), "maj@k": by_k(0.4, 0.4, 0.45)}
+    several = {"file": "a.json", "pass@1": {"value": 0.5, "ci95": [0.4, 0.6]}, **curves}
+    single = {"file": "b.json", "pass@1": {"value": 0.1, "ci95": [0.0, 0.2]}, "pass@k": by_k(0.1), "maj@k": by_k(0.1)}
+    run = make_run(tmp_path, results={"evaluations": rows}, measures={"evaluations": [several, single]})
+    page = read_page(run)
+    assert page.tables["pass@k and maj@k with 95 % intervals"] == [
+        ["file", "", "k = 1", "k = 2", "k = 3"],
+        ["a.json", "pass@k", "40.0 % [38.0, 42.0] %", "50.0 % [48.0, 52.0] %", "60.0 % [58.0, 62.0] %"],
+        ["a.json", "maj@k", "40.0 % [38.0, 42.0] %", "40.0 % [38.0, 42.0] %", "45.0 % [43.0, 47.0] %"],
+        ["b.json", "pass@k", "10.0 % [8.0, 12.0] %", "–", "–"],
+        ["b.json", "maj@k", "10.0 % [8.0, 12.0] %", "–", "–"],
+    ]
+    (label,) = page.labels()  # one answer to each problem makes no curve
+    assert label.replace("\u202f", " ") == (
+        "pass@k and maj@k on a.json. pass@k: 40.0 % at k = 1, 60.0 % at k = 3; maj@k: 40.0 % at k = 1, 45.0 % at k = 3"
+    )
+    source = (run / "report.html").read_text(encoding="utf-8")
+    assert outside_references(source) == []
+
+
+def test_the_same_run_gives_the_same_page_and_no_global_state_changes(demo: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    first = write_report(demo).read_bytes()
+    assert write_report(demo).read_bytes() == first
+    assert dict(matplotlib.rcParams) == before

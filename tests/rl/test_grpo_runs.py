@@ -1,0 +1,134 @@
+"""Whole GRPO runs: the same however they are cut, and in the right direction."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dropout_grpo.exploration import NoExploration, SharedDropout
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl import trainer as trainer_module
+from dropout_grpo.rl.config import GRPOConfig
+from helpers.grpo_run import CONFIG, Replays, steps_of, trainer
+from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+
+
+def test_every_pass_over_the_data_has_every_problem_once(tmp_path: Path) -> None:
+    made = trainer(tmp_path, replace(CONFIG, prompts_per_step=2))
+    places = [place for step in range(1, 11) for place in made.sampler.places(step)]  # 4 passes over 5 problems
+    passes = [places[start : start + 5] for start in range(0, 20, 5)]
+    assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes)
+    assert len({tuple(one) for one in passes}) > 2
+    assert made.sampler.places(3) == made.sampler.places(3)  # pure: a resumed run goes on with the right data
+    other = trainer(tmp_path / "other", replace(CONFIG, prompts_per_step=2), seed=1)
+    assert [place for step in range(1, 11) for place in other.sampler.places(step)] != places
+
+
+def test_a_problem_seen_again_gets_new_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays = Replays(monkeypatch)
+    trainer(tmp_path, replace(CONFIG, prompts_per_step=1), problems=tiny_problems(1)).train()
+    seeds = [seed for call in replays.seeds for row in call for seed in row]
+    assert len(set(seeds)) == len(seeds) >= 8
+
+
+LATENT = SharedDropout(0.2)
+LONGER = replace(CONFIG, max_steps=4, num_iterations=2, warmup_steps=1, weight_decay=0.01, save_steps=2)
+
+
+def test_the_same_run_twice_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    runs: list[tuple[list[dict[str, float]], dict[str, Tensor]]] = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        model = tiny_latent()
+        torch.manual_seed(len(runs))  # nothing of ours reads the global generator
+        trainer(tmp_path / name, LONGER, model=model, seed=seed).train()
+        runs.append((steps_of(tmp_path / name), weights_of(model)))
+    assert runs[0][0] == runs[1][0]
+    assert_same_weights(runs[0][1], runs[1][1])
+    assert runs[0][0] != runs[2][0]
+
+
+class Stopped(Exception):
+    """The power goes."""
+
+
+def stopped_at_step_3(tmp_path: Path, config: GRPOConfig) -> Path:
+    """A run that was stopped after its third update and before its metrics; the checkpoint is of step 2."""
+
+    def stop(model: LatentModel) -> float:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path, replace(config, eval_steps=3), evaluate=stop).train()
+    return tmp_path / "checkpoints" / "grpo-last"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path, schedule: Any) -> None:
+    config, whole = replace(LONGER, lr_scheduler_type=schedule), tiny_latent()
+    trainer(tmp_path / "whole", config, model=whole).train()
+    model = LatentModel.from_pretrained(stopped_at_step_3(tmp_path / "parts", config))
+    trainer(tmp_path / "parts", config, model=model, resume=True).train(resume=True)
+    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
+    assert_same_weights(weights_of(model), weights_of(whole))
+
+
+def test_a_run_that_goes_on_keeps_the_reference_that_it_started_from(tmp_path: Path) -> None:
+    config = replace(LONGER, beta=0.1)
+    trainer(tmp_path / "whole", config).train()
+    stopped_at_step_3(tmp_path / "parts", config)
+    # The model to start from is given again, and its weights come from the run.
+    trainer(tmp_path / "parts", config, model=tiny_latent(), resume=True).train(resume=True)
+    kl = [[line["kl"] for line in steps_of(tmp_path / run)] for run in ("parts", "whole")]
+    assert kl[0] == kl[1]
+
+
+def test_resuming_what_never_began_starts_it(tmp_path: Path) -> None:
+    trainer(tmp_path / "a").train(resume=True)
+    trainer(tmp_path / "b").train()
+    assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b")
+
+
+@torch.no_grad()
+def probe(model: LatentModel) -> Tensor:
+    """Log-probs of fixed answers: what a model says, whichever of equal parametrisations it has."""
+    state = model.think(model.read(*model.encode(["Ann has 3 ?", "Ann has 4"])), 2)
+    return model.score(state, torch.tensor([[5, 6, 1], [7, 8, 9]]))
+
+
+@pytest.mark.parametrize("exploration", [NoExploration(), LATENT, SharedDropout(0.2, phases=("prompt",))])
+def test_micro_batches_of_any_size_make_the_same_run(tmp_path: Path, exploration: Any) -> None:
+    found = []
+    for sizes in ((4, 4), (8, 12), (12, 8), (100, 100)):
+        model = tiny_latent()
+        config = replace(LONGER, micro_batch_size=sizes[0], rollout_batch_size=sizes[1])
+        trainer(tmp_path / str(sizes), config, model=model, exploration=exploration).train()
+        found.append((steps_of(tmp_path / str(sizes)), probe(model)))
+    first_steps, first_scores = found[0]
+    assert not torch.allclose(probe(tiny_latent()), first_scores, atol=0.05), "nothing was learned: nothing is compared"
+    for steps, scores in found[1:]:
+        torch.testing.assert_close(scores, first_scores, atol=2e-3, rtol=0)
+        for line, expected in zip(steps, first_steps, strict=True):
+            for name in set(expected) - {"part", "replay/logprob_diff_max"}:
+                assert line[name] == pytest.approx(expected[name], rel=5e-3, abs=1e-4), (expected["step"], name)
+
+
+def bandit_reward(tmp_path: Path, exploration: Any) -> float:
+    """Reward of the last five of 25 steps, less that of the first five."""
+    config = replace(CONFIG, max_steps=25, prompts_per_step=4, num_generations=8, learning_rate=1e-2)
+    trainer(tmp_path, config, exploration=exploration, problems=tiny_problems(4)).train()
+    rewards = [line["reward"] for line in read_metrics(tmp_path)]
+    return (sum(rewards[-5:]) - sum(rewards[:5])) / 5
+
+
+@pytest.mark.parametrize("exploration", [NoExploration(), LATENT, SharedDropout(0.2, phases=("latent", "answer"))])
+def test_reward_rises(tmp_path: Path, exploration: Any) -> None:
+    assert bandit_reward(tmp_path, exploration) > 0.3
+
+
+def test_reward_falls_with_the_sign_of_the_advantages_flipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = trainer_module.group_advantages
+    monkeypatch.setattr(trainer_module, "group_advantages", lambda *args, **kwargs: -right(*args, **kwargs))
+    assert bandit_reward(tmp_path, LATENT) < -0.1

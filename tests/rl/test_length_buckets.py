@@ -1,0 +1,98 @@
+"""GRPO cuts a step's groups by length of prompt: little is padded, and nothing else changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl import sampler as sampler_module
+from dropout_grpo.rl.advantage import group_advantages
+from dropout_grpo.rl.groups import Groups
+from dropout_grpo.rl.rollout import Prompts
+from dropout_grpo.rl.trainer import GRPOTrainer
+from helpers.grpo_run import CONFIG, alternating, trainer
+from helpers.tiny_latent import tiny_latent, tiny_problems
+
+PROBLEMS = tiny_problems(12)  # prompts of 7, 7, 8, 8, ... 12, 12 tokens: see below
+
+
+def made(tmp_path: Path, groups: int) -> GRPOTrainer:
+    """12 groups of 4 a step, so many of them in a micro-batch."""
+    config = replace(CONFIG, prompts_per_step=12, micro_batch_size=4 * groups, rollout_batch_size=4 * groups)
+    model = tiny_latent(dtype=torch.float64, seed=17)
+    return trainer(tmp_path / str(groups), config, model=model, problems=PROBLEMS, reward_funcs=[alternating])
+
+
+@contextmanager
+def read(model: LatentModel) -> Iterator[list[tuple[int, int]]]:
+    """Rows and positions of every prompt batch that is read."""
+    seen: list[tuple[int, int]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows, positions = kwargs["inputs_embeds"].shape[:2]
+        if positions > 3:  # a prompt, and no thought or answer
+            seen.append((rows, positions))
+
+    handle = model.model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+def step(of: GRPOTrainer) -> tuple[Groups, dict[str, Tensor], list[tuple[int, int]]]:
+    """What was sampled, the gradients of its update, and what was read in both."""
+    with read(of.model) as seen:
+        groups, _ = of.sampler.sample(1)
+        prompts = of.sampler.prompts(groups.places)
+        of.backward(prompts, groups.seeds, groups.answers, group_advantages(groups.rewards))
+    return groups, {n: p.grad for n, p in of.model.named_parameters() if p.grad is not None}, seen
+
+
+def test_only_neighbours_in_length_share_a_batch(tmp_path: Path) -> None:
+    of = made(tmp_path, 2)
+    lengths = [len(row) for row in of.sampler._prompts]
+    groups, _, seen = step(of)
+    assert sorted(lengths) == [length for length in range(min(lengths), max(lengths) + 1) for _ in range(2)]
+    assert groups.places != sorted(groups.places), "they would come sorted anyway"
+    pairs = [(2, length) for length in range(max(lengths), min(lengths) - 1, -1)]
+    assert seen == [*pairs, *pairs]  # rollouts, update
+    assert sum(rows * positions for rows, positions in seen) == 2 * sum(lengths), "something is padded"
+    assert 12 * max(lengths) > 1.2 * sum(lengths), "there would have been little to pad"
+
+
+def test_a_step_does_not_depend_on_its_batches(tmp_path: Path) -> None:
+    """Answers stand with their questions and seeds, and the gradient is that of the whole."""
+    whole, expected, _ = step(made(tmp_path, 12))
+    for groups in (1, 2, 5):
+        found, gradients, _ = step(made(tmp_path, groups))
+        assert found.places == whole.places
+        assert torch.equal(found.seeds, whole.seeds)
+        assert torch.equal(found.answers.token_ids, whole.answers.token_ids)
+        assert torch.equal(found.answers.mask, whole.answers.mask)
+        torch.testing.assert_close(found.answers.logprobs, whole.answers.logprobs, atol=1e-12, rtol=0)
+        assert expected.keys() == gradients.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=1e-12, rtol=1e-9)
+
+
+def test_answers_that_stay_in_the_order_of_lengths_would_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = step(made(tmp_path, 12))
+    monkeypatch.setattr(sampler_module, "select_answers", lambda answers, rows: answers)
+    found, _, _ = step(made(tmp_path, 2))
+    assert not torch.equal(found.answers.token_ids, whole.answers.token_ids)
+
+
+def test_padding_that_a_batch_does_not_need_goes() -> None:
+    ids = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4], [0, 0, 0, 7]])
+    prompts = Prompts(ids, (ids > 0).long())
+    assert prompts.longest_first().tolist() == [1, 0, 2]
+    assert prompts.select(torch.tensor([2, 0])).input_ids.tolist() == [[0, 7], [5, 6]]
+    assert prompts.select(torch.tensor([2, 0])).attention_mask.tolist() == [[0, 1], [1, 1]]
+    assert prompts.select(torch.tensor([1, 2])).input_ids.tolist() == [[1, 2, 3, 4], [0, 0, 0, 7]]

@@ -1,0 +1,204 @@
+"""Run folders: never overwritten silently, resumed only as they were started, and readable whenever one looks."""
+
+import json
+import platform
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.runs.folder import RunFolder, plain, provenance, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Inner:
+    p: float = 0.1
+    sites: tuple[str, ...] = ("residual",)
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: Path = Path("somewhere")
+    resume: bool = False
+    seed: int = 3
+    exploration: Inner = field(default_factory=Inner)
+
+
+def resolved(run: Path) -> dict[str, object]:
+    return json.loads((run / "config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def test_a_new_run_keeps_its_config_and_where_it_comes_from(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "a" / "b", "grpo", Config())
+    record = resolved(tmp_path / "a" / "b")
+    assert record["command"] == "grpo"
+    assert record["config"] == {
+        "run_dir": "somewhere",
+        "resume": False,
+        "seed": 3,
+        "exploration": {"p": 0.1, "sites": ["residual"]},
+    }
+    assert {"versions", "commit", "hardware"} <= record.keys()
+
+
+def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", "grpo", Config()).log({"part": "grpo", "step": 1})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match=r"exists already: continue it with --resume true, or choose another --run_dir"):
+        RunFolder(tmp_path / "run", "grpo", Config(seed=4))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run", "grpo", Config())
+    assert resolved(tmp_path / "run")["command"] == "grpo"
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("hello")
+    with pytest.raises(UserError, match="is a file: choose another path"):
+        RunFolder(tmp_path / "run", "grpo", Config())
+    with pytest.raises(UserError, match=r"run/below cannot be made: Not a directory; choose another path"):
+        RunFolder(tmp_path / "run" / "below", "grpo", Config())
+
+
+def test_a_run_that_was_refused_before_it_did_anything_is_not_in_the_way(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "grpo", Config())
+    (run.path / "data").mkdir()
+    RunFolder(tmp_path / "run", "sft", Config(seed=4))
+    assert resolved(run.path)["command"] == "sft"
+    assert resolved(run.path)["config"]["seed"] == 4  # type: ignore[index]
+    run.log({"part": "sft", "step": 1})
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder(tmp_path / "run", "sft", Config(seed=4))
+    (tmp_path / "mine" / "data").mkdir(parents=True)  # no run of ours: a folder called data may hold anything
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder(tmp_path / "mine", "grpo", Config())
+
+
+@pytest.mark.parametrize("text", ["", '{"command": "grpo"', "[]", '{"command": "grpo"}'])
+def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    RunFolder(tmp_path / "run", "grpo", Config())
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        RunFolder(tmp_path / "run", "grpo", Config(), resume=True)
+
+
+def test_resuming_with_the_same_options_is_allowed(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", "grpo", Config())
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    RunFolder(tmp_path / "run", "grpo", Config(run_dir=Path("elsewhere"), resume=True), resume=True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before  # as it was started
+    RunFolder(tmp_path / "new", "grpo", Config(), resume=True)  # nothing to continue: a new run
+    assert resolved(tmp_path / "new")["command"] == "grpo"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (replace(Config(), seed=4), "seed was 3 and is now 4"),
+        (replace(Config(), exploration=Inner(p=0.2)), r"exploration\.p was 0\.1 and is now 0\.2\."),
+    ],
+)
+def test_resuming_with_other_options_names_what_changed(tmp_path: Path, changed: Config, message: str) -> None:
+    RunFolder(tmp_path / "run", "grpo", Config())
+    with pytest.raises(UserError, match=message):
+        RunFolder(tmp_path / "run", "grpo", changed, resume=True)
+
+
+def test_resuming_another_command_or_no_run_at_all_is_refused(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", "sft", Config())
+    with pytest.raises(UserError, match="is a run of `sft`, not of `grpo`"):
+        RunFolder(tmp_path / "run", "grpo", Config(), resume=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds files but no config\.json"):
+        RunFolder(tmp_path / "photos", "grpo", Config(), resume=True)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_metrics_are_one_line_each(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "grpo", Config())
+    for step in (1, 2):
+        run.log({"part": "grpo", "step": step, "reward": step / 4})
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        '{"part": "grpo", "step": 1, "reward": 0.25}',
+        '{"part": "grpo", "step": 2, "reward": 0.5}',
+    ]
+
+
+def test_forget_after_drops_one_parts_later_lines(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "grpo", Config())
+    run.forget_after("grpo", 0)  # no metrics yet: nothing to do
+    for part, step in (("sft", 1), ("sft", 9), ("grpo", 1), ("grpo", 2), ("grpo", 3), ("sft", 10)):
+        run.log({"part": part, "step": step})
+    run.forget_after("grpo", 2)
+    kept = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["part"], r["step"]) for r in kept] == [("sft", 1), ("sft", 9), ("grpo", 1), ("grpo", 2), ("sft", 10)]
+    run.forget_after("grpo", 0)
+    assert "grpo" not in (run.path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 30])
+def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, cut: int) -> None:
+    run = RunFolder(tmp_path / "run", "grpo", Config())
+    for step in (1, 2, 3):
+        run.log({"part": "grpo", "step": step, "reward": 0.5})
+    file = run.path / "metrics.jsonl"
+    file.write_text(file.read_text()[:-cut])  # the newline, a few characters, most of the line
+    run.forget_after("grpo", 9)
+    run.log({"part": "grpo", "step": 3, "reward": 0.5})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_checkpoints_have_a_place(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "grpo", Config())
+    assert run.checkpoint("grpo-last") == tmp_path / "run" / "checkpoints" / "grpo-last"
+
+
+def test_results_are_json_of_plain_values(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "eval", Config())
+    run.write_results({"pass@1": 0.5, "ci95": (0.25, 0.75), "where": Path("a/b"), "question": "wie groß?"})
+    text = (run.path / "results.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"pass@1": 0.5, "ci95": [0.25, 0.75], "where": "a/b", "question": "wie groß?"}
+    assert "groß" in text  # readable as it is
+
+
+def test_plain_goes_all_the_way_down() -> None:
+    assert plain({1: (Inner(), [Path("x")])}) == {"1": [{"p": 0.1, "sites": ["residual"]}, ["x"]]}
+    assert plain(Inner) is Inner  # a class is not one of its objects
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "results.json"
+    write_json(file, {"n": 1})
+    seen: list[str] = []
+
+    def look(self: Path, target: Path) -> Path:
+        seen.append(target.read_text(encoding="utf-8"))  # the moment before the move
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", look)
+        with pytest.raises(OSError, match="killed"):
+            write_json(file, {"n": 2})
+    assert [json.loads(text) for text in [*seen, file.read_text(encoding="utf-8")]] == [{"n": 1}, {"n": 1}]
+    write_text(file, "new\n")
+    assert file.read_text(encoding="utf-8") == "new\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]  # no draft is left
+
+
+def test_provenance_says_what_it_ran_on_and_not_where() -> None:
+    found = provenance()
+    assert set(found["versions"]) == {"python", "dropout-grpo", "torch", "transformers", "tokenizers", "safetensors"}
+    assert found["versions"]["torch"] == version("torch")
+    assert found["hardware"]["torch_threads"] == 1
+    assert found["hardware"]["cpu_count"] >= 1
+    assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) >= 12
+    text = json.dumps(found)
+    assert platform.node() not in text or not platform.node()
+    assert str(Path.home()) not in text

@@ -1,0 +1,45 @@
+"""The oracle of the word problems: right on a story worked out by hand, and hard to please."""
+
+import pytest
+
+from helpers.word_solver import solve
+
+HAND_MADE = (
+    "tom has 7 apples . on monday tom buys 6 apples . ann owns 9 pens . on tuesday tom loses 4 apples . "
+    "how many apples does tom have now ?"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "answer", "steps"),
+    [
+        ("", "", 9, ["<<7+6=13>>", "<<13-4=9>>"]),
+        ("does tom have now", "are left", 9, ["<<7+6=13>>", "<<13-4=9>>"]),
+        ("buys 6", "drops 6", -3, ["<<7-6=1>>", "<<1-4=-3>>"]),
+        ("tom loses 4", "tom quadruples the", 52, ["<<7+6=13>>", "<<13*4=52>>"]),
+        ("apples does tom", "pens does ann", 9, []),
+        ("ann owns 9 pens", "tom owns 9 pens", 9, ["<<7+6=13>>", "<<13-4=9>>"]),
+        ("ann owns 9 pens", "ann owns 9 apples", 9, ["<<7+6=13>>", "<<13-4=9>>"]),
+    ],
+)
+def test_the_solver_itself(old: str, new: str, answer: int, steps: list[str]) -> None:
+    assert solve(HAND_MADE.replace(old, new)) == (answer, steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"does tom have now": "are left", "ann owns 9 pens": "ann owns 9 apples"}, ValueError),  # whose apples?
+        ({"buys": "eats"}, ValueError),
+        ({"on monday ": ""}, ValueError),
+        ({"6 apples": "6 books"}, KeyError),
+        ({"on tuesday": "on wednesday"}, AssertionError),
+        ({"ann owns 9 pens": "tom owns 9 apples"}, AssertionError),
+    ],
+)
+def test_the_solver_refuses_what_has_no_single_meaning(changes: dict[str, str], error: type[Exception]) -> None:
+    text = HAND_MADE
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    with pytest.raises(error):
+        solve(text)

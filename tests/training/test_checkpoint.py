@@ -1,0 +1,258 @@
+"""Checkpoints: plain Hugging Face folders that give the same model back, or say clearly why they cannot."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.weights.checkpoint import load_latent_model, save_latent_model
+from dropout_grpo.training import checkpoint as training_checkpoint
+from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
+from dropout_grpo.training.optimizer import build_optimizer, optimizer_tensors
+from helpers.tiny import KINDS, tiny_model, tiny_tokenizer
+from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
+
+THOUGHTS = ["hidden_state", "pause", "projection"]
+NO_QWEN2 = [kind for kind in KINDS if kind != "qwen2"]
+"""transformers' AutoTokenizer takes any tokenizer beside a Qwen2 model for Qwen2's own, and the tiny one is not."""
+
+
+def answers_of(model: LatentModel) -> tuple[Tensor, list[str]]:
+    """Log-probs of an answer after thinking, and what it says to two questions."""
+    with torch.no_grad():
+        state = model.think(model.read(*model.encode(["Ann has 3", "Bob has 4 ? ?"])), model.latent_steps)
+        return model.score(state, torch.tensor([[25, 10, 1]] * 2)), model.answer(["Ann has 3", "Bob ?"], 5)
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize("kind", NO_QWEN2)
+def test_round_trip_gives_the_same_model_back(kind: str, thought: str, tmp_path: Path) -> None:
+    model = tiny_latent(kind, latent_steps=3, thought=thought)
+    with torch.no_grad():
+        for parameter in model.thought.parameters():
+            parameter.add_(0.5)  # as if trained: no longer the embedding it starts from
+    model.save_pretrained(tmp_path / "a" / "b")
+    loaded = LatentModel.from_pretrained(tmp_path / "a" / "b")
+    assert (loaded.latent_steps, loaded.thought.kind, loaded.tokens) == (3, thought, model.tokens)
+    assert_same_weights(weights_of(loaded), weights_of(model))
+    (logprobs, said), (expected, expected_said) = answers_of(loaded), answers_of(model)
+    assert torch.equal(logprobs, expected)
+    assert said == expected_said
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+def test_a_checkpoint_is_safetensors_and_json(thought: str, tmp_path: Path) -> None:
+    model = tiny_latent(thought=thought)
+    optimizer = build_optimizer(model.parameters(), learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+    model.answer(["Ann has 3"], 5)
+    save_checkpoint(tmp_path / "last", model, optimizer, {"step": 1})
+    files = [path.name for path in (tmp_path / "last").iterdir()]
+    assert {Path(name).suffix for name in files} == {".safetensors", ".json"}
+    assert ("thought.safetensors" in files) == (thought != "hidden_state")
+    config = json.loads((tmp_path / "last" / "latent_config.json").read_text(encoding="utf-8"))
+    assert config == {"latent_steps": 2, "thought": thought} | ({"prj_dim": 16} if thought == "projection" else {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_alone_can_load_it(kind: str, tmp_path: Path) -> None:
+    model = tiny_latent(kind)
+    model.save_pretrained(tmp_path)
+    assert "shared_prefix" not in (tmp_path / "config.json").read_text(encoding="utf-8")  # ours alone
+    plain, ids = AutoModelForCausalLM.from_pretrained(tmp_path), torch.tensor([[22, 24, 6, 17, model.tokens.start]])
+    if kind in NO_QWEN2:
+        assert AutoTokenizer.from_pretrained(tmp_path)("Ann has 3 ?<|start-latent|>").input_ids == ids[0].tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, model.model(ids).logits)
+
+
+def test_what_is_given_outranks_what_is_written(tmp_path: Path) -> None:
+    tiny_latent().save_pretrained(tmp_path)
+    loaded = load_latent_model(tmp_path, latent_steps=5, thought="pause", dtype=torch.float64)
+    assert (loaded.latent_steps, loaded.thought.kind) == (5, "pause")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float64}
+
+
+def test_a_projection_keeps_the_width_it_was_saved_with(tmp_path: Path) -> None:
+    plain = tiny_latent()
+    model = LatentModel(plain.model, plain.tokenizer, latent_steps=2, thought="projection", prj_dim=5, seed=9)
+    model.save_pretrained(tmp_path)
+    loaded = load_latent_model(tmp_path)
+    assert loaded.thought.prj_dim == 5
+    assert_same_weights(weights_of(loaded), weights_of(model))
+    assert not torch.equal(answers_of(loaded)[0], answers_of(plain)[0])
+    fresh = load_latent_model(tmp_path, thought="pause")  # another than the one written begins anew
+    assert fresh.thought.kind == "pause"
+
+
+def test_a_plain_folder_with_latent_tokens_needs_only_its_number_of_thoughts(tmp_path: Path) -> None:
+    # As Coconut's published checkpoints: tokens, but no latent_config.json.
+    model = tiny_latent(latent_steps=3)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "latent_config.json").unlink()
+    with pytest.raises(UserError, match=r"has no latent_config\.json: give latent_steps"):
+        load_latent_model(tmp_path)
+    assert torch.equal(answers_of(load_latent_model(tmp_path, latent_steps=3))[0], answers_of(model)[0])
+
+
+def test_a_model_without_latent_tokens_is_refused(tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has no latent tokens: <\|start-latent\|>.*sft") as error:
+        load_latent_model(tmp_path, latent_steps=2)
+    assert str(tmp_path) in str(error.value)
+    with pytest.raises(UserError, match="has no latent tokens"):  # not that its number of thoughts is missing
+        load_latent_model(tmp_path)
+
+
+def test_no_such_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere: there is no such folder\.$"):
+        load_latent_model(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"from no/where: (?!there is no such folder)"):  # may be a hub name
+        load_latent_model("no/where")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a pause vector; tests copy it before they damage it."""
+    folder = tmp_path_factory.mktemp("good") / "checkpoint"
+    save_latent_model(tiny_latent(thought="pause"), folder)
+    return folder
+
+
+def rewrite(file: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def cut_in_half(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def lose_a_tensor(folder: Path) -> None:
+    rewrite(folder / "model.safetensors", lambda tensors: tensors.__delitem__("transformer.h.0.mlp.c_fc.weight"))
+
+
+def shrink_a_tensor(folder: Path) -> None:
+    name = "transformer.h.0.mlp.c_fc.weight"
+    rewrite(folder / "model.safetensors", lambda tensors: tensors.update({name: tensors[name][:, :5].contiguous()}))
+
+
+def lose_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def lose_the_thought(folder: Path) -> None:
+    (folder / "thought.safetensors").unlink()
+
+
+def shrink_the_thought(folder: Path) -> None:
+    rewrite(folder / "thought.safetensors", lambda tensors: tensors.update({"vector": torch.zeros(1, 1, 5)}))
+
+
+def cut_the_config(folder: Path) -> None:
+    (folder / "latent_config.json").write_text('{"latent_', encoding="utf-8")
+
+
+def unknown_thought(folder: Path) -> None:
+    (folder / "latent_config.json").write_text('{"latent_steps": 2, "thought": "paus"}', encoding="utf-8")
+
+
+def thoughts_in_words(folder: Path) -> None:
+    (folder / "latent_config.json").write_text('{"latent_steps": "two"}', encoding="utf-8")
+
+
+DAMAGES = (
+    thoughts_in_words,
+    lose_the_weights,
+    unknown_thought,
+    cut_in_half,
+    lose_a_tensor,
+    shrink_a_tensor,
+    lose_the_thought,
+    shrink_the_thought,
+    cut_the_config,
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named(good: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "damaged")
+    load_latent_model(folder)
+    damage(folder)
+    with pytest.raises(UserError) as error:
+        load_latent_model(folder)
+    assert "damaged" in str(error.value) or "paus" in str(error.value)
+
+
+def test_training_state_and_optimizer_come_back(tmp_path: Path) -> None:
+    model = tiny_latent()
+    optimizer = build_optimizer(model.parameters(), learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    save_checkpoint(tmp_path / "last", model, optimizer, {"step": 7, "stage": 2})
+    assert trainer_state(tmp_path / "last") == {"step": 7, "stage": 2}
+    fresh = build_optimizer(tiny_latent().parameters(), learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+    restore_optimizer(tmp_path / "last", fresh)
+    assert_same_weights(optimizer_tensors(fresh), optimizer_tensors(optimizer))
+    assert any(tensor.abs().max() > 0 for tensor in optimizer_tensors(fresh).values())
+
+
+def test_a_kept_model_has_no_training_state(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "kept", tiny_latent())
+    assert trainer_state(tmp_path / "kept") is None
+    assert trainer_state(tmp_path / "nowhere") is None
+    assert not (tmp_path / "kept" / "optimizer.safetensors").exists()
+
+
+def test_a_new_checkpoint_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last", tiny_latent(thought="pause"), state={"step": 1})
+    save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})
+    assert trainer_state(tmp_path / "last") == {"step": 2}
+    assert not (tmp_path / "last" / "thought.safetensors").exists()  # nothing of the old one is left
+    assert_same_weights(weights_of(load_latent_model(tmp_path / "last")), weights_of(tiny_latent(seed=1)))
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_killed_while_writing_the_old_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "last", tiny_latent(), state={"step": 1})
+
+    def killed(model: LatentModel, path: Path) -> None:
+        save_latent_model(model, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_checkpoint, "save_latent_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})
+    assert trainer_state(tmp_path / "last") == {"step": 1}
+    assert_same_weights(weights_of(load_latent_model(tmp_path / "last")), weights_of(tiny_latent()))
+    save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})  # what was left is in no one's way
+    assert_same_weights(weights_of(load_latent_model(tmp_path / "last")), weights_of(tiny_latent(seed=1)))
+
+
+def test_killed_while_the_old_checkpoint_goes_one_of_the_two_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "last", tiny_latent(), state={"step": 1})
+
+    def killed(path: Path, **options: object) -> None:
+        if Path(path).exists():  # a file of it is gone, and then the power
+            (Path(path) / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})
+    load_latent_model(tmp_path / "last")

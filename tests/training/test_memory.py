@@ -1,0 +1,254 @@
+"""Micro-batches that do not fit are halved, and what they leave behind is not counted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl.advantage import group_advantages
+from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.training.memory import MicroBatches, is_out_of_memory
+from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
+from helpers.tiny_latent import tiny_latent, tiny_problems
+
+WORDS = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+
+
+def test_the_allocators_own_words_are_known() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."))
+    assert not is_out_of_memory(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"))
+
+
+class Attempts:
+    """Work that fails above ``fits`` items."""
+
+    def __init__(self, fits: int) -> None:
+        self.fits, self.sizes = fits, []  # type: tuple[int, list[int]]
+
+    def __call__(self, size: int) -> str:
+        self.sizes.append(size)
+        if size > self.fits:
+            raise RuntimeError(WORDS)
+        return f"done by {size}"
+
+
+def test_halved_until_it_fits_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    batches, work = MicroBatches("micro_batch_size", 256), Attempts(fits=9)
+    assert batches.fit(100, work, rows=8) == "done by 8"  # 32 groups of 8, then 16, then 8
+    assert work.sizes == [32, 16, 8]
+    assert batches.fit(100, work, rows=8) == "done by 8"
+    assert work.sizes == [32, 16, 8, 8]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(warnings) == 2
+    assert "out of memory with 256 rows at once: going on with micro_batch_size=128." in warnings[0]
+    assert "out of memory with 128 rows at once: going on with micro_batch_size=64." in warnings[1]
+
+
+def test_what_is_there_is_halved_and_not_what_was_allowed() -> None:
+    work = Attempts(fits=2)
+    MicroBatches("micro_batch_size", 1000).fit(5, work)
+    assert work.sizes == [5, 2]
+    odd = Attempts(fits=1)
+    MicroBatches("micro_batch_size", 25).fit(9, odd, rows=8)  # 25 rows hold 3 groups of 8
+    assert odd.sizes == [3, 1]
+
+
+def test_less_than_one_item_there_is_not() -> None:
+    work = Attempts(fits=0)
+    with pytest.raises(
+        UserError, match=r"out of memory with micro_batch_size=8, the least there can be: use a smaller"
+    ):
+        MicroBatches("micro_batch_size", 16).fit(4, work, rows=8)
+    assert work.sizes == [2, 1]
+
+
+def test_other_errors_are_not_memory() -> None:
+    def work(size: int) -> None:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        MicroBatches("micro_batch_size", 16).fit(4, work)
+
+
+@contextmanager
+def forward_fails_above(rows: int, model: LatentModel) -> Iterator[None]:
+    """The decoder has no memory for more rows."""
+
+    def fail(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs["inputs_embeds"].shape[0] > rows:
+            raise RuntimeError(WORDS)
+
+    handle = model.model.get_decoder().register_forward_pre_hook(fail, with_kwargs=True)
+    yield
+    handle.remove()
+
+
+@contextmanager
+def backward_fails_once(model: LatentModel, at: int) -> Iterator[None]:
+    """The ``at``-th backward pass has no memory for its last gradient, when it has added all the others."""
+    calls = []
+
+    def fail(parameter: Tensor) -> None:
+        calls.append(parameter)
+        others = [p for p in model.parameters() if p is not parameter]
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in others), "nothing is left behind"
+        if len(calls) == at:
+            raise RuntimeError(WORDS)
+
+    handle = model.model.get_decoder().wpe.weight.register_post_accumulate_grad_hook(fail)
+    yield
+    handle.remove()
+    assert len(calls) > at, "nothing has failed"
+
+
+def gradients_of(model: LatentModel) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def grpo(tmp_path: Path, groups: int) -> GRPOTrainer:
+    """5 mixed groups of 4, so many of them in a micro-batch."""
+    config = replace(CONFIG, prompts_per_step=5, micro_batch_size=4 * groups, beta=0.1)
+    return trainer(tmp_path / str(groups), config, model=tiny_latent(dtype=torch.float64), reward_funcs=[alternating])
+
+
+def gradients_of_grpo(made: GRPOTrainer) -> tuple[dict[str, Tensor], dict[str, float]]:
+    groups, _ = made.sampler.sample(1)
+    prompts = made.sampler.prompts(groups.places)
+    seen = made.backward(prompts, groups.seeds, groups.answers, group_advantages(groups.rewards))
+    assert seen is not None
+    return gradients_of(made.model), seen
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_grpos_gradients_after_a_failure_are_those_of_the_whole(tmp_path: Path, at: int) -> None:
+    whole, seen_whole = gradients_of_grpo(grpo(tmp_path, 5))
+    small, seen_small = gradients_of_grpo(grpo(tmp_path, 2))
+    failing = grpo(tmp_path, 4)
+    with backward_fails_once(failing.model, at):
+        found, seen = gradients_of_grpo(failing)
+    assert failing._batches.size == 8
+    for name, expected in small.items():
+        assert torch.equal(found[name], expected), name
+        torch.testing.assert_close(found[name], whole[name], atol=1e-12, rtol=1e-9)
+    assert seen == seen_small
+    assert seen == pytest.approx(seen_whole, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_gradients_counted_twice_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    small, _ = gradients_of_grpo(grpo(tmp_path, 2))
+    failing = grpo(tmp_path, 4)
+    monkeypatch.setattr(failing.model, "zero_grad", lambda set_to_none: None)
+    with backward_fails_once(failing.model, at):
+        found, _ = gradients_of_grpo(failing)
+    name = "model.transformer.ln_f.weight"
+    assert not torch.allclose(found[name], small[name], rtol=0.05)
+
+
+def test_a_run_short_of_memory_is_the_run_with_small_micro_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, short = tiny_latent(), tiny_latent()
+    trainer(tmp_path / "small", replace(CONFIG, micro_batch_size=4, rollout_batch_size=4), model=small).train()
+    capsys.readouterr()
+    made = trainer(tmp_path / "short", replace(CONFIG, micro_batch_size=12, rollout_batch_size=12), model=short)
+    with forward_fails_above(4, short):
+        made.train()
+    assert steps_of(tmp_path / "short") == steps_of(tmp_path / "small")
+    for name, tensor in small.state_dict().items():
+        assert torch.equal(short.state_dict()[name], tensor), name
+    said = capsys.readouterr().err
+    assert said.count("going on with micro_batch_size=4.") == 1
+    assert said.count("going on with rollout_batch_size=4.") == 1
+
+
+# Coconut's curriculum. Stages of 1 thought each; problems of 1 to 3 steps, shown as in different stages.
+MIXED = CurriculumConfig(c_thought=1, max_latent_stage=2, uniform_prob=0.7, batch_size=7)
+
+
+def curriculum(tmp_path: Path, micro_batch_size: int | None) -> CurriculumTrainer:
+    problems = [replace(p, steps=p.steps[: 1 + p.id % 3]) for p in tiny_problems(7, steps=3)]
+    run = RunFolder(tmp_path / str(micro_batch_size), "sft", {})
+    config = replace(MIXED, micro_batch_size=micro_batch_size)
+    return CurriculumTrainer(tiny_latent(dtype=torch.float64), config, problems, run, seed=0)
+
+
+def gradients_of_curriculum(made: CurriculumTrainer) -> tuple[dict[str, Tensor], float]:
+    loss = made._backward(made.stages[1], list(range(7)), 3)
+    return gradients_of(made.model), loss
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_the_curriculums_gradients_do_not_depend_on_micro_batches(tmp_path: Path, micro_batch_size: int) -> None:
+    whole, loss = gradients_of_curriculum(curriculum(tmp_path, None))
+    made, most = curriculum(tmp_path, micro_batch_size), []  # type: tuple[CurriculumTrainer, list[int]]
+
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        most.append(kwargs["inputs_embeds"].shape[0])
+
+    made.model.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    found, seen = gradients_of_curriculum(made)
+    assert max(most) == micro_batch_size
+    assert seen == pytest.approx(loss, rel=1e-12)
+    for name, expected in whole.items():
+        torch.testing.assert_close(found[name], expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_the_curriculums_gradients_after_a_failure(tmp_path: Path, at: int) -> None:
+    small, loss = gradients_of_curriculum(curriculum(tmp_path, 3))
+    failing = curriculum(tmp_path, 7)
+    with backward_fails_once(failing.model, at):
+        found, seen = gradients_of_curriculum(failing)
+    assert failing._micro_batches.size == 3
+    assert seen == loss
+    assert all(torch.equal(found[name], expected) for name, expected in small.items())
+
+
+def test_a_micro_batch_has_at_least_one_problem() -> None:
+    with pytest.raises(UserError, match="micro_batch_size=0 must be at least 1"):
+        CurriculumConfig(micro_batch_size=0)
+
+
+@pytest.mark.parametrize(("num_samples", "fits", "kept"), [(0, 3, 2), (3, 6, 6)])
+def test_evaluation_short_of_memory_gives_the_same_answers(
+    num_samples: int, fits: int, kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was answered before memory ran out is not asked again: the longest questions come last."""
+    model, problems = tiny_latent(dtype=torch.float64), tiny_problems(7)
+    config = EvaluationConfig(num_samples=num_samples, max_new_tokens=3, batch_size=12 if num_samples else 4)
+    options: dict[str, Any] = {"exploration": SharedDropout(0.3) if num_samples else None}
+    expected, done = answer_problems(model, problems, config, **options), []  # type: tuple[list[Answered], list[int]]
+    capsys.readouterr()
+    with forward_fails_above(fits, model):
+        assert answer_problems(model, problems, config, progress=done.append, **options) == expected
+    assert done == [2, 4, 6, 7]
+    said = capsys.readouterr().err
+    assert said.count("out of memory") == 1
+    assert f"going on with evaluation.batch_size={kept}." in said
+
+
+def test_evaluation_of_a_problem_that_does_not_fit() -> None:
+    model = tiny_latent()
+    config = EvaluationConfig(num_samples=4, batch_size=8)
+    with (
+        forward_fails_above(3, model),
+        pytest.raises(UserError, match=r"out of memory with evaluation.batch_size=4, the least there can be"),
+    ):
+        answer_problems(model, tiny_problems(5), config, exploration=SharedDropout(0.3))
