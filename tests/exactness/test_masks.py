@@ -98,6 +98,17 @@ def test_no_two_rollouts_have_the_same_seed() -> None:
     assert drawn.unique().numel() == drawn.numel() == 24_000
 
 
+def test_a_repeated_problem_gets_seeds_of_its_own() -> None:
+    ids, repeats = torch.tensor([5, 8, 5, 5]), torch.tensor([0, 0, 1, 2])
+    found = rollout_seeds(3, 4, ids, 8, repeats)
+    once = rollout_seeds(3, 4, ids, 8)
+    assert found.unique().numel() == 32
+    assert once.unique().numel() == 16
+    assert torch.equal(found[:2], once[:2])  # a first occurrence is as it would be alone
+    # Nor do they equal a latent step's mask seed of an earlier rollout (`PerStepDropout`).
+    assert not torch.isin(found[2:], fold(once[0][:, None], torch.arange(1, 9))).any()
+
+
 def factors_of(
     model: LatentModel, seeds: Tensor, phase: str = "latent", step: int = 0, kind: type[SharedDropout] = SharedDropout
 ) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import NoExploration, SharedDropout
+from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl import trainer as trainer_module
 from dropout_grpo.rl.config import GRPOConfig
-from helpers.grpo_run import CONFIG, Replays, steps_of, trainer
+from helpers.grpo_run import CONFIG, Replays, constant, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
 
@@ -25,6 +26,27 @@ def test_every_pass_over_the_data_has_every_problem_once(tmp_path: Path) -> None
     assert made.sampler.places(3) == made.sampler.places(3)  # pure: a resumed run goes on with the right data
     other = trainer(tmp_path / "other", replace(CONFIG, prompts_per_step=2), seed=1)
     assert [place for step in range(1, 11) for place in other.sampler.places(step)] != places
+
+
+def test_a_problem_that_occurs_twice_in_a_step_gets_new_masks(tmp_path: Path) -> None:
+    """A step of 4 over 5 problems spans two passes, and some of them have the same problem on both sides."""
+    made = trainer(tmp_path, replace(CONFIG, prompts_per_step=4))
+    twice = [step for step in range(1, 30) if len(set(made.sampler.places(step))) < 4]
+    assert len(twice) > 3
+    for step in twice:
+        groups, _ = made.sampler.sample(step)
+        assert groups.seeds.unique().numel() == 16
+    dynamic = replace(CONFIG, prompts_per_step=2, dynamic_sampling_max_gen_batches=2)
+    made = trainer(tmp_path / "dynamic", dynamic, reward_funcs=[constant])  # both batches of every step are sampled
+    assert all(made.sampler.sample(step)[0].seeds.unique().numel() == 16 for step in twice)
+
+
+def test_seeds_of_steps_without_a_repeated_problem_are_those_of_the_step(tmp_path: Path) -> None:
+    made = trainer(tmp_path, replace(CONFIG, prompts_per_step=4))
+    for step in range(1, 30):
+        places = made.sampler.places(step)
+        if len(set(places)) == 4:
+            assert torch.equal(made.sampler.sample(step)[0].seeds, rollout_seeds(2, step, torch.tensor(places), 4))
 
 
 def test_a_problem_seen_again_gets_new_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

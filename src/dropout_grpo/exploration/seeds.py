@@ -68,7 +68,9 @@ def fold(seeds: Tensor, value: int | Tensor) -> Tensor:
     return mix(mix(seeds) + counter)
 
 
-def rollout_seeds(run_seed: int, step: int, problem_ids: Tensor, num_generations: int) -> Tensor:
+def rollout_seeds(
+    run_seed: int, step: int, problem_ids: Tensor, num_generations: int, repeats: Tensor | None = None
+) -> Tensor:
     """Seeds of the K rollouts of each problem at one training step.
 
     Args:
@@ -76,11 +78,16 @@ def rollout_seeds(run_seed: int, step: int, problem_ids: Tensor, num_generations
         step: training step (batch of rollouts), so that a problem seen again gets new masks.
         problem_ids: int64 [N].
         num_generations: K.
+        repeats: int64 [N], how often the problem has occurred in this step already, so that a second occurrence gets
+            new masks too. When not given, every problem occurs once; 0 gives the same seeds as not given.
 
     Returns:
-        int64 [N, K]; row i depends on problem_ids[i] alone, not on its place in the batch.
+        int64 [N, K]; row i depends on problem_ids[i] and repeats[i] alone, not on its place in the batch.
     """
     run = torch.tensor([as_int64(run_seed)], dtype=torch.int64, device=problem_ids.device)
     problem = fold(fold(run, step), problem_ids)  # [N]
+    if repeats is not None:
+        problem = torch.where(repeats > 0, fold(problem, -repeats), problem)
+        # The counter is negative because fold(problem, 1) is already the seed of rollout 1.
     k = torch.arange(num_generations, dtype=torch.int64, device=problem_ids.device)
     return fold(problem[:, None], k[None, :])  # [N, K]

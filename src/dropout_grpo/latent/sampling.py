@@ -24,16 +24,17 @@ class Chooser(Protocol):
 
 
 class Greedy:
-    """The most probable token."""
+    """The most probable token. The temperature does not change it, only the log-probability that is recorded."""
 
-    temperature = 1.0
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = temperature
 
     def choose(self, logprobs: Tensor, position: int) -> Tensor:
         """Argmax, [B]."""
         return logprobs.argmax(-1)
 
     def select(self, rows: Tensor) -> "Greedy":
-        """Itself: rows do not matter."""
+        """The same rule for any rows."""
         return self
 
 

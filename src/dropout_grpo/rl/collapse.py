@@ -1,52 +1,68 @@
-"""The collapse that the paper starts from, measured: no exploration and greedy decoding teach nothing."""
+"""The collapse that the paper starts from, measured: greedy answers without exploration teach nothing."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from dropout_grpo.exploration.base import NoExploration
-from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import exact_answer
 from dropout_grpo.rl.advantage import group_advantages, zero_variance
 from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.groups import rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
-from dropout_grpo.rl.rollout import Prompts, replay, roll_out
+from dropout_grpo.rl.rollout import replay
+from dropout_grpo.rl.sampler import Sampler
+from dropout_grpo.training.memory import MicroBatches
 
 
 def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOConfig) -> dict[str, float]:
-    """Groups of deterministic rollouts: the share without reward variance and the norm of their gradient.
+    """Groups of deterministic rollouts: the share without reward variance, and the norm of their gradient.
 
-    The gradient is really computed: the groups that training would skip are replayed and back-propagated.
+    The gradient is computed, not assumed to be 0: the groups that training would skip are replayed and
+    back-propagated, ``config.micro_batch_size`` rollouts at a time.
 
     Returns:
         ``frac_reward_zero_std`` (1.0 if the theory holds) and ``grad_norm`` (0.0 exactly).
     """
-    k = config.num_generations
-    prompts = Prompts(*model.encode([p.question for p in problems], room=config.max_completion_length))
-    seeds = rollout_seeds(0, 0, torch.tensor([p.id for p in problems]), k)  # [N, K]
-    nothing = NoExploration()
-    with torch.no_grad():
-        generation = roll_out(
-            model, prompts, seeds, nothing, temperature=0, max_completion_length=config.max_completion_length
-        )
-    completions = model.decode(generation.token_ids, generation.mask)
-    repeated = [p for p in problems for _ in range(k)]
-    scored = exact_answer([p.question for p in repeated], completions, [p.answer for p in repeated])
-    rewards = torch.tensor(scored, dtype=torch.float32, device=model.device).view(-1, k)
-    advantages = group_advantages(rewards)
-    logprobs = replay(model, prompts, seeds, generation.token_ids, nothing, temperature=1.0)
+    nothing, k = NoExploration(), max(2, config.num_generations)
+    greedy = GRPOConfig(
+        answers="greedy",
+        prompts_per_step=len(problems),
+        num_generations=k,
+        max_completion_length=config.max_completion_length,
+        micro_batch_size=max(k, config.micro_batch_size),
+        rollout_batch_size=max(k, config.rollout_batch_size),
+    )
+    sampler = Sampler(model, greedy, nothing, [exact_answer], problems, seed=0, bf16=False)
+    groups, _ = sampler.sample(1)
+    prompts, answers = sampler.prompts(groups.places), groups.answers
+    advantages = group_advantages(groups.rewards).flatten()
     totals = Batch(
-        rollouts=seeds.numel(),
-        tokens=int(generation.mask.sum()),
+        rollouts=groups.seeds.numel(),
+        tokens=int(answers.mask.sum()),
         max_completion_length=config.max_completion_length,
     )
-    loss = surrogate(logprobs, logprobs.detach(), generation.mask, advantages.flatten().to(logprobs), batch=totals).loss
     parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    squares = sum(float(g.double().pow(2).sum()) for g in gradients if g is not None)
+
+    def gradients(size: int) -> list[Tensor]:
+        """The gradient of every parameter, from ``size`` groups at a time."""
+        total = [torch.zeros_like(p) for p in parameters]
+        for some in prompts.longest_first().split(size):
+            rows = rows_of(some, k)
+            tokens = answers.token_ids[rows]
+            logprobs = replay(model, prompts.select(some), groups.seeds[some], tokens, nothing, temperature=1.0)
+            gains = advantages[rows].to(logprobs)
+            loss = surrogate(logprobs, logprobs.detach(), answers.mask[rows], gains, batch=totals).loss
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            total = [t if g is None else t.add_(g) for t, g in zip(total, found, strict=True)]
+        return total
+
+    batches = MicroBatches("micro_batch_size", greedy.micro_batch_size)
+    squares = sum(float(g.double().square().sum()) for g in batches.fit(len(problems), gradients, rows=k))
     return {
-        "frac_reward_zero_std": float(zero_variance(rewards).float().mean()),
+        "frac_reward_zero_std": float(zero_variance(groups.rewards).float().mean()),
         "grad_norm": squares**0.5,
     }

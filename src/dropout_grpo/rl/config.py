@@ -8,6 +8,7 @@ from dropout_grpo.training.config import Schedule
 
 LossType = Literal["sum", "grpo", "dr_grpo", "dapo"]
 ImportanceSamplingLevel = Literal["token", "sequence"]
+Answers = Literal["sampled", "greedy"]
 ScaleRewards = Literal["none", "group", "batch"]
 
 
@@ -24,7 +25,8 @@ class GRPOConfig:
         num_generations: K, rollouts of a question.
         num_iterations: mu, updates on each batch.
         max_completion_length: answer tokens at most.
-        temperature: tau, at which answers are sampled and scored.
+        answers: sampled at the temperature, or decoded greedily, so that the exploration alone makes rollouts differ.
+        temperature: tau, at which answers are sampled, and of all log-probabilities, those of greedy answers too.
         learning_rate: peak of the schedule; a constant rate hurts here, see lr_scheduler_type.
         lr_scheduler_type: shape of the schedule over all updates, after warm-up.
         warmup_steps: updates of linear warm-up.
@@ -54,6 +56,7 @@ class GRPOConfig:
     num_generations: int = 8
     num_iterations: int = 1
     max_completion_length: int = 8
+    answers: Answers = "sampled"
     temperature: float = 1.0
     learning_rate: float = 3e-4
     lr_scheduler_type: Schedule = "linear"
@@ -89,8 +92,8 @@ class GRPOConfig:
             )
         if self.temperature <= 0:
             raise UserError(
-                f"temperature={self.temperature}: the loss needs log-probabilities of sampled answers, and greedy "
-                "decoding has none; use a temperature above 0."
+                f"temperature={self.temperature}: log-probabilities need a temperature; use a temperature above 0, "
+                "and for greedy answers answers: greedy with temperature 1."
             )
         for name in (
             "max_steps",

@@ -76,10 +76,24 @@ def roll_out(
     *,
     temperature: float,
     max_completion_length: int,
+    greedy: bool = False,
 ) -> Generation:
-    """Sample one answer for each seed [N, K]: N * K rows. ``temperature`` 0 decodes greedily. Call under no_grad."""
+    """One answer for each seed [N, K]: N * K rows. Call under no_grad.
+
+    Args:
+        model: the policy.
+        prompts: N questions.
+        seeds: int64 [N, K].
+        exploration: noise of the rollouts.
+        temperature: at which answers are sampled and their log-probabilities recorded; 0 means greedy answers with
+            log-probabilities at temperature 1.
+        max_completion_length: answer tokens at most.
+        greedy: decode greedily; the log-probabilities stay those at ``temperature``.
+    """
     state, noise = think_in_groups(model, prompts, seeds, exploration)
-    chooser: Chooser = Greedy() if temperature == 0 else Sample(seeds.flatten().to(model.device), temperature)
+    chooser: Chooser = Sample(seeds.flatten().to(model.device), temperature)
+    if greedy or temperature == 0:
+        chooser = Greedy(temperature or 1.0)
     return model.generate(state, max_completion_length, chooser=chooser, noise=noise)
 
 

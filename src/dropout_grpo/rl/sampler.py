@@ -1,5 +1,6 @@
 """Samples a step's groups: which questions, under which masks, what was answered, what it earned."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,16 @@ from dropout_grpo.training.precision import autocast
 
 Scores = list[list[float | None]]
 """What each reward function gave each rollout."""
+
+
+def earlier_occurrences(ids: Sequence[int]) -> Tensor:
+    """How often each entry has occurred before, int64 [N]: [7, 3, 7, 7] gives [0, 0, 1, 2]."""
+    seen: Counter[int] = Counter()
+    counts = []
+    for entry in ids:
+        counts.append(seen[entry])
+        seen[entry] += 1
+    return torch.tensor(counts)
 
 
 class Sampler:
@@ -70,8 +81,11 @@ class Sampler:
         parts: list[Groups] = []
         scores: Scores = [[] for _ in self.reward_funcs]
         mixed = 0
-        for number in batch_numbers(step, self.config.dynamic_sampling_max_gen_batches):
-            groups, given = self._sample_batch(step, self.places(number))
+        numbers = batch_numbers(step, self.config.dynamic_sampling_max_gen_batches)
+        batches = [self.places(number) for number in numbers]
+        repeats = earlier_occurrences([self.problems[i].id for batch in batches for i in batch])
+        for batch, again in zip(batches, repeats.split(self.config.prompts_per_step), strict=True):
+            groups, given = self._sample_batch(step, batch, again)
             parts.append(groups)
             scores = [every + new for every, new in zip(scores, given, strict=True)]
             mixed += len(mixed_groups(groups.rewards))
@@ -89,9 +103,9 @@ class Sampler:
             orders[epoch] = torch.randperm(n, generator=generator).tolist()
         return [orders[place // n][place % n] for place in places]
 
-    def _sample_batch(self, step: int, places: list[int]) -> tuple[Groups, Scores]:
+    def _sample_batch(self, step: int, places: list[int], repeats: Tensor) -> tuple[Groups, Scores]:
         ids = torch.tensor([self.problems[i].id for i in places])
-        seeds = rollout_seeds(self.seed, step, ids, self.config.num_generations)  # [N, K]
+        seeds = rollout_seeds(self.seed, step, ids, self.config.num_generations, repeats)  # [N, K]
         prompts = self.prompts(places)
         k = self.config.num_generations
         answers = self._batches.fit(len(places), lambda size: self._roll_out(prompts, seeds, size), rows=k)
@@ -111,6 +125,7 @@ class Sampler:
                     self.exploration,
                     temperature=self.config.temperature,
                     max_completion_length=self.config.max_completion_length,
+                    greedy=self.config.answers == "greedy",
                 )
                 parts.append(generation)
         return select_answers(join_answers(parts, self.model.tokens.pad), rows_of(order.argsort(), seeds.shape[1]))
