@@ -18,6 +18,7 @@ from dropout_grpo.latent.sampling import Sample
 from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.weights.checkpoint import CONFIG, latent_config
+from dropout_grpo.latent.weights.gguf import gguf_file
 from dropout_grpo.rl.rollout import Prompts, replay
 
 SEED_BYTES = 8
@@ -59,7 +60,8 @@ def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
 def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str], str]:
     """The model, the latent tokens that had to be added in memory, and where its number of thoughts is from."""
     given, lacking, written = options.latent_steps, [], None
-    if not Path(path).is_file() and options.base is None:
+    is_state_dict = Path(path).is_file() and gguf_file(path) is None
+    if not is_state_dict and options.base is None:
         lacking = missing_latent_tokens(load_tokenizer(path))
         written = latent_config(path).get("latent_steps")
     if given is not None:

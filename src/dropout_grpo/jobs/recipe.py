@@ -29,8 +29,9 @@ class ModelConfig:
     """The language model that the curriculum starts from.
 
     Args:
-        name_or_path: hub name or folder of a causal language model. When not given, a model with random weights and
-            the embedded task's word-level tokenizer is made, of the type and size below.
+        name_or_path: hub name or folder of a causal language model, or a GGUF file (or a folder with one), whose
+            weights are dequantized. When not given, a model with random weights and the embedded task's word-level
+            tokenizer is made, of the type and size below.
         model_type: architecture of the model made from scratch, as transformers names it: gpt2, llama, qwen3, ...
         n_embd: width of the model made from scratch.
         n_layer: its layers.

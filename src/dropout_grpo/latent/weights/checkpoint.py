@@ -19,6 +19,7 @@ from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
 from dropout_grpo.latent.tokens import latent_tokens
 from dropout_grpo.latent.weights.causal_lm import beside, load_causal_lm
 from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint
+from dropout_grpo.latent.weights.gguf import gguf_file
 
 CONFIG, THOUGHT = "latent_config.json", "thought.safetensors"
 
@@ -71,7 +72,7 @@ def load_latent_model(
             ``merge``.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    is_file = Path(path).is_file()
+    is_file = Path(path).is_file() and gguf_file(path) is None
     if is_file and base is None:
         raise UserError(
             f"{path} is a file: a Coconut state_dict needs base (on the command line --base), the folder or hub name "
