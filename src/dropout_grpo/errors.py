@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this": the command line prints it without a traceback."""
+"""The exception for mistakes that the user can fix: the command line prints it in one line, without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ class UserError(ValueError):
 
 
 @contextmanager
-def told_of(place: str) -> Iterator[None]:
-    """Whatever is refused inside the block is told with its place, a file for one, in front."""
+def at_place(place: str) -> Iterator[None]:
+    """Prefixes the message of a UserError with its location, for example a file name."""
     try:
         yield
     except UserError as error:
@@ -19,6 +19,6 @@ def told_of(place: str) -> Iterator[None]:
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:
-    """``" (did you mean 'x'?)"``, or nothing if no known name is near."""
+    """``" (did you mean 'x'?)"`` with the most similar known name, or an empty string if none is similar."""
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

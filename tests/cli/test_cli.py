@@ -8,23 +8,14 @@ from typing import Any
 import pytest
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.jobs import parts
+from dropout_grpo.jobs import session, trainers
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training import checkpoint
 from helpers.tiny_latent import tiny_latent
-
-TINY = """
-data:
-  word_problems: {n_train: 24, n_grpo: 24, n_valid: 4, n_test: 6, max_number: 6, max_steps: 2, distractors: 0}
-model: {n_embd: 16, n_layer: 1, n_head: 2}
-curriculum: {c_thought: 1, max_latent_stage: 1, cot_epochs: 1, epochs_per_stage: 1, final_epochs: 1, batch_size: 8}
-grpo: {max_steps: 2, prompts_per_step: 4, num_generations: 2, save_steps: 1}
-evaluation: {num_samples: 2}
-bf16: false
-"""
+from helpers.tiny_recipe import TINY
 
 
 class Trained(AssertionError):
@@ -43,8 +34,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(self: Any, *, resume: bool = False) -> None:
         raise Trained
 
-    monkeypatch.setattr(parts.CurriculumTrainer, "train", train)
-    monkeypatch.setattr(parts.GRPOTrainer, "train", train)
+    monkeypatch.setattr(trainers.CurriculumTrainer, "train", train)
+    monkeypatch.setattr(trainers.GRPOTrainer, "train", train)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -213,10 +204,10 @@ def test_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_resumed_run_keeps_the_precision_it_was_started_with(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "bf16_or_not", lambda setting, device: True if setting is None else setting)
+    monkeypatch.setattr(session, "bf16_or_not", lambda setting, device: True if setting is None else setting)
     run_dir = str(tmp_path / "run")
-    first = parts.settled(Recipe(run_dir=run_dir))
+    first = session.settled(Recipe(run_dir=run_dir))
     assert first.bf16 is True  # measured
     RunFolder(run_dir, "sft", Recipe(run_dir=run_dir, bf16=False))
-    assert parts.settled(Recipe(run_dir=run_dir, resume=True)).bf16 is False
-    assert parts.settled(Recipe(run_dir=run_dir)).bf16 is True  # not resumed
+    assert session.settled(Recipe(run_dir=run_dir, resume=True)).bf16 is False
+    assert session.settled(Recipe(run_dir=run_dir)).bf16 is True  # not resumed

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
-from dropout_grpo.jobs import commands
-from dropout_grpo.jobs.recipe import Recipe, recipe_names, recipe_path
+from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
 from dropout_grpo.runs.folder import plain
 
 NAMES = recipe_names()
@@ -34,7 +35,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
 
     def parse(name: str) -> Recipe:
         given: list[Recipe] = []
-        monkeypatch.setattr(commands, "sft", given.append)
+        monkeypatch.setattr(dispatch, "sft", given.append)
         assert main(["sft", "--recipe", name]) == 0
         return given[0]
 

@@ -10,7 +10,8 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.curriculum.config import CurriculumConfig
-from dropout_grpo.jobs.recipe import ModelConfig, Recipe, recipe_names
+from dropout_grpo.jobs.recipe import ModelConfig, Recipe
+from dropout_grpo.jobs.recipe_file import recipe_names
 from dropout_grpo.jobs.smoke import architecture_of, smoke
 from dropout_grpo.problems.files import load_problems, save_problems
 from dropout_grpo.rl.config import GRPOConfig

@@ -10,7 +10,8 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
-from dropout_grpo.jobs.parts import fresh_model, problems_of, require_readable, starting_tokenizer, vocabulary
+from dropout_grpo.jobs.models import fresh_model, starting_tokenizer
+from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import DataConfig, ModelConfig
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.files import load_problems

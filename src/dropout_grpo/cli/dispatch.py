@@ -1,4 +1,4 @@
-"""From the options of a command to what it does."""
+"""Calls the job of each command with the options of the command line, and prints what it returns."""
 
 import json
 from collections.abc import Callable
@@ -16,26 +16,27 @@ from dropout_grpo.evidence.theory.check import checks_to_json
 from dropout_grpo.evidence.theory.checks import run as run_checks
 from dropout_grpo.evidence.theory.plots import save_plots
 from dropout_grpo.evidence.theory.table import render
-from dropout_grpo.jobs import commands
-from dropout_grpo.jobs.checkpoint import CheckpointOptions
-from dropout_grpo.jobs.compare import as_text, compare
+from dropout_grpo.jobs.ask import as_text as answers_as_text, ask
+from dropout_grpo.jobs.compare import as_text as comparison_as_text, compare
+from dropout_grpo.jobs.data import write_data
 from dropout_grpo.jobs.demo import demo
 from dropout_grpo.jobs.evaluate import evaluate
 from dropout_grpo.jobs.inspect import as_text as inspection_as_text, inspect
 from dropout_grpo.jobs.merge import merge
-from dropout_grpo.jobs.parts import settled
-from dropout_grpo.jobs.recipe import DataConfig, Recipe
+from dropout_grpo.jobs.recipe import CheckpointOptions, DataConfig, Recipe
 from dropout_grpo.jobs.smoke import stand_ins
+from dropout_grpo.jobs.train import grpo, sft
 from dropout_grpo.report import write_report
+from dropout_grpo.training.progress import console
 
 
 def run(name: str, options: Namespace) -> None:
-    """Do what a command says.
+    """Run a command.
 
     Raises:
-        UserError: what the command refuses.
+        UserError: the command refuses its options or files.
     """
-    # Bars and advice that transformers writes would break ours; its warnings and errors stay.
+    # Progress bars and advice of transformers would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()
     if options.get("smoke"):
         _put_stand_ins(options)
@@ -50,7 +51,8 @@ def _demo(options: Namespace) -> None:
 
 def _data(options: Namespace) -> None:
     made = DataConfig(task=options.task, word_problems=options.word_problems, prosqa=options.prosqa)
-    commands.data(Path(options.out), made)
+    for file, count in write_data(Path(options.out), made).items():
+        console.print(f"{file}: {count} problems", markup=False)
 
 
 def _eval(options: Namespace) -> None:
@@ -61,19 +63,20 @@ def _eval(options: Namespace) -> None:
 
 def _compare(options: Namespace) -> None:
     comparison = compare(options.run_a, options.run_b)
-    print(json.dumps(comparison) if options.json else as_text(comparison))
+    print(json.dumps(comparison) if options.json else comparison_as_text(comparison))
 
 
 def _ask(options: Namespace) -> None:
-    commands.ask(
+    answers = ask(
         options.checkpoint,
         options.question,
         options.exploration,
         masks=options.masks,
         seed=options.seed,
         max_new_tokens=options.max_new_tokens,
-        how=_checkpoint_options(options),
+        options=_checkpoint_options(options),
     )
+    print(answers_as_text(answers))
 
 
 def _inspect(options: Namespace) -> None:
@@ -101,8 +104,8 @@ def _theory(options: Namespace) -> None:
 _RUN: dict[str, Callable[[Namespace], Any]] = {
     "demo": _demo,
     "data": _data,
-    "sft": lambda options: commands.sft(_recipe(options)),
-    "grpo": lambda options: commands.grpo(_recipe(options), options.checkpoint, _checkpoint_options(options)),
+    "sft": lambda options: sft(_recipe(options)),
+    "grpo": lambda options: grpo(_recipe(options), options.checkpoint, _checkpoint_options(options)),
     "eval": _eval,
     "compare": _compare,
     "ask": _ask,
@@ -115,7 +118,7 @@ _RUN: dict[str, Callable[[Namespace], Any]] = {
 
 
 def _recipe(options: Namespace) -> Recipe:
-    return settled(Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__}))
+    return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
 
 
 def _checkpoint_options(options: Namespace) -> CheckpointOptions:

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from dropout_grpo.cli.messages import explain
 from dropout_grpo.cli.options import build_parser, with_recipe_paths
 from dropout_grpo.errors import UserError
-from dropout_grpo.jobs.recipe import require_sections
+from dropout_grpo.jobs.recipe_file import require_sections
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.progress import console
 

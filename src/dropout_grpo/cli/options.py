@@ -6,8 +6,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from dropout_grpo.evidence.bench.config import BenchConfig
 from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.jobs.checkpoint import CheckpointOptions
-from dropout_grpo.jobs.recipe import Recipe, Task, recipe_names, recipe_path
+from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe, Task
+from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
 from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig
 

@@ -1,9 +1,9 @@
-"""The main job: data, curriculum, Dropout-GRPO, the same without masks, measures, report."""
+"""The command ``demo``: data, curriculum, Dropout-GRPO, the same GRPO without masks, measures, report."""
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,29 +12,22 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import Answered, vote_table
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.evaluation.paired import compare
-from dropout_grpo.exploration.base import Exploration, NoExploration
+from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.jobs.parts import (
-    SPLITS,
-    device,
-    grpo_trainer,
-    measure,
-    problems_of,
-    refuse_lora_from_scratch,
-    require_askable,
-    require_readable,
-    starting_tokenizer,
-    train_curriculum,
-    train_grpo,
-    vocabulary,
-)
+from dropout_grpo.jobs.measure import measure, require_askable
+from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, starting_tokenizer
+from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import Recipe
-from dropout_grpo.jobs.side_process import beside
+from dropout_grpo.jobs.session import Session, default_device
+from dropout_grpo.jobs.side_process import side_process
+from dropout_grpo.jobs.trainers import grpo_trainer, train_curriculum, train_grpo
+from dropout_grpo.latent.fast.attention import AttentionChoices, attention_choices, follow_choices
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.report import write_report
 from dropout_grpo.rl.collapse import collapse
 from dropout_grpo.runs.folder import RunFolder, provenance, write_text
+from dropout_grpo.tasks.splits import SPLITS
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
@@ -43,7 +36,7 @@ _FLIPS_KEPT = 20
 
 
 def demo(recipe: Recipe) -> dict[str, Any]:
-    """Run everything; returns what ``results.json`` holds.
+    """Run everything; returns ``results.json``.
 
     Raises:
         UserError: bad options or files, before anything is trained.
@@ -57,41 +50,45 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     clock = Clock()
     problems = clock("data", lambda: problems_of(recipe.data, SPLITS))
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
-    run = RunFolder(recipe.run_dir, "demo", recipe, resume=recipe.resume, report_to=recipe.report_to)
+    session = Session.start("demo", recipe, exploration, device=default_device())
+    recipe, run = session.recipe, session.run
     (run.path / "data").mkdir(exist_ok=True)
     for name, split in problems.items():
         save_problems(run.path / "data" / f"{name}.json", split)
     train, grpo, valid, test = (problems[name] for name in SPLITS)
 
     def check(model: LatentModel) -> None:
-        grpo_trainer(recipe, run, model, exploration, grpo, valid, "dropout_grpo")
+        grpo_trainer(session, model, grpo, valid, "dropout_grpo")
         require_askable(model, test, "test", recipe.evaluation)
 
-    def again(name: str) -> LatentModel:
-        return LatentModel.from_pretrained(run.checkpoint(name))
-
     def finished_or(name: str, make: Callable[[], LatentModel]) -> LatentModel:
-        return again(name) if run.checkpoint(name).is_dir() else make()  # of a resumed run, or made beside this one
+        """The checkpoint of that name, of a resumed run or of the second process; made if there is none."""
+        return _checkpoint(session, name) if run.checkpoint(name).is_dir() else make()
 
-    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(recipe, run, train, valid, check)))
-    before = clock("evaluation", lambda: measure(recipe, model, test, exploration, "test of the baseline"))
+    def arm(part: str, session: Session) -> LatentModel:
+        def make() -> LatentModel:
+            return train_grpo(session, _checkpoint(session, "coconut"), grpo, valid, part)
+
+        return clock(part, lambda: finished_or(part, make))
+
+    def test_of(name: str, model: LatentModel, *, plain_only: bool = False) -> list[Answered]:
+        title = f"test of {name}"
+        return clock("evaluation", lambda: measure(session, model, test, title, plain_only=plain_only))
+
+    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(session, train, valid, check)))
+    before = test_of("the baseline", model)
     nothing = clock("evaluation", lambda: collapse(model, test[:_COLLAPSE_PROBLEMS], recipe.grpo))
 
-    def arm(part: str, masks: Exploration) -> LatentModel:
-        def train() -> LatentModel:
-            return train_grpo(recipe, run, again("coconut"), masks, grpo, valid, part)
-
-        return clock(part, lambda: finished_or(part, train))
-
-    # one arm beside the other, where there are threads for two; what a resumed run has to do is seldom both
-    apart = torch.get_num_threads() > 1 and device().type == "cpu" and not recipe.resume
+    # The two arms run at the same time where there are two threads. A resumed run seldom has both left to do.
+    parallel = torch.get_num_threads() > 1 and session.device.type == "cpu" and not recipe.resume
     log = run.path / "temperature_only.log"
-    with beside(log, train_temperature_only, recipe) if apart else nullcontext(lambda: None) as wait:
-        model = arm("dropout_grpo", exploration)
-        after = clock("evaluation", lambda: measure(recipe, model, test, exploration, "test of dropout-grpo"))
+    second = side_process(log, train_temperature_only, recipe, attention_choices()) if parallel else _no_process()
+    with second as wait:
+        model = arm("dropout_grpo", session)
+        after = test_of("dropout-grpo", model)
         clock("temperature_only", wait)
-    model = arm("temperature_only", NoExploration())
-    plain = clock("evaluation", lambda: measure(recipe, model, test, None, "test of temperature-only"))
+    model = arm("temperature_only", session.exploring(NoExploration()))
+    plain = test_of("temperature-only", model, plain_only=True)
 
     results = {
         "seed": recipe.seed,
@@ -111,40 +108,55 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     return results
 
 
-def train_temperature_only(recipe: Recipe) -> None:
-    """The arm without masks, from the checkpoint ``coconut`` of the run, in a process of its own."""
-    run = RunFolder(recipe.run_dir, "demo", recipe, resume=True, report_to=recipe.report_to)
+def _checkpoint(session: Session, name: str) -> LatentModel:
+    """A checkpoint of the run, on the session's device."""
+    return load_model(session.run.checkpoint(name), device=session.device)
+
+
+def _no_process() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+def train_temperature_only(recipe: Recipe, attention: AttentionChoices) -> None:
+    """Train the arm without masks in a second process, from the checkpoint ``coconut`` of the run.
+
+    Args:
+        recipe: as the first process settled it.
+        attention: the attention that the first process has chosen, so that both arms use the same kernels.
+    """
+    follow_choices(attention)
+    session = Session.start("demo", recipe, NoExploration(), device=default_device(), resume=True)
     problems = problems_of(recipe.data, ("grpo", "valid"))
-    model = LatentModel.from_pretrained(run.checkpoint("coconut"))
-    train_grpo(recipe, run, model, NoExploration(), problems["grpo"], problems["valid"], "temperature_only")
+    model = _checkpoint(session, "coconut")
+    train_grpo(session, model, problems["grpo"], problems["valid"], "temperature_only")
 
 
 class Clock:
-    """Seconds of each part; parts of the same name add up."""
+    """Counts the seconds of each part; parts of the same name add up."""
 
     def __init__(self) -> None:
         self._start, self._parts = time.monotonic(), {}  # type: tuple[float, dict[str, float]]
 
     def __call__(self, part: str, work: Callable[[], _T]) -> _T:
-        """Do the work and count its time."""
+        """Do the work, count its time and return its result."""
         start = time.monotonic()
         done = work()
         self._parts[part] = self._parts.get(part, 0.0) + time.monotonic() - start
         return done
 
     def seconds(self) -> dict[str, float]:
-        """By part, with ``total``."""
+        """Seconds by part, with ``total``."""
         whole = {**self._parts, "total": time.monotonic() - self._start}
         return {name: round(seconds, 1) for name, seconds in whole.items()}
 
 
 def correct(answered: Sequence[Answered]) -> list[bool]:
-    """Which problems the plain network solves."""
+    """Whether the plain network solves each problem."""
     return [a.plain_correct for a in answered]
 
 
 def write_flips(run: RunFolder, before: Sequence[Answered], after: Sequence[Answered]) -> None:
-    """flips.jsonl: problems that went from wrong to right and back, with the votes of their masks."""
+    """Write flips.jsonl: problems that GRPO turned from wrong to right or back, with the votes of their masks."""
     lines = []
     for direction in ("gained", "lost"):
         flipped = [

@@ -1,4 +1,4 @@
-"""``dropout-grpo eval``: measure a checkpoint on some files; a stopped run continues after the last one it finished."""
+"""The command ``eval``: measure a checkpoint on files. A resumed run continues after the last file it finished."""
 
 import json
 import time
@@ -6,34 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.errors import UserError, told_of
+from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import check_evaluation
 from dropout_grpo.evaluation.intervals import CI95
 from dropout_grpo.evaluation.measures import measure_answers, summary
 from dropout_grpo.evaluation.samples import Sample, read_samples, sample, write_samples
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.jobs.checkpoint import CheckpointOptions, load_checkpoint
-from dropout_grpo.jobs.parts import measure
-from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.jobs.measure import measure
+from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
+from dropout_grpo.jobs.session import Session, default_device
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
-from dropout_grpo.runs.folder import RunFolder, plain, provenance, write_json
+from dropout_grpo.runs.folder import provenance, write_json
 from dropout_grpo.tasks.word_tokenizer import require_known_words
 from dropout_grpo.training.progress import console
 
 METRICS = "metrics.json"
 
 
-def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], how: CheckpointOptions) -> dict[str, Any]:
-    """Measure a checkpoint; returns what ``results.json`` holds.
+def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: CheckpointOptions) -> dict[str, Any]:
+    """Measure a checkpoint; returns ``results.json``.
 
-    The run folder gets ``metrics.json`` (all measures with intervals, an object a file), ``samples.jsonl`` (every
-    answer, a line a problem), ``results.json`` (the summary) and the report.
+    Writes to the run folder ``metrics.json`` (all measures with intervals, one object a file), ``samples.jsonl`` (every
+    answer, one line a problem), ``results.json`` (the summary) and the report.
 
     Raises:
-        UserError: before anything is asked: no file or one named twice, a bad file, checkpoint or option, a question
-            too long or with unknown words, samples with nothing random, an existing run folder.
+        UserError: before any question is asked: no file, a file named twice, a bad file, checkpoint or option, a
+            question too long or with unknown words, samples without randomness, an existing run folder.
     """
     if not files:
         raise UserError("--files is empty: name at least one problem file.")
@@ -41,17 +42,19 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], how: Checkpo
         raise UserError(f"--files names {twice[0]} twice.")
     exploration = build_exploration(recipe.exploration)
     sets = {file: load_problems(file, columns=recipe.data.columns, require_steps=False) for file in files}
-    model = load_checkpoint(checkpoint, how)
+    device = default_device()
+    model = load_model(checkpoint, options, device=device)
     for file, problems in sets.items():
         require_known_words(model.tokenizer, problems, file)
-        with told_of(file):
+        with at_place(file):
             check_evaluation(model, problems, recipe.evaluation, exploration)
-    options = {"checkpoint": checkpoint, **plain(how), "files": list(files), **plain(recipe)}
-    run = RunFolder(recipe.run_dir, "eval", options, resume=recipe.resume)
+    record = {"checkpoint": checkpoint, **vars(options), "files": list(files)}
+    session = Session.start("eval", recipe, exploration, device=device, options=record, report_to=())
+    run = session.run
     evaluations, samples = _finished(run.path, sets)
     for file in files[len(evaluations) :]:
         start = time.monotonic()
-        answered = measure(recipe, model, sets[file], exploration, Path(file).name)
+        answered = measure(session, model, sets[file], Path(file).name)
         seconds = time.monotonic() - start
         speed = {"seconds": round(seconds, 3), "problems_per_second": round(len(answered) / seconds, 3)}
         evaluations.append({"file": file, **measure_answers(answered), **speed})
@@ -68,10 +71,10 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], how: Checkpo
 
 
 def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str, Any]], list[Sample]]:
-    """Measures and samples of the files that a stopped run had finished, always the first ones; empty for a new run.
+    """Measures and samples of the files that a stopped run has finished, always the first ones; empty for a new run.
 
     Raises:
-        UserError: a file holds other problems now.
+        UserError: the problems of a file have changed.
     """
     if not (run / METRICS).is_file():
         return [], []
@@ -82,12 +85,12 @@ def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str,
         then = [(line["question"], line["answer"]) for line in samples if line["file"] == file]
         if then != [(problem.question, problem.answer) for problem in sets[file]]:
             raise UserError(f"{file} has changed since {run} was measured on it: choose another --run_dir.")
-        console.print(f"{file}: measured already", markup=False)
+        console.print(f"{file}: already measured", markup=False)
     return evaluations, samples
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One file's summary in a line, shares in percent."""
+    """The summary of one file in a line, shares in percent."""
     lo, hi = row["ci95"]
     names = [name for name in row if name.startswith(("pass", "masked_pass", "maj", "bma"))]
     shares = [f"{name} {100 * row[name]:.1f} %" for name in names]

@@ -11,8 +11,9 @@ from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import SITES, Site
-from dropout_grpo.jobs.checkpoint import CheckpointOptions, load_checkpoint
-from dropout_grpo.jobs.parts import device
+from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.recipe import CheckpointOptions
+from dropout_grpo.jobs.session import default_device
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.sampling import Sample
 from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens
@@ -71,10 +72,10 @@ def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str]
     else:
         steps, steps_from = _STEPS, "assumed"
     if not lacking:
-        return load_checkpoint(path, CheckpointOptions(latent_steps=steps, base=options.base)), [], steps_from
+        return load_model(path, CheckpointOptions(latent_steps=steps, base=options.base)), [], steps_from
     plain, tokenizer = load_causal_lm(path)
     add_latent_tokens(plain, tokenizer)
-    return LatentModel(plain, tokenizer, latent_steps=steps).to(device()), lacking, steps_from
+    return LatentModel(plain, tokenizer, latent_steps=steps).to(default_device()), lacking, steps_from
 
 
 def _site_kind(model: LatentModel, kind: str) -> dict[str, Any]:

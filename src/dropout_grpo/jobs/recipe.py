@@ -1,14 +1,10 @@
-"""A recipe: everything that a run needs, in one YAML file. All commands that train or measure read the same one."""
+"""Options of the commands. A recipe holds all options of a run: every command that trains or measures can read it."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, cast
-
-from jsonargparse import Namespace
+from dataclasses import dataclass, field
+from typing import Literal
 
 from dropout_grpo.curriculum.config import CurriculumConfig
-from dropout_grpo.errors import UserError, nearest
+from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.latent.config import LoRAConfig
@@ -89,6 +85,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What a published checkpoint does not record. A folder that dropout-grpo has written needs neither.
+
+    Args:
+        latent_steps: number of thoughts before an answer, for a checkpoint without latent_config.json.
+        base: folder or hub name of the model that a Coconut state_dict file (checkpoint_33) was trained from.
+    """
+
+    latent_steps: int | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A run.
 
@@ -121,44 +130,3 @@ class Recipe:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     reward_funcs: tuple[str, ...] = (EXACT_ANSWER,)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-
-
-def require_sections(options: Namespace, section: type[Any] = Recipe, above: str = "") -> None:
-    """Refuse a section without options, which YAML reads as null (``grpo:``).
-
-    Raises:
-        UserError: names it.
-    """
-    for part in fields(section):
-        name = above + part.name
-        if not is_dataclass(part.default_factory) or name not in options:
-            continue
-        if options[name] is None:
-            raise UserError(f"{name} has no options in the recipe: give it some, or leave the line out.")
-        require_sections(options, cast("type[Any]", part.default_factory), f"{name}.")
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Names of the recipes shipped with the package."""
-    folder = files("dropout_grpo") / "recipes"
-    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a shipped recipe, or of a path.
-
-    Raises:
-        UserError: neither, or not a text file.
-    """
-    if Path(name).is_file():
-        try:
-            Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe {name} cannot be read: {error}.") from error
-        return Path(name)
-    if name in recipe_names():
-        return Path(str(files("dropout_grpo") / "recipes" / f"{name}.yaml"))
-    raise UserError(
-        f"recipe {name!r} is neither a file nor a shipped recipe{nearest(name, recipe_names())}; shipped are "
-        f"{', '.join(recipe_names())}."
-    )

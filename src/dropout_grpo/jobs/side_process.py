@@ -1,4 +1,4 @@
-"""Work in a second process beside this one, so that two jobs of small products need not share threads in turn."""
+"""Runs a function in a second process, so that two trainings of small models use the threads at the same time."""
 
 import multiprocessing
 import os
@@ -15,21 +15,21 @@ from dropout_grpo.training.allocator import keep_freed_memory
 
 
 @contextmanager
-def beside(log: Path, work: Callable[..., None], *args: Any) -> Iterator[Callable[[], None]]:
-    """``work(*args)`` runs in a process of its own from here on; the two share this process's threads by halves.
+def side_process(log: Path, work: Callable[..., None], *args: Any) -> Iterator[Callable[[], None]]:
+    """Runs ``work(*args)`` in a second process; both processes get half of this process's threads.
 
-    Yields ``wait``, which returns when the work is done. A block that is left without it ends the process.
+    Yields ``wait``, which returns when the work is done. Leaving the block without calling it ends the process.
 
     Args:
-        log: where the process's standard error goes; two progress bars do not fit on one terminal.
+        log: file that gets the process's standard error, since two progress bars do not fit on one terminal.
         work: a function of a module, since the process imports it.
         *args: its arguments.
 
     Raises:
-        UserError: from ``wait``: the work failed; the message has its last line.
+        UserError: from ``wait``: the work failed. The message has the last line of the log.
     """
     threads = torch.get_num_threads()
-    assert threads > 1, "there is one thread, and nothing to share"
+    assert threads > 1, "one thread cannot be shared"
     run = multiprocessing.get_context("spawn").Process(target=_run, args=(log, threads // 2, work, args), daemon=True)
 
     def wait() -> None:
@@ -37,7 +37,7 @@ def beside(log: Path, work: Callable[..., None], *args: Any) -> Iterator[Callabl
         if run.exitcode != 0:
             said = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
             last = said[-1] if said else f"exit status {run.exitcode}"
-            raise UserError(f"what ran beside failed, see {log}: {last} Continue with --resume true.")
+            raise UserError(f"the second process failed, see {log}: {last} Continue with --resume true.")
 
     run.start()
     torch.set_num_threads(threads - threads // 2)
@@ -50,7 +50,7 @@ def beside(log: Path, work: Callable[..., None], *args: Any) -> Iterator[Callabl
 
 
 def _run(log: Path, threads: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """What the process does."""
+    """Entry point of the second process."""
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -60,7 +60,7 @@ def _run(log: Path, threads: int, work: Callable[..., None], args: tuple[Any, ..
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cleans nothing up, and a run that is resumed must not meet its old half."""
+    """End this process with its parent: a parent that is killed cannot, and a resumed run must not find it running."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "not a child"
     parent.join()

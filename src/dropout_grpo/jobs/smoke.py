@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
-from dropout_grpo.jobs.parts import SPLITS, fresh_model, problems_of
+from dropout_grpo.jobs.models import fresh_model
+from dropout_grpo.jobs.problem_sources import problems_of
 from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.problems.problem import Problem
+from dropout_grpo.tasks.splits import SPLITS
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
 from dropout_grpo.training.progress import console
 

@@ -12,13 +12,13 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
-from dropout_grpo.jobs.parts import problems_of, train_grpo
-from dropout_grpo.jobs.recipe import Recipe, recipe_path
-from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.runs.folder import RunFolder, provenance, write_json, write_text
+from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.problem_sources import problems_of
+from dropout_grpo.jobs.recipe_file import load_recipe
+from dropout_grpo.jobs.session import Session, default_device
+from dropout_grpo.jobs.trainers import train_grpo
+from dropout_grpo.runs.folder import provenance, write_json, write_text
 
 LATENT, LATENT_ANSWER = ("latent",), ("latent", "answer")
 ARMS = {
@@ -50,10 +50,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     options = parser.parse_args()
 
-    recipes = ArgumentParser()
-    recipes.add_class_arguments(Recipe, as_group=False)
-    parsed = recipes.instantiate_classes(recipes.parse_path(recipe_path(options.recipe)))
-    recipe = Recipe(**vars(parsed))
+    recipe = load_recipe(options.recipe)
     grpo = replace(recipe.grpo, max_steps=options.steps, eval_steps=options.steps // 3)
     recipe = replace(recipe, seed=options.seed, grpo=grpo, data=replace(recipe.data, max_valid=1000))
     problems = problems_of(recipe.data, ("grpo", "valid"))
@@ -61,10 +58,10 @@ def main() -> None:
     for name in options.arms:
         folder = options.runs / name.replace(" ", "_")
         if not (folder / "checkpoints" / "grpo").is_dir():
-            run = RunFolder(folder, "sweep", replace(recipe, exploration=ARMS[name]))
-            model = LatentModel.from_pretrained(options.checkpoint)
-            arm = (model, build_exploration(ARMS[name]), problems["grpo"], problems["valid"], "grpo")
-            train_grpo(recipe, run, *arm)
+            arm = replace(recipe, exploration=ARMS[name], run_dir=str(folder))
+            session = Session.start("sweep", arm, build_exploration(ARMS[name]), device=default_device())
+            model = load_model(options.checkpoint, device=session.device)
+            train_grpo(session, model, problems["grpo"], problems["valid"], "grpo")
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         curve = {r["step"]: r["eval/pass@1"] for r in records if "eval/pass@1" in r}
         mixed = [1 - r["frac_reward_zero_std"] for r in records]

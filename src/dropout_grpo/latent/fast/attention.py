@@ -21,9 +21,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, Dyna
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from dropout_grpo.latent.fast.attention_choice import chosen
+from dropout_grpo.latent.fast.attention_choice import Choice, chosen, follow
 
 NAME = "shared_prefix"
+
+AttentionChoices = dict[str, dict[str, Choice]]
+"""The attention that reads a prompt, by type of device and name of the dtype."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -157,13 +160,20 @@ def shared_prefix_attention(
     return _output(from_shared + from_own, heads, length), None
 
 
-def attention_choices() -> dict[str, dict[str, str]]:
+def attention_choices() -> AttentionChoices:
     """How a prompt is read, by type of device and dtype, measured where it has not been: to write down with a run."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     return {
         device: {name: chosen(shared_prefix_attention, device, dtype) for name, dtype in _DTYPES.items()}
         for device in devices
     }
+
+
+def follow_choices(choices: AttentionChoices) -> None:
+    """Make this process read prompts as ``attention_choices`` of another process says."""
+    for device, by_dtype in choices.items():
+        for name, choice in by_dtype.items():
+            follow(choice, device, _DTYPES[name])
 
 
 def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

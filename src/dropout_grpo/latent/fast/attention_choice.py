@@ -21,6 +21,7 @@ _MARGIN = 1.5
 _SHAPE = (8, 8, 64, 64)  # rows, heads, positions, head size
 _REPEATS = 8
 _fixed: Choice | None = None
+_followed: dict[tuple[str, torch.dtype], Choice] = {}
 
 
 def chosen(attention: Callable[..., Any], device_type: str, dtype: torch.dtype) -> Choice:
@@ -31,7 +32,14 @@ def chosen(attention: Callable[..., Any], device_type: str, dtype: torch.dtype) 
         device_type: cpu, cuda, ...
         dtype: of the queries.
     """
-    return _measured(attention, device_type, dtype) if _fixed is None else _fixed
+    if _fixed is not None:
+        return _fixed
+    return _followed.get((device_type, dtype)) or _measured(attention, device_type, dtype)
+
+
+def follow(choice: Choice, device_type: str, dtype: torch.dtype) -> None:
+    """Use a choice that another process has made, for the rest of this process."""
+    _followed[device_type, dtype] = choice
 
 
 @contextmanager

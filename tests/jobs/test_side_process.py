@@ -1,4 +1,4 @@
-"""Work beside this process: it is done when waited for, its failure is told, and nothing of it is left behind."""
+"""A second process: waiting for it, its failures, its end with its parent; and a demo that trains both arms at once."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import TINY
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
-from dropout_grpo.jobs.side_process import beside
+from dropout_grpo.jobs.side_process import side_process
+from helpers.tiny_recipe import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def gone(pid: int) -> bool:
 
 
 def test_threads_are_shared_and_given_back(tmp_path: Path) -> None:
-    with beside(tmp_path / "log", write, tmp_path / "out") as wait:
+    with side_process(tmp_path / "log", write, tmp_path / "out") as wait:
         assert torch.get_num_threads() == 2
         wait()
         pid, threads = (tmp_path / "out").read_text().split()
@@ -55,7 +55,7 @@ def test_threads_are_shared_and_given_back(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_with_its_last_words(tmp_path: Path) -> None:
     told = r"log: .*UserError: no luck\. Continue with --resume true"
-    with beside(tmp_path / "log", fail) as wait, pytest.raises(UserError, match=told):
+    with side_process(tmp_path / "log", fail) as wait, pytest.raises(UserError, match=told):
         wait()
     assert torch.get_num_threads() == 3
 
@@ -64,7 +64,7 @@ def test_a_block_left_early_ends_the_process(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def interrupted() -> None:
-        with beside(tmp_path / "log", sleep, out):
+        with side_process(tmp_path / "log", sleep, out):
             while not out.exists() or len(out.read_text().split()) < 2:
                 time.sleep(0.05)
             raise KeyboardInterrupt

@@ -1,0 +1,76 @@
+"""The command ``ask``: one question to the plain network, to several masks, and their vote."""
+
+from typing import Any
+
+import torch
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import answer_problems, vote, vote_table
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.exploration.base import NoExploration
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.recipe import CheckpointOptions
+from dropout_grpo.problems.problem import Problem
+
+
+def ask(
+    checkpoint: str,
+    question: str,
+    config: ExplorationConfig,
+    *,
+    masks: int,
+    seed: int,
+    max_new_tokens: int,
+    options: CheckpointOptions,
+) -> dict[str, Any]:
+    """Ask a checkpoint one question.
+
+    Args:
+        checkpoint: folder, hub name or Coconut ``state_dict`` file.
+        question: the text.
+        config: the exploration that makes the masks.
+        masks: number of masks.
+        seed: of the masks.
+        max_new_tokens: maximum number of answer tokens.
+        options: what the checkpoint does not record.
+
+    Returns:
+        ``plain``, the plain network's answer; ``masks``, one answer a mask; with masks also ``average``, the model
+        average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts.
+
+    Raises:
+        UserError: an empty or too long question, a bad option or checkpoint.
+    """
+    if not question.strip():
+        raise UserError("the question is empty.")
+    if masks < 0 or max_new_tokens < 1:
+        raise UserError(f"--masks {masks} must be at least 0, and --max_new_tokens {max_new_tokens} at least 1.")
+    exploration = build_exploration(config)
+    if masks > 1 and isinstance(exploration, NoExploration):
+        raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")
+    model = load_model(checkpoint, options)
+    model.encode([question], room=max_new_tokens)
+    problem = Problem(id=0, question=question, steps=(), answer="?")
+    settings = EvaluationConfig(num_samples=masks, max_new_tokens=max_new_tokens)
+    with torch.no_grad():
+        (answered,) = answer_problems(model, [problem], settings, exploration=exploration, seed=seed)
+    found: dict[str, Any] = {"plain": answered.plain, "masks": list(answered.samples)}
+    if answered.average is not None:
+        found["average"] = answered.average
+    if answered.samples:
+        found |= {"vote": vote(answered), "votes": vote_table(answered)}
+    return found
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The answers for people, one a line."""
+    lines = [("plain", found["plain"].strip())]
+    lines += [(f"mask {i}", said.strip()) for i, said in enumerate(found["masks"])]
+    if "average" in found:
+        lines.append(("average", found["average"].strip()))
+    if "votes" in found:
+        counts = ", ".join(f"{name} x{count}" for name, count in found["votes"].items())
+        lines.append(("vote", f"{found['vote'] or 'none'}  ({counts})"))
+    return "\n".join(f"{title:<8} {text}" for title, text in lines)

@@ -1,0 +1,110 @@
+"""Loads and makes the models of a command, each placed on the command's device."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.jobs.recipe import CheckpointOptions, ModelConfig, Recipe
+from dropout_grpo.jobs.session import default_device
+from dropout_grpo.latent.lora.adapter import require_peft
+from dropout_grpo.latent.lora.checkpoint import is_adapter
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.weights.scratch import scratch_model
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+
+
+def load_model(
+    checkpoint: str | Path, options: CheckpointOptions | None = None, *, device: torch.device | None = None
+) -> LatentModel:
+    """A latent model from a folder, a hub name or a Coconut ``state_dict`` file, placed on a device.
+
+    Args:
+        checkpoint: the folder, name or file.
+        options: what the checkpoint does not record.
+        device: ``default_device()`` if None.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or an option is missing.
+    """
+    options = options or CheckpointOptions()
+    model = LatentModel.from_pretrained(checkpoint, latent_steps=options.latent_steps, base=options.base)
+    return model.to(device or default_device())
+
+
+def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that the curriculum starts from.
+
+    Args:
+        config: the model.
+        words: vocabulary of a model made from scratch.
+
+    Raises:
+        UserError: ``name_or_path`` has no tokenizer that can be loaded, or is an adapter.
+    """
+    if config.name_or_path is None:
+        return word_tokenizer(words)
+    if is_adapter(config.name_or_path):
+        raise UserError(
+            f"model.name_or_path {config.name_or_path!r} is an adapter: merge it first (dropout-grpo merge)."
+        )
+    return load_tokenizer(config.name_or_path)
+
+
+def fresh_model(
+    config: ModelConfig,
+    words: Sequence[str],
+    latent_steps: int,
+    thought: str,
+    seed: int,
+    *,
+    device: torch.device | None = None,
+) -> LatentModel:
+    """The model that the curriculum starts from, with latent tokens, placed on a device.
+
+    Args:
+        config: the model.
+        words: vocabulary of a model made from scratch.
+        latent_steps: number of thoughts.
+        thought: what is fed back.
+        seed: of the weights that are new.
+        device: ``default_device()`` if None.
+
+    Raises:
+        UserError: ``name_or_path`` cannot be loaded.
+    """
+    tokenizer = starting_tokenizer(config, words)
+    if config.name_or_path is None:
+        model = scratch_model(
+            tokenizer,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_positions=config.n_positions,
+            model_type=config.model_type,
+            seed=seed,
+        )
+    else:
+        model, tokenizer = load_causal_lm(config.name_or_path)
+    add_latent_tokens(model, tokenizer)
+    latent = LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
+    return latent.to(device or default_device())
+
+
+def refuse_lora_from_scratch(recipe: Recipe) -> None:
+    """Check, before a run begins, that the adapter of a recipe can be made.
+
+    Raises:
+        UserError: PEFT is missing, or the base would be random weights that are in no folder.
+    """
+    if recipe.lora.r is None:
+        return
+    require_peft()
+    if recipe.model.name_or_path is None:
+        raise UserError(
+            "lora needs a model to adapt: give model.name_or_path, or leave lora out to train from scratch."
+        )

@@ -1,0 +1,97 @@
+"""What every part of a command works with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropout_grpo.exploration.base import Exploration
+from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.runs.folder import CONFIG, RunFolder, started_with
+from dropout_grpo.runs.trackers import TrackerName
+from dropout_grpo.training.precision import bf16_or_not
+
+
+def default_device() -> torch.device:
+    """CUDA if there is a CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def settled(recipe: Recipe, device: torch.device | None = None) -> Recipe:
+    """The recipe with ``bf16`` decided: as recorded in the run that it resumes, else for the device.
+
+    Args:
+        recipe: the options of a run.
+        device: where the run computes; ``default_device()`` if None.
+    """
+    run = Path(recipe.run_dir)
+    if recipe.bf16 is None and recipe.resume and (run / CONFIG).is_file():
+        return replace(recipe, bf16=started_with(run)["config"].get("bf16"))
+    return replace(recipe, bf16=bf16_or_not(recipe.bf16, device or default_device()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A command while it runs.
+
+    Attributes:
+        recipe: its options; ``bf16`` is decided.
+        run: its run folder.
+        device: where models compute.
+        exploration: where the randomness of the latent phase comes from.
+    """
+
+    recipe: Recipe
+    run: RunFolder
+    device: torch.device
+    exploration: Exploration
+
+    @classmethod
+    def start(
+        cls,
+        command: str,
+        recipe: Recipe,
+        exploration: Exploration,
+        *,
+        device: torch.device,
+        options: Mapping[str, Any] | None = None,
+        report_to: Sequence[TrackerName] | None = None,
+        resume: bool | None = None,
+    ) -> "Session":
+        """Make or resume the run folder of a command.
+
+        Args:
+            command: name of the command, recorded in the folder.
+            recipe: its options.
+            exploration: built from the recipe, or another one.
+            device: where models compute.
+            options: further options to record, such as the checkpoint.
+            report_to: experiment trackers; those of the recipe if None.
+            resume: continue the run that is in the folder; as the recipe says if None.
+
+        Raises:
+            UserError: see ``RunFolder``.
+        """
+        recipe = settled(recipe, device)
+        record: Any = recipe if options is None else {**options, **vars(recipe)}
+        trackers = recipe.report_to if report_to is None else report_to
+        again = recipe.resume if resume is None else resume
+        run = RunFolder(recipe.run_dir, command, record, resume=again, report_to=trackers)
+        return cls(recipe=recipe, run=run, device=device, exploration=exploration)
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, data order, masks and samples."""
+        return self.recipe.seed
+
+    @property
+    def bf16(self) -> bool:
+        """Are matrix products computed in bf16?"""
+        assert self.recipe.bf16 is not None, "the recipe is not settled"
+        return self.recipe.bf16
+
+    def exploring(self, exploration: Exploration) -> "Session":
+        """The same session with another exploration."""
+        return replace(self, exploration=exploration)

@@ -1,0 +1,71 @@
+"""The commands ``sft`` and ``grpo``."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from dropout_grpo.evaluation.measures import summarize
+from dropout_grpo.exploration.base import NoExploration
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.jobs.measure import measure
+from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, starting_tokenizer
+from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
+from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
+from dropout_grpo.jobs.session import Session, default_device
+from dropout_grpo.jobs.trainers import train_curriculum, train_grpo
+from dropout_grpo.latent.lora.adapter import add_lora
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.report import write_report
+from dropout_grpo.runs.folder import provenance
+from dropout_grpo.training.progress import console
+
+
+def sft(recipe: Recipe) -> dict[str, Any]:
+    """Train a model through the curriculum; returns ``results.json``, with pass@1 on the validation problems.
+
+    Raises:
+        UserError: bad options or files, before anything is trained.
+    """
+    device = default_device()
+    refuse_lora_from_scratch(recipe)
+    problems = problems_of(recipe.data, ("train", "valid"))
+    require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
+    session = Session.start("sft", recipe, NoExploration(), device=device)
+    start = time.monotonic()
+    model = train_curriculum(session, problems["train"], problems["valid"])
+    return _finish(session, model, problems["valid"], "sft", start)
+
+
+def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[str, Any]:
+    """Post-train a checkpoint with GRPO; returns ``results.json``, with pass@1 on the validation problems.
+
+    Raises:
+        UserError: bad options, files or checkpoint, before anything is trained.
+    """
+    device = default_device()
+    exploration = build_exploration(recipe.exploration)
+    problems = problems_of(recipe.data, ("grpo", "valid"))
+    model = load_model(checkpoint, options, device=device)
+    require_readable(model.tokenizer, recipe.data, problems)
+    if recipe.lora.r is not None:
+        model = add_lora(model, recipe.lora, seed=recipe.seed)
+    record = {"checkpoint": checkpoint, **vars(options)}
+    session = Session.start("grpo", recipe, exploration, device=device, options=record)
+    start = time.monotonic()
+    model = train_grpo(session, model, problems["grpo"], problems["valid"], "grpo")
+    return _finish(session, model, problems["valid"], "grpo", start)
+
+
+def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part: str, start: float) -> dict[str, Any]:
+    recipe, run = session.recipe, session.run
+    metrics = summarize(measure(session, model, valid, "validation", plain_only=True))
+    results = {
+        "seed": recipe.seed,
+        "evaluations": [{"file": recipe.data.valid or f"{recipe.data.task} valid", **metrics}],
+        "seconds": {part: round(time.monotonic() - start, 1)},
+        **provenance(),
+    }
+    run.write_results(results)
+    console.print(f"pass@1 {metrics['pass@1']:.4f}; report: {write_report(run.path)}", markup=False)
+    return results

@@ -1,0 +1,105 @@
+"""The two trainings that commands are made of: the curriculum, and one GRPO run from a model."""
+
+from collections.abc import Callable, Sequence
+
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.jobs.measure import require_askable, validator
+from dropout_grpo.jobs.models import fresh_model, load_model
+from dropout_grpo.jobs.problem_sources import vocabulary
+from dropout_grpo.jobs.session import Session
+from dropout_grpo.latent.lora.adapter import add_lora
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.rewards import load_reward, try_rewards
+from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.training.checkpoint import save_checkpoint, trainer_state
+
+
+def train_curriculum(
+    session: Session,
+    train: Sequence[Problem],
+    valid: Sequence[Problem],
+    check: Callable[[LatentModel], None] = lambda model: None,
+) -> LatentModel:
+    """Train a model through the whole curriculum and save it as the checkpoint ``coconut``.
+
+    Args:
+        session: the command.
+        train: problems with steps.
+        valid: problems to validate on.
+        check: called with the untrained model; raises UserError for what would fail after the curriculum.
+    """
+    recipe, run = session.recipe, session.run
+    curriculum = recipe.curriculum
+    last = run.checkpoint("sft-last")
+    if recipe.resume and trainer_state(last) is not None:
+        model = load_model(last, device=session.device)
+    else:
+        words = vocabulary(recipe.data)
+        model = fresh_model(
+            recipe.model,
+            words,
+            curriculum.latent_steps,
+            curriculum.thought,
+            recipe.seed,
+            device=session.device,
+        )
+        if recipe.lora.r is not None:
+            model = add_lora(model, recipe.lora, seed=recipe.seed)
+    trainer = CurriculumTrainer(
+        model,
+        curriculum,
+        train,
+        run,
+        seed=session.seed,
+        bf16=session.bf16,
+        evaluate=validator(session, valid),
+    )
+    require_askable(model, valid, "valid", recipe.evaluation)
+    check(model)
+    trainer.train(resume=recipe.resume)
+    save_checkpoint(run.checkpoint("coconut"), model)
+    return model
+
+
+def grpo_trainer(
+    session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
+) -> GRPOTrainer:
+    """A GRPO trainer whose options, problems and reward functions have been checked.
+
+    Args:
+        session: the command; its exploration is used.
+        model: the policy.
+        problems: questions with answers.
+        valid: problems to validate on.
+        part: name of this part of the run in its metrics and checkpoints.
+
+    Raises:
+        UserError: names the option, the problem or the reward function.
+    """
+    recipe = session.recipe
+    rewards = [load_reward(path) for path in recipe.reward_funcs]
+    trainer = GRPOTrainer(
+        model,
+        recipe.grpo,
+        session.exploration,
+        rewards,
+        problems,
+        session.run,
+        seed=session.seed,
+        bf16=session.bf16,
+        evaluate=validator(session, valid),
+        part=part,
+    )
+    try_rewards(rewards, recipe.grpo.reward_weights or (1.0,) * len(rewards), problems)
+    require_askable(model, valid, "valid", recipe.evaluation)
+    return trainer
+
+
+def train_grpo(
+    session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
+) -> LatentModel:
+    """Post-train a model and save it as the checkpoint named like the part; the arguments of ``grpo_trainer``."""
+    grpo_trainer(session, model, problems, valid, part).train(resume=session.recipe.resume)
+    save_checkpoint(session.run.checkpoint(part), model)
+    return model
