@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
-from dropout_grpo.jobs.checkpoint import CheckpointOptions
 from dropout_grpo.jobs.inspect import inspect
+from dropout_grpo.jobs.recipe import CheckpointOptions
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import LATENT_TOKENS, add_latent_tokens
 from dropout_grpo.latent.weights import gguf as weights_gguf
