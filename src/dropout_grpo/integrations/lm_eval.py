@@ -1,0 +1,132 @@
+"""A backend for lm-evaluation-harness: each request is a question, read once and thought about before it is answered.
+
+    pip install 'dropout-grpo[lm-eval]'
+    dropout-grpo lm-eval --checkpoint CHECKPOINT --tasks gsm8k_latent
+
+Newer versions of the harness find the backend by its entry point (group ``lm_eval.models``); version 0.4.13 and earlier
+need this module to be imported first, which ``dropout-grpo lm-eval`` does.
+
+The task ``gsm8k_latent`` in ``lm_eval_tasks/`` is GSM8K without examples in the prompt, for answers after ``###``.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.tokens import pad_right
+from dropout_grpo.problems.problem import Problem
+
+TASKS = Path(__file__).parent / "lm_eval_tasks"
+"""A folder for the harness's ``--include_path``."""
+
+
+@register_model("dropout_grpo")
+class DropoutGRPOLM(LM):
+    """A latent model for the harness. Answers are those of ``dropout-grpo eval``: greedy, masks off.
+
+    Args:
+        pretrained: folder or hub name of a latent model.
+        latent_steps: thoughts per answer; for a checkpoint without latent_config.json.
+        base: model that a Coconut state_dict file was trained from.
+        max_gen_toks: answer tokens at most, where a task does not say.
+        batch_size: questions at once; ``auto`` is 64.
+        device: where the model runs; CUDA if available, when not given.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        latent_steps: int | None = None,
+        base: str | None = None,
+        max_gen_toks: int = 64,
+        batch_size: int | str = 64,
+        device: str | None = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        model = LatentModel.from_pretrained(pretrained, latent_steps=latent_steps, base=base)
+        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.max_gen_toks = int(max_gen_toks)
+        self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the harness's cache of requests."""
+        return self.model.name.replace("/", "__")
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Greedy answers, cut before the first stop string.
+
+        Args:
+            requests: each with ``args = (question, options)``.
+
+        Raises:
+            UserError: a request asks for sampling.
+        """
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            options = request.args[1]
+            if options.get("do_sample") and float(options.get("temperature") or 0) > 0:
+                raise UserError("do_sample=True: the backend decodes greedily; set do_sample to false in the task.")
+            by_length[int(options.get("max_gen_toks", self.max_gen_toks))].append(i)
+        texts = [""] * len(requests)
+        for length, places in by_length.items():
+            questions = [_question(i, requests[i].args[0]) for i in places]
+            config = EvaluationConfig(num_samples=0, max_new_tokens=length, batch_size=self.batch_size)
+            for i, answered in zip(places, answer_problems(self.model, questions, config), strict=True):
+                texts[i] = _before(answered.plain, requests[i].args[1].get("until", []))
+        return texts
+
+    @torch.no_grad()
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation after the thoughts, and whether greedy decoding gives it.
+
+        Args:
+            requests: each with ``args = (question, continuation)``.
+        """
+        model, scores = self.model, []
+        for start in range(0, len(requests), self.batch_size):
+            batch = requests[start : start + self.batch_size]
+            state = model.think(model.read(*model.encode([r.args[0] for r in batch])), model.latent_steps)
+            rows = [model.tokenizer.encode(r.args[1], add_special_tokens=False) for r in batch]
+            if not any(rows):
+                scores += [(0.0, True)] * len(batch)
+                continue
+            token_ids, mask = pad_right(rows, model.tokens.pad, model.device)  # [B, L]
+            inputs = torch.cat([model.end_marker(len(rows)), token_ids[:, :-1]], dim=1)
+            logits, _ = model.logits(state, inputs, None)  # [B, L, V]
+            logprobs = logits.float().log_softmax(-1).gather(-1, token_ids[..., None])[..., 0]  # [B, L]
+            greedy = (logits.argmax(-1) == token_ids) | (mask == 0)
+            scores += zip((logprobs * mask).sum(-1).tolist(), greedy.all(-1).tolist(), strict=True)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Not defined: a latent model gives probabilities to answers after a question, not to text on its own.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("loglikelihood_rolling: a latent model scores answers after a question, not running text.")
+
+
+def _question(place: int, text: str) -> Problem:
+    return Problem(id=place, question=text, steps=(), answer="")
+
+
+def _before(text: str, until: str | list[str]) -> str:
+    """The text before the first of the stop strings."""
+    for stop in [until] if isinstance(until, str) else until:
+        text = text.split(stop)[0] if stop else text
+    return text

@@ -1,0 +1,105 @@
+"""Think in latent space, then generate: for transformers' ``model.generate(custom_generate=..., trust_remote_code=True)``.
+
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, padding_side="left")
+    inputs = tokenizer(["How much is 2 + 3?\\n"], return_tensors="pt")
+    answers = model.generate(**inputs, custom_generate=CHECKPOINT, trust_remote_code=True, max_new_tokens=16)
+    tokenizer.batch_decode(answers, skip_special_tokens=True)  # ["### 5"]
+
+This file needs nothing but transformers. It reads ``latent_config.json`` and ``thought.safetensors`` from the
+checkpoint. All options of ``generate`` apply to the answer. The prompt is left-padded, and only the answer is returned.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
+
+
+def generate(
+    model: PreTrainedModel,
+    inputs: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    latent_steps: int | None = None,
+    **options: object,
+) -> Tensor:
+    """The tokens of the answers, [B, L].
+
+    Args:
+        model: a checkpoint with Coconut's latent tokens.
+        inputs: ids of the questions, each with a final newline, [B, S]; left-padded.
+        input_ids: the same, under the tokenizer's name.
+        attention_mask: 0 on padding, [B, S]; all ones when not given.
+        latent_steps: thoughts per answer; the checkpoint's own number when not given.
+        **options: as in ``generate``, for the answer.
+    """
+    ids = inputs if input_ids is None else input_ids
+    if ids is None:
+        raise ValueError("give input_ids: the tokens of the questions, each with a final newline.")
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+    config, start, end = _settings(model.name_or_path)
+    steps = config["latent_steps"] if latent_steps is None else latent_steps
+    embed, rows = model.get_input_embeddings(), ids.shape[0]
+    one = mask.new_ones(rows, 1)
+    if not bool((ids[:, -1] == start).all()):
+        ids, mask = torch.cat([ids, torch.full_like(ids[:, :1], start)], dim=1), torch.cat([mask, one], dim=1)
+    thought = _thought(model.name_or_path, config)
+    embeds = inputs_of_step = embed(ids)  # [B, S, D]
+    positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
+    with torch.no_grad():
+        for _ in range(steps):
+            output = model.get_decoder()(
+                inputs_embeds=inputs_of_step,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = output.past_key_values
+            inputs_of_step = thought(output.last_hidden_state[:, -1:]).to(embeds.dtype)  # [B, 1, D]
+            embeds = torch.cat([embeds, inputs_of_step], dim=1)
+            mask, positions = torch.cat([mask, one], dim=1), positions[:, -1:] + 1
+    marker = embed(torch.full_like(ids[:, :1], end))
+    return model.generate(
+        inputs_embeds=torch.cat([embeds, marker], dim=1), attention_mask=torch.cat([mask, one], dim=1), **options
+    )
+
+
+@lru_cache(maxsize=8)
+def _settings(checkpoint: str) -> tuple[dict, int, int]:
+    """``latent_config.json``, and the ids of the start and end markers."""
+    config = json.loads(Path(cached_file(checkpoint, "latent_config.json")).read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    start, end = tokenizer.convert_tokens_to_ids(["<|start-latent|>", "<|end-latent|>"])
+    return config, start, end
+
+
+def _thought(checkpoint: str, config: dict) -> nn.Module:
+    """What is fed back: the hidden state itself, a learned vector (pause), or a projection."""
+    if config["thought"] == "hidden_state":
+        return nn.Identity()
+    tensors = load_file(cached_file(checkpoint, "thought.safetensors"))
+    if config["thought"] == "pause":
+        return _Pause(tensors["vector"])
+    inner, width = tensors["prj.1.weight"].shape
+    layers = {"1": nn.Linear(width, inner), "2": nn.GELU(), "3": nn.Linear(inner, width), "ln": nn.LayerNorm(width)}
+    projection = nn.Sequential()
+    for name, layer in layers.items():
+        projection.add_module(name, layer)
+    projection.load_state_dict({name.removeprefix("prj."): tensor for name, tensor in tensors.items()})
+    return projection
+
+
+class _Pause(nn.Module):
+    def __init__(self, vector: Tensor) -> None:
+        super().__init__()
+        self.vector = vector
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.vector.to(hidden).expand_as(hidden)
