@@ -1,19 +1,22 @@
 """A backend for lm-evaluation-harness: each request is a question, read once and thought about before it is answered.
 
     pip install 'dropout-grpo[lm-eval]'
-    dropout-grpo lm-eval --checkpoint CHECKPOINT --tasks gsm8k_latent
+    python -m dropout_grpo.integrations.lm_eval run --model dropout_grpo --model_args pretrained=CHECKPOINT \\
+        --tasks gsm8k_latent
 
-Newer versions of the harness find the backend by its entry point (group ``lm_eval.models``); version 0.4.13 and earlier
-need this module to be imported first, which ``dropout-grpo lm-eval`` does.
+This is the harness's own command line with the backend and our tasks added. Versions of the harness that know plugins
+find the backend by its entry point, so that ``lm-eval run --model dropout_grpo`` works as well.
 
 The task ``gsm8k_latent`` in ``lm_eval_tasks/`` is GSM8K without examples in the prompt, for answers after ``###``.
 """
 
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -26,7 +29,7 @@ from dropout_grpo.latent.tokens import pad_right
 from dropout_grpo.problems.problem import Problem
 
 TASKS = Path(__file__).parent / "lm_eval_tasks"
-"""A folder for the harness's ``--include_path``."""
+"""Our tasks, for the harness's ``--include_path``."""
 
 
 @register_model("dropout_grpo")
@@ -130,3 +133,14 @@ def _before(text: str, until: str | list[str]) -> str:
     for stop in [until] if isinstance(until, str) else until:
         text = text.split(stop)[0] if stop else text
     return text
+
+
+def main() -> None:
+    """The harness's command line, with this backend registered and ``TASKS`` on its path."""
+    if "--include_path" not in sys.argv and sys.argv[1:2] == ["run"]:
+        sys.argv += ["--include_path", str(TASKS)]
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
 
 _TAGS = ["latent-reasoning", "coconut", "dropout-grpo", "custom_generate"]
 _PAPER = "https://arxiv.org/abs/2606.10184"
@@ -55,7 +54,7 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, facts: CardFact
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=_TAGS,
-        model_name=folder.name,
+        model_name=_name_of(folder),
         eval_results=[
             EvalResult(
                 task_type="text-generation",
@@ -68,7 +67,7 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, facts: CardFact
         ]
         or None,
     )
-    body = [f"# {folder.name}", _about(latent_steps, thought, facts)]
+    body = [f"# {_name_of(folder)}", _about(latent_steps, thought, facts)]
     if facts.measured:
         lines = ["| problems | n | pass@1 | 95 % interval |", "|---|---|---|---|"]
         for m in facts.measured:
@@ -89,6 +88,11 @@ def write_custom_generate(folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _name_of(folder: Path) -> str:
+    """The folder's name; a checkpoint is written to NAME.part first."""
+    return folder.name.removesuffix(".part")
+
+
 def _about(latent_steps: int, thought: str, facts: CardFacts) -> str:
     trained = f" It was trained with {facts.method}." if facts.method else ""
     base = f" Its base is {facts.base}." if facts.base else ""
@@ -106,11 +110,6 @@ def _licence_of(base: str | None) -> str | None:
         return None
     licence = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
     return licence if isinstance(licence, str) else None
-
-
-def base_of(model: PreTrainedModel) -> str | None:
-    """Folder or hub name that the weights were loaded from, None for a model made from scratch."""
-    return model.name_or_path or None
 
 
 _USAGE = """## Use

@@ -17,6 +17,7 @@ from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_wi
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
 from dropout_grpo.latent.tokens import latent_tokens
+from dropout_grpo.latent.weights.card import CardFacts, write_card, write_custom_generate
 from dropout_grpo.latent.weights.causal_lm import beside, load_causal_lm
 from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint
 from dropout_grpo.latent.weights.gguf import gguf_file
@@ -24,10 +25,16 @@ from dropout_grpo.latent.weights.gguf import gguf_file
 CONFIG, THOUGHT = "latent_config.json", "thought.safetensors"
 
 
-def save_latent_model(model: LatentModel, path: str | Path) -> None:
+def save_latent_model(model: LatentModel, path: str | Path, facts: CardFacts | None = None) -> None:
     """Write weights, tokenizer and latent config to a folder that transformers can load as it is.
 
-    Of a model with an adapter the weights are the adapter's alone, for PEFT to load.
+    The folder also gets a model card and ``custom_generate``, with which transformers' own ``generate`` thinks first.
+    For a model with an adapter the folder holds the adapter alone, for PEFT to load.
+
+    Args:
+        model: what to save.
+        path: the folder; created if missing.
+        facts: what the model card says about training and results.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,6 +42,8 @@ def save_latent_model(model: LatentModel, path: str | Path) -> None:
         save_adapter(model.model, folder)
     else:
         model.model.save_pretrained(folder)
+        write_custom_generate(folder)
+        write_card(folder, latent_steps=model.latent_steps, thought=model.thought.kind, facts=facts or CardFacts())
     model.tokenizer.save_pretrained(folder)
     config: dict[str, int | str] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):

@@ -1,4 +1,4 @@
-"""Think in latent space, then generate: for transformers' ``model.generate(custom_generate=..., trust_remote_code=True)``.
+"""Think in latent space, then generate, inside transformers' own ``generate``.
 
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, padding_side="left")
@@ -13,6 +13,7 @@ checkpoint. All options of ``generate`` apply to the answer. The prompt is left-
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -27,7 +28,7 @@ def generate(
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     latent_steps: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> Tensor:
     """The tokens of the answers, [B, L].
 
@@ -43,13 +44,14 @@ def generate(
     if ids is None:
         raise ValueError("give input_ids: the tokens of the questions, each with a final newline.")
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-    config, start, end = _settings(model.name_or_path)
+    checkpoint = str(model.name_or_path)
+    config, start, end = _settings(checkpoint)
     steps = config["latent_steps"] if latent_steps is None else latent_steps
     embed, rows = model.get_input_embeddings(), ids.shape[0]
     one = mask.new_ones(rows, 1)
     if not bool((ids[:, -1] == start).all()):
         ids, mask = torch.cat([ids, torch.full_like(ids[:, :1], start)], dim=1), torch.cat([mask, one], dim=1)
-    thought = _thought(model.name_or_path, config)
+    thought = _thought(checkpoint, config)
     embeds = inputs_of_step = embed(ids)  # [B, S, D]
     positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
     with torch.no_grad():
@@ -66,25 +68,34 @@ def generate(
             embeds = torch.cat([embeds, inputs_of_step], dim=1)
             mask, positions = torch.cat([mask, one], dim=1), positions[:, -1:] + 1
     marker = embed(torch.full_like(ids[:, :1], end))
-    return model.generate(
+    answers: Tensor = model.generate(  # type: ignore[operator]
         inputs_embeds=torch.cat([embeds, marker], dim=1), attention_mask=torch.cat([mask, one], dim=1), **options
     )
+    return answers
 
 
 @lru_cache(maxsize=8)
 def _settings(checkpoint: str) -> tuple[dict, int, int]:
     """``latent_config.json``, and the ids of the start and end markers."""
-    config = json.loads(Path(cached_file(checkpoint, "latent_config.json")).read_text(encoding="utf-8"))
+    config = json.loads(_file(checkpoint, "latent_config.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    start, end = tokenizer.convert_tokens_to_ids(["<|start-latent|>", "<|end-latent|>"])
+    vocabulary = tokenizer.get_vocab()
+    start, end = vocabulary["<|start-latent|>"], vocabulary["<|end-latent|>"]
     return config, start, end
+
+
+def _file(checkpoint: str, name: str) -> Path:
+    path = cached_file(checkpoint, name)
+    if path is None:
+        raise OSError(f"{checkpoint} has no {name}.")
+    return Path(path)
 
 
 def _thought(checkpoint: str, config: dict) -> nn.Module:
     """What is fed back: the hidden state itself, a learned vector (pause), or a projection."""
     if config["thought"] == "hidden_state":
         return nn.Identity()
-    tensors = load_file(cached_file(checkpoint, "thought.safetensors"))
+    tensors = load_file(_file(checkpoint, "thought.safetensors"))
     if config["thought"] == "pause":
         return _Pause(tensors["vector"])
     inner, width = tensors["prj.1.weight"].shape

@@ -1,0 +1,99 @@
+"""What a saved folder offers to people without this package: a model card, and ``custom_generate``."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.weights.card import CardFacts, Measured
+from dropout_grpo.latent.weights.checkpoint import save_latent_model
+from helpers.tiny_latent import tiny_latent
+
+QUESTIONS = ["Ann has 3 ?", "Ann has 5 ? ? ?"]
+
+
+def transformers_answers(folder: Path, questions: list[str], **options: object) -> list[str]:
+    """Answers in transformers' own hands, all questions in one left-padded batch."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    inputs = tokenizer([q + "\n" for q in questions], return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
+    ids = model.generate(
+        **inputs,
+        custom_generate=str(folder),
+        trust_remote_code=True,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        **options,
+    )
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("thought", ["hidden_state", "pause", "projection"])
+def test_generate_thinks_as_we_do(tmp_path: Path, kind: str, thought: str) -> None:
+    model = tiny_latent(kind, latent_steps=3, thought=thought)
+    model.save_pretrained(tmp_path / "saved")
+    assert transformers_answers(tmp_path / "saved", QUESTIONS) == model.answer(QUESTIONS, 6)
+
+
+def test_it_really_thinks(tmp_path: Path) -> None:
+    """With other thoughts the answers are other ones, so the test above compares something."""
+    model = tiny_latent(latent_steps=3)
+    model.save_pretrained(tmp_path / "saved")
+    without = transformers_answers(tmp_path / "saved", QUESTIONS, latent_steps=0)
+    assert without != model.answer(QUESTIONS, 6)
+
+
+def test_a_start_marker_in_the_prompt_is_not_added_again(tmp_path: Path) -> None:
+    model = tiny_latent(latent_steps=2)
+    model.save_pretrained(tmp_path / "saved")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    ids, mask = model.encode(QUESTIONS)  # with the marker
+    found = plain.generate(
+        ids,
+        attention_mask=mask,
+        custom_generate=str(tmp_path / "saved"),
+        trust_remote_code=True,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=model.tokens.eos,
+        pad_token_id=model.tokens.pad,
+    )
+    assert model.tokenizer.batch_decode(found, skip_special_tokens=True) == model.answer(QUESTIONS, 6)
+
+
+def test_the_card_says_what_was_done(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n", encoding="utf-8")
+    facts = CardFacts(
+        base=str(base),
+        method="Dropout-GRPO",
+        command="dropout-grpo grpo --checkpoint runs/sft",
+        measured=[Measured(file="data/test.json", n=200, pass_at_1=0.25, ci95=(0.195, 0.314))],
+    )
+    save_latent_model(tiny_latent(latent_steps=2), tmp_path / "saved", facts)
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model is None, "a local folder is nobody else's"
+    assert card.data.eval_results is not None
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("pass@1", 0.25, "test.json")
+    assert "| test.json | 200 | 25.0% | 19.5% to 31.4% |" in card.text
+    assert "takes 2 latent steps (thought: hidden_state)" in card.text
+    assert "$ dropout-grpo grpo --checkpoint runs/sft" in card.text
+
+
+def test_a_folder_with_a_card_loads_as_before(tmp_path: Path) -> None:
+    model = tiny_latent(latent_steps=2)
+    save_latent_model(model, tmp_path / "saved", CardFacts(base="gpt2"))
+    assert ModelCard.load(tmp_path / "saved" / "README.md").data.base_model == "gpt2"
+    again = LatentModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.model.get_input_embeddings().weight, model.model.get_input_embeddings().weight)
