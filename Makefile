@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test lint test-slow theory bench gpu clean
+.PHONY: demo test lint test-slow docs theory bench gpu clean
 
 demo: $(READY)
 	$(BIN)/dropout-grpo demo --seed $(SEED) --data.word_problems.seed $(SEED) --run_dir runs/demo-seed$(SEED)
@@ -21,25 +21,28 @@ lint: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 
-theory: $(READY)  # runs all checks and redoes docs/theory.md's figures and tables
-	$(BIN)/python -m dropout_grpo.evidence.theory.page docs/theory.md
+docs: $(READY)  # fills the tables and figures of all documents from the recorded results
+	$(BIN)/python -m dropout_grpo.evidence.redo_pages
+
+theory: $(READY)  # runs all checks, then fills docs/theory.md
+	$(BIN)/dropout-grpo theory --json > docs/theory/checks.json.part && mv docs/theory/checks.json.part docs/theory/checks.json
+	$(MAKE) docs
 
 LINEAR := [num_generations,latent_steps]
-# One result file a call; a run that fails leaves none.
-measure = $(BIN)/dropout-grpo bench --device cpu $(2) --json > benchmarks/results/$(1).json.part && \
-	mv benchmarks/results/$(1).json.part benchmarks/results/$(1).json
+# Each call writes one result file. A run that fails leaves the old file.
+measure = $(BIN)/dropout-grpo bench --device cpu $(2) --json > docs/performance/$(1).json.part && \
+	mv docs/performance/$(1).json.part docs/performance/$(1).json
 
-bench: $(READY)  # on an idle machine; see benchmarks/README.md
-	mkdir -p benchmarks/results
+bench: $(READY)  # on an idle machine; see docs/benchmark.md
 	$(call measure,tiny-cpu,--size tiny)
 	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
 	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
-	$(BIN)/python -m dropout_grpo.evidence.pages.bench_page
+	$(MAKE) docs
 
 gpu: $(READY)  # tests and benchmark on a GPU
 	$(BIN)/python -m dropout_grpo.evidence.studies.gpu
-	$(BIN)/python -m dropout_grpo.evidence.pages.bench_page
+	$(MAKE) docs
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -88,11 +88,11 @@ def test_own_task_goes_through_curriculum_and_grpo(tmp_path: Path, capsys: pytes
     assert "after Dropout-GRPO" in out
 
 
-def test_gsm8k_small_is_a_folder_that_transformers_alone_can_load(tmp_path: Path) -> None:
+def test_small_gpt2_is_a_folder_that_transformers_alone_can_load(tmp_path: Path) -> None:
     problems = tiny_problems(9, steps=3)
     save_problems(tmp_path / "problems.json", problems)
     options = ["--vocab_size", "300", "--width", "16", "--out", str(tmp_path / "base")]
-    example("gsm8k_small").main([str(tmp_path / "problems.json"), *options])
+    example("small_gpt2").main([str(tmp_path / "problems.json"), *options])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     for text in (problems[3].question, "never read: 7 €, naïve\n\t<<1+2=3>>"):  # bytes: nothing is unknown
         assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -190,7 +190,7 @@ def curriculum(tmp_path: Path, micro_batch_size: int | None) -> CurriculumTraine
 
 
 def gradients_of_curriculum(made: CurriculumTrainer) -> tuple[dict[str, Tensor], float]:
-    loss = made._backward(made.stages[1], list(range(7)), 3)
+    loss = made.backward(made.stages[1], list(range(7)), 3)
     return gradients_of(made.model), loss
 
 

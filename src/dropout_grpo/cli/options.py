@@ -85,7 +85,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub.add_argument("--seed", type=int, default=0, help="of the Monte-Carlo checks and of the small model they train")
     sub.add_argument("--plots", type=str | None, default=None, help="folder to write the figures to, as SVG")
     with_json(sub)
-    sub = command("bench", "measure the engine beside plain, published and chain-of-thought ways; see benchmarks/")
+    sub = command("bench", "measure the engine against three other ways to do the same jobs; see docs/benchmark.md")
     sub.add_class_arguments(BenchConfig, as_group=False)
     sub.add_argument("--sweep", action="store_true", help="vary one axis at a time at the largest K, and fit lines")
     with_json(sub)

@@ -127,7 +127,7 @@ class CurriculumTrainer:
                 validated = False
                 for batch in self._batches(stage):
                     rate = schedule.get_last_lr()[0]
-                    loss = self._backward(stage, batch, step)
+                    loss = self.backward(stage, batch, step)
                     norm = update(
                         optimizer,
                         schedule,
@@ -195,12 +195,21 @@ class CurriculumTrainer:
         for i in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[i]
 
-    def _backward(self, stage: Stage, batch: list[int], step: int) -> float:
-        """Gradients of the mean loss over the batch's words; rows are grouped by their number of thoughts."""
+    def backward(self, stage: Stage, batch: list[int], step: int) -> float:
+        """Back-propagates the mean loss over the answer tokens of a batch; gradients are left in the model.
+
+        Args:
+            stage: one of ``stages``.
+            batch: places of the problems in ``problems``.
+            step: updates done so far; the seed of stage mixing.
+
+        Returns:
+            The loss.
+        """
         return self._micro_batches.fit(len(batch), lambda size: self._accumulate(stage, batch, step, size))
 
     def _accumulate(self, stage: Stage, batch: list[int], step: int, size: int) -> float:
-        """As ``_backward``, with at most ``size`` rows at a time."""
+        """As ``backward``, with at most ``size`` rows at a time."""
         self.model.zero_grad(set_to_none=True)  # what an attempt that ran out of memory has left
         shown: dict[int, list[int]] = defaultdict(list)  # stage index -> problems shown as in that stage
         for i, mixed in zip(batch, self._mixed_stages(stage, batch, step), strict=True):

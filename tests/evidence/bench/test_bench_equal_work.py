@@ -96,7 +96,7 @@ def test_loss_of_chains_of_thought_is_that_of_transformers() -> None:
     loss = cot.curriculum(work, SMALL.problems)
     found = gradients_of(work.reference)
     work.prepare("eager")
-    prompts = torch.tensor(work.curriculum._prompts[: SMALL.problems])
+    prompts = work.question_ids[: SMALL.problems]
     ids = torch.cat([prompts, work.chain_of_thought[: SMALL.problems]], dim=1)
     labels = torch.where(torch.arange(ids.shape[1]) < SMALL.prompt_tokens, -100, ids)
     wanted = work.reference(input_ids=ids, labels=labels).loss

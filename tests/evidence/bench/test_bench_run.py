@@ -11,10 +11,9 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
 from dropout_grpo.evidence.bench import run, sweep
 from dropout_grpo.evidence.bench.config import BenchConfig, resolve
-from dropout_grpo.evidence.bench.page import fill, write_page
+from dropout_grpo.evidence.bench.page import block, write_page
 from dropout_grpo.evidence.bench.tables import masks, outcomes, ratios, render, times
 
-ROOT = Path(__file__).parents[3]
 QUICK = BenchConfig(
     num_generations=(3, 2),
     prompt_tokens=6,
@@ -102,11 +101,11 @@ def test_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none on groups"):
         run.run_bench(replace(config, jobs=("evaluation",)), sweep=True)
 
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "small-sweep.json").write_text(json.dumps(found))
+    (tmp_path / "performance").mkdir()
+    (tmp_path / "performance" / "small-sweep.json").write_text(json.dumps(found))
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- begin: small-sweep.lines -->\nold\n<!-- end: small-sweep.lines -->\nafter\n")
-    write_page(page, tmp_path / "results")
+    write_page(page)
     text = page.read_text()
     assert text.startswith("before\n<!-- begin: small-sweep.lines -->\n\n| job | over |")
     assert text.endswith("\n\n<!-- end: small-sweep.lines -->\nafter\n")
@@ -155,25 +154,16 @@ def test_outcomes_of_tests_on_a_gpu() -> None:
     }
     text = "75 tests passed, 1 failed, 0 were skipped on Some GPU; torch 2.13; commit abc.\n- failed: `tests/a.py::b`"
     assert outcomes(found) == text
-    page = "<!-- begin: gpu-tests.tests -->\n<!-- end: gpu-tests.tests -->"
-    assert text in fill(page, {"gpu-tests": found})
+    assert block({"gpu-tests": found}, "gpu-tests.tests") == text
 
 
 def test_blocks_without_a_file_say_so_and_unknown_tables_are_refused() -> None:
-    page = "<!-- begin: tiny-cpu.peak -->\nold\n<!-- end: tiny-cpu.peak -->"
-    assert fill(page, {}) == "<!-- begin: tiny-cpu.peak -->\n\n*Not measured yet.*\n\n<!-- end: tiny-cpu.peak -->"
+    assert block({}, "tiny-cpu.peak") == "*Not measured yet.*"
     for results in ({}, {"tiny-cpu": MADE_UP}):
         with pytest.raises(UserError, match=r"block 'tiny-cpu.speed'"):
-            fill(page.replace("peak", "speed"), results)
+            block(results, "tiny-cpu.speed")
     with pytest.raises(UserError, match=r"block 'tiny-cpu.lines'"):
-        fill(page.replace("peak", "lines"), {"tiny-cpu": MADE_UP})  # a sweep's table, and this is none
-
-
-def test_the_page_is_that_of_the_committed_results() -> None:
-    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    assert fill(text, results) == text, "run python -m dropout_grpo.evidence.pages.bench_page"
+        block({"tiny-cpu": MADE_UP}, "tiny-cpu.lines")  # a table of sweeps, and this result is not a sweep
 
 
 def test_the_command_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,46 +1,34 @@
 """``make gpu`` on a machine without a GPU: what it would do, done on a CPU in small."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from dropout_grpo.evidence.bench import arms
 from dropout_grpo.evidence.bench.config import BenchConfig, resolve
-from dropout_grpo.evidence.bench.page import fill
+from dropout_grpo.evidence.bench.page import block
 from dropout_grpo.evidence.bench.workload import Workload
+from dropout_grpo.evidence.studies import gpu
 
-ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {"prompt_tokens": 6, "latent_steps": 2, "answer_tokens": 3, "cot_tokens": 2, "repeats": 1}
 SMALL |= {"questions": 2, "problems": 2, "num_generations": (2,), "beside": (), "memory": False, "device": "cpu"}
 QUICK = BenchConfig(**SMALL, jobs=("rollouts", "evaluation"), bf16=False)
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_command", ROOT / "benchmarks" / "gpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     monkeypatch.setattr("sys.argv", ["gpu.py", *options])
     status: int = gpu.main()
     return status
 
 
 def test_without_a_gpu_it_says_so(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(gpu, "has_device", lambda: False)
-    assert run(gpu, monkeypatch, "--out", str(tmp_path)) == 2
+    assert run(monkeypatch, "--out", str(tmp_path)) == 2
     assert "no CUDA device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -49,7 +37,6 @@ def test_without_a_gpu_it_says_so(
     ("failed", "passed", "status"), [([], 5, 0), (["tests/a.py::b"], 5, 1), ([], 0, 1)], ids=["good", "bad", "none"]
 )
 def test_all_parts_write_their_results(
-    gpu: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     failed: list[str],
@@ -64,7 +51,7 @@ def test_all_parts_write_their_results(
     monkeypatch.setattr(gpu, "run_tests", lambda: {**outcome, "versions": {"torch": "2"}, "commit": "abc"})
     monkeypatch.setattr(Workload, "on_cuda", True)  # an arm more, and a run more before those that are timed
     monkeypatch.setattr(Workload, "synchronize", lambda self: None)
-    assert run(gpu, monkeypatch, "--out", str(tmp_path)) == status
+    assert run(monkeypatch, "--out", str(tmp_path)) == status
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("*.json")}
     assert set(results) == {"gpu-tests", *(part for part in gpu.PARTS if part != "tests")}
     cases = results["gpt2-cuda"]["results"]
@@ -74,15 +61,12 @@ def test_all_parts_write_their_results(
         assert list(case["arms"]) == names
         assert case["arms"]["engine"]["rows_per_second"] > 0
     assert results["gpt2-cuda"]["attention"]["cpu"].keys() == {"float32", "bfloat16"}
-    page = "".join(
-        f"<!-- begin: {part}.{table} -->\n<!-- end: {part}.{table} -->\n"
-        for part, table in (("gpu-tests", "tests"), ("gpt2-cuda", "ratios"), ("gpt2-cuda-sweep", "lines"))
-    )
-    assert "Not measured" not in fill(page, results)
+    for name in ("gpu-tests.tests", "gpt2-cuda.ratios", "gpt2-cuda-sweep.lines"):
+        assert "Not measured" not in block(results, name)
     assert "engine, no graphs" in capsys.readouterr().out
 
 
-def test_its_batches_fill_a_gpu(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_batches_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # a config for CUDA is refused where there is none
     config, sweep = gpu.benchmarks()["gpt2-cuda"]
     assert (config.size, config.device, sweep) == ("gpt2", "cuda", False)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.evidence.places import ROOT
+from dropout_grpo.evidence.studies import prosqa, prosqa_tables
+from dropout_grpo.evidence.studies.results_page import block
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
-from helpers.by_path import ROOT, module_at
 
 STEPS = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.eval_steps", "1"]
 SMALL = {
@@ -29,12 +31,11 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("prosqa")
     valid, out = folder / "valid.json", str(folder / "runs" / "prosqa")
     save_problems(valid, make_splits(ProsqaConfig(n_valid=5), ("valid",))["valid"])
-    made = module_at("src/dropout_grpo/evidence/studies/prosqa.py")
-    lines = {name: words for each in made.rounds(str(valid), out) for name, words in each.items()}
+    lines = {name: words for each in prosqa.rounds(str(valid), out) for name, words in each.items()}
     for name, words in lines.items():
         assert main([*words[1:], *SMALL[name.split("-")[0]]]) in (0, None)
-        assert made.finished(out, name), name
-    measured: dict[str, Any] = made.measured(out)
+        assert prosqa.finished(out, name), name
+    measured: dict[str, Any] = prosqa.measured(out)
     return {"commands": {name: " ".join(words) for name, words in lines.items()}, **measured}
 
 
@@ -51,20 +52,19 @@ def test_what_is_recorded(record: dict[str, Any]) -> None:
     assert record["runs"]["masks"]["mixed_groups"][0] >= 0
 
 
-def test_the_page(record: dict[str, Any], tmp_path: Path) -> None:
+def test_the_tables_and_the_figure(record: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prosqa.json").write_text(json.dumps(record), encoding="utf-8")
-    (tmp_path / "prosqa.md").write_text("## ProsQA\n", encoding="utf-8")
-    parts = module_at("src/dropout_grpo/evidence/pages/prosqa_page.py").section(tmp_path)
-    assert parts[0] == "## ProsQA"
+    prosqa_tables.draw(tmp_path)
     assert (tmp_path / "prosqa.svg").read_text(encoding="utf-8").count("pause tokens") > 0
     found = record["evaluations"]["pause"][0]["pass@1"]["value"]
-    assert f"| pause tokens | valid.json | 5 | {100 * found:.1f} |" in parts[2]
-    assert all(f"$ {line}" in parts[-1] for line in record["commands"].values())
+    assert f"| pause tokens | valid.json | 5 | {100 * found:.1f} |" in block(tmp_path, "prosqa.measures")
+    commands = block(tmp_path, "prosqa.commands")
+    assert all(f"$ {line}" in commands for line in record["commands"].values())
 
 
 def test_help_needs_no_run() -> None:
     done = subprocess.run(
-        [sys.executable, "src/dropout_grpo/evidence/studies/prosqa.py", "--help"],
+        [sys.executable, "-m", "dropout_grpo.evidence.studies.prosqa", "--help"],
         cwd=ROOT,
         capture_output=True,
         check=False,

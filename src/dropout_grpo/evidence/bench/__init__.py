@@ -1,1 +1,1 @@
-"""The benchmark: the engine beside the plain way, published code's way and chain of thought, in one run."""
+"""The benchmark: the engine against three other ways of doing the same job, measured in one run."""

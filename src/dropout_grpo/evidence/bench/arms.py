@@ -1,11 +1,11 @@
-"""Which arms a job has, and how each is run on a workload."""
+"""The arms of each job, and how each arm runs on a workload."""
 
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dropout_grpo.evidence.bench import cot, engine, published
-from dropout_grpo.evidence.bench.config import Beside, Job
+from dropout_grpo.evidence.bench.config import Job, OtherWay
 from dropout_grpo.evidence.bench.flops import Phase, cot_phases, engine_phases, plain_phases, published_phases
 from dropout_grpo.evidence.bench.timing import Arm
 from dropout_grpo.evidence.bench.workload import Workload
@@ -28,37 +28,37 @@ _OWN: dict[Job, dict[str, Callable[[Workload], Callable[[], object]]]] = {
         STEPS: lambda work: lambda: engine.without_graphs(engine.evaluation, work),
     },
 }
-_PLAIN: dict[Job, Callable[[Workload], object]] = {  # the other jobs have no groups that could share
+_PLAIN: dict[Job, Callable[[Workload], object]] = {  # the other jobs have no groups that could share a prompt
     "rollouts": engine.plain_rollouts,
     "update": engine.plain_update,
 }
 _REFERENCES: Mapping[str, Any] = {"published": published, "cot": cot}
-"""Modules with one function a job, of a workload and a number of rows."""
+"""Modules with one function per job, called with a workload and a number of rows."""
 
 _ATTENTIONS = ("sdpa", "eager")
 _TRIAL_ROWS = 16
 
 
-def names(job: Job, beside: tuple[Beside, ...], *, graphs: bool = False) -> list[str]:
-    """The arms of a job, in the order in which they take turns; with graphs, the engine without them is one."""
+def names(job: Job, others: tuple[OtherWay, ...], *, graphs: bool = False) -> list[str]:
+    """The arms of a job in the order in which they run. With ``graphs``, the engine without graphs is one more arm."""
     own = [name for name in _OWN[job] if name != STEPS or graphs]
-    return [*own, *(name for name in beside if name != "plain" or job in _PLAIN)]
+    return [*own, *(name for name in others if name != "plain" or job in _PLAIN)]
 
 
 def phases(name: str, work: Workload, job: Job) -> list[Phase]:
-    """What an arm runs forward."""
+    """The forward work of an arm."""
     count = {"plain": plain_phases, "published": published_phases, "cot": cot_phases}.get(name, engine_phases)
     return count(work.setting, job)
 
 
 def rows_run(name: str, work: Workload, job: Job) -> int:
-    """Rows that an arm is measured on: all, but few of the published way."""
+    """Rows that an arm is measured on: all rows, except for the published way, which is measured on a few."""
     rows = work.setting.rows(job)
     return min(rows, work.setting.published_rows) if name == "published" else rows
 
 
 def build(name: str, work: Workload, job: Job, attention: str | None = None) -> Arm:
-    """An arm, ready to be timed; ``attention`` is that of a reference arm."""
+    """An arm ready to be timed. ``attention`` is the attention implementation of a reference arm."""
     if name in _OWN[job]:
         return Arm(run=_OWN[job][name](work), prepare=work.prepare)
     if name == "plain":
@@ -72,7 +72,10 @@ def build(name: str, work: Workload, job: Job, attention: str | None = None) -> 
 
 
 def choose_attention(name: str, work: Workload, job: Job) -> str | None:
-    """The faster of transformers' two attentions for a reference arm, on few rows; None for the engine's arms."""
+    """The faster of transformers' two attention implementations for a reference arm, measured on a few rows.
+
+    Returns None for the engine's arms, which choose their attention themselves.
+    """
     if name not in _REFERENCES:
         return None
     rows = min(rows_run(name, work, job), _TRIAL_ROWS)

@@ -1,4 +1,4 @@
-"""One case: a job at one K, all its arms in turn, and the figures that follow from their seconds."""
+"""One case: a job at one K. All its arms run in turn; rates and ratios follow from their seconds."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from dropout_grpo.latent.fast.graphs import forget_recordings
 
 
 def measure_case(config: BenchConfig, work: Workload, job: Job) -> dict[str, Any]:
-    """Seconds, ratios, rates and FLOPs of every arm; the share of the matrix peak and the masks' cost of the engine."""
+    """Seconds, ratios, rates and FLOPs of every arm; for the engine also its share of the peak and its masks' cost."""
     names = arms.names(job, config.beside, graphs=work.on_cuda)
     forget_recordings()  # of the case before
     attention = {name: arms.choose_attention(name, work, job) for name in names}
@@ -37,7 +37,7 @@ def measure_case(config: BenchConfig, work: Workload, job: Job) -> dict[str, Any
 
 
 def measure_memory(config: BenchConfig, work: Workload, case: dict[str, Any]) -> None:
-    """Add each arm's ``memory`` to a case."""
+    """Adds the peak memory of each arm to a case."""
     for name, arm in case["arms"].items():
         arm["memory"] = peak_memory(name, work, case["job"], arm["attention"])
 
@@ -68,7 +68,7 @@ def _arm(name: str, work: Workload, job: Job, seconds: Seconds, engine: float, a
 
 
 def _peak(work: Workload, job: Job, engine: float, rate: Rate) -> dict[str, float]:
-    """``flops_per_second`` of matrix products alone, at the shapes of the engine's work, and the ``share`` reached."""
+    """FLOP/s of matrix products alone at the engine's shapes, and the share of it that the engine reaches."""
     shape, phases = work.networks.shape, arms.phases(arms.ENGINE, work, job)
     seconds = seconds_at_peak(shape, phases, rate)
     return {
@@ -78,6 +78,6 @@ def _peak(work: Workload, job: Job, engine: float, rate: Rate) -> dict[str, floa
 
 
 def _masks(work: Workload, repeats: int, engine: float, unmasked: float) -> dict[str, float]:
-    """Seconds alone, their share of a rollout's, and the share by difference, which holds the hooks' cost too."""
+    """Seconds of making and multiplying masks, their share of a rollout, and the share by difference, with hooks."""
     alone = mask_seconds(work, repeats)
     return {**alone, "share_alone": sum(alone.values()) / engine, "share_by_difference": 1.0 - unmasked / engine}

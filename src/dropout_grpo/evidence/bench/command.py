@@ -1,4 +1,4 @@
-"""``dropout-grpo bench``: measure, and print tables or JSON."""
+"""``dropout-grpo bench``: measures and prints tables or JSON."""
 
 import json
 
@@ -8,6 +8,6 @@ from dropout_grpo.evidence.bench.tables import render
 
 
 def bench(config: BenchConfig, *, sweep: bool, as_json: bool) -> None:
-    """One JSON object, or Markdown tables, on standard output; what is being measured on standard error."""
+    """Prints one JSON object or Markdown tables on standard output, and progress on standard error."""
     result = run_bench(config, sweep=sweep)
     print(json.dumps(result, indent=1) if as_json else render(result), end="\n" if as_json else "")

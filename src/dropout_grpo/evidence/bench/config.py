@@ -7,7 +7,7 @@ from dropout_grpo.errors import UserError
 
 Job = Literal["rollouts", "update", "curriculum", "evaluation"]
 Size = Literal["tiny", "gpt2"]
-Beside = Literal["plain", "published", "cot"]
+OtherWay = Literal["plain", "published", "cot"]
 Axis = Literal["num_generations", "latent_steps", "prompt_tokens", "questions"]
 
 GROUPED: tuple[Job, ...] = ("rollouts", "update")
@@ -59,7 +59,7 @@ class BenchConfig:
 
     size: Size = "tiny"
     jobs: tuple[Job, ...] = ("rollouts", "update", "curriculum", "evaluation")
-    beside: tuple[Beside, ...] = ("plain", "published", "cot")
+    beside: tuple[OtherWay, ...] = ("plain", "published", "cot")
     num_generations: tuple[int, ...] = (8, 32)
     prompt_tokens: int = 64
     latent_steps: int = 6

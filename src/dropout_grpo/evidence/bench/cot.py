@@ -1,7 +1,7 @@
-"""Explicit chain of thought with transformers: the same questions, the steps written as tokens, then the answer.
+"""Chain of thought in tokens with transformers: the same questions, then the steps and the answer as tokens.
 
-Rows have a fixed number of tokens, T of steps and L of the answer, and all are generated at once with a cache. Each
-function takes the number of rows to run, from the first.
+Each row has T tokens of steps and L tokens of answer. All rows are generated at once with a cache. Each function runs
+the first ``rows`` rows.
 """
 
 import math
@@ -23,10 +23,10 @@ def rollouts(work: Workload, rows: int) -> Tensor:
 
 
 def update(work: Workload, rows: int) -> float:
-    """Log-probs of steps and answers, surrogate, backward pass, in micro-batches; returns the loss."""
+    """Scores steps and answers, computes the surrogate and back-propagates it in micro-batches; returns the loss."""
     completions, loss = work.chain_of_thought[:rows], 0.0
     total = Batch(rollouts=rows, tokens=completions.numel(), max_completion_length=completions.shape[1])
-    old = -math.log(work.networks.shape.vocab)  # any would do: clipped or not, the gradient costs the same
+    old = -math.log(work.networks.shape.vocab)  # the value does not matter: clipped or not, the gradient costs the same
     for few in torch.arange(rows).split(work.setting.micro_batch_size):
         few = few.to(work.model.device)
         with autocast(work.model.device, work.setting.bf16):
@@ -44,16 +44,15 @@ def update(work: Workload, rows: int) -> float:
 
 
 def curriculum(work: Workload, rows: int) -> float:
-    """Supervised: mean loss over steps and answers of a batch, and its backward pass; returns the loss."""
-    prompts = torch.tensor(work.curriculum._prompts[:rows], device=work.model.device)
+    """Supervised training: mean loss over steps and answers of a batch, back-propagated; returns the loss."""
     with autocast(work.model.device, work.setting.bf16):
-        loss = -_score(work, prompts, work.chain_of_thought[:rows]).mean()
+        loss = -_score(work, work.question_ids[:rows], work.chain_of_thought[:rows]).mean()
     loss.backward()
     return float(loss.detach())
 
 
 def evaluation(work: Workload, rows: int) -> list[str]:
-    """Greedy steps and answers, from text to text."""
+    """Greedy steps and answers, including tokenisation and decoding to text."""
     ids, mask = work.model.encode([p.question for p in work.problems[:rows]])
     made = _generate(work, ids, mask, sample=False)[:, ids.shape[1] :]
     return work.model.decode(made, torch.ones_like(made))

@@ -1,4 +1,4 @@
-"""The engine's arms, made of the library's own calls, and the plain way: the same calls with one rollout a prompt."""
+"""The engine's arms, made of the library's own calls, and the plain way: the same calls with one rollout per group."""
 
 from collections.abc import Callable, Mapping
 
@@ -22,12 +22,12 @@ def rollouts(work: Workload) -> Generation:
 
 
 def unmasked_rollouts(work: Workload) -> Generation:
-    """The same without masks: what exploration costs is the difference."""
+    """The same without masks. The difference is the cost of exploration."""
     return _roll_out(work, work.prompts, work.seeds, NoExploration())
 
 
 def plain_rollouts(work: Workload) -> Generation:
-    """N * K groups of one, each reading its prompt."""
+    """N * K groups of one rollout; each rollout reads its own prompt."""
     return _roll_out(work, work.each_its_own, work.seeds.view(-1, 1), work.exploration)
 
 
@@ -37,13 +37,13 @@ def update(work: Workload) -> float:
 
 
 def plain_update(work: Workload) -> float:
-    """The same in groups of one."""
+    """The same update in groups of one rollout."""
     seeds, advantages = work.seeds.view(-1, 1), work.advantages.view(-1, 1)
     return _loss(work.plain_trainer.backward(work.each_its_own, seeds, work.sampled, advantages))
 
 
 class UpdateAndStep:
-    """The update with clipping and AdamW. Its learning rate is 0: the same work, and the weights stay."""
+    """The update with gradient clipping and AdamW. The learning rate is 0, so the work is the same but weights stay."""
 
     def __init__(self, work: Workload) -> None:
         self._work = work
@@ -63,18 +63,18 @@ class UpdateAndStep:
 def curriculum(work: Workload) -> float:
     """Loss and backward pass of a batch in the last stage; returns the loss."""
     trainer = work.curriculum
-    return trainer._backward(trainer.stages[-1], list(range(work.setting.problems)), 0)
+    return trainer.backward(trainer.stages[-1], list(range(work.setting.problems)), 0)
 
 
 def evaluation(work: Workload) -> list[str]:
-    """Greedy answers of the plain network, from text to text."""
+    """Greedy answers of the plain network, including tokenisation and decoding to text."""
     setting = work.setting
     config = EvaluationConfig(num_samples=0, max_new_tokens=setting.answer_tokens, batch_size=setting.problems)
     return [a.plain for a in answer_problems(work.model, work.problems[: setting.problems], config, bf16=setting.bf16)]
 
 
 def without_graphs(job: Callable[[Workload], object], work: Workload) -> object:
-    """A job with every step launched by itself."""
+    """Runs a job without CUDA graphs."""
     with step_by_step():
         return job(work)
 

@@ -1,7 +1,8 @@
 """Model FLOPs: matrix products of a GPT-2-shaped decoder, 2 m n k each, and nothing else.
 
-Counted is what an arm has to run, whatever its kernels do besides: a causal position attends to itself and to what is
-before it, and the language-model head is run where a token is chosen or scored. A backward pass is two forward ones.
+The count is the work that an arm needs, even where its kernels do more: a causal position attends to itself and to
+earlier positions, and the language-model head runs where a token is chosen or scored. A backward pass counts as two
+forward passes.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Of a decoder: L layers, width D, MLP width M, vocabulary V."""
+    """Sizes of a decoder."""
 
     layers: int
     width: int
@@ -22,7 +23,7 @@ class Shape:
     vocab: int
 
     def products(self) -> tuple[tuple[int, int], ...]:
-        """(in, out) of a layer's matrix products: queries, keys and values; attention out; MLP up; MLP down."""
+        """Sizes (in, out) of a layer's matrix products: queries, keys and values; attention output; MLP up and down."""
         d, m = self.width, self.mlp
         return (d, 3 * d), (d, d), (d, m), (m, d)
 
@@ -33,48 +34,48 @@ class Phase:
 
     name: str
     tokens: int  # positions that go through the layers
-    pairs: int  # of a new position and one it attends to, in each head of each layer
+    pairs: int  # pairs of a new position and a position that it attends to, per head and layer
     logits: int  # positions with a language-model head
     rows: int  # positions in one matrix product
 
 
 def linear_flops(shape: Shape, phase: Phase) -> int:
-    """Of the layers' matrix products with weights."""
+    """FLOPs of the layers' matrix products with weights."""
     return phase.tokens * shape.layers * sum(2 * a * b for a, b in shape.products())
 
 
 def attention_flops(shape: Shape, phase: Phase) -> int:
-    """Queries times keys, and weights times values: 2 D each for a pair."""
+    """FLOPs of queries times keys and of weights times values: 2 D each per pair."""
     return phase.pairs * shape.layers * 4 * shape.width
 
 
 def head_flops(shape: Shape, phase: Phase) -> int:
-    """Of the language-model head."""
+    """FLOPs of the language-model head."""
     return phase.logits * 2 * shape.width * shape.vocab
 
 
 def forward_flops(shape: Shape, phases: Sequence[Phase]) -> int:
-    """All of them."""
+    """FLOPs of a forward pass."""
     return sum(linear_flops(shape, p) + attention_flops(shape, p) + head_flops(shape, p) for p in phases)
 
 
 def passes(job: Job) -> int:
-    """Forward passes that a job is worth: 3 with a backward pass."""
+    """The cost of a job in forward passes: 3 with a backward pass, else 1."""
     return FORWARD_AND_BACKWARD if job in ("update", "curriculum") else 1
 
 
 def engine_phases(setting: Setting, job: Job) -> list[Phase]:
-    """A prompt is read once a question."""
+    """The engine: a prompt is read once per question."""
     return _latent(setting, job, readers=setting.questions if job in GROUPED else setting.problems)
 
 
 def plain_phases(setting: Setting, job: Job) -> list[Phase]:
-    """A prompt is read once a rollout."""
+    """The plain way: a prompt is read once per rollout."""
     return _latent(setting, job, readers=setting.rows(job))
 
 
 def published_phases(setting: Setting, job: Job) -> list[Phase]:
-    """Every thought runs the whole prefix again; so does every sampled token, while scored ones share one pass."""
+    """The published way: each thought and sampled token runs the whole prefix again; scored tokens share a pass."""
     s, n, length, rows = setting.prompt_tokens, setting.latent_steps, setting.answer_tokens, setting.rows(job)
     prefixes = range(s, s + n)
     answers = [s + n + length] if passes(job) > 1 else range(s + n + 1, s + n + length + 1)
@@ -85,7 +86,7 @@ def published_phases(setting: Setting, job: Job) -> list[Phase]:
 
 
 def cot_phases(setting: Setting, job: Job) -> list[Phase]:
-    """The steps and the answer are tokens: each goes through the head, all but the last through the layers again."""
+    """Chain of thought: every token of steps and answer goes through the head, all but the last through the layers."""
     s, length, rows = setting.prompt_tokens, setting.cot_tokens + setting.answer_tokens, setting.rows(job)
     after, pairs = rows * (length - 1), rows * (triangle(s + length - 1) - triangle(s))
     batch = _at_once(setting, job)
@@ -96,7 +97,7 @@ def cot_phases(setting: Setting, job: Job) -> list[Phase]:
 
 
 def triangle(length: int) -> int:
-    """Pairs of a causal sequence read from its beginning."""
+    """Pairs of a position and one it attends to in a causal sequence."""
     return length * (length + 1) // 2
 
 
@@ -118,7 +119,7 @@ def _latent(setting: Setting, job: Job, *, readers: int) -> list[Phase]:
 
 
 def _at_once(setting: Setting, job: Job) -> int:
-    """Rows in one pass: updates go in micro-batches."""
+    """Rows in one pass. Updates are cut into micro-batches."""
     rows = setting.rows(job)
     return min(rows, setting.micro_batch_size) if job == "update" else rows
 

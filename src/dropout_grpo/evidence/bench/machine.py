@@ -1,4 +1,4 @@
-"""The machine that a result was made on, without its name."""
+"""The hardware that a result was measured on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory in bytes, accelerator."""
+    """Processor, cores, memory in bytes and accelerator."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "cpu": cpu_model(_CPUINFO.read_text(encoding="utf-8")) if _CPUINFO.is_file() else platform.processor(),

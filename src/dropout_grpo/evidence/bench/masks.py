@@ -1,4 +1,4 @@
-"""What masks cost by themselves: making all of a batch, and multiplying them in."""
+"""The cost of masks alone: making those of a batch, and multiplying them with activations."""
 
 import time
 from collections.abc import Callable
@@ -10,8 +10,11 @@ from dropout_grpo.evidence.bench.workload import Workload
 
 
 def mask_seconds(work: Workload, repeats: int) -> dict[str, float]:
-    """Medians for a batch of rollouts: ``make`` the masks, ``multiply`` them at every site of every latent step and
-    answer token."""
+    """Median seconds for a batch of rollouts.
+
+    Returns:
+        ``make``: making the masks; ``multiply``: applying them at every site of every latent step and answer token.
+    """
     held = _made(work)
     width = max(factor.shape[-1] for factor in held.values())
     dtype = torch.bfloat16 if work.setting.bf16 else work.model.model.dtype
@@ -31,7 +34,7 @@ def mask_seconds(work: Workload, repeats: int) -> dict[str, float]:
 
 def _made(work: Workload) -> dict[str, torch.Tensor]:
     noise = work.model.noise(work.exploration, work.seeds.flatten())
-    assert noise is not None, "the benchmark explores"
+    assert noise is not None, "the benchmark has an exploration"
     return dict(noise.factors("latent", 0))
 
 

@@ -1,7 +1,7 @@
 """Peak memory of one arm.
 
-On a CPU the arm is run in a fresh process, ``python -m dropout_grpo.evidence.bench.memory "{...}"``, whose peak memory
-is read where Linux keeps it for one address space (VmHWM): ``ru_maxrss`` of a child begins with what its parent had.
+On a CPU the arm runs in a fresh process, ``python -m dropout_grpo.evidence.bench.memory "{...}"``. Its peak memory is
+Linux's VmHWM, because ``ru_maxrss`` of a child starts from the memory of its parent.
 """
 
 import json
@@ -24,7 +24,11 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_memory(name: str, work: Workload, job: Job, attention: str | None) -> dict[str, Any]:
-    """Bytes: ``peak`` while the arm ran once, ``before`` with the model and its inputs alone, and ``kind`` of both."""
+    """Peak memory of one run.
+
+    Returns:
+        ``peak``: bytes at the peak; ``before``: bytes with only the model and its inputs; ``kind``: how measured.
+    """
     if work.on_cuda:
         return _on_cuda(name, work, job, attention)
     task = {"setting": asdict(work.setting), "job": job, "arm": name, "attention": attention}
@@ -37,7 +41,7 @@ def peak_memory(name: str, work: Workload, job: Job, attention: str | None) -> d
 
 
 def run_once(task: dict[str, Any]) -> dict[str, Any]:
-    """What the fresh process does."""
+    """Runs an arm once and measures its memory; called in the fresh process."""
     keep_freed_memory()  # as in every command
     setting = Setting(**task["setting"])
     work = Workload(setting, Networks(setting))
@@ -49,7 +53,7 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_resident() -> int:
-    """Bytes of this process at its most."""
+    """Peak resident memory of this process in bytes."""
     if _STATUS.is_file():
         line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024

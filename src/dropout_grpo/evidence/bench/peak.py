@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices of a layer's own shapes, measured in the same run as everything else."""
+"""How fast the device multiplies matrices of the model's own shapes, measured in the same run as everything else."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _LEAST_RUNS = 3
 
 
 def measured_rate(device: torch.device | str, dtype: torch.dtype) -> Rate:
-    """A rate that multiplies, best of the runs that fit in a tenth of a second; each shape is measured once."""
+    """A function that measures rates: the best run within a tenth of a second. Each shape is measured once."""
     known: dict[tuple[int, int, int], float] = {}
 
     def rate(m: int, k: int, n: int) -> float:
@@ -27,9 +27,9 @@ def measured_rate(device: torch.device | str, dtype: torch.dtype) -> Rate:
 
 
 def seconds_at_peak(shape: Shape, phases: Sequence[Phase], rate: Rate) -> float:
-    """Time of the phases' FLOPs at the rate of the products they are made of.
+    """Seconds that the matrix products of some phases take at their measured rates.
 
-    Attention's products are counted at the average rate of their phase's layers.
+    Products inside attention are assumed to run at the average rate of the other products of their phase.
     """
     return sum(_phase_seconds(shape, phase, rate) for phase in phases)
 

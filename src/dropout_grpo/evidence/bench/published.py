@@ -1,7 +1,7 @@
-"""The slow way: one row at a time and without a cache, the whole prefix run again at every thought and sampled token.
+"""The published way: one row at a time, without a cache. Each thought and sampled token runs the whole prefix again.
 
-Each function takes the number of rows to run, from the first; the benchmark runs few and scales their time. It is no
-slower than it has to be: the language-model head is run for answer tokens alone, and scored answers share one pass.
+Each function runs the first ``rows`` rows; the benchmark runs a few and scales their time. The way is not made slower
+than necessary: the language-model head runs for answer tokens alone, and scored answers share one pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.training.precision import autocast
 
 Parts = list[tuple[Mapping[str, Tensor], int]]
-"""(factors, length) of the stretches of a row."""
+"""Factors and length of each stretch of a row: prompt, each thought, answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def rollouts(work: Workload, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def update(work: Workload, rows: int) -> float:
-    """Gradients of the first rows' share of the loss, in the reference; returns that share."""
+    """Back-propagates the first rows' share of the loss through the reference model; returns that share."""
     made, loss = work.sampled, 0.0
     total = Batch(
         rollouts=work.seeds.numel(), tokens=made.mask.numel(), max_completion_length=work.setting.answer_tokens
@@ -63,12 +63,9 @@ def update(work: Workload, rows: int) -> float:
 
 
 def curriculum(work: Workload, rows: int) -> float:
-    """Gradients of the first problems' share of the mean loss over a batch's answer tokens; returns that share."""
-    trainer, loss = work.curriculum, 0.0
-    answers = trainer._answers[trainer.stages[-1].index]
-    for row in range(rows):
-        ids = torch.tensor([trainer._prompts[row]], device=work.model.device)
-        answer = torch.tensor([answers[row]], device=work.model.device)
+    """Back-propagates the first problems' share of a batch's mean loss over answer tokens; returns that share."""
+    loss = 0.0
+    for ids, answer in zip(work.question_ids[:rows].split(1), work.answer_ids[:rows].split(1), strict=True):
         with autocast(work.model.device, work.setting.bf16):
             logprobs = _score(work, _think(work, ids, None), answer)
         part = -logprobs.sum() / (work.setting.problems * work.setting.answer_tokens)
@@ -78,7 +75,7 @@ def curriculum(work: Workload, rows: int) -> float:
 
 
 def evaluation(work: Workload, rows: int) -> list[str]:
-    """Greedy answers to the first problems, from text to text."""
+    """Greedy answers to the first problems, including tokenisation and decoding to text."""
     texts = []
     with torch.no_grad(), autocast(work.model.device, work.setting.bf16):
         for problem in work.problems[:rows]:
@@ -110,7 +107,7 @@ def _think(work: Workload, ids: Tensor, noise: Noise | None) -> Row:
 
 
 def _logits(work: Workload, row: Row, inputs: Tensor, keep: int) -> Tensor:
-    """Of the last ``keep`` positions, [1, keep, V], float32 at least; ``inputs`` [1, *] follow the thoughts."""
+    """Logits of the last ``keep`` positions, [1, keep, V], at least float32. ``inputs`` [1, *] follow the thoughts."""
     embeds = torch.cat([row.embeds, work.reference.get_input_embeddings()(inputs)], dim=1)
     parts = [*row.parts, (_factors(row.noise, "answer", 0), inputs.shape[1])]
     with work.networks.reference.sites.multiplied(_spread(parts)):
@@ -141,7 +138,7 @@ def _factors(noise: Noise | None, phase: str, step: int) -> Mapping[str, Tensor]
 
 
 def _spread(parts: Sequence[tuple[Mapping[str, Tensor], int]]) -> dict[str, Tensor]:
-    """Factors by site for every position of a row, [1, S, F]; 1 on stretches that are not masked."""
+    """Factors by site for every position of a row, [1, S, F]; 1 where a stretch is not masked."""
     one = {name: factor for factors, _ in parts for name, factor in factors.items() if name != THOUGHT}
     return {
         name: torch.cat(

@@ -1,4 +1,4 @@
-"""The benchmark as a whole: one JSON object a run."""
+"""The whole benchmark: one JSON object per run."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,20 +13,22 @@ from dropout_grpo.evidence.bench.workload import EXPLORATION, Networks, Workload
 from dropout_grpo.runs.folder import plain, provenance
 from dropout_grpo.training.progress import console
 
-Told = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 def run_bench(config: BenchConfig, *, sweep: bool = False) -> dict[str, Any]:
-    """Measure all cases of a config, or its sweeps at the largest K.
+    """Measures all cases of a config, or its sweeps at the largest K.
 
     Raises:
-        UserError: a sweep of jobs that have no groups, or sizes that do not fit the model.
+        UserError: the jobs of a sweep have no groups, or the sizes do not fit the model.
     """
     if sweep and not set(config.jobs) & set(GROUPED):
-        raise UserError(f"bench sweep: of its jobs there is none on groups; name {' or '.join(GROUPED)}.")
+        raise UserError(
+            f"bench sweep: of jobs={list(config.jobs)} there are none on groups; name {' or '.join(GROUPED)}."
+        )
     settings = [resolve(config, k) for k in sorted(config.num_generations)]
     networks = Networks(settings[-1])
-    found = sweeps(config, settings[-1], networks, _tell) if sweep else _cases(config, settings, networks)
+    found = sweeps(config, settings[-1], networks, _announce) if sweep else _cases(config, settings, networks)
     return {
         "kind": "sweep" if sweep else "cases",
         "options": plain(config),
@@ -40,19 +42,19 @@ def run_bench(config: BenchConfig, *, sweep: bool = False) -> dict[str, Any]:
 
 
 def _cases(config: BenchConfig, settings: list[Setting], networks: Networks) -> list[dict[str, Any]]:
-    """Jobs on groups at each K, the others once; memory at the largest K."""
+    """Jobs on groups at each K, the other jobs once. Memory is measured at the largest K."""
     cases = []
     for setting in settings:
         work, largest = Workload(setting, networks), setting is settings[-1]
         for job in config.jobs:
             if job not in GROUPED and not largest:
                 continue
-            _tell(f"{setting.size} {job}" + (f", K = {setting.num_generations}" if job in GROUPED else ""))
+            _announce(f"{setting.size} {job}" + (f", K = {setting.num_generations}" if job in GROUPED else ""))
             cases.append(measure_case(config, work, job))
             if config.memory and largest:
                 measure_memory(config, work, cases[-1])
     return cases
 
 
-def _tell(what: str) -> None:
+def _announce(what: str) -> None:
     console.print(f"bench: {what}", markup=False)

@@ -1,4 +1,4 @@
-"""How the cost grows along one axis at a time: engine and plain way at a few values each, and a line through them."""
+"""How the cost grows along one axis at a time: the engine and the plain way at a few values, and fitted lines."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ _LEAST = {"num_generations": 2, "questions": 1}
 
 
 def values(axis: Axis, base: Setting) -> tuple[int, ...]:
-    """Of an axis; K and the number of questions go up to twice the base, doubling."""
+    """The values of an axis. K and the number of questions double until they reach twice the base."""
     if axis in _VALUES:
         return _VALUES[axis]
     found = [_LEAST[axis]]
@@ -29,7 +29,7 @@ def values(axis: Axis, base: Setting) -> tuple[int, ...]:
 
 
 def measure_sweep(config: BenchConfig, base: Setting, networks: Networks, axis: Axis, job: Job) -> dict[str, Any]:
-    """Seconds of every arm at every value, all taking turns, and their lines."""
+    """Seconds of every arm at every value, measured in turn, and the fitted lines."""
     names = [arms.ENGINE, *(["plain"] if "plain" in config.beside else [])]
     points = values(axis, base)
     work = {value: Workload(_at(base, axis, value), networks) for value in points}
@@ -46,12 +46,14 @@ def measure_sweep(config: BenchConfig, base: Setting, networks: Networks, axis: 
     }
 
 
-def sweeps(config: BenchConfig, base: Setting, networks: Networks, told: Callable[[str], None]) -> list[dict[str, Any]]:
-    """All axes of the config, for its jobs on groups."""
+def sweeps(
+    config: BenchConfig, base: Setting, networks: Networks, announce: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """All axes of the config, for the jobs on groups."""
     found = []
     for axis in config.axes:
         for job in (job for job in config.jobs if job in GROUPED):
-            told(f"{job} over {axis}")
+            announce(f"{job} over {axis}")
             found.append(measure_sweep(config, base, networks, axis, job))
     return found
 

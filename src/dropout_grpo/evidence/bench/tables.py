@@ -1,13 +1,13 @@
-"""Results as Markdown: for the terminal and for docs/performance.md."""
+"""Results as Markdown tables, for the terminal and for docs/performance.md."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dropout_grpo.evidence.theory.table import markdown
+from dropout_grpo.evidence.pages.markdown import table
 
 Result = Mapping[str, Any]
 
-ARMS = {
+ARM_LABELS = {
     "engine": "engine",
     "engine_with_optimizer": "engine, with clipping and AdamW",
     "engine_without_masks": "engine, no masks",
@@ -16,7 +16,7 @@ ARMS = {
     "published": "(b) one row at a time, no cache",
     "cot": "(c) chain of thought, transformers",
 }
-AXES = {
+AXIS_LABELS = {
     "num_generations": "K",
     "latent_steps": "thoughts",
     "prompt_tokens": "prompt tokens",
@@ -26,29 +26,31 @@ _GIB = 2.0**30
 
 
 def machine(result: Result) -> str:
-    """One paragraph: where, with what, how much."""
+    """One paragraph: the machine, the versions and the sizes."""
     m, s, v, options = result["machine"], result["setting"], result["versions"], result["options"]
     device = m["gpu"] if s["device"] == "cuda" else f"{m['cpu']}, {m['cores']} cores"
     memory = m["gpu_memory"] if s["device"] == "cuda" else m["memory"]
-    sampled = f"{s['questions']} questions a batch of rollouts or of an update (in micro-batches of "
+    sampled = f"{s['questions']} questions per batch of rollouts or of an update (in micro-batches of "
     return (
         f"{device}, {memory / _GIB:.0f} GiB; {'bf16' if s['bf16'] else 'float32'} matrix products; torch {v['torch']}, "
         f"transformers {v['transformers']}; commit {result['commit']}. Size {s['size']} ({result['parameters']:,} "
         f"parameters): prompt {s['prompt_tokens']} tokens, {s['latent_steps']} thoughts, {s['answer_tokens']} answer "
-        f"tokens; chain of thought writes {s['cot_tokens']} tokens first; {sampled}{s['micro_batch_size']} rollouts), "
-        f"{s['problems']} problems a batch of the curriculum or of evaluation. Medians of {options['repeats']} runs; "
-        f"(b) is measured on {s['published_rows']} rows and scaled."
+        f"tokens; chain of thought writes {s['cot_tokens']} tokens first. {sampled}{s['micro_batch_size']} rollouts). "
+        f"{s['problems']} problems per batch of the curriculum or of evaluation. Medians of {options['repeats']} runs; "
+        f"(b) is measured on {s['published_rows']} rows and scaled to the batch."
     )
 
 
 def ratios(result: Result) -> str:
-    """A line a job: the engine's time, how many times as long the others take, and the engine's rates."""
+    """One row per job: the engine's time, the other ways' times as multiples of it, and the engine's rates."""
     columns = ["job", "K", "engine, s", "(a) / engine", "(b) / engine", "(c) / engine", "problems/s", "rows/s"]
     rows = []
     for case in result["results"]:
         engine, others = case["arms"]["engine"], (case["arms"].get(name) for name in ("plain", "published", "cot"))
-        beside = [f"{arm['ratio']:.2f}" if arm else "" for arm in others]
-        rows.append([*_case(case), engine["median"], *beside, engine["problems_per_second"], engine["rows_per_second"]])
+        others_ratios = [f"{arm['ratio']:.2f}" if arm else "" for arm in others]
+        rows.append(
+            [*_case(case), engine["median"], *others_ratios, engine["problems_per_second"], engine["rows_per_second"]]
+        )
     return _table(columns, rows)
 
 
@@ -58,7 +60,7 @@ def times(result: Result) -> str:
     rows = [
         [
             *_case(case),
-            ARMS[name],
+            ARM_LABELS[name],
             arm["median"],
             f"{100 * arm['spread']:.0f} %",
             arm["ratio"],
@@ -73,10 +75,10 @@ def times(result: Result) -> str:
 
 
 def work(result: Result) -> str:
-    """What each arm has to run."""
+    """The work of each arm."""
     columns = ["job", "K", "arm", "token-forwards", "model GFLOP", "GFLOP/s"]
     rows = [
-        [*_case(case), ARMS[name], arm["token_forwards"], arm["flops"] / 1e9, arm["flops_per_second"] / 1e9]
+        [*_case(case), ARM_LABELS[name], arm["token_forwards"], arm["flops"] / 1e9, arm["flops_per_second"] / 1e9]
         for case in result["results"]
         for name, arm in case["arms"].items()
     ]
@@ -84,7 +86,7 @@ def work(result: Result) -> str:
 
 
 def peak(result: Result) -> str:
-    """The engine against matrix products alone."""
+    """The engine's rate against that of its matrix products alone."""
     columns = ["job", "K", "engine, GFLOP/s", "matrix products alone, GFLOP/s", "share"]
     rows = [
         [
@@ -99,7 +101,7 @@ def peak(result: Result) -> str:
 
 
 def masks(result: Result) -> str:
-    """What exploration costs in a batch of rollouts."""
+    """The cost of exploration in a batch of rollouts."""
     columns = ["K", "masks made, ms", "multiplied, ms", "both, share of a rollout", "by difference, with hooks"]
     rows = [
         [
@@ -119,7 +121,13 @@ def memory(result: Result) -> str:
     """Peak memory at the largest K."""
     columns = ["job", "K", "arm", "peak, GiB", "before, GiB", "measured"]
     rows = [
-        [*_case(case), ARMS[name], arm["memory"]["peak"] / _GIB, arm["memory"]["before"] / _GIB, arm["memory"]["kind"]]
+        [
+            *_case(case),
+            ARM_LABELS[name],
+            arm["memory"]["peak"] / _GIB,
+            arm["memory"]["before"] / _GIB,
+            arm["memory"]["kind"],
+        ]
         for case in result["results"]
         for name, arm in case["arms"].items()
         if "memory" in arm
@@ -128,13 +136,13 @@ def memory(result: Result) -> str:
 
 
 def lines(result: Result) -> str:
-    """Straight lines through the sweeps."""
+    """Straight lines fitted to the sweeps."""
     columns = ["job", "over", "arm", "from", "to", "intercept, ms", "ms for one more", "R^2"]
     rows = [
         [
             sweep["job"],
-            AXES[sweep["axis"]],
-            ARMS[name],
+            AXIS_LABELS[sweep["axis"]],
+            ARM_LABELS[name],
             sweep["values"][0],
             sweep["values"][-1],
             1e3 * arm["fit"]["intercept"],
@@ -148,7 +156,7 @@ def lines(result: Result) -> str:
 
 
 def outcomes(result: Result) -> str:
-    """Tests on an accelerator, as ``evidence/studies/gpu.py`` counts them."""
+    """Outcomes of the tests on an accelerator, as counted by ``evidence/studies/gpu.py``."""
     versions, gpu = result["versions"], result["machine"]["gpu"]
     failed = "".join(f"\n- failed: `{name}`" for name in result["failed"])
     return (
@@ -171,17 +179,17 @@ OF_SWEEPS: dict[str, Callable[[Result], str]] = {"machine": machine, "lines": li
 
 
 def tables(result: Result) -> dict[str, Callable[[Result], str]]:
-    """Tables that a result has, by name."""
+    """The tables that can be made from a result, by name."""
     return {"cases": OF_CASES, "sweep": OF_SWEEPS, "tests": OF_TESTS}[result["kind"]]
 
 
 def render(result: Result) -> str:
-    """All of them."""
+    """All tables of a result."""
     return "\n\n".join(make(result) for make in tables(result).values()) + "\n"
 
 
 def _table(columns: list[str], rows: list[list[Any]]) -> str:
-    return markdown(columns, rows) if rows else "*Not measured.*"
+    return table(columns, rows) if rows else "*Not measured.*"
 
 
 def _case(case: Mapping[str, Any]) -> list[Any]:

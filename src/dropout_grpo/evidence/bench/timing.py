@@ -1,4 +1,4 @@
-"""Timed runs of several arms in turn, so that whatever drifts on the machine drifts for all of them."""
+"""Times several arms in turn, so that a drift of the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -14,9 +14,9 @@ class Arm:
     """One way to do a job.
 
     Args:
-        run: does it.
-        prepare: before each run, not timed.
-        scale: a run's seconds are multiplied by it, where only some of the rows are run.
+        run: does the job.
+        prepare: called before each run, outside the timed part.
+        scale: factor for the seconds, for arms that run only some of the rows.
     """
 
     run: Callable[[], object]
@@ -26,7 +26,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Of the timed runs of one arm."""
+    """Seconds of the timed runs of one arm."""
 
     all: tuple[float, ...]
 
@@ -48,14 +48,14 @@ def alternate(
     clock: Callable[[], float] = time.perf_counter,
     untimed: int = 1,
 ) -> dict[_Key, Seconds]:
-    """Run every arm ``untimed`` times, then all of them in turn ``repeats`` times.
+    """Runs every arm ``untimed`` times, then all of them in turn ``repeats`` times.
 
     Args:
-        arms: by name, run in this order.
-        repeats: timed runs of each.
+        arms: arms by name; they run in this order.
+        repeats: timed runs per arm.
         synchronize: waits until the device is idle; called before and after each timed run.
-        clock: seconds.
-        untimed: runs of each before, in turn too.
+        clock: returns seconds.
+        untimed: runs per arm before the timed ones, also in turn.
     """
     seconds: dict[_Key, list[float]] = {key: [] for key in arms}
     for repeat in range(untimed + repeats):

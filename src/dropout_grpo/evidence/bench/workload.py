@@ -1,7 +1,7 @@
-"""What the arms of a case work on: a model with random weights, questions, seeds, sampled answers.
+"""The inputs of a case: a model with random weights, questions, seeds and sampled answers.
 
-Questions are random words of the vocabulary and all of one length. Where answers are generated, EOS has an id outside
-of the vocabulary, so that none ends early and all arms do equal work.
+Questions are random words of the vocabulary, all of the same length. Where answers are generated, EOS has an id outside
+the vocabulary, so that no answer ends early and all arms do equal work.
 """
 
 import copy
@@ -23,7 +23,7 @@ from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import SiteMap
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.tokens import add_latent_tokens, encode_answers
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.rl.config import GRPOConfig
@@ -36,14 +36,17 @@ from dropout_grpo.training.precision import autocast
 
 TEMPERATURE = 1.0
 EXPLORATION = SharedDropout(0.1, ("residual",), ("latent", "answer"))
-"""The demo's."""
+"""Masks at every layer while thinking and answering: the most mask work that still lets a group share its prompt.
+
+Their cost does not depend on p.
+"""
 
 _SIZES = {"tiny": (128, 3, 4), "gpt2": (768, 12, 12)}  # width, layers, heads
 _GPT2_WORDS = 50_257 - 5  # the word tokenizer has five tokens of its own
 
 
 class Networks:
-    """The weights of a size, once in the engine's hands and once, where asked for, in transformers' own."""
+    """One set of weights, wrapped by the engine and, on demand, copied for transformers' own code."""
 
     def __init__(self, setting: Setting) -> None:
         words = vocabulary(WordProblemsConfig(max_number=20))
@@ -66,12 +69,12 @@ class Networks:
 
     @cached_property
     def reference(self) -> "Reference":
-        """A copy that attends as transformers does."""
+        """A copy of the weights with transformers' own attention."""
         return Reference(self)
 
     @property
     def shape(self) -> Shape:
-        """For counting FLOPs."""
+        """The sizes that FLOPs are counted from."""
         config = self.model.config
         return Shape(
             layers=config.n_layer,
@@ -85,28 +88,28 @@ class Networks:
         return LatentModel(self.model, self.tokenizer, latent_steps=latent_steps)
 
     def endless(self, latent_steps: int) -> LatentModel:
-        """The same with EOS outside of it: answers have their full length."""
+        """The engine's model with EOS outside the vocabulary: every answer has its full length."""
         model = self.latent(latent_steps)
         model.tokens = replace(model.tokens, eos=self.shape.vocab)
         return model
 
 
 class Reference:
-    """The weights once more, in transformers' own hands: for the arms that are not the engine's.
+    """A copy of the weights for the arms that use transformers' own code.
 
-    ``sites`` is where it takes masks; its dropout is off, and what it attends with is chosen by measurement.
+    Its dropout is off. Its attention implementation is chosen by measurement. ``sites`` are the places for masks.
     """
 
     def __init__(self, networks: Networks) -> None:
         self.model = copy.deepcopy(networks.model)
         self.sites: SiteMap = LatentModel(self.model, networks.tokenizer, latent_steps=1).sites
         self.model.set_attn_implementation("sdpa")
-        self.model.generation_config.eos_token_id = None  # what it generates has its full length
-        self.model.config.pad_token_id = None  # padding among random tokens would be warned of
+        self.model.generation_config.eos_token_id = None  # generated text has its full length
+        self.model.config.pad_token_id = None  # transformers would warn of padding tokens among the random ones
 
 
 class Workload:
-    """The inputs of one case. What an arm does not need is not made."""
+    """The inputs of one case. Each is made when an arm first needs it."""
 
     def __init__(self, setting: Setting, networks: Networks) -> None:
         self.setting, self.networks = setting, networks
@@ -122,12 +125,12 @@ class Workload:
 
     @property
     def reference(self) -> PreTrainedModel:
-        """The model of the arms that are not the engine's."""
+        """The model of the reference arms."""
         return self.networks.reference.model
 
     @cached_property
     def each_its_own(self) -> Prompts:
-        """The prompts of all rollouts, [N * K, S]."""
+        """One copy of its prompt for every rollout, [N * K, S]."""
         k = self.setting.num_generations
         return Prompts(
             input_ids=self.prompts.input_ids.repeat_interleave(k, dim=0),
@@ -136,7 +139,7 @@ class Workload:
 
     @cached_property
     def sampled(self) -> Generation:
-        """The engine's rollouts, which the update replays."""
+        """The engine's rollouts. The update replays them."""
         with torch.no_grad(), autocast(self.model.device, self.setting.bf16):
             return roll_out(
                 self.model,
@@ -149,14 +152,14 @@ class Workload:
 
     @cached_property
     def advantages(self) -> Tensor:
-        """[N, K], none of them 0: every group is mixed."""
+        """Advantages [N, K] of +1 and -1, so that every group is mixed."""
         signs = torch.ones_like(self.seeds, dtype=torch.float32)
         signs[:, ::2] = -1.0
         return signs
 
     @cached_property
     def chain_of_thought(self) -> Tensor:
-        """Token ids of steps and answer for training on, [rows, T + L], whatever they say."""
+        """Random token ids in place of steps and answer, [rows, T + L], to train on."""
         rows = max(self.setting.questions * self.setting.num_generations, self.setting.problems)
         length = self.setting.cot_tokens + self.setting.answer_tokens
         ids = torch.tensor(self.networks.tokenizer.convert_tokens_to_ids(self.networks.words))
@@ -164,18 +167,32 @@ class Workload:
         return ids[torch.randint(len(ids), (rows, length), generator=generator)].to(self.model.device)
 
     @cached_property
+    def question_ids(self) -> Tensor:
+        """Token ids of the problems' prompts, [P, S]; all have the same length."""
+        ids, _ = self.model.encode([p.question for p in self.problems])
+        return ids
+
+    @cached_property
+    def answer_ids(self) -> Tensor:
+        """Token ids of the problems' answers with EOS, [P, L]; the target of the curriculum's last stage."""
+        model = self.networks.latent(1)  # its EOS is in the vocabulary
+        return torch.tensor(
+            encode_answers(model.tokenizer, [p.answer for p in self.problems], model.tokens), device=model.device
+        )
+
+    @cached_property
     def trainer(self) -> GRPOTrainer:
-        """Whose update is measured."""
+        """The trainer whose update is measured."""
         return self._trainer()
 
     @cached_property
     def plain_trainer(self) -> GRPOTrainer:
-        """The plain way's: should one run out of memory and halve its micro-batches, the other keeps its own."""
+        """The trainer of the plain way. It has micro-batches of its own, in case one trainer must halve them."""
         return self._trainer()
 
     @cached_property
     def curriculum(self) -> CurriculumTrainer:
-        """Whose last stage is measured: all thoughts, answers alone."""
+        """The trainer whose last stage is measured: all thoughts, and answers alone."""
         setting = self.setting
         config = CurriculumConfig(c_thought=1, max_latent_stage=setting.latent_steps, batch_size=setting.problems)
         model = self.networks.latent(setting.latent_steps)
@@ -201,21 +218,21 @@ class Workload:
 
     @property
     def on_cuda(self) -> bool:
-        """Is the engine's work done by graphs?"""
+        """True if the engine runs as CUDA graphs."""
         return self.model.device.type == "cuda"
 
     @property
     def untimed(self) -> int:
-        """Runs before those that are timed: on CUDA a shape is recorded when it comes for the second time."""
+        """Untimed runs before the timed ones: on CUDA, graphs are recorded when a shape comes for the second time."""
         return 2 if self.on_cuda else 1
 
     def synchronize(self) -> None:
-        """Wait until the device is idle; nothing has to on a CPU."""
+        """Waits until the device is idle. Does nothing on a CPU."""
         if self.on_cuda:
             torch.cuda.synchronize()
 
     def prepare(self, attention: str | None = None) -> None:
-        """Before each run: no gradients, and the reference's attention where it is used."""
+        """Called before each run: clears gradients and sets the attention of the reference arms."""
         self.networks.model.zero_grad(set_to_none=True)
         if attention is not None:
             self.reference.zero_grad(set_to_none=True)

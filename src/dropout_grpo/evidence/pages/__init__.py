@@ -1,1 +1,1 @@
-"""Documents whose tables and figures are made from result files."""
+"""How documents get their numbers: marked blocks, one Markdown table, one style of figure."""

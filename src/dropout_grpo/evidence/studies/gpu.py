@@ -1,7 +1,7 @@
-"""``python -m dropout_grpo.evidence.studies.gpu``: what is checked and measured on a GPU, with results as JSON.
+"""``python -m dropout_grpo.evidence.studies.gpu``: tests and benchmark on a GPU, with results as JSON.
 
-Parts: tests (exactness, ``pytest -m gpu``), gpt2-cuda (the benchmark), gpt2-cuda-sweep (how it grows). Needs the
-package (``pip install -e .``) and pytest; fails if a test fails or none could run.
+Parts: tests (exactness, ``pytest -m gpu``), gpt2-cuda (the benchmark), gpt2-cuda-sweep (how the cost grows). Needs the
+package (``pip install -e .``) and pytest. Fails if a test fails or if no test could run.
 """
 
 import argparse
@@ -18,32 +18,32 @@ from dropout_grpo.evidence.bench.config import BenchConfig
 from dropout_grpo.evidence.bench.machine import machine
 from dropout_grpo.evidence.bench.run import run_bench
 from dropout_grpo.evidence.bench.tables import render
+from dropout_grpo.evidence.places import PERFORMANCE_FOLDER, ROOT
 from dropout_grpo.runs.folder import provenance, write_json
 
-ROOT = Path(__file__).parents[4]
 PARTS = ("tests", "gpt2-cuda", "gpt2-cuda-sweep")
 
 
 def benchmarks() -> dict[str, tuple[BenchConfig, bool]]:
-    """By part: batches that fill a GPU, and whether it is a sweep."""
+    """The benchmark parts by name: options with batches that fill a GPU, and whether the part is a sweep."""
     config = BenchConfig(size="gpt2", device="cuda", questions=128, problems=1024, micro_batch_size=2048)
     sweep = replace(config, num_generations=(32,), repeats=3, beside=())
     return {"gpt2-cuda": (config, False), "gpt2-cuda-sweep": (sweep, True)}
 
 
 def has_device() -> bool:
-    """Is there anything to check and measure on?"""
+    """True if there is a CUDA device."""
     return torch.cuda.is_available()
 
 
 class Outcomes:
-    """A pytest plugin that counts."""
+    """A pytest plugin that counts outcomes."""
 
     def __init__(self) -> None:
         self.passed, self.skipped, self.failed = 0, 0, []  # type: tuple[int, int, list[str]]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test passes by its call alone, and fails or is skipped in any phase."""
+        """Counts a test as passed in its call phase, and as failed or skipped in any phase."""
         if report.failed:
             self.failed.append(report.nodeid)
         self.skipped += report.skipped
@@ -51,7 +51,7 @@ class Outcomes:
 
 
 def run_tests() -> dict[str, Any]:
-    """The tests marked gpu."""
+    """Runs the tests marked gpu."""
     outcomes, start = Outcomes(), time.monotonic()
     pytest.main(["-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests")], plugins=[outcomes])
     return {
@@ -64,9 +64,9 @@ def run_tests() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Runs the parts; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the JSON files")
+    parser.add_argument("--out", type=Path, default=PERFORMANCE_FOLDER, help="folder for the JSON files")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     if not has_device():

@@ -1,10 +1,10 @@
-"""ProsQA from nothing: a Coconut, its control without thoughts, and GRPO from a weaker Coconut, with masks and without.
+"""ProsQA from scratch: a Coconut, its control without thoughts, and GRPO from a weaker Coconut with and without masks.
 
 python -m dropout_grpo.evidence.studies.prosqa prosqa_valid.json
 
-The commands are those of a user, each a process of its own; as many run side by side as there are cores, and a round
-waits for the one before. A command whose results are there already is not run again. Writes docs/results/prosqa.json,
-of which evidence/pages/results_page.py makes a section of docs/RESULTS.md. Some 45 minutes on 2 CPU cores.
+The commands are those of a user; each runs in its own process. The commands of a round run side by side, one per core,
+and a round starts when the one before has finished. A command that has results already does not run again. Writes
+docs/results/prosqa.json, from which a section of docs/RESULTS.md is made. Takes about 45 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dropout_grpo.evidence.places import RESULTS_FOLDER
 from dropout_grpo.jobs.compare import compare
 
-ROOT = Path(__file__).parents[4]
 _SFT = "dropout-grpo sft --recipe prosqa --data.valid {valid}"
 _THOUGHTS = f"{_SFT} --model.name_or_path {{out}}-words/checkpoints/coconut --curriculum.cot_epochs 0"
 _GRPO = "dropout-grpo grpo --recipe prosqa --data.valid {valid} --checkpoint {out}-weaker/checkpoints/coconut"
@@ -51,13 +51,13 @@ PAIRS = (("pause", "sft"), ("weaker", "masks"), ("weaker", "temperature"), ("tem
 
 
 def rounds(valid: str, out: str) -> list[dict[str, list[str]]]:
-    """The words of each command line, the program's first, by name and round."""
+    """The command lines of each round by name, as words; the first is the program."""
     paths = {"valid": valid, "out": out}
     return [{name: [w.format(**paths) for w in line.split()] for name, line in each.items()} for each in ROUNDS]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what has not been run, and write what came of it."""
+    """Runs the commands that have no results yet, then records all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("valid", help="prosqa_valid.json as published")
     parser.add_argument("--out", default="runs/prosqa")
@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for each in rounds(options.valid, options.out):
         lines |= {name: shlex.join(words) for name, words in each.items()}
         _side_by_side({name: words for name, words in each.items() if not finished(out, name)}, out)
-    target = ROOT / "docs" / "results" / "prosqa.json"
+    target = RESULTS_FOLDER / "prosqa.json"
     record = {"commands": lines, **measured(out)}
     target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(target)
 
 
 def finished(out: str, name: str) -> bool:
-    """Whether the run folder of a command has its results."""
+    """True if the run folder of a command has its results."""
     return any(Path(f"{out}-{name}", file).is_file() for file in ("results.json", "test.json"))
 
 
@@ -97,7 +97,7 @@ def _side_by_side(commands: dict[str, list[str]], out: str) -> None:
 
 
 def measured(out: str) -> dict[str, Any]:
-    """What the run folders say: settings, curves of pass@1, measures, and pairs on the same problems."""
+    """Reads the run folders: settings, curves of pass@1, measures, and comparisons on the same problems."""
     record: dict[str, Any] = {"runs": {}, "curves": {}, "evaluations": {}, "pairs": {}}
     for name in CURVES:
         record["runs"][name] = _json(Path(f"{out}-{name}", "results.json"))

@@ -1,9 +1,10 @@
-"""Sweep explorations from one checkpoint on validation problems; one JSON file and a Markdown table.
+"""Compares explorations from one checkpoint on validation problems.
 
-    python -m dropout_grpo.evidence.studies.sweep --checkpoint runs/demo-seed0/checkpoints/coconut --out docs/sweep
+    python -m dropout_grpo.evidence.studies.sweep --checkpoint runs/demo-seed0/checkpoints/coconut
 
-Every arm gets the same questions, seeds and number of rollouts; only the exploration differs. An arm whose run folder
-is finished is not run again, so two processes can share the arms (`--arms`) and a third call collects them.
+Every arm gets the same questions, seeds and number of rollouts; only the exploration differs. An arm that has finished
+does not run again, so two processes can share the arms (`--arms`) and a third call collects them. Writes
+docs/results/sweep.json, from which a section of docs/RESULTS.md is made.
 """
 
 import argparse
@@ -12,16 +13,17 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from dropout_grpo.evidence.places import RESULTS_FOLDER
 from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.problem_sources import problems_of
 from dropout_grpo.jobs.recipe_file import load_recipe
 from dropout_grpo.jobs.session import Session, default_device
 from dropout_grpo.jobs.trainers import train_grpo
-from dropout_grpo.runs.folder import provenance, write_json, write_text
+from dropout_grpo.runs.folder import provenance, write_json
 
 LATENT, LATENT_ANSWER = ("latent",), ("latent", "answer")
-ARMS = {
+EXPLORATIONS = {
     "temperature only": ExplorationConfig(kind="none"),
     "residual p=0.05, latent": ExplorationConfig(p=0.05, phases=LATENT),
     "residual p=0.1, latent": ExplorationConfig(p=0.1, phases=LATENT),
@@ -39,15 +41,15 @@ ARMS = {
 
 
 def main() -> None:
-    """Run the arms one after the other."""
+    """Runs the arms one after the other and records their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--recipe", default="word-problems")
-    parser.add_argument("--out", type=Path, required=True, help="path without ending: .json and .md are written")
+    parser.add_argument("--out", type=Path, default=RESULTS_FOLDER / "sweep.json", help="JSON file to write")
     parser.add_argument("--runs", type=Path, default=Path("runs/sweep"), help="run folders of the arms")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="*", choices=list(EXPLORATIONS), default=list(EXPLORATIONS))
     options = parser.parse_args()
 
     recipe = load_recipe(options.recipe)
@@ -58,8 +60,8 @@ def main() -> None:
     for name in options.arms:
         folder = options.runs / name.replace(" ", "_")
         if not (folder / "checkpoints" / "grpo").is_dir():
-            arm = replace(recipe, exploration=ARMS[name], run_dir=str(folder))
-            session = Session.start("sweep", arm, build_exploration(ARMS[name]), device=default_device())
+            arm = replace(recipe, exploration=EXPLORATIONS[name], run_dir=str(folder))
+            session = Session.start("sweep", arm, build_exploration(EXPLORATIONS[name]), device=default_device())
             model = load_model(options.checkpoint, device=session.device)
             train_grpo(session, model, problems["grpo"], problems["valid"], "grpo")
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -68,7 +70,7 @@ def main() -> None:
         rows.append(
             {
                 "arm": name,
-                "exploration": asdict(ARMS[name]),
+                "exploration": asdict(EXPLORATIONS[name]),
                 "eval/pass@1": curve,
                 "final": curve[max(curve)],
                 "mixed_first_10": sum(mixed[:10]) / 10,
@@ -80,17 +82,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), file=sys.stderr)
     n_valid = min(recipe.data.max_valid, len(problems["valid"]))
     command = "python -m dropout_grpo.evidence.studies.sweep " + " ".join(sys.argv[1:])
-    write_json(options.out.with_suffix(".json"), {"command": command, "n_valid": n_valid, "arms": rows, **provenance()})
-    lines = [
-        "| exploration | valid pass@1 | mixed groups, first 10 steps | last 10 | reward, last 10 | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['arm']} | {r['final']:.3f} | {r['mixed_first_10']:.2f} | {r['mixed_last_10']:.2f} "
-        f"| {r['reward_last_10']:.3f} | {r['seconds']:.0f} |"
-        for r in rows
-    ]
-    write_text(options.out.with_suffix(".md"), "\n".join(lines) + "\n")
+    write_json(options.out, {"command": command, "n_valid": n_valid, "arms": rows, **provenance()})
 
 
 if __name__ == "__main__":

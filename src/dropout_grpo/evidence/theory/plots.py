@@ -1,55 +1,34 @@
 """Figures of the checks as SVG files, drawn from nothing but the checks' own details."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from dropout_grpo.evidence.pages.figures import BLUE, GREEN, INK, ORANGE, save
 from dropout_grpo.evidence.theory.check import Check
 
 Found = Mapping[str, Check]
 Draw = Callable[[Found], Figure]
 
-_BLUE, _ORANGE, _GREEN, _INK, _MUTED, _RULE = "#2b5c9e", "#c05a12", "#2f7d4f", "#1c2733", "#5d666f", "#d9dcdf"
-_STYLE: dict[Any, Any] = {
-    "font.size": 11.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "text.parse_math": False,
-    "svg.hashsalt": "dropout-grpo",  # equal data give an equal file
-}
-
 
 def save_plots(checks: Sequence[Check], folder: Path) -> list[Path]:
-    """Write one SVG for each figure whose checks are all there; returns the files."""
+    """Writes one SVG for each figure whose checks are all given; returns the files."""
     found = {check.id: check for check in checks}
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, (needs, draw) in FIGURES.items():
-        if not all(need in found for need in needs):
-            continue
-        files.append(folder / f"{name}.svg")
-        with matplotlib.rc_context(_STYLE):
-            draw(found).savefig(files[-1], format="svg", metadata={"Date": None, "Creator": None})
+        if all(need in found for need in needs):
+            files.append(folder / f"{name}.svg")
+            save(files[-1], partial(draw, found))
     return files
 
 
 def _axes(xlabel: str, ylabel: str = "", size: tuple[float, float] = (6.4, 3.6)) -> Axes:
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size)
     return figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
 
 
@@ -64,19 +43,17 @@ def _unbiased(found: Found) -> Figure:
     axes = _axes("rollouts of a group, K", "factor c in E g = c grad J")
     ks = exact.column("K")
     curve = [2 + i / 20 for i in range(121)]
-    axes.plot(curve, [(k - 1) / k for k in curve], color=_BLUE, linestyle="--", label="(K-1)/K")
-    axes.plot(ks, exact.column("factor found"), "o", color=_BLUE, label="r - mean(r), exact sum")
-    axes.axhline(1.0, color=_ORANGE, linestyle="--")
-    axes.plot(ks, exact.column("leave-one-out"), "s", color=_ORANGE, label="leave-one-out, exact sum")
+    axes.plot(curve, [(k - 1) / k for k in curve], color=BLUE, linestyle="--", label="(K-1)/K")
+    axes.plot(ks, exact.column("factor found"), "o", color=BLUE, label="r - mean(r), exact sum")
+    axes.axhline(1.0, color=ORANGE, linestyle="--")
+    axes.plot(ks, exact.column("leave-one-out"), "s", color=ORANGE, label="leave-one-out, exact sum")
     assert sampled.interval is not None
     assert sampled.estimate is not None
     low, high = sampled.interval
     (k,) = sampled.column("K")
     error = [[sampled.estimate - low], [high - sampled.estimate]]
     # Beside its exact dot, not on it.
-    axes.errorbar(
-        [k + 0.15], [sampled.estimate], yerr=error, fmt="D", color=_GREEN, capsize=4, label="sampled rollouts"
-    )
+    axes.errorbar([k + 0.15], [sampled.estimate], yerr=error, fmt="D", color=GREEN, capsize=4, label="sampled rollouts")
     axes.set_xticks(ks)
     axes.set_ylim(0.4, 1.1)
     axes.legend(loc="lower right")
@@ -87,10 +64,10 @@ def _divided(found: Found) -> Figure:
     detail = found["divided.group"].detail
     axes = _axes("success rate of the question, J(x)", "factor c(x) in E g(x) = c(x) grad J(x)")
     axes.plot(
-        detail["curve_success"], detail["curve_group"], color=_ORANGE, label="divided by the group's standard deviation"
+        detail["curve_success"], detail["curve_group"], color=ORANGE, label="divided by the group's standard deviation"
     )
     axes.plot(
-        detail["curve_success"], detail["curve_none"], color=_BLUE, label="not divided: the same for all questions"
+        detail["curve_success"], detail["curve_none"], color=BLUE, label="not divided: the same for all questions"
     )
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower center")
@@ -101,11 +78,11 @@ def _baseline(found: Found) -> Figure:
     cases = found["baseline.condition"].detail["cases"]
     axes = _axes("J / 2b*", "tr Cov g over that without baseline")
     x = [success / (2 * best) for success, best, _, _ in cases]
-    for column, colour, label in ((3, _ORANGE, "leave-one-out, K = 8"), (2, _BLUE, "A = r - J")):
+    for column, colour, label in ((3, ORANGE, "leave-one-out, K = 8"), (2, BLUE, "A = r - J")):
         y = [case[column] for case in cases]
         axes.semilogx(x, y, "o", color=colour, markersize=4, alpha=0.7, label=label)
-    axes.axhline(1, color=_INK, linewidth=1)
-    axes.axvline(1, color=_INK, linewidth=1)
+    axes.axhline(1, color=INK, linewidth=1)
+    axes.axvline(1, color=INK, linewidth=1)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -116,18 +93,18 @@ def _baseline(found: Found) -> Figure:
 
 def _replay(found: Found) -> Figure:
     check = found["replay.bias"]
-    figure = Figure(figsize=(8.2, 2.9), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(8.2, 2.9))
     names = ["mask replayed", *(f"fresh, {name}" for name in check.column("update")[1:])]
     columns = ("bias of E g", "tr Cov g over replayed")
     for i, (column, label) in enumerate(zip(columns, ("bias, |E g - grad J| / |grad J|", columns[1]), strict=True)):
         axes = figure.add_subplot(1, 2, i + 1, xlabel=label)
         values = check.column(column)
-        axes.barh(range(len(names)), values, color=[_BLUE] + [_ORANGE] * (len(names) - 1), height=0.6)
+        axes.barh(range(len(names)), values, color=[BLUE] + [ORANGE] * (len(names) - 1), height=0.6)
         axes.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         if i == 1:
-            axes.axvline(1, color=_INK, linewidth=1)
+            axes.axvline(1, color=INK, linewidth=1)
     return figure
 
 
@@ -136,9 +113,9 @@ def _latent_gradient(found: Found) -> Figure:
     axes = _axes("largest error of an entry, in units of the largest entry", size=(7.2, 4.2))
     names = check.column("parameter")
     for column, colour, marker in (
-        ("error", _BLUE, "o"),
-        ("error, thoughts detached", _ORANGE, "s"),
-        ("error, thoughts and cache detached", _GREEN, "x"),
+        ("error", BLUE, "o"),
+        ("error, thoughts detached", ORANGE, "s"),
+        ("error, thoughts and cache detached", GREEN, "x"),
     ):
         label = "back-propagated as it is" if column == "error" else column.removeprefix("error, ")
         axes.plot(check.column(column), range(len(names)), marker, color=colour, label=label, markersize=5)
@@ -155,7 +132,7 @@ def _average(found: Found) -> Figure:
     check = found["average.measured"]
     axes = _axes("reward on unseen problems", size=(6.4, 2.4))
     for i, (_, value, low, high, *_) in enumerate(check.detail["rows"]):
-        colour = _INK if i == 0 else _BLUE
+        colour = INK if i == 0 else BLUE
         axes.hlines(i, low, high, color=colour, linewidth=3, alpha=0.4)
         axes.plot(value, i, "o", color=colour)
     axes.set_yticks(range(len(check.detail["rows"])), check.column("answer of"))
@@ -169,10 +146,10 @@ def _holding(found: Found) -> Figure:
     axes = _axes("share of mixed groups", size=(6.4, 2.2))
     names = check.column("masks")
     for i, row in enumerate(check.detail["rows"]):
-        for shift, colour, (value, low, high) in ((-0.12, _BLUE, row[1:4]), (0.12, _ORANGE, row[4:7])):
+        for shift, colour, (value, low, high) in ((-0.12, BLUE, row[1:4]), (0.12, ORANGE, row[4:7])):
             axes.hlines(i + shift, low, high, color=colour, linewidth=3, alpha=0.4)
             axes.plot(value, i + shift, "o", color=colour)
-    keys = [Line2D([], [], color=c, marker="o", linewidth=3, alpha=0.7) for c in (_BLUE, _ORANGE)]
+    keys = [Line2D([], [], color=c, marker="o", linewidth=3, alpha=0.7) for c in (BLUE, ORANGE)]
     axes.legend(keys, ["answers sampled", "answers greedy"], loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""GSM8K as published through every command, as ``evidence/studies/gsm8k_small.py`` has them: no library may warn."""
+"""Published GSM8K through all commands of ``evidence/studies/gsm8k_commands.py``: no library may warn."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.by_path import ROOT, module_at
+from dropout_grpo.evidence.places import ROOT
+from dropout_grpo.evidence.studies import gsm8k_commands
 
 PROGRAM = """
 import json, runpy, sys
@@ -45,8 +46,7 @@ def test_no_library_complains(tmp_path: Path) -> None:
     train, valid, out = tmp_path / "train.jsonl", tmp_path / "valid.txt", tmp_path / "out"
     train.write_text(published(9), encoding="utf-8")
     valid.write_text("Ann has 2 pens and buys 3.||<<2+3=5>> #### 5\n", encoding="utf-8")
-    made = module_at("src/dropout_grpo/evidence/studies/gsm8k_small.py")
-    lines = [words + SMALL[name] for name, words in made.commands(str(train), str(valid), str(out)).items()]
+    lines = [words + SMALL[name] for name, words in gsm8k_commands.commands(str(train), str(valid), str(out)).items()]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
         input=json.dumps(lines),
@@ -57,7 +57,7 @@ def test_no_library_complains(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert made.WARNING.search(done.stdout + done.stderr) is None, done.stderr
+    assert gsm8k_commands.WARNING.search(done.stdout + done.stderr) is None, done.stderr
     told = [line for line in done.stderr.splitlines() if line]
     assert [line for line in told if not line.startswith((*KNOWN, str(tmp_path)))] == []
 
@@ -85,4 +85,4 @@ KNOWN = (
 
 @pytest.mark.parametrize("line", ["UserWarning: x", "x is deprecated", "[transformers] WARNING", "x will be removed"])
 def test_what_a_warning_is(line: str) -> None:
-    assert module_at("src/dropout_grpo/evidence/studies/gsm8k_small.py").WARNING.search(line) is not None
+    assert gsm8k_commands.WARNING.search(line) is not None

@@ -1,10 +1,10 @@
-"""A small GPT-2 with random weights for a problem file, its byte-level tokenizer learnt from that file.
+"""Makes a small GPT-2 with random weights and a byte-level tokenizer learnt from a problem file.
 
-    python examples/gsm8k_small.py gsm8k_train.jsonl --out runs/gsm8k-small
+    python examples/small_gpt2.py gsm8k_train.jsonl --out runs/small-gpt2
 
-The folder it writes is a plain Hugging Face one. What follows is the command line's:
+The result is a plain Hugging Face folder. Train it with the command line:
 
-    dropout-grpo sft --model.name_or_path runs/gsm8k-small --data.train gsm8k_train.jsonl --data.valid valid.json
+    dropout-grpo sft --model.name_or_path runs/small-gpt2 --data.train gsm8k_train.jsonl --data.valid valid.json
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Learn the tokenizer, make the model, save both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", help="GSM8K as published, or any other problem file")
-    parser.add_argument("--out", default="runs/gsm8k-small")
+    parser.add_argument("--out", default="runs/small-gpt2")
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)

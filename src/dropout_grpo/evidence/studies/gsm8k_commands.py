@@ -1,9 +1,9 @@
-"""GSM8K as published through curriculum, GRPO and evaluation, with a small random GPT-2. A warning is an error.
+"""Runs published GSM8K through curriculum, GRPO and evaluation with a small random GPT-2. A warning is an error.
 
-python -m dropout_grpo.evidence.studies.gsm8k_small gsm8k_train.jsonl gsm8k_aug_valid.json
+python -m dropout_grpo.evidence.studies.gsm8k_commands gsm8k_train.jsonl gsm8k_aug_valid.json
 
-The commands are those of a user, each a process of its own. Fails where a library warns; else writes
-docs/results/gsm8k-small.json, of which evidence/pages/results_page.py makes a section of docs/RESULTS.md.
+The commands are those of a user; each runs in its own process. The study fails if a library warns. Otherwise it writes
+docs/results/gsm8k-small.json, from which a section of docs/RESULTS.md is made.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[4]
+from dropout_grpo.evidence.places import RESULTS_FOLDER
+
 WARNING = re.compile(r"warn|deprecat|will be removed", re.IGNORECASE)
 
 COMMANDS = {
-    "base": "python examples/gsm8k_small.py {train} --out {out}/base",
+    "base": "python examples/small_gpt2.py {train} --out {out}/base",
     "sft": "dropout-grpo sft --model.name_or_path {out}/base --data.train {train} --data.valid {valid} "
     "--data.max_valid 200 --curriculum.c_thought 1 --curriculum.max_latent_stage 2 --curriculum.cot_epochs 1 "
     "--curriculum.epochs_per_stage 1 --curriculum.final_epochs 1 --curriculum.batch_size 64 "
@@ -37,13 +38,13 @@ COMMANDS = {
 
 
 def commands(train: str, valid: str, out: str) -> dict[str, list[str]]:
-    """The words of each command line, the program's first."""
+    """The words of each command line; the first is the program."""
     paths = {"train": train, "valid": valid, "out": out}
     return {name: [word.format(**paths) for word in line.split()] for name, line in COMMANDS.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the commands one after the other, and write what came of them."""
+    """Runs the commands one after the other and records their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", help="gsm8k_train.jsonl as published")
     parser.add_argument("valid", help="another file of problems")
@@ -64,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"{name} warns: {warned[0]}")
         record["seconds"][name], record["cpu_seconds"][name] = time.monotonic() - start, _cpu() - cpu
     record |= measured(Path(options.out))
-    target = ROOT / "docs" / "results" / "gsm8k-small.json"
+    target = RESULTS_FOLDER / "gsm8k-small.json"
     target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(target)
 
 
 def measured(out: Path) -> dict[str, Any]:
-    """What the run folders say: results, the last update of each stage, the share of mixed groups, all measures."""
+    """Reads the run folders: results, the last update of each stage, the share of mixed groups, all measures."""
     record: dict[str, Any] = {name: _json(out / name / "results.json") for name in ("sft", "grpo", "eval")}
     updates = [line for line in _lines(out / "sft/metrics.jsonl") if "loss" in line]
     steps = _lines(out / "grpo/metrics.jsonl")
@@ -88,7 +89,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _cpu() -> float:
-    """CPU seconds of all processes started and ended so far."""
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
