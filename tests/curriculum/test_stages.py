@@ -53,13 +53,13 @@ def test_config_knows_the_full_block() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"c_thought": 0}, "c_thought=0 and max_latent_stage=3 give 0 latent steps"),
+        ({"c_thought": 0}, "c_thought=0 must be at least 1"),
         ({"max_latent_stage": 0}, "max_latent_stage=0"),
-        ({"uniform_prob": 1.1}, "uniform_prob=1.1 is outside"),
-        ({"uniform_prob": -0.1}, "uniform_prob=-0.1 is outside"),
+        ({"uniform_prob": 1.1}, "uniform_prob=1.1 must be at least 0 and at most 1"),
+        ({"uniform_prob": -0.1}, "uniform_prob=-0.1 must be at least 0 and at most 1"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
-        ({"cot_epochs": -1}, "cot_epochs=-1 must not be negative"),
+        ({"cot_epochs": -1}, "cot_epochs=-1 must be at least 0"),
         ({"epochs_per_stage": -1}, "epochs_per_stage=-1"),
         ({"final_epochs": -2}, "final_epochs=-2"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),

@@ -195,7 +195,7 @@ def test_coconuts_code_could_read_the_files(tmp_path: Path) -> None:
 
 
 def test_counts() -> None:
-    with pytest.raises(UserError, match="prosqa: n_test is -1"):
+    with pytest.raises(UserError, match=r"prosqa\.n_test=-1"):
         ProsqaConfig(n_test=-1)
 
 
@@ -225,6 +225,10 @@ def test_smaller_graphs_when_asked_for() -> None:
     assert max(sizes) <= 12
     assert len(sizes) > 3
     assert {len(problem.steps) for problem in problems} <= {3, 4, 5, 6}
-    for least, most in ((6, 12), (12, 11), (7, 39)):
-        with pytest.raises(UserError, match=f"graphs of {least} to {most} nodes"):
+    for least, most, message in (
+        (6, 12, "min_nodes=6 must be at least 7"),
+        (12, 11, "min_nodes=12 must be at most max_nodes=11"),
+        (7, 39, "max_nodes=39 must be at least 7 and at most 38"),
+    ):
+        with pytest.raises(UserError, match=message):
             replace(CONFIG, min_nodes=least, max_nodes=most)

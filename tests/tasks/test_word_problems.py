@@ -267,15 +267,15 @@ def test_too_many_problems_for_the_space(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("wrong", "part"),
     [
-        ({"n_train": -1}, "n_train is -1"),
-        ({"n_grpo": -1}, "n_grpo is -1"),
-        ({"distractors": -1}, "distractors is -1"),
-        ({"distractors": 17}, "distractors is 17"),
-        ({"min_steps": 0}, "min_steps is 0"),
-        ({"min_steps": 5}, "min_steps is 5 and max_steps is 4"),
-        ({"max_steps": 17}, "max_steps is 17"),
-        ({"max_number": 3}, "max_number is 3"),
-        ({"max_number": 10_000}, "max_number is 10000"),
+        ({"n_train": -1}, "n_train=-1 must be"),
+        ({"n_grpo": -1}, "n_grpo=-1 must be"),
+        ({"distractors": -1}, "distractors=-1 must be"),
+        ({"distractors": 17}, "distractors=17 must be"),
+        ({"min_steps": 0}, "min_steps=0 must be"),
+        ({"min_steps": 5}, "min_steps=5 must be at most max_steps=4"),
+        ({"max_steps": 17}, "max_steps=17 must be"),
+        ({"max_number": 3}, "max_number=3 must be"),
+        ({"max_number": 10_000}, "max_number=10000 must be"),
     ],
 )
 def test_settings_that_make_no_sense(wrong: dict[str, int], part: str) -> None:

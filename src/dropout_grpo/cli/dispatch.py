@@ -23,7 +23,7 @@ from dropout_grpo.jobs.demo import demo
 from dropout_grpo.jobs.evaluate import evaluate
 from dropout_grpo.jobs.inspect import as_text as inspection_as_text, inspect
 from dropout_grpo.jobs.merge import merge
-from dropout_grpo.jobs.recipe import CheckpointOptions, DataConfig, Recipe
+from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe
 from dropout_grpo.jobs.smoke import stand_ins
 from dropout_grpo.jobs.train import grpo, sft
 from dropout_grpo.report import write_report
@@ -67,15 +67,8 @@ def _compare(options: Namespace) -> None:
 
 
 def _ask(options: Namespace) -> None:
-    answers = ask(
-        options.checkpoint,
-        options.question,
-        options.exploration,
-        masks=options.masks,
-        seed=options.seed,
-        max_new_tokens=options.max_new_tokens,
-        options=_checkpoint_options(options),
-    )
+    asked = AskOptions(masks=options.masks, seed=options.seed, max_new_tokens=options.max_new_tokens)
+    answers = ask(options.checkpoint, options.question, options.exploration, asked, _checkpoint_options(options))
     print(answers_as_text(answers))
 
 

@@ -6,7 +6,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from dropout_grpo.evidence.bench.config import BenchConfig
 from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe, Task
+from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, Task
 from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
 from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig
@@ -70,9 +70,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub.add_argument("checkpoint", type=str, help="folder or hub name of a latent model")
     sub.add_argument("question", type=str)
     with_checkpoint_options(sub)
-    sub.add_argument("--masks", type=int, default=8, help="how many masks vote")
-    sub.add_argument("--seed", type=int, default=0, help="of the masks")
-    sub.add_argument("--max_new_tokens", type=int, default=64, help="answer tokens at most")
+    sub.add_class_arguments(AskOptions, as_group=False)
     sub.add_class_arguments(ExplorationConfig, "exploration")
     sub = command("inspect", "what is found in a model: sites, masks, latent tokens; and a dry run")
     sub.add_argument("model", type=str, help="folder or hub name of a model, with latent tokens or without")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.ranges import check_ranges, ranged
 from dropout_grpo.training.config import Schedule
 
 
@@ -37,46 +38,33 @@ class CurriculumConfig:
         save_stages: keep a checkpoint after every stage, not only the last.
     """
 
-    c_thought: int = 2
-    max_latent_stage: int = 3
-    cot_epochs: int = 25
-    epochs_per_stage: int = 10
-    final_epochs: int = 20
-    uniform_prob: float = 0.0
+    c_thought: int = ranged(2, at_least=1)
+    max_latent_stage: int = ranged(3, at_least=1)
+    cot_epochs: int = ranged(25, at_least=0)
+    epochs_per_stage: int = ranged(10, at_least=0)
+    final_epochs: int = ranged(20, at_least=0)
+    uniform_prob: float = ranged(0.0, at_least=0, at_most=1)
     thoughts_predict: bool = False
     thought: Literal["hidden_state", "pause", "projection"] = "hidden_state"
-    batch_size: int = 128
-    micro_batch_size: int | None = None
+    batch_size: int = ranged(128, at_least=1)
+    micro_batch_size: int | None = ranged(None, at_least=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = ranged(1e-3, above=0)
     lr_scheduler_type: Schedule = "constant"
-    warmup_steps: int = 20
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    warmup_steps: int = ranged(20, at_least=0)
+    weight_decay: float = ranged(0.01, at_least=0)
+    max_grad_norm: float = ranged(1.0, above=0)
     reset_optimizer: bool = True
-    eval_steps: int = 0
+    eval_steps: int = ranged(0, at_least=0)
     save_stages: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a curriculum that is none.
+        """Check the ranges, and that some stage has epochs.
 
         Raises:
             UserError: names the option and the remedy.
         """
-        if self.c_thought < 1 or self.max_latent_stage < 1:
-            raise UserError(
-                f"c_thought={self.c_thought} and max_latent_stage={self.max_latent_stage} give 0 latent steps: both "
-                "must be at least 1 for a model that thinks."
-            )
-        if not 0.0 <= self.uniform_prob <= 1.0:
-            raise UserError(f"uniform_prob={self.uniform_prob} is outside [0, 1].")
-        if self.batch_size < 1 or self.learning_rate <= 0:
-            raise UserError(f"batch_size={self.batch_size} and learning_rate={self.learning_rate} must be above 0.")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"micro_batch_size={self.micro_batch_size} must be at least 1.")
-        for name in ("cot_epochs", "epochs_per_stage", "final_epochs", "warmup_steps", "eval_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must not be negative.")
+        check_ranges(self, "curriculum")
         if self.cot_epochs + self.epochs_per_stage + self.final_epochs == 0:
             raise UserError("cot_epochs, epochs_per_stage and final_epochs are all 0: there is nothing to train.")
 

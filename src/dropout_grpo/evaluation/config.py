@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,20 +17,16 @@ class EvaluationConfig:
         latent_steps: thoughts an answer takes; the checkpoint's own number when not given.
     """
 
-    num_samples: int = 8
-    temperature: float = 0.0
-    max_new_tokens: int = 8
-    batch_size: int = 1024
-    latent_steps: int | None = None
+    num_samples: int = ranged(8, at_least=0, at_most=65536)
+    temperature: float = ranged(0.0, at_least=0)
+    max_new_tokens: int = ranged(8, at_least=1)
+    batch_size: int = ranged(1024, at_least=1)
+    latent_steps: int | None = ranged(None, at_least=0)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured.
+        """Check the ranges.
 
         Raises:
             UserError: names the option.
         """
-        least_values = {"num_samples": 0, "temperature": 0, "max_new_tokens": 1, "batch_size": 1, "latent_steps": 0}
-        for name, least in least_values.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"evaluation.{name}={value} must be at least {least}.")
+        check_ranges(self, "evaluation")

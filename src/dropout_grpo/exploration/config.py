@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dropout_grpo.ranges import check_ranges, ranged
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExplorationConfig:
@@ -18,6 +20,14 @@ class ExplorationConfig:
     """
 
     kind: Literal["shared_dropout", "per_step_dropout", "none"] = "shared_dropout"
-    p: float = 0.1
+    p: float = ranged(0.1, at_least=0, below=1)
     sites: tuple[str, ...] = ("residual",)
     phases: tuple[str, ...] = ("latent",)
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UserError: names the option.
+        """
+        check_ranges(self, "exploration")

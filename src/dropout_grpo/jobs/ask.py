@@ -11,7 +11,7 @@ from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.jobs.models import load_model
-from dropout_grpo.jobs.recipe import CheckpointOptions
+from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions
 from dropout_grpo.problems.problem import Problem
 
 
@@ -19,11 +19,8 @@ def ask(
     checkpoint: str,
     question: str,
     config: ExplorationConfig,
-    *,
-    masks: int,
-    seed: int,
-    max_new_tokens: int,
-    options: CheckpointOptions,
+    options: AskOptions,
+    checkpoint_options: CheckpointOptions,
 ) -> dict[str, Any]:
     """Ask a checkpoint one question.
 
@@ -31,10 +28,8 @@ def ask(
         checkpoint: folder, hub name or Coconut ``state_dict`` file.
         question: the text.
         config: the exploration that makes the masks.
-        masks: number of masks.
-        seed: of the masks.
-        max_new_tokens: maximum number of answer tokens.
-        options: what the checkpoint does not record.
+        options: masks, seed and length.
+        checkpoint_options: what the checkpoint does not record.
 
     Returns:
         ``plain``, the plain network's answer; ``masks``, one answer a mask; with masks also ``average``, the model
@@ -45,17 +40,15 @@ def ask(
     """
     if not question.strip():
         raise UserError("the question is empty.")
-    if masks < 0 or max_new_tokens < 1:
-        raise UserError(f"--masks {masks} must be at least 0, and --max_new_tokens {max_new_tokens} at least 1.")
     exploration = build_exploration(config)
-    if masks > 1 and isinstance(exploration, NoExploration):
+    if options.masks > 1 and isinstance(exploration, NoExploration):
         raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")
-    model = load_model(checkpoint, options)
-    model.encode([question], room=max_new_tokens)
+    model = load_model(checkpoint, checkpoint_options)
+    model.encode([question], room=options.max_new_tokens)
     problem = Problem(id=0, question=question, steps=(), answer="?")
-    settings = EvaluationConfig(num_samples=masks, max_new_tokens=max_new_tokens)
+    settings = EvaluationConfig(num_samples=options.masks, max_new_tokens=options.max_new_tokens)
     with torch.no_grad():
-        (answered,) = answer_problems(model, [problem], settings, exploration=exploration, seed=seed)
+        (answered,) = answer_problems(model, [problem], settings, exploration=exploration, seed=options.seed)
     found: dict[str, Any] = {"plain": answered.plain, "masks": list(answered.samples)}
     if answered.average is not None:
         found["average"] = answered.average

@@ -9,6 +9,7 @@ from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.problems.columns import Columns
+from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.tasks.prosqa import ProsqaConfig
@@ -37,22 +38,20 @@ class ModelConfig:
 
     name_or_path: str | None = None
     model_type: str = "gpt2"
-    n_embd: int = 128
-    n_layer: int = 3
-    n_head: int = 4
-    n_positions: int = 160
+    n_embd: int = ranged(128, at_least=1)
+    n_layer: int = ranged(3, at_least=1)
+    n_head: int = ranged(4, at_least=1)
+    n_positions: int = ranged(160, at_least=1)
 
     def __post_init__(self) -> None:
-        for name in ("n_embd", "n_layer", "n_head", "n_positions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        check_ranges(self, "model")
         if self.n_embd % self.n_head:
             raise UserError(f"model.n_embd={self.n_embd} must be a multiple of model.n_head={self.n_head}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where problems come from. What is not given is made by the embedded task.
+    """Where problems come from. The embedded task makes the splits that are not given.
 
     A source is a file (.json or .jsonl: Coconut's records, GSM8K or ProntoQA as published; .txt: GSM8K-Aug) or a
     Hugging Face dataset, hf:NAME_OR_FOLDER[:CONFIG][@SPLIT], for example hf:openai/gsm8k:main@train.
@@ -62,8 +61,8 @@ class DataConfig:
         grpo: file or hf: dataset for GRPO; steps are not needed.
         valid: file or hf: dataset to validate on.
         test: file or hf: dataset to measure on.
-        columns: names of the columns of those files and datasets.
-        max_valid: validation during training uses the first so many problems.
+        columns: names of the columns in these files and datasets.
+        max_valid: number of validation problems that are used during training.
         task: the embedded task.
         word_problems: settings of the task word_problems.
         prosqa: settings of the task prosqa.
@@ -74,14 +73,13 @@ class DataConfig:
     valid: str | None = None
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
-    max_valid: int = 500
+    max_valid: int = ranged(500, at_least=1)
     task: Task = "word_problems"
     word_problems: WordProblemsConfig = field(default_factory=WordProblemsConfig)
     prosqa: ProsqaConfig = field(default_factory=ProsqaConfig)
 
     def __post_init__(self) -> None:
-        if self.max_valid < 1:
-            raise UserError(f"data.max_valid={self.max_valid} must be at least 1.")
+        check_ranges(self, "data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,33 +91,54 @@ class CheckpointOptions:
         base: folder or hub name of the model that a Coconut state_dict file (checkpoint_33) was trained from.
     """
 
-    latent_steps: int | None = None
+    latent_steps: int | None = ranged(None, at_least=0)
     base: str | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions:
+    """Options of ``ask``.
+
+    Args:
+        masks: number of masks that vote.
+        seed: seed of the masks.
+        max_new_tokens: maximum number of answer tokens.
+    """
+
+    masks: int = ranged(8, at_least=0, at_most=1024)
+    seed: int = seed_field()
+    max_new_tokens: int = ranged(64, at_least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run.
+    """Options of a run.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: folder of the run.
         resume: continue the run that is in run_dir.
-        seed: of weights, data order, masks and samples.
-        bf16: matrix products in bf16 with float32 weights; when not given, where a measurement finds bf16 fast.
-        report_to: trackers that get the metrics of training besides metrics.jsonl: tensorboard, wandb, trackio.
+        seed: seed of weights, data order, masks and samples.
+        bf16: compute matrix products in bf16, with float32 weights; if not given, where bf16 is faster.
+        report_to: trackers that get the training metrics, besides metrics.jsonl: tensorboard, wandb, trackio.
         data: problems.
-        model: what the curriculum starts from.
-        lora: an adapter on the model or checkpoint, trained in place of all weights.
+        model: model that the curriculum starts from.
+        lora: adapter that is trained instead of all weights.
         curriculum: Coconut's curriculum.
         exploration: randomness of the latent phase.
         grpo: GRPO.
-        reward_funcs: import paths, package.module:function or file.py:function.
+        reward_funcs: import paths of reward functions, package.module:function or file.py:function.
         evaluation: how checkpoints are measured.
     """
 
     run_dir: str = "runs/run"
     resume: bool = False
-    seed: int = 0
+    seed: int = seed_field()
     bf16: bool | None = None
     report_to: tuple[TrackerName, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
@@ -130,3 +149,6 @@ class Recipe:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     reward_funcs: tuple[str, ...] = (EXACT_ANSWER,)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

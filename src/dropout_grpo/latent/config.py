@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +16,8 @@ class LoRAConfig:
         target_modules: names of the layers that get factors; every linear layer but the output head when not given.
     """
 
-    r: int | None = None
-    lora_alpha: int = 32
+    r: int | None = ranged(None, at_least=1)
+    lora_alpha: int = ranged(32, at_least=1)
     target_modules: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -25,9 +26,8 @@ class LoRAConfig:
         Raises:
             UserError: names the option.
         """
+        check_ranges(self, "lora")
         if self.r is None and (self.lora_alpha, self.target_modules) != (32, None):
             raise UserError("lora has no r, the rank of its factors: give it, or leave the rest of lora out too.")
-        if (self.r is not None and self.r < 1) or self.lora_alpha < 1:
-            raise UserError(f"lora.r={self.r} and lora.lora_alpha={self.lora_alpha} must be at least 1.")
         if self.target_modules == ():
             raise UserError("lora.target_modules is empty: name layers, or leave it out for every linear layer.")

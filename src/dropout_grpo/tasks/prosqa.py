@@ -32,6 +32,7 @@ from typing import Literal, TypeVar
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
+from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
 
 _T = TypeVar("_T")
@@ -82,24 +83,19 @@ class ProsqaConfig:
             that finds it, as many steps: step k tells every fact about all that k - 1 facts lead to.
     """
 
-    seed: int = 0
-    n_train: int = 17_886
-    n_grpo: int = 17_886
-    n_valid: int = 300
-    n_test: int = 500
-    min_nodes: int = _NODES
-    max_nodes: int = _NODES
+    seed: int = seed_field()
+    n_train: int = ranged(17_886, at_least=0)
+    n_grpo: int = ranged(17_886, at_least=0)
+    n_valid: int = ranged(300, at_least=0)
+    n_test: int = ranged(500, at_least=0)
+    min_nodes: int = ranged(_NODES, at_least=_LEAST_NODES, at_most=len(CONCEPTS))
+    max_nodes: int = ranged(_NODES, at_least=_LEAST_NODES, at_most=len(CONCEPTS))
     steps: Literal["chain", "levels"] = "chain"
 
     def __post_init__(self) -> None:
-        for name in ("n_train", "n_grpo", "n_valid", "n_test"):
-            if getattr(self, name) < 0:
-                raise UserError(f"prosqa: {name} is {getattr(self, name)}; it must be 0 or more")
-        if not _LEAST_NODES <= self.min_nodes <= self.max_nodes <= len(CONCEPTS):
-            raise UserError(
-                f"prosqa: graphs of {self.min_nodes} to {self.max_nodes} nodes cannot be drawn; give min_nodes and "
-                f"max_nodes from {_LEAST_NODES} to {len(CONCEPTS)}, the larger last"
-            )
+        check_ranges(self, "prosqa")
+        if self.min_nodes > self.max_nodes:
+            raise UserError(f"prosqa.min_nodes={self.min_nodes} must be at most max_nodes={self.max_nodes}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
+from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks import word_sentences as sentences
 from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
 
@@ -40,32 +41,20 @@ class WordProblemsConfig:
         max_number: numbers in questions, steps and answers are 0 to this.
     """
 
-    seed: int = 0
-    n_train: int = 2_000
-    n_grpo: int = 20_000
-    n_valid: int = 1_000
-    n_test: int = 2_000
-    min_steps: int = 2
-    max_steps: int = 4
-    distractors: int = 1
-    max_number: int = 31
+    seed: int = seed_field()
+    n_train: int = ranged(2_000, at_least=0)
+    n_grpo: int = ranged(20_000, at_least=0)
+    n_valid: int = ranged(1_000, at_least=0)
+    n_test: int = ranged(2_000, at_least=0)
+    min_steps: int = ranged(2, at_least=1, at_most=_MAX_STEPS)
+    max_steps: int = ranged(4, at_least=1, at_most=_MAX_STEPS)
+    distractors: int = ranged(1, at_least=0, at_most=_MAX_STEPS)
+    max_number: int = ranged(31, at_least=4, at_most=_MAX_NUMBER)
 
     def __post_init__(self) -> None:
-        for name in ("n_train", "n_grpo", "n_valid", "n_test", "distractors"):
-            if getattr(self, name) < 0:
-                raise UserError(f"word problems: {name} is {getattr(self, name)}; it must be 0 or more")
-        if not 1 <= self.min_steps <= self.max_steps <= _MAX_STEPS:
-            raise UserError(
-                f"word problems: min_steps is {self.min_steps} and max_steps is {self.max_steps}; "
-                f"they must satisfy 1 <= min_steps <= max_steps <= {_MAX_STEPS}"
-            )
-        if self.distractors > _MAX_STEPS:
-            raise UserError(f"word problems: distractors is {self.distractors}; at most {_MAX_STEPS} are possible")
-        if not 4 <= self.max_number <= _MAX_NUMBER:
-            raise UserError(
-                f"word problems: max_number is {self.max_number}; it must be 4 to {_MAX_NUMBER} "
-                "(2 * 2 has to fit, and each number is one word of the vocabulary)"
-            )
+        check_ranges(self, "word_problems")
+        if self.min_steps > self.max_steps:
+            raise UserError(f"word_problems.min_steps={self.min_steps} must be at most max_steps={self.max_steps}.")
 
 
 def make_splits(config: WordProblemsConfig, wanted: Sequence[str] = SPLITS) -> dict[str, list[Problem]]:

@@ -1,0 +1,138 @@
+"""Ranges of numeric options: declared on the field of a config, checked when it is made, and shown by ``--help``.
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    batch_size: int = ranged(128, at_least=1)
+    p: float = ranged(0.1, at_least=0, below=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "grpo")
+"""
+
+import math
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, get_args
+
+from dropout_grpo.errors import UserError
+
+MAX_INT = 2**63 - 1
+"""The largest whole number that any option may be: a 64-bit integer."""
+
+_KEY = "range"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """The values that a number may have; every bound that is None is open.
+
+    Attributes:
+        at_least: lower bound, included.
+        above: lower bound, excluded.
+        at_most: upper bound, included.
+        below: upper bound, excluded.
+        why: reason or remedy, appended to the message.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        texts = [f"{words} {_bound(bound)}" for words, bound in bounds.items() if bound is not None]
+        return " and ".join(texts) or "finite"
+
+    def contains(self, number: float) -> bool:
+        """Whether the number is finite and within the bounds."""
+        try:
+            finite = math.isfinite(number)
+        except OverflowError:  # a whole number too large for a float
+            return False
+        if not finite or (isinstance(number, int) and abs(number) > MAX_INT):
+            return False
+        return (
+            (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+
+def ranged(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    why: str = "",
+) -> Any:
+    """A dataclass field with a default and a range, which also holds for every number of a list.
+
+    Args:
+        default: of the field.
+        at_least: lower bound, included.
+        above: lower bound, excluded.
+        at_most: upper bound, included.
+        below: upper bound, excluded.
+        why: reason or remedy, appended to the message.
+    """
+    bounds = Range(at_least=at_least, above=above, at_most=at_most, below=below, why=why)
+    return field(default=default, metadata={_KEY: bounds})
+
+
+def seed_field(default: int = 0) -> Any:
+    """A dataclass field for a seed: 0 to 2^63 - 1."""
+    return ranged(default, at_least=0, at_most=MAX_INT)
+
+
+def range_of(option: "Field[Any]") -> Range | None:
+    """The range of a dataclass field, or None if none is declared."""
+    bounds: Range | None = option.metadata.get(_KEY)
+    return bounds
+
+
+def number_types(option: Any) -> set[type]:
+    """The number types in a field's type: int, float or both; empty for an option that holds no number."""
+    return {int, float} & {option, *get_args(option)} or {
+        kind for part in get_args(option) for kind in number_types(part)
+    }
+
+
+def check_ranges(config: Any, section: str = "") -> None:
+    """Check every option of a config that has a range.
+
+    Args:
+        config: a dataclass.
+        section: its name on the command line, such as ``grpo``.
+
+    Raises:
+        UserError: a value is outside its range, not finite, or not a number.
+    """
+    for option in fields(config):
+        bounds, value = range_of(option), getattr(config, option.name)
+        if bounds is None or (value is None and type(None) in get_args(option.type)):
+            continue
+        name = f"{section}.{option.name}" if section else option.name
+        whole = number_types(option.type) == {int}
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
+                raise UserError(f"{name}={number!r} must be a {'whole ' if whole else ''}number.")
+            if not bounds.contains(number):
+                limit = " and below 2^63" if isinstance(number, int) and number > MAX_INT and not bounds.at_most else ""
+                raise UserError(f"{name}={_text(number)} must be {bounds}{limit}{bounds.why and ': '}{bounds.why}.")
+
+
+def _bound(bound: float) -> str:
+    return "2^63 - 1" if bound == MAX_INT else str(bound)
+
+
+def _text(number: float) -> str:
+    """The number, or its beginning if it has many digits."""
+    try:
+        text = repr(number)
+    except ValueError:  # Python refuses to print a whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
