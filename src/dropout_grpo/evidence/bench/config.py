@@ -1,4 +1,4 @@
-"""Options of the benchmark, and one case of it with every number resolved."""
+"""Options of the benchmark, and a single case with all numbers resolved."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,10 +11,10 @@ OtherWay = Literal["plain", "published", "cot"]
 Axis = Literal["num_generations", "latent_steps", "prompt_tokens", "questions"]
 
 GROUPED: tuple[Job, ...] = ("rollouts", "update")
-"""Jobs on groups of K rollouts; the others have one row a problem."""
+"""Jobs on groups of K rollouts. The other jobs have one row per problem."""
 
 _LEAST_ANSWER = 3
-"""The curriculum's answers are ``###``, words and EOS."""
+"""An answer consists of ``###``, at least one word and EOS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +36,26 @@ class BenchConfig:
     """What to measure.
 
     Args:
-        size: tiny is the demo's model (GPT-2 shape, 3 layers of width 128), gpt2 the 124 M one; random weights.
+        size: tiny is the demo's model (GPT-2 shape, 3 layers of width 128), gpt2 the one with 124 M parameters. Both
+            have random weights.
         jobs: rollouts, update, curriculum, evaluation.
-        beside: what is measured beside the engine: plain (every rollout reads its own prompt), published (one row at a
-            time, no cache), cot (chain of thought in tokens, with transformers).
+        beside: the ways that the engine is compared with: plain (every rollout reads its own prompt), published (one
+            row at a time, no cache), cot (chain of thought in tokens, with transformers).
         num_generations: values of K for rollouts and update.
         prompt_tokens: length of every prompt.
-        latent_steps: thoughts.
+        latent_steps: number of thoughts.
         answer_tokens: length of every answer; no answer ends early.
         cot_tokens: tokens of the steps that chain of thought writes before its answer.
-        questions: groups in a batch of rollouts or of an update; by size when not given.
-        problems: rows in a batch of the curriculum or of evaluation; by size when not given.
-        micro_batch_size: rollouts in one forward and backward pass, in all arms alike; by size when not given.
+        questions: groups in a batch of rollouts or of an update. The default depends on size.
+        problems: rows in a batch of the curriculum or of evaluation. The default depends on size.
+        micro_batch_size: rollouts in one forward and backward pass, in all arms. The default depends on size.
         published_rows: rows that the published way is measured on; its time is scaled to the batch.
-        repeats: timed runs of each arm, after one (two on CUDA) that is not timed.
-        axes: what a sweep varies, one at a time.
-        memory: measure peak memory too, on a CPU in a fresh process for each arm.
-        device: cpu or cuda; cuda where there is one when not given.
-        bf16: matrix products in bf16; when not given, where a measurement finds bf16 fast.
-        seed: of weights, questions, masks and samples.
+        repeats: timed runs per arm, after one untimed run (two on CUDA).
+        axes: axes of a sweep, varied one at a time.
+        memory: also measure peak memory; on a CPU each arm then runs once more in a fresh process.
+        device: cpu or cuda. The default is cuda if there is a CUDA device.
+        bf16: matrix products in bf16. By default a measurement decides whether bf16 is fast.
+        seed: seed of weights, questions, masks and samples.
     """
 
     size: Size = "tiny"
@@ -77,17 +78,19 @@ class BenchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured.
+        """Checks the options.
 
         Raises:
-            UserError: names the option and the remedy.
+            UserError: an option has a value that cannot be measured; names the option and the remedy.
         """
         for name in ("prompt_tokens", "latent_steps", "cot_tokens", "published_rows", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"bench {name}={getattr(self, name)} must be at least 1.")
         for name in ("questions", "problems", "micro_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"bench {name}={getattr(self, name)} must be at least 1; leave it out for a default.")
+                raise UserError(
+                    f"bench {name}={getattr(self, name)} must be at least 1; leave it out to use the default."
+                )
         for name in ("jobs", "num_generations", "axes"):
             if not getattr(self, name):
                 raise UserError(f"bench {name} is empty: name at least one.")
@@ -103,7 +106,7 @@ class BenchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One case: what every arm of it works on. Plain values, so that a fresh process can be given one as JSON."""
+    """The sizes of one case. All values are plain, so that a fresh process can receive them as JSON."""
 
     size: Size
     num_generations: int  # K
@@ -121,15 +124,15 @@ class Setting:
     seed: int
 
     def rows(self, job: Job) -> int:
-        """Rollouts or problems in a batch of the job."""
+        """Rollouts or problems per batch of the job."""
         return self.questions * self.num_generations if job in GROUPED else self.problems
 
 
 def resolve(config: BenchConfig, num_generations: int) -> Setting:
-    """The case of a config at one K.
+    """The case of a config at one value of K.
 
     Raises:
-        UserError: prompts and what follows them are longer than the model's positions.
+        UserError: prompt, thoughts or steps, and answer need more positions than the model has.
     """
     import torch
 

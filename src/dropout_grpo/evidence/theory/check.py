@@ -1,4 +1,4 @@
-"""What a check says: one claim, one headline number, a verdict, and the rows of numbers behind it."""
+"""A check: one claim, one number, a verdict, and a table of the numbers behind it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ Row = list[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A claim and what was found.
+    """A claim and the evidence for it.
 
     Attributes:
         id: short name; the part before the dot is the claim's section in ``docs/theory.md``.
         claim: one sentence.
-        quantity: what ``exact`` and ``estimate`` are values of.
-        exact: what the claim says the quantity is; None where it says nothing or only a direction.
-        estimate: what was found.
-        error: how far an exact sum is from the claim, relative to the size of what is compared.
+        quantity: the quantity whose value is ``exact`` and ``estimate``.
+        exact: its value according to the claim; None if the claim gives no value, or only a direction.
+        estimate: its value as computed or measured.
+        error: distance of an exact sum from the claim, relative to the size of the compared values.
         interval: 99.9 % confidence interval of a Monte-Carlo estimate.
-        verdict: ``holds`` or ``fails``; ``measured`` where there is no claim, only a number.
+        verdict: ``holds`` or ``fails``; ``measured`` if nothing is claimed.
         detail: JSON values. ``columns`` and ``rows`` are the numbers behind the verdict, for tables and figures.
     """
 
@@ -36,18 +36,18 @@ class Check:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> list[Any]:
-        """One column of the rows, by its name."""
+        """One column of the table, by its name."""
         place = self.detail["columns"].index(name)
         return [row[place] for row in self.detail["rows"]]
 
 
 def holds_if(condition: bool) -> Verdict:
-    """The verdict of a claim that is either so or not."""
+    """The verdict of a claim that must satisfy a condition."""
     return "holds" if condition else "fails"
 
 
 def checks_to_json(checks: Sequence[Check]) -> str:
-    """Pretty JSON, one object a check. Numbers keep six digits: more would differ between machines."""
+    """Indented JSON, one object per check. Numbers keep six digits, because further digits differ between machines."""
     return json.dumps([_rounded(asdict(check)) for check in checks], indent=2, ensure_ascii=False) + "\n"
 
 

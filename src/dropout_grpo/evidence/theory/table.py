@@ -33,7 +33,7 @@ def overview(checks: Sequence[Check]) -> str:
 def numbers_of(check: Check) -> str:
     """A line with the verdict of a check, then the numbers behind it as a Markdown table."""
     expected = "" if check.exact is None else f", expected {number(check.exact)}"
-    line = f"*{check.claim}* **{check.verdict}**: {escaped(check.quantity)}: {found(check)}{expected}."
+    line = f"*{escaped(check.claim)}* **{check.verdict}**: {escaped(check.quantity)}: {found(check)}{expected}."
     return f"{line}\n\n{markdown_table(check.detail['columns'], check.detail['rows'])}"
 
 
