@@ -18,7 +18,7 @@ from dropout_grpo.evaluation.answering import (
 )
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.latent.sampling import AverageOverMasks, Sample
+from dropout_grpo.latent.sampling import AverageOverMasks, Sampled
 from dropout_grpo.latent.tokens import encode_questions
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.rl.rollout import Prompts, think_in_groups
@@ -76,7 +76,7 @@ def test_samples_at_a_temperature_without_masks() -> None:
     for problem, answered in zip(PROBLEMS, found, strict=True):
         seeds = rollout_seeds(7, EVAL_STEP, torch.tensor([problem.id]), 3).flatten()
         state = model.think(model.read(*model.encode([problem.question])), 2).repeat(3)
-        drawn = model.generate(state, 5, chooser=Sample(seeds, 1.5))
+        drawn = model.generate(state, 5, chooser=Sampled(seeds, 1.5))
         assert list(answered.samples) == model.decode(drawn.token_ids, drawn.mask)
         assert answered.average is None  # no masks to average over
 

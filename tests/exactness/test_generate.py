@@ -15,7 +15,7 @@ from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.exploration.dropout import DropoutNoise
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.generation import Generation
-from dropout_grpo.latent.sampling import Sample
+from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.state import LatentState
 from dropout_grpo.rl.rollout import roll_out
 from helpers import splitmix
@@ -135,7 +135,7 @@ def first_rows(select: Callable[[object, Tensor], object]) -> Callable[[object, 
     return lambda self, rows: select(self, torch.arange(len(rows)))
 
 
-@pytest.mark.parametrize("part", [LatentState, Sample, DropoutNoise])
+@pytest.mark.parametrize("part", [LatentState, Sampled, DropoutNoise])
 def test_the_comparison_notices_the_wrong_rows(part: type, monkeypatch: pytest.MonkeyPatch) -> None:
     model = latent_model("gpt2", copy_prompts=True)
     with_eos(model, divisive_token(model, HELD, 1.5))

@@ -24,7 +24,7 @@ from dropout_grpo.latent.fast.attention import cache_tensors
 from dropout_grpo.latent.fast.static import Answers, RoomLayer, Thoughts
 from dropout_grpo.latent.fast.static_inputs import PROMPT_BUCKET, Given, given_by
 from dropout_grpo.latent.generation import Generation
-from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sample
+from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.rl.rollout import roll_out, think_in_groups
 from dropout_grpo.training.precision import autocast
 from helpers.engine import QUESTIONS, difference, latent_model, prompts
@@ -233,7 +233,7 @@ def run_without_values(model: LatentModel, chooser: Chooser) -> None:
 
 
 @pytest.mark.parametrize("kind", SHARING)
-@pytest.mark.parametrize("chooser", [Greedy(), Sample(SEEDS[4].flatten(), 0.7), AverageOverMasks(4)])
+@pytest.mark.parametrize("chooser", [Greedy(), Sampled(SEEDS[4].flatten(), 0.7), AverageOverMasks(4)])
 def test_no_block_waits_for_the_device(kind: str, chooser: Chooser) -> None:
     """So whatever is recorded does not hang on what the first batch was."""
     run_without_values(latent_model(kind, torch.float32), chooser)
@@ -266,7 +266,7 @@ def vars_of(given: Any) -> Iterator[Tensor]:
 
 
 def test_the_rule() -> None:
-    class Other(Sample):
+    class Other(Sampled):
         """Draws in its own way."""
 
     begun = AverageOverMasks(2, torch.zeros(3, 2))
@@ -276,7 +276,7 @@ def test_the_rule() -> None:
         assert all(met(latent_model(kind)) for kind in SHARING)
         assert not any(met(latent_model(kind)) for kind in ("gemma2", "qwen2_window"))
         assert not met(latent_model("llama", copy_prompts=True))
-        for chooser in (Greedy(), Sample(SEEDS[1], 1.0), AverageOverMasks(2)):
+        for chooser in (Greedy(), Sampled(SEEDS[1], 1.0), AverageOverMasks(2)):
             assert met(gpt2, chooser=chooser)
         assert not met(gpt2, chooser=begun)
         assert not met(gpt2, chooser=Other(SEEDS[1], 1.0))

@@ -7,7 +7,7 @@ from torch import Tensor
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import stream, uniform
 from dropout_grpo.latent import LatentModel, sampling
-from dropout_grpo.latent.sampling import AverageOverMasks, Greedy, Sample
+from dropout_grpo.latent.sampling import AverageOverMasks, Greedy, Sampled
 from dropout_grpo.latent.state import LatentState
 from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from helpers.tiny_latent import tiny_latent
@@ -27,8 +27,8 @@ def test_greedy_is_the_most_probable_token() -> None:
 def test_sample_inverts_the_distribution_function(u: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
     row = [0.2, 0.0, 0.5, 0.0, 0.3, 0.0]
-    assert Sample(torch.tensor([1]), 1.0).choose(logs(row), 0).tolist() == [token]
-    assert Sample(torch.tensor([1]), 1.0).choose(logs(row).float(), 0).tolist() == [token]
+    assert Sampled(torch.tensor([1]), 1.0).choose(logs(row), 0).tolist() == [token]
+    assert Sampled(torch.tensor([1]), 1.0).choose(logs(row).float(), 0).tolist() == [token]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -42,7 +42,7 @@ def test_a_token_of_probability_zero_is_never_chosen(
     impossible = torch.rand(200, 300) < 0.5
     impossible[:, :3] = impossible[:, -3:] = True
     logprobs = logits.masked_fill(impossible, -torch.inf).log_softmax(-1)
-    chosen = Sample(torch.arange(200), 1.0).choose(logprobs, 0)
+    chosen = Sampled(torch.arange(200), 1.0).choose(logprobs, 0)
     assert not impossible.gather(1, chosen[:, None]).any()
 
 
@@ -50,20 +50,20 @@ def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
     seeds = torch.arange(500)
     row = [0.1, 0.4, 0.2, 0.3]
     for position in (0, 3):
-        chosen = Sample(seeds, 1.0).choose(logs(row).expand(500, -1), position).tolist()
+        chosen = Sampled(seeds, 1.0).choose(logs(row).expand(500, -1), position).tolist()
         drawn = uniform(seeds, stream(f"answer.{position}", 1))[:, 0].tolist()
         edges = [0.1, 0.5, 0.7]
         assert chosen == [sum(u >= edge for edge in edges) for u in drawn]
     # Another position is another draw, and rows that leave take nobody's seed with them.
-    first, second = (Sample(seeds, 1.0).choose(logs(row).expand(500, -1), position) for position in (0, 1))
+    first, second = (Sampled(seeds, 1.0).choose(logs(row).expand(500, -1), position) for position in (0, 1))
     assert 100 < int((first != second).sum()) < 450
     rows = torch.tensor([7, 450, 3])
-    assert torch.equal(Sample(seeds, 1.0).select(rows).choose(logs(row).expand(3, -1), 0), first[rows])
+    assert torch.equal(Sampled(seeds, 1.0).select(rows).choose(logs(row).expand(3, -1), 0), first[rows])
 
 
 def test_samples_have_the_probabilities_of_the_row() -> None:
     n, row = 40_000, torch.tensor([0.05, 0.0, 0.6, 0.1, 0.25], dtype=torch.float64)
-    chosen = Sample(torch.arange(n), 1.0).choose(row.log().expand(n, -1), 0)
+    chosen = Sampled(torch.arange(n), 1.0).choose(row.log().expand(n, -1), 0)
     counts = torch.bincount(chosen, minlength=5).double()
     assert counts[1] == 0
     used = row > 0
@@ -83,7 +83,7 @@ def test_temperature_divides_the_logits_before_a_token_is_drawn() -> None:
     logits = model.score(state.repeat(31), every).T  # [1, V], up to a constant
     state = state.repeat(300)
     for temperature in (0.5, 2.0):
-        chooser = Sample(torch.arange(300), temperature)
+        chooser = Sampled(torch.arange(300), temperature)
         made = model.generate(state, 1, chooser=chooser)
         expected = (logits / temperature).log_softmax(-1).expand(300, -1)
         torch.testing.assert_close(made.logprobs[:, 0], expected.gather(1, made.token_ids)[:, 0])
@@ -96,8 +96,8 @@ def test_a_cold_sample_is_greedy_and_a_hot_one_is_not() -> None:
     model = tiny_latent()
     state = thought_of(model, ["Ann has 3", "Bob has 4 ? ?"])
     greedy = model.generate(state, 6)
-    cold = model.generate(state, 6, chooser=Sample(torch.tensor([5, 6]), 1e-3))
-    hot = model.generate(state, 6, chooser=Sample(torch.tensor([5, 6]), 2.0))
+    cold = model.generate(state, 6, chooser=Sampled(torch.tensor([5, 6]), 1e-3))
+    hot = model.generate(state, 6, chooser=Sampled(torch.tensor([5, 6]), 2.0))
     assert cold.token_ids.tolist() == greedy.token_ids.tolist()
     assert hot.token_ids.tolist() != greedy.token_ids.tolist()
 
@@ -105,9 +105,13 @@ def test_a_cold_sample_is_greedy_and_a_hot_one_is_not() -> None:
 def test_average_over_masks_by_hand() -> None:
     # Two masks. First token: (0.6 + 0.1, 0.4 + 0.8, 0 + 0.1) / 2, so token 1. It weighs the masks 0.4 to 0.8.
     average = AverageOverMasks(2)
-    assert average.choose(logs([0.6, 0.4, 0.0], [0.1, 0.8, 0.1]), 0).tolist() == [1, 1]
+    first = logs([0.6, 0.4, 0.0], [0.1, 0.8, 0.1])
+    assert average.choose(first, 0).tolist() == [1, 1]
+    average = average.after(first[:, 1])
     # Second: 0.4 x 0.9 + 0.8 x 0.1 = 0.44, 0.12, 0.64, so token 2; with equal weights it would be 0 (0.5 to 0.4).
-    assert average.choose(logs([0.9, 0.1, 0.0], [0.1, 0.1, 0.8]), 1).tolist() == [2, 2]
+    second = logs([0.9, 0.1, 0.0], [0.1, 0.1, 0.8])
+    assert average.choose(second, 1).tolist() == [2, 2]
+    average = average.after(second[:, 2])
     # The first mask has ruled that out: only the second is left, whatever the first says.
     assert average.choose(logs([1.0, 0.0, 0.0], [0.3, 0.4, 0.3]), 2).tolist() == [1, 1]
 
@@ -116,9 +120,21 @@ def test_average_of_several_questions_keeps_them_apart() -> None:
     average = AverageOverMasks(2)
     rows = logs([0.6, 0.4, 0.0], [0.1, 0.8, 0.1], [0.7, 0.1, 0.2], [0.4, 0.5, 0.1])
     assert average.choose(rows, 0).tolist() == [1, 1, 0, 0]
+    average = average.after(rows[torch.arange(4), torch.tensor([1, 1, 0, 0])])
     left = average.select(torch.tensor([2, 3]))  # the first question has ended; weights 0.7 to 0.4
     assert left.choose(logs([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), 1).tolist() == [1, 1]  # 0.38, 0.39, 0.33
     assert AverageOverMasks(2).choose(logs([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), 0).tolist() == [0, 0]
+
+
+@torch.no_grad()
+def test_a_chooser_used_twice_gives_the_same_answers_twice() -> None:
+    model, exploration = tiny_latent(dtype=torch.float64, seed=17), SharedDropout(0.3, phases=("latent", "answer"))
+    prompts, seeds = Prompts(*model.encode(["Ann has 3", "Bob has 4 ? ?"])), torch.arange(8).view(2, 4)
+    state, noise = think_in_groups(model, prompts, seeds, exploration)
+    for chooser in (AverageOverMasks(4), Sampled(seeds.flatten(), 1.5), Greedy()):
+        first, second = (model.generate(state, 6, chooser=chooser, noise=noise) for _ in range(2))
+        assert torch.equal(first.token_ids, second.token_ids)
+        assert torch.equal(first.logprobs, second.logprobs)
 
 
 def average_answer(

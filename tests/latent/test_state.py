@@ -1,13 +1,16 @@
 """What is carried from verb to verb: repetition, selection, and the rectangles that finished rows must leave."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 from dropout_grpo.latent.fast.attention import own_cache, prefix_of
+from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.state import LatentState, map_cache, rectangle, share_cache
+from helpers.fixed_shape import fixed_shapes
 from helpers.tiny_latent import tiny_latent
 
 
@@ -181,3 +184,30 @@ def test_verbs_leave_the_old_state_as_it_was(kind: str) -> None:
         again = model.think(read, 2)  # thinking again from the same state is thinking the same
     assert torch.equal(again.hidden, first.hidden)
     assert read.repeat(2).group_size == (1 if kind == "gemma2" else 2)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_the_attention_mask_has_an_entry_for_every_position(copies: bool) -> None:
+    """Int64 [B, S] after every verb; in work of a fixed shape too, where it once was a float [1, 1, 1, 1]."""
+    model, seen = tiny_latent(), []
+    model.shares_prefix = not copies
+    ids = torch.tensor([[0, 5, 28], [9, 3, 28]])
+    after = Recurrence.logits
+
+    def logits(self: Recurrence, state: LatentState, *args: Any) -> Any:
+        seen.append(state.attention_mask)
+        return after(self, state, *args)
+
+    with pytest.MonkeyPatch.context() as patch, fixed_shapes() as played, torch.no_grad():
+        patch.setattr(Recurrence, "logits", logits)
+        for _ in range(2):
+            state = model.think(model.read(ids, (ids > 0).long()).repeat(2), 2)
+            seen.append(state.attention_mask)
+            model.generate(state, 3)
+    assert bool(played) is not copies
+    prompt = [[0, 1, 1]] * 2 + [[1, 1, 1]] * 2 if copies else [[]] * 4
+    for mask in seen:
+        own = mask.shape[1] - len(prompt[0])
+        assert mask.dtype == torch.int64
+        assert mask.tolist() == [row + [1] * own for row in prompt]
+    assert {mask.shape[1] for mask in seen} > {2 + len(prompt[0]), 3 + len(prompt[0])}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.weights.checkpoint import load_latent_model, save_latent_model
+from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.training import checkpoint as training_checkpoint
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.optimizer import build_optimizer, optimizer_tensors
@@ -75,7 +75,7 @@ def test_transformers_alone_can_load_it(kind: str, tmp_path: Path) -> None:
 
 def test_what_is_given_outranks_what_is_written(tmp_path: Path) -> None:
     tiny_latent().save_pretrained(tmp_path)
-    loaded = load_latent_model(tmp_path, latent_steps=5, thought="pause", dtype=torch.float64)
+    loaded = LatentModel.from_pretrained(tmp_path, latent_steps=5, thought="pause", dtype=torch.float64)
     assert (loaded.latent_steps, loaded.thought.kind) == (5, "pause")
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float64}
 
@@ -84,11 +84,11 @@ def test_a_projection_keeps_the_width_it_was_saved_with(tmp_path: Path) -> None:
     plain = tiny_latent()
     model = LatentModel(plain.model, plain.tokenizer, latent_steps=2, thought="projection", prj_dim=5, seed=9)
     model.save_pretrained(tmp_path)
-    loaded = load_latent_model(tmp_path)
+    loaded = LatentModel.from_pretrained(tmp_path)
     assert loaded.thought.prj_dim == 5
     assert_same_weights(weights_of(loaded), weights_of(model))
     assert not torch.equal(answers_of(loaded)[0], answers_of(plain)[0])
-    fresh = load_latent_model(tmp_path, thought="pause")  # another than the one written begins anew
+    fresh = LatentModel.from_pretrained(tmp_path, thought="pause")  # another than the one written begins anew
     assert fresh.thought.kind == "pause"
 
 
@@ -98,25 +98,25 @@ def test_a_plain_folder_with_latent_tokens_needs_only_its_number_of_thoughts(tmp
     model.save_pretrained(tmp_path)
     (tmp_path / "latent_config.json").unlink()
     with pytest.raises(UserError, match=r"has no latent_config\.json: give latent_steps"):
-        load_latent_model(tmp_path)
-    assert torch.equal(answers_of(load_latent_model(tmp_path, latent_steps=3))[0], answers_of(model)[0])
+        LatentModel.from_pretrained(tmp_path)
+    assert torch.equal(answers_of(LatentModel.from_pretrained(tmp_path, latent_steps=3))[0], answers_of(model)[0])
 
 
 def test_a_model_without_latent_tokens_is_refused(tmp_path: Path) -> None:
     tiny_model("gpt2").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"has no latent tokens: <\|start-latent\|>.*sft") as error:
-        load_latent_model(tmp_path, latent_steps=2)
+        LatentModel.from_pretrained(tmp_path, latent_steps=2)
     assert str(tmp_path) in str(error.value)
     with pytest.raises(UserError, match="has no latent tokens"):  # not that its number of thoughts is missing
-        load_latent_model(tmp_path)
+        LatentModel.from_pretrained(tmp_path)
 
 
 def test_no_such_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: there is no such folder\.$"):
-        load_latent_model(tmp_path / "nowhere")
+        LatentModel.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"from no/where: (?!there is no such folder)"):  # may be a hub name
-        load_latent_model("no/where")
+        LatentModel.from_pretrained("no/where")
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +187,10 @@ DAMAGES = (
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named(good: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:
     folder = shutil.copytree(good, tmp_path / "damaged")
-    load_latent_model(folder)
+    LatentModel.from_pretrained(folder)
     damage(folder)
     with pytest.raises(UserError) as error:
-        load_latent_model(folder)
+        LatentModel.from_pretrained(folder)
     assert "damaged" in str(error.value) or "paus" in str(error.value)
 
 
@@ -220,7 +220,7 @@ def test_a_new_checkpoint_replaces_the_old_one_whole(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})
     assert trainer_state(tmp_path / "last") == {"step": 2}
     assert not (tmp_path / "last" / "thought.safetensors").exists()  # nothing of the old one is left
-    assert_same_weights(weights_of(load_latent_model(tmp_path / "last")), weights_of(tiny_latent(seed=1)))
+    assert_same_weights(weights_of(LatentModel.from_pretrained(tmp_path / "last")), weights_of(tiny_latent(seed=1)))
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
@@ -236,9 +236,9 @@ def test_killed_while_writing_the_old_checkpoint_stays(tmp_path: Path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})
     assert trainer_state(tmp_path / "last") == {"step": 1}
-    assert_same_weights(weights_of(load_latent_model(tmp_path / "last")), weights_of(tiny_latent()))
+    assert_same_weights(weights_of(LatentModel.from_pretrained(tmp_path / "last")), weights_of(tiny_latent()))
     save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})  # what was left is in no one's way
-    assert_same_weights(weights_of(load_latent_model(tmp_path / "last")), weights_of(tiny_latent(seed=1)))
+    assert_same_weights(weights_of(LatentModel.from_pretrained(tmp_path / "last")), weights_of(tiny_latent(seed=1)))
 
 
 def test_killed_while_the_old_checkpoint_goes_one_of_the_two_is_whole(
@@ -255,4 +255,4 @@ def test_killed_while_the_old_checkpoint_goes_one_of_the_two_is_whole(
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path / "last", tiny_latent(seed=1), state={"step": 2})
-    load_latent_model(tmp_path / "last")
+    LatentModel.from_pretrained(tmp_path / "last")

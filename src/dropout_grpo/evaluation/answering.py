@@ -13,7 +13,7 @@ from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import THOUGHT
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sample
+from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.problems.answers import answers_match, canonical_answer, extract_answer
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.rl.rollout import Prompts, think_in_groups
@@ -156,7 +156,7 @@ def _answer_batch(
         state, noise = think_in_groups(model, prompts, seeds, exploration, steps, read=read)
         chooser: Chooser = Greedy()
         if config.temperature > 0:
-            chooser = Sample(seeds.flatten().to(model.device), config.temperature)
+            chooser = Sampled(seeds.flatten().to(model.device), config.temperature)
         drawn = model.generate(state, length, chooser=chooser, noise=noise)
         samples, sample_lengths = model.decode(drawn.token_ids, drawn.mask), drawn.mask.sum(-1).tolist()
         if noise is not None:

@@ -15,10 +15,10 @@ from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.recipe import CheckpointOptions
 from dropout_grpo.jobs.session import default_device
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.sampling import Sample
+from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
-from dropout_grpo.latent.weights.checkpoint import CONFIG, latent_config
+from dropout_grpo.latent.weights.checkpoint import LATENT_CONFIG, latent_config
 from dropout_grpo.latent.weights.gguf import gguf_file
 from dropout_grpo.rl.rollout import Prompts, replay
 
@@ -68,7 +68,7 @@ def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str]
     if given is not None:
         steps, steps_from = given, "--latent_steps"
     elif written is not None:
-        steps, steps_from = int(written), CONFIG
+        steps, steps_from = int(written), LATENT_CONFIG
     else:
         steps, steps_from = _STEPS, "assumed"
     if not lacking:
@@ -119,7 +119,7 @@ def dry_run(model: LatentModel) -> dict[str, Any]:
     clock.stop("read")
     state = model.think(state.repeat(_ROLLOUTS), model.latent_steps, noise)
     clock.stop("think")
-    rollouts = model.generate(state, _ANSWER_TOKENS, chooser=Sample(seeds.flatten(), 1.0), noise=noise)
+    rollouts = model.generate(state, _ANSWER_TOKENS, chooser=Sampled(seeds.flatten(), 1.0), noise=noise)
     clock.stop("generate")
     replayed = replay(model, prompts, seeds, rollouts.token_ids, exploration, temperature=1.0)
     clock.stop("replay")
@@ -156,7 +156,7 @@ def as_text(found: dict[str, Any]) -> str:
         ids = f"absent: `dropout-grpo sft` adds them; added here in memory alone as {ids}"
     steps = {
         "assumed": f"not recorded: give --latent_steps; the dry run takes {found['latent_steps']}",
-        CONFIG: f"{found['latent_steps']} an answer, from {CONFIG}",
+        LATENT_CONFIG: f"{found['latent_steps']} an answer, from {LATENT_CONFIG}",
         "--latent_steps": f"{found['latent_steps']} an answer, as given",
     }[found["latent_steps_from"]]
     prompt = "one copy, shared by the rollouts of a group" if found["shares_prompt"] else "copied for each rollout"

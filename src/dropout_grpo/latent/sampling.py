@@ -1,4 +1,8 @@
-"""How the next token is chosen from log-probabilities. The rule is an argument, its randomness comes from seeds."""
+"""How the next token is chosen from log-probabilities.
+
+A chooser is an argument of ``generate``. It never changes: ``after`` returns the chooser of the next position. What a
+chooser draws is a function of seeds.
+"""
 
 from typing import Protocol
 
@@ -18,6 +22,10 @@ class Chooser(Protocol):
         """Token ids [B] from log-probabilities [B, V]; ``position`` counts answer tokens from 0."""
         ...
 
+    def after(self, logprob: Tensor) -> "Chooser":
+        """The rule for the next position, given the log-probabilities [B] of the tokens chosen at this one."""
+        ...
+
     def select(self, rows: Tensor) -> "Chooser":
         """The rule for the rows that stay in the batch."""
         ...
@@ -33,13 +41,17 @@ class Greedy:
         """Argmax, [B]."""
         return logprobs.argmax(-1)
 
+    def after(self, logprob: Tensor) -> "Greedy":
+        """The same rule."""
+        return self
+
     def select(self, rows: Tensor) -> "Greedy":
         """The same rule for any rows."""
         return self
 
 
-class Sample:
-    """A draw at a temperature, by inverting the distribution function at a uniform that the row's seed determines.
+class Sampled:
+    """A draw at a temperature: the inverse distribution function at a uniform number that the row's seed determines.
 
     The token is a function of (seed, position, probabilities) alone, so a rollout does not depend on its batch.
     """
@@ -57,35 +69,42 @@ class Sample:
         chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
         return chosen.clamp(max=logprobs.shape[-1] - 1)  # beyond the end only if a log-prob is not a number
 
-    def select(self, rows: Tensor) -> "Sample":
+    def after(self, logprob: Tensor) -> "Sampled":
+        """The same rule: the position is an argument of ``choose``."""
+        return self
+
+    def select(self, rows: Tensor) -> "Sampled":
         """The seeds of the rows that stay."""
-        return Sample(self.seeds[rows], self.temperature)
+        return Sampled(self.seeds[rows], self.temperature)
 
 
 class AverageOverMasks:
     """Greedy under the Bayesian model average: the M rows of a question decode one common answer.
 
-    The average policy is pibar(a|x) = (1/M) sum_m pi(a|x, m) over whole answers, so its next-token distribution given
-    the prefix is sum_m w_m pi(a_t|x, m, prefix) with w_m proportional to pi(prefix|x, m). At the first token this is
+    The average policy is pibar(a|x) = (1/M) sum_m pi(a|x, m) over whole answers. Given the tokens c chosen so far, its
+    next-token distribution is sum_m w_m pi(a_t|x, m, c) with w_m proportional to pi(c|x, m). At the first token this is
     the plain average of the token probabilities.
+
+    Args:
+        masks: M.
+        log_weights: log pi(c|x, m) up to a constant, [questions * M]; None at the first token.
     """
 
     temperature = 1.0
 
-    def __init__(self, masks: int, prefix: Tensor | None = None) -> None:
-        self.masks, self.prefix = masks, prefix  # prefix: log pi(prefix | x, m), [questions, M]
+    def __init__(self, masks: int, log_weights: Tensor | None = None) -> None:
+        self.masks, self.log_weights = masks, log_weights
 
     def choose(self, logprobs: Tensor, position: int) -> Tensor:
         """One token a question, repeated for its M rows, [questions * M]."""
-        rows = logprobs.view(-1, self.masks, logprobs.shape[-1])
-        if self.prefix is None:
-            self.prefix = rows.new_zeros(rows.shape[:2])
-        weighted = self.prefix[..., None] + rows  # log of w_m pi(token | m) up to a constant, [questions, M, V]
-        token = weighted.logsumexp(1).argmax(-1, keepdim=True)  # [questions, 1]
-        self.prefix = weighted.gather(-1, token[:, None].expand(-1, self.masks, -1)).squeeze(-1)
-        return token.expand(-1, self.masks).reshape(-1)
+        weighted = logprobs if self.log_weights is None else self.log_weights[:, None] + logprobs
+        token = weighted.view(-1, self.masks, logprobs.shape[-1]).logsumexp(1).argmax(-1)  # [questions]
+        return token.repeat_interleave(self.masks)
+
+    def after(self, logprob: Tensor) -> "AverageOverMasks":
+        """The weights with the chosen token's log-probabilities added."""
+        return type(self)(self.masks, logprob if self.log_weights is None else self.log_weights + logprob)
 
     def select(self, rows: Tensor) -> "AverageOverMasks":
-        """The questions that stay: their rows leave together, having the same answer."""
-        questions = rows.view(-1, self.masks)[:, 0] // self.masks
-        return AverageOverMasks(self.masks, None if self.prefix is None else self.prefix[questions])
+        """The weights of the rows that stay. The rows of a question leave together, for they share an answer."""
+        return type(self)(self.masks, None if self.log_weights is None else self.log_weights[rows])

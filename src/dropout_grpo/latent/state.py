@@ -98,6 +98,6 @@ def share_cache(cache: Cache) -> Cache:
     return map_cache(cache, lambda tensor: tensor)
 
 
-def longer(mask: Tensor, by: int) -> Tensor:
-    """Of [B, S], the mask of ``by`` more positions; one that is added to scores is that of any number (static.py)."""
-    return mask if mask.ndim == 4 else torch.cat([mask, mask.new_ones(mask.shape[0], by)], dim=1)
+def extended(mask: Tensor, by: int) -> Tensor:
+    """A mask [B, S] with ``by`` more positions that count, [B, S + by]."""
+    return torch.cat([mask, mask.new_ones(mask.shape[0], by)], dim=1)

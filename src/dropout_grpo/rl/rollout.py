@@ -7,7 +7,7 @@ from torch import Tensor
 from dropout_grpo.exploration.base import Exploration, Noise
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.sampling import Chooser, Greedy, Sample
+from dropout_grpo.latent.sampling import Chooser, Greedy, Sampled
 from dropout_grpo.latent.state import LatentState
 
 
@@ -91,7 +91,7 @@ def roll_out(
         greedy: decode greedily; the log-probabilities stay those at ``temperature``.
     """
     state, noise = think_in_groups(model, prompts, seeds, exploration)
-    chooser: Chooser = Sample(seeds.flatten().to(model.device), temperature)
+    chooser: Chooser = Sampled(seeds.flatten().to(model.device), temperature)
     if greedy or temperature == 0:
         chooser = Greedy(temperature or 1.0)
     return model.generate(state, max_completion_length, chooser=chooser, noise=noise)

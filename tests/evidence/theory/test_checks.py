@@ -149,9 +149,8 @@ def test_collapse_fails_if_anything_is_random(exact, broken):
 class Forgetful(AverageOverMasks):
     """Weighs masks by the last token alone, not by all that was said so far."""
 
-    def choose(self, logprobs, position):
-        self.prefix = None
-        return super().choose(logprobs, position)
+    def after(self, logprob):
+        return Forgetful(self.masks, logprob)
 
 
 def test_average_fails_if_masks_are_not_weighted_by_the_prefix(exact):

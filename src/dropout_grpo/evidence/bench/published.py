@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dropout_grpo.evidence.bench.workload import TEMPERATURE, Workload
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.exploration.sites import THOUGHT
-from dropout_grpo.latent.generation import at_least_float32
-from dropout_grpo.latent.sampling import Chooser, Greedy, Sample
+from dropout_grpo.latent.recurrence import at_least_float32
+from dropout_grpo.latent.sampling import Chooser, Greedy, Sampled
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.training.precision import autocast
 
@@ -36,7 +36,7 @@ def rollouts(work: Workload, rows: int) -> tuple[Tensor, Tensor]:
     made = []
     with torch.no_grad(), autocast(work.model.device, work.setting.bf16):
         for ids, seed in _rows(work, rows):
-            chooser = Sample(seed.to(work.model.device), TEMPERATURE)
+            chooser = Sampled(seed.to(work.model.device), TEMPERATURE)
             made.append(_decode(work, _think(work, ids, _noise(work, seed)), chooser))
     return torch.cat([ids for ids, _ in made]), torch.cat([logprobs for _, logprobs in made])
 

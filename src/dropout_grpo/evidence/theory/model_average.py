@@ -46,9 +46,10 @@ def check_objective_is_average(
             for t in range(int(toy.answer_mask[a].sum())):
                 logprobs = torch.full((_ROWS, len(toy.answers)), -torch.inf, dtype=torch.float64)
                 logprobs[:, answer[t]] = law.logprobs[which, a, t]
-                guide.choose(logprobs, t)
-            assert guide.prefix is not None
-            average += float(guide.prefix.exp().mean() * law.rewards[a])
+                chosen = guide.choose(logprobs, t)
+                guide = guide.after(logprobs.gather(-1, chosen[:, None])[:, 0])
+            assert guide.log_weights is not None
+            average += float(guide.log_weights.exp().mean() * law.rewards[a])
         error = abs(average - law.expected_reward)
         worst = max(worst, error)
         rows.append([i + 1, law.expected_reward, average, error])

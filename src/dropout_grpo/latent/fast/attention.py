@@ -23,7 +23,8 @@ from transformers.masking_utils import eager_mask
 
 from dropout_grpo.latent.fast.attention_choice import Choice, chosen, follow
 
-NAME = "shared_prefix"
+SHARED_PREFIX = "shared_prefix"
+"""The name of this attention in transformers' registry."""
 
 AttentionChoices = dict[str, dict[str, Choice]]
 """The attention that reads a prompt, by type of device and name of the dtype."""
@@ -98,14 +99,15 @@ def shares_prefix(model: PreTrainedModel) -> bool:
     """Can this model's rollouts share a prompt?
 
     It must take its attention from the registry, and attend to all positions with a plain softmax: a sliding window, a
-    soft cap or attention sinks need the model's own attention.
+    soft cap or attention sinks need the model's own attention. transformers marks models that use the registry by the
+    private ``_supports_attention_backend``; where a version lacks it, prompts are copied.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     own = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
     windowed = getattr(config, "use_sliding_window", True)
     special = [name for name in own if getattr(config, name, None) and (name != "sliding_window" or windowed)]
-    return bool(model._supports_attention_backend) and kinds == {"full_attention"} and not special
+    return bool(getattr(model, "_supports_attention_backend", False)) and kinds == {"full_attention"} and not special
 
 
 def shared_prefix_attention(
@@ -208,5 +210,5 @@ def _output(heads_first: Tensor, heads: int, length: int) -> Tensor:
     return heads_first.reshape(rows, heads, length, size).transpose(1, 2)
 
 
-AttentionInterface.register(NAME, shared_prefix_attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+AttentionMaskInterface.register(SHARED_PREFIX, eager_mask)

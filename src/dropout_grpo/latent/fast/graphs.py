@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,11 +30,9 @@ from dropout_grpo.latent.fast.static import Answers, Thoughts
 from dropout_grpo.latent.fast.static_inputs import Given, given_by, is_known
 from dropout_grpo.latent.generation import Generation, generate_eagerly
 from dropout_grpo.latent.lora.checkpoint import has_adapter
+from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.sampling import Chooser
 from dropout_grpo.latent.state import LatentState
-
-if TYPE_CHECKING:
-    from dropout_grpo.latent.model import LatentModel
 
 MOST_STEPS = 64
 """Thoughts, or answer tokens: a graph grows with them, and with it what recording it costs."""
@@ -47,19 +45,20 @@ Work = Thoughts | Answers
 class Player(Protocol):
     """Does work whenever its buffers have been loaded."""
 
-    def play(self, model: "LatentModel") -> None: ...
+    def play(self, model: Recurrence) -> None: ...
 
 
 class Recorded:
-    """Work as one CUDA graph a block. They share their memory with ``beside``: only one graph runs at a time, and what
-    it leaves is read before the next one does.
+    """Work as one CUDA graph a block.
 
-    The work is run once outside of a graph first, as torch asks for: libraries set themselves up then.
+    The graphs share their memory with those of ``neighbor``: only one graph runs at a time, and its results are read
+    before the next one runs. The work is run once outside of a graph first, as torch asks for: libraries initialise
+    themselves then.
     """
 
-    def __init__(self, model: "LatentModel", work: Work, beside: "Recorded | None") -> None:
+    def __init__(self, model: Recurrence, work: Work, neighbor: "Recorded | None") -> None:
         self._work, self.graphs = work, []  # type: tuple[Work, list[torch.cuda.CUDAGraph]]
-        pool = beside.graphs[0].pool() if beside is not None else torch.cuda.graph_pool_handle()
+        pool = neighbor.graphs[0].pool() if neighbor is not None else torch.cuda.graph_pool_handle()
         stream, current = _side_stream(model.device), torch.cuda.current_stream(model.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -78,7 +77,7 @@ class Recorded:
         finally:
             clear_autocast_cache()
 
-    def play(self, model: "LatentModel") -> None:
+    def play(self, model: Recurrence) -> None:
         """Replay the blocks, until no row is left that has not ended."""
         for i, graph in enumerate(self.graphs):
             if i > 0 and not self._work.go_on():
@@ -91,7 +90,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-PLAYERS: dict[str, Callable[["LatentModel", Work, "Recorded | None"], Player]] = {"cuda": Recorded}
+PLAYERS: dict[str, Callable[[Recurrence, Work, "Recorded | None"], Player]] = {"cuda": Recorded}
 """How work of a fixed shape is done, by type of device; on others it is not."""
 
 
@@ -101,7 +100,7 @@ class Recordings:
     def __init__(self) -> None:
         self._met: OrderedDict[Hashable, tuple[Work, Player] | None] = OrderedDict()
 
-    def think(self, model: "LatentModel", state: LatentState, steps: int, noise: Noise | None) -> LatentState:
+    def think(self, model: Recurrence, state: LatentState, steps: int, noise: Noise | None) -> LatentState:
         """As ``LatentModel.think``."""
         moments = [("latent", state.latent_step + i) for i in range(steps)]
         given = given_by(state, noise, moments)
@@ -110,7 +109,7 @@ class Recordings:
         return work.result(state) if isinstance(work, Thoughts) else model.think_eagerly(state, steps, noise)
 
     def generate(
-        self, model: "LatentModel", state: LatentState, max_new_tokens: int, chooser: Chooser, noise: Noise | None
+        self, model: Recurrence, state: LatentState, max_new_tokens: int, chooser: Chooser, noise: Noise | None
     ) -> Generation:
         """As ``LatentModel.generate``."""
         given = given_by(state, noise, [("answer", 0)], chooser)
@@ -121,7 +120,7 @@ class Recordings:
             return work.result()
         return generate_eagerly(model, state, max_new_tokens, chooser=chooser, noise=noise)
 
-    def _done(self, model: "LatentModel", key: Hashable, given: Given, make: Callable[[], Work]) -> Work | None:
+    def _done(self, model: Recurrence, key: Hashable, given: Given, make: Callable[[], Work]) -> Work | None:
         """The work done on what is given; None where its shape has not been met before."""
         device = model.device.type
         precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
@@ -131,9 +130,9 @@ class Recordings:
             return None
         found = self._met[key]
         if found is None:
-            beside = next((player for _, player in filter(None, self._met.values())), None)
+            neighbor = next((player for _, player in filter(None, self._met.values())), None)
             work = make()
-            found = (work, PLAYERS[device](model, work, beside if isinstance(beside, Recorded) else None))
+            found = (work, PLAYERS[device](model, work, neighbor if isinstance(neighbor, Recorded) else None))
         else:
             found[0].given.load(given)
         self._remember(key, found)
@@ -147,23 +146,28 @@ class Recordings:
             self._met.popitem(last=False)
 
 
-_RECORDINGS: WeakKeyDictionary["LatentModel", Recordings] = WeakKeyDictionary()
+_RECORDINGS: WeakKeyDictionary[Recurrence, Recordings] = WeakKeyDictionary()
 
 
-def recordings_for(model: "LatentModel", state: LatentState, steps: int, chooser: Chooser | None) -> Recordings | None:
+def recordings_for(model: Recurrence, state: LatentState, steps: int, chooser: Chooser | None) -> Recordings | None:
     """The one rule: the model's recordings where graphs are used, None where steps are run one by one.
 
     They are used on CUDA, without gradient, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that can
-    be set up on buffers, of models whose rows share prompts and whose forward pass neither asks the device for a number
-    nor hands it one. transformers says so of an architecture by ``_can_compile_fullgraph``; a dynamic RoPE asks
-    nevertheless. An adapter is switched off and on between calls (for the KL's reference), which a graph would not see.
+    be set up on buffers, and for models whose rows share prompts and whose forward pass neither reads a number from the
+    device nor copies one to it. transformers marks such architectures by ``_can_compile_fullgraph``; a dynamic RoPE
+    reads one all the same. The attribute is private: a version without it runs step by step. An adapter is switched off
+    and on between calls (for the KL's reference), which a graph would not see.
     """
     if state.hidden.device.type not in PLAYERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
     inner = model.model
     if state.prefix is None or (chooser is not None and not is_known(chooser)):
         return None
-    if not inner._can_compile_fullgraph or has_adapter(inner) or _rope_type(inner.config) == "dynamic":
+    if (
+        not getattr(inner, "_can_compile_fullgraph", False)
+        or has_adapter(inner)
+        or _rope_type(inner.config) == "dynamic"
+    ):
         return None
     return _RECORDINGS.setdefault(model, Recordings())
 
@@ -189,6 +193,6 @@ def _rope_type(config: PreTrainedConfig) -> str | None:
     return rope.get("rope_type") if isinstance(rope, dict) else None
 
 
-def _weights(model: "LatentModel") -> Hashable:
+def _weights(model: Recurrence) -> Hashable:
     """Where the weights are, and so where a graph reads them: an optimiser leaves them there, ``to`` may not."""
     return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))

@@ -10,7 +10,7 @@ Shapes: B rows, T own positions, N key heads, L new positions, E head size.
 
 from collections.abc import Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from transformers import Cache
 from dropout_grpo.latent.fast.attention import OwnLayer, Prefix, cache_tensors, own_cache
 from dropout_grpo.latent.fast.static_inputs import Fixed, Given
 from dropout_grpo.latent.generation import Generation, blank, next_token
-from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Sample
-from dropout_grpo.latent.state import LatentState, longer
-
-if TYPE_CHECKING:
-    from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.recurrence import Recurrence
+from dropout_grpo.latent.sampling import Chooser, Sampled
+from dropout_grpo.latent.state import LatentState, extended
 
 BLOCK = 4
 """Answer tokens in a block of work; only between blocks is it asked whether all rows have ended."""
@@ -44,7 +42,7 @@ class Thoughts:
         self.given, self.steps, self.latent_step = given.buffers(), steps, latent_step
         self._after: LatentState | None = None
 
-    def run(self, model: "LatentModel") -> Generator[None, None, None]:
+    def run(self, model: Recurrence) -> Generator[None, None, None]:
         """Each ``next`` is a block of work on what is in the buffers."""
         state = _state(self.given, self.steps, self.latent_step)
         self._after = model.think_eagerly(state, self.steps, Fixed(self.given.factors))
@@ -61,7 +59,7 @@ class Thoughts:
             before,
             cache=_cache([(key.clone(), value.clone()) for key, value in cache_tensors(self._after.cache)]),
             hidden=self._after.hidden.clone(),
-            attention_mask=longer(before.attention_mask, self.steps),
+            attention_mask=extended(before.attention_mask, self.steps),
             next_position=before.next_position + self.steps,
             latent_step=before.latent_step + self.steps,
         )
@@ -79,14 +77,14 @@ class Answers:
     """
 
     def __init__(
-        self, model: "LatentModel", given: Given, state: LatentState, chooser: Chooser, max_new_tokens: int
+        self, model: Recurrence, given: Given, state: LatentState, chooser: Chooser, max_new_tokens: int
     ) -> None:
         self.given, self.chooser, self.latent_step = given.buffers(), chooser, state.latent_step
         self.blocks = -(-max_new_tokens // BLOCK)
         self.out = blank(model, state, max_new_tokens)
         self.going = torch.ones((), dtype=torch.bool, device=model.device)
 
-    def run(self, model: "LatentModel") -> Generator[None, None, None]:
+    def run(self, model: Recurrence) -> Generator[None, None, None]:
         """Each ``next`` is a block of work on what is in the buffers."""
         out, tokens = self.out, model.tokens
         length = out.token_ids.shape[1]
@@ -98,14 +96,14 @@ class Answers:
         alive = torch.ones_like(out.mask[:, 0])
         inputs = model.end_marker(len(alive))
         for position in range(length):
-            state, chosen, logprob, entropy = next_token(model, state, inputs, position, chooser=chooser, noise=noise)
+            state, token = next_token(model, state, inputs, position, chooser=chooser, noise=noise)
             ended = ~alive
-            out.token_ids[:, position] = chosen.masked_fill(ended, tokens.pad)
+            out.token_ids[:, position] = token.ids.masked_fill(ended, tokens.pad)
             out.mask[:, position] = alive
-            out.logprobs[:, position] = logprob.masked_fill(ended, 0.0)
-            out.entropy[:, position] = entropy.masked_fill(ended, 0.0)
-            alive = alive & (chosen != tokens.eos)
-            inputs = chosen[:, None]
+            out.logprobs[:, position] = token.logprobs.masked_fill(ended, 0.0)
+            out.entropy[:, position] = token.entropy.masked_fill(ended, 0.0)
+            alive = alive & (token.ids != tokens.eos)
+            inputs, chooser = token.ids[:, None], token.chooser
             if (position + 1) % BLOCK == 0 or position + 1 == length:
                 self.going.copy_(alive.any())
                 yield
@@ -121,11 +119,11 @@ class Answers:
 
 
 def _on_buffers(chooser: Chooser, seeds: Tensor | None) -> Chooser:
-    """A chooser that has not begun: each run must start its own."""
-    if isinstance(chooser, Sample):
+    """The chooser, with its seeds in the buffer."""
+    if isinstance(chooser, Sampled):
         assert seeds is not None, "there are no seeds to draw with"
-        return Sample(seeds, chooser.temperature)
-    return AverageOverMasks(chooser.masks) if isinstance(chooser, AverageOverMasks) else chooser
+        return Sampled(seeds, chooser.temperature)
+    return chooser
 
 
 class RoomLayer(OwnLayer):
@@ -159,15 +157,14 @@ class RoomLayer(OwnLayer):
 
 def _state(given: Given, more: int, latent_step: int) -> LatentState:
     """The state in the buffers, with room for ``more`` positions after those it has."""
-    cache = Cache(layers=[RoomLayer((given.own[0][0].shape[-2] if given.own else 0) + more) for _ in given.keys])
+    own = given.own[0][0].shape[-2] if given.own else 0
+    cache = Cache(layers=[RoomLayer(own + more) for _ in given.keys])
     for layer, (key, value) in enumerate(given.own):
         cache.update(key, value, layer)
     return LatentState(
         cache=cache,
         hidden=given.hidden,
-        # Added to the scores of however many own positions: each new position comes alone and sees them all. Made by
-        # hand, for what transformers would make of a mask [B, T] copies numbers from the host.
-        attention_mask=given.hidden.new_zeros(1, 1, 1, 1),
+        attention_mask=given.next_position.new_ones(given.hidden.shape[0], own),
         next_position=given.next_position,
         latent_step=latent_step,
         prefix=Prefix(keys=given.keys, values=given.values, padding=given.padding, groups=len(given.padding)),

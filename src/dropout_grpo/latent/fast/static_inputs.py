@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.fast.attention import cache_tensors
-from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sample
+from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.latent.state import LatentState
 
 PROMPT_BUCKET = 32
@@ -113,15 +113,15 @@ def given_by(
         values=tuple(_widened(value, room) for value in prefix.values),
         padding=nn.functional.pad(padding, (room, 0), value=torch.finfo(padding.dtype).min),
         factors={(phase, step, site): f for (phase, step), found in factors.items() for site, f in found.items()},
-        seeds=chooser.seeds if isinstance(chooser, Sample) else None,
+        seeds=chooser.seeds if isinstance(chooser, Sampled) else None,
     )
 
 
 def is_known(chooser: Chooser) -> bool:
     """Can the chooser be set up anew on buffers? One of another type, or that has begun, cannot."""
-    if isinstance(chooser, AverageOverMasks) and chooser.prefix is not None:
+    if isinstance(chooser, AverageOverMasks) and chooser.log_weights is not None:
         return False
-    return type(chooser) in (Greedy, Sample, AverageOverMasks)  # a subclass may choose in its own way
+    return type(chooser) in (Greedy, Sampled, AverageOverMasks)  # a subclass may choose in its own way
 
 
 class Fixed:

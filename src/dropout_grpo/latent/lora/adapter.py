@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.config import LoRAConfig
-from dropout_grpo.latent.lora.checkpoint import NAME, has_adapter, is_adapter, peft_config, require_peft
+from dropout_grpo.latent.lora.checkpoint import ADAPTER_NAME, has_adapter, is_adapter, peft_config, require_peft
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import LatentTokens, missing_latent_tokens
 from dropout_grpo.latent.weights.causal_lm import load_tokenizer
@@ -64,10 +64,10 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
     with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global generator
         torch.manual_seed(seed)
         try:
-            LoraModel(inner, adapter, NAME)
+            LoraModel(inner, adapter, ADAPTER_NAME)
         except ValueError as error:
             raise UserError(f"lora does not fit {model.name}: {error}") from error
-    without_copies(inner, NAME)
+    without_copies(inner, ADAPTER_NAME)
     adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps)  # finds the wrapped sites
     adapted.thought = model.thought
     return adapted

@@ -13,16 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.latent.weights.causal_lm import beside, load_causal_lm, load_tokenizer, some
+from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm, load_tokenizer, some
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NAME = "default"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_NAME = "default"
 """PEFT's name for the one adapter of a model; it is in no file."""
 
-_PREFIX = "base_model.model."
+_WRAPPERS = "base_model.model."
 """Before each name in a file, for the two objects that PEFT wraps around a model."""
 
 
@@ -46,22 +46,22 @@ def has_adapter(model: PreTrainedModel) -> bool:
 def peft_config(model: PreTrainedModel) -> "LoraConfig":
     """The config of the adapter that is in the model."""
     configs: Any = model.peft_config
-    config: LoraConfig = configs[NAME]
+    config: LoraConfig = configs[ADAPTER_NAME]
     return config
 
 
 def is_adapter(path: str | Path) -> bool:
     """Is it the folder or hub name of an adapter? False as well for what is not there at all."""
     try:
-        return beside(path, CONFIG) is not None
+        return file_of(path, ADAPTER_CONFIG) is not None
     except (OSError, ValueError):
         return False
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapter alone; ``adapter_config.json`` records its base."""
-    named = {_PREFIX + name: tensor.detach().contiguous() for name, tensor in _weights(model).items()}
-    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+    named = {_WRAPPERS + name: tensor.detach().contiguous() for name, tensor in _weights(model).items()}
+    save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     peft_config(model).save_pretrained(str(folder))
 
 
@@ -88,16 +88,16 @@ def load_with_adapter(
     try:
         model, tokenizer = load_causal_lm(base, **options)
     except UserError as error:
-        remedy = f"If it has moved, correct base_model_name_or_path in {CONFIG}."
+        remedy = f"If it has moved, correct base_model_name_or_path in {ADAPTER_CONFIG}."
         raise UserError(f"the base of the adapter {path} is gone or damaged: {error} {remedy}") from error
     add_latent_tokens(model, tokenizer)  # as when the adapter was made: the base is the same model again
     weights = _load_weights(path)
     try:
-        tuner = LoraModel(model, config, NAME)
+        tuner = LoraModel(model, config, ADAPTER_NAME)
         _fill(model, weights)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the adapter {path} does not fit its base {base}: {error}") from error
-    without_copies(model, NAME)
+    without_copies(model, ADAPTER_NAME)
     if merge:
         tuner.merge_and_unload(safe_merge=True)  # in place
     model.name_or_path = str(path)
@@ -110,24 +110,24 @@ def _load_config(path: str | Path) -> "LoraConfig":
     try:
         config = PeftConfig.from_pretrained(str(path))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{CONFIG} of {path} cannot be read: {error}") from error
+        raise UserError(f"{ADAPTER_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, LoraConfig):
         raise UserError(f"{path} is an adapter of the kind {config.peft_type}, and only LORA is supported.")
     if not config.base_model_name_or_path:
-        raise UserError(f"{CONFIG} of {path} has no base_model_name_or_path: write there where the base is.")
+        raise UserError(f"{ADAPTER_CONFIG} of {path} has no base_model_name_or_path: write there where the base is.")
     config.inference_mode = False  # PEFT's own folders say True, which would freeze the adapter
     return config
 
 
 def _load_weights(path: str | Path) -> dict[str, Tensor]:
     try:
-        file = beside(path, WEIGHTS)
+        file = file_of(path, ADAPTER_WEIGHTS)
         saved = None if file is None else load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{WEIGHTS} of {path} cannot be read: {error}") from error
+        raise UserError(f"{ADAPTER_WEIGHTS} of {path} cannot be read: {error}") from error
     if saved is None:
-        raise UserError(f"the adapter {path} has no {WEIGHTS}.")
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in saved.items()}
+        raise UserError(f"the adapter {path} has no {ADAPTER_WEIGHTS}.")
+    return {name.removeprefix(_WRAPPERS): tensor for name, tensor in saved.items()}
 
 
 def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
@@ -136,7 +136,7 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
 
     if lacking := sorted(_weights(model).keys() - weights.keys()):
         raise ValueError(f"it lacks weights: {some(lacking)}.")
-    found: Any = set_peft_model_state_dict(model, weights, adapter_name=NAME)
+    found: Any = set_peft_model_state_dict(model, weights, adapter_name=ADAPTER_NAME)
     if found.unexpected_keys:
         raise ValueError(f"it has weights that fit nowhere: {some(found.unexpected_keys)}.")
 
@@ -145,5 +145,7 @@ def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The adapter's tensors by name. Never whole embeddings: PEFT would write them all for three new rows."""
     from peft import get_peft_model_state_dict
 
-    weights: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    weights: dict[str, Tensor] = get_peft_model_state_dict(
+        model, adapter_name=ADAPTER_NAME, save_embedding_layers=False
+    )
     return weights

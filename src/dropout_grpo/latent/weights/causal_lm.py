@@ -54,8 +54,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def beside(path: str | Path, name: str) -> str | None:
-    """A file of the folder or hub repository, None where it has none. A GGUF file has none."""
+def file_of(path: str | Path, name: str) -> str | None:
+    """The local path of a file of a folder or hub repository, None if there is no such file. A GGUF file has none."""
     return None if Path(path).is_file() else cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
 
 

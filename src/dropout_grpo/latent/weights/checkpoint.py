@@ -1,31 +1,47 @@
-"""Latent models as plain Hugging Face folders: safetensors, tokenizer, and ``latent_config.json`` beside them.
+"""Latent models as plain Hugging Face folders: safetensors, a tokenizer and ``latent_config.json``.
 
 Two published layouts load as well: a folder with the latent tokens but no ``latent_config.json``
 (ModalityDance/latent-tts-coconut), and facebookresearch/coconut's ``state_dict`` over a base model.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
-from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
 from dropout_grpo.latent.tokens import latent_tokens
 from dropout_grpo.latent.weights.card import CardFacts, write_card, write_custom_generate
-from dropout_grpo.latent.weights.causal_lm import beside, load_causal_lm
+from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm
 from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint
 from dropout_grpo.latent.weights.gguf import gguf_file
 
-CONFIG, THOUGHT = "latent_config.json", "thought.safetensors"
+LATENT_CONFIG, THOUGHT_WEIGHTS = "latent_config.json", "thought.safetensors"
 
 
-def save_latent_model(model: LatentModel, path: str | Path, facts: CardFacts | None = None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentParts:
+    """What a latent model is built from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    latent_steps: int
+    thought: str
+    """The kind asked for."""
+    saved_thought: str
+    """The kind that the checkpoint was trained with."""
+    prj_dim: int | None
+
+
+def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | None = None) -> None:
     """Write weights, tokenizer and latent config to a folder that transformers can load as it is.
 
     The folder also gets a model card and ``custom_generate``, with which transformers' own ``generate`` thinks first.
@@ -48,37 +64,27 @@ def save_latent_model(model: LatentModel, path: str | Path, facts: CardFacts | N
     config: dict[str, int | str] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):
         config["prj_dim"] = model.thought.prj_dim
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / LATENT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     parameters = {name: tensor.detach().contiguous() for name, tensor in model.thought.state_dict().items()}
     if parameters:
-        save_file(parameters, folder / THOUGHT)
+        save_file(parameters, folder / THOUGHT_WEIGHTS)
 
 
-def load_latent_model(
+def load_parts(
     path: str | Path,
     *,
-    base: str | Path | None = None,
-    latent_steps: int | None = None,
-    thought: str | None = None,
-    merge: bool = False,
-    dtype: torch.dtype = torch.float32,
-    attn_implementation: str | None = None,
-) -> LatentModel:
-    """A latent model from a folder, a hub name, or a Coconut ``state_dict`` file; an adapter comes with its base.
-
-    Args:
-        path: a folder that ``save_latent_model`` wrote, any causal LM with Coconut's latent tokens, or a file that
-            facebookresearch/coconut saved (``checkpoint_33``).
-        base: the model that such a file was trained from; for a file only.
-        latent_steps: thoughts an answer takes; needed where there is no ``latent_config.json``.
-        thought: what is fed back; from ``latent_config.json``, else the hidden state.
-        merge: ``path`` is an adapter, to be added to its base's weights and dropped.
-        dtype: of the weights.
-        attn_implementation: as in transformers; None for its choice.
+    base: str | Path | None,
+    latent_steps: int | None,
+    thought: str | None,
+    merge: bool,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+) -> LatentParts:
+    """The parts of a latent model; see ``LatentModel.from_pretrained``.
 
     Raises:
-        UserError: no such checkpoint, no latent tokens, no ``latent_steps``, a file without its ``base``, or nothing to
-            ``merge``.
+        UserError: there is no such checkpoint, no latent tokens or no ``latent_steps``, a file comes without its
+            ``base``, or there is nothing to ``merge``.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     is_file = Path(path).is_file() and gguf_file(path) is None
@@ -101,25 +107,37 @@ def load_latent_model(
     else:
         model, tokenizer = load_causal_lm(path, **options)
         config = latent_config(path)
-    latent_tokens(tokenizer, str(path))  # what is no latent model at all is told so before its thoughts are asked for
+    latent_tokens(tokenizer, str(path))  # a missing token is the more basic mistake, so it is reported first
     steps = config.get("latent_steps") if latent_steps is None else latent_steps
     if steps is None:
         raise UserError(
-            f"{path} has no {CONFIG}: give latent_steps (on the command line --latent_steps), the number of thoughts "
-            "it was trained with; the published GSM8K Coconut takes 6."
+            f"{path} has no {LATENT_CONFIG}: give latent_steps (on the command line --latent_steps), the number of "
+            "thoughts it was trained with; the published GSM8K Coconut takes 6."
         )
-    written = config.get("thought", HiddenStateThought.kind)
-    latent = LatentModel(
-        model, tokenizer, latent_steps=steps, thought=thought or written, prj_dim=config.get("prj_dim")
+    saved_thought = config.get("thought", HiddenStateThought.kind)
+    return LatentParts(
+        model=model,
+        tokenizer=tokenizer,
+        latent_steps=steps,
+        thought=thought or saved_thought,
+        saved_thought=saved_thought,
+        prj_dim=config.get("prj_dim"),
     )
-    if latent.thought.kind != written:
-        return latent  # another thought than the one saved begins with parameters of its own
+
+
+def load_thought(model: Recurrence, path: str | Path, *, saved_kind: str) -> None:
+    """Load the thought's own weights from a checkpoint; a thought of another kind than the saved one starts afresh.
+
+    Raises:
+        UserError: the weights are damaged, missing, or of another shape.
+    """
+    if model.thought.kind != saved_kind:
+        return
     try:
-        thought_file = None if is_file else beside(path, THOUGHT)
-        latent.thought.load_state_dict({} if thought_file is None else load_file(thought_file))
+        file = None if Path(path).is_file() else file_of(path, THOUGHT_WEIGHTS)
+        model.thought.load_state_dict({} if file is None else load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{THOUGHT} of {path} does not fit a {written} thought: {error}") from error
-    return latent
+        raise UserError(f"{THOUGHT_WEIGHTS} of {path} does not fit a {saved_kind} thought: {error}") from error
 
 
 def latent_config(path: str | Path) -> dict[str, Any]:
@@ -129,10 +147,10 @@ def latent_config(path: str | Path) -> dict[str, Any]:
         UserError: no such folder, or a damaged file.
     """
     try:
-        file = beside(path, CONFIG)
+        file = file_of(path, LATENT_CONFIG)
         config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{CONFIG} of {path} cannot be read: {error}") from error
+        raise UserError(f"{LATENT_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{CONFIG} of {path} is no JSON object.")
+        raise UserError(f"{LATENT_CONFIG} of {path} is no JSON object.")
     return config

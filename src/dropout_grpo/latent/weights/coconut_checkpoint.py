@@ -17,7 +17,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, some
 
-PREFIX, DUPLICATE = "base_causallm.", "embedding.weight"
+INNER, DUPLICATE = "base_causallm.", "embedding.weight"
 
 
 def load_coconut_checkpoint(
@@ -39,10 +39,10 @@ def load_coconut_checkpoint(
         UserError: not such a file, or its weights are not those of ``base`` with three more tokens.
     """
     saved = _state_dict(file)
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items() if name.startswith(PREFIX)}
+    weights = {name.removeprefix(INNER): tensor for name, tensor in saved.items() if name.startswith(INNER)}
     if not weights:
         raise UserError(
-            f"{file} is not a Coconut checkpoint: none of its keys begins with {PREFIX} (they are "
+            f"{file} is not a Coconut checkpoint: none of its keys begins with {INNER} (they are "
             f"{some(sorted(saved))}). Checkpoints of Coconut's CoT stage are plain language models without thoughts."
         )
     model, tokenizer = load_causal_lm(base, dtype=dtype, attn_implementation=attn_implementation)
@@ -58,9 +58,9 @@ def load_coconut_checkpoint(
             )
         model.resize_token_embeddings(rows, mean_resizing=False)  # Coconut cuts a padded table to the vocabulary
     duplicate = saved.get(DUPLICATE)
-    unexpected = [name for name in saved if not name.startswith(PREFIX) and name != DUPLICATE]
+    unexpected = [name for name in saved if not name.startswith(INNER) and name != DUPLICATE]
     if duplicate is not None and name in weights and not torch.equal(duplicate, weights[name]):
-        raise UserError(f"{file} is damaged: {DUPLICATE} is not {PREFIX}{name}.")
+        raise UserError(f"{file} is damaged: {DUPLICATE} is not {INNER}{name}.")
     _fill(model, weights, unexpected, f"{file} does not fit {base}")
     model.name_or_path = str(file)
     return model, tokenizer
@@ -92,7 +92,7 @@ def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: lis
     given = {id(tensor) for name, tensor in parameters.items() if name in weights}
     kept = model.state_dict().keys()
     missing = sorted(name for name in kept if id(parameters[name]) not in given)
-    unexpected = sorted(unexpected) + sorted(PREFIX + name for name in weights.keys() - kept)
+    unexpected = sorted(unexpected) + sorted(INNER + name for name in weights.keys() - kept)
     shapes = [
         f"{name} {tuple(tensor.shape)} where the base has {tuple(parameters[name].shape)}"
         for name, tensor in weights.items()

@@ -1,0 +1,210 @@
+"""The latent recurrence, step by step: ``read``, ``think_eagerly``, ``score``.
+
+Training on the curriculum, rollouts, replay, evaluation and ``ask`` all call these verbs, through ``LatentModel``. The
+package has one other implementation: the benchmark's published baseline, which is timed against this one.
+
+Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V vocabulary.
+
+    state = model.read(ids, mask)               # the prompt, once
+    state = model.think_eagerly(state, n)       # n latent steps: last hidden state in, next hidden state out
+    logprobs = model.score(state, answers)      # teacher-forced, with gradient through every thought and the cache
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration.base import Exploration, Noise
+from dropout_grpo.exploration.sites import THOUGHT, SiteMap
+from dropout_grpo.latent.dropout_off import switch_off_dropout
+from dropout_grpo.latent.fast.attention import SHARED_PREFIX, own_cache, prefix_of, shares_prefix
+from dropout_grpo.latent.state import LatentState, extended, share_cache
+from dropout_grpo.latent.thought import build_thought
+from dropout_grpo.latent.tokens import LatentTokens, latent_tokens
+
+
+class Recurrence(nn.Module):
+    """A causal LM that takes ``inputs_embeds``, a cache and positions, and what turns its hidden states into thoughts.
+
+    Args:
+        model: any decoder-only Hugging Face model. Its own dropout is set to zero: noise is an argument here, and
+            ``train()`` or ``eval()`` never switches any.
+        tokenizer: contains Coconut's three latent tokens.
+        latent_steps: n, the number of thoughts before an answer.
+        thought: what is fed back, ``hidden_state`` (Coconut), ``projection`` (CODI) or ``pause`` (control).
+        prj_dim: inner width of a projection; the model's width when None.
+        seed: of a projection's first weights.
+
+    Raises:
+        UserError: latent tokens are missing, ``latent_steps`` is below 0, the thought is unknown, or sites are not
+            found.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        latent_steps: int,
+        thought: str = "hidden_state",
+        prj_dim: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(latent_steps, int) or latent_steps < 0:
+            raise UserError(
+                f"latent_steps={latent_steps!r} of {model.name_or_path or type(model).__name__}: it must be the number "
+                "of thoughts an answer takes, 0 or more."
+            )
+        self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__)
+        self.tokenizer, self.latent_steps = tokenizer, latent_steps
+        self.model = model
+        switch_off_dropout(model)
+        with torch.no_grad():  # call the module: it may do more than look up a row (Gemma scales it)
+            latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
+        self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
+        self.to(model.device)
+        self.shares_prefix = shares_prefix(model)
+        if self.shares_prefix:
+            model.set_attn_implementation(SHARED_PREFIX)
+        heads = getattr(model.config.get_text_config(), "num_attention_heads", 0)
+        self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads)
+
+    @property
+    def name(self) -> str:
+        """Folder or hub name that the model was loaded from, else its class."""
+        return self.model.name_or_path or type(self.model).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def noise(self, exploration: Exploration, seeds: Tensor) -> Noise | None:
+        """The noise of the rollouts with these seeds (int64 [B]) on this model's sites."""
+        return exploration.noise(seeds.to(self.device), self.sites)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor, noise: Noise | None = None) -> LatentState:
+        """Run prompts once and keep their cache and last hidden state.
+
+        Args:
+            input_ids: [B, S], left-padded, each row ending in the start marker.
+            attention_mask: [B, S], 1 for tokens and 0 for padding.
+            noise: applied at every position, where it is on in the prompt phase.
+        """
+        assert input_ids.shape == attention_mask.shape, "ids and mask differ in shape"
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        cache = own_cache() if self.shares_prefix else DynamicCache(config=self.model.config)
+        factors = noise.factors("prompt", 0) if noise is not None else {}
+        with self.sites.multiplied(factors):
+            output = self.model.get_decoder()(
+                inputs_embeds=self.model.get_input_embeddings()(input_ids),
+                attention_mask=attention_mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        prefix = None
+        if self.shares_prefix:
+            prefix, cache = prefix_of(cache, attention_mask), own_cache()
+            attention_mask = attention_mask[:, :0]
+        return LatentState(
+            cache=cache,
+            hidden=output.last_hidden_state[:, -1:],
+            attention_mask=attention_mask,
+            next_position=positions[:, -1:] + 1,
+            prefix=prefix,
+        )
+
+    def think_eagerly(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:
+        """``steps`` latent steps: h_{t+1} = f(thought(h_t), cache_t; m). Nothing is detached."""
+        for _ in range(steps):
+            factors = noise.factors("latent", state.latent_step) if noise is not None else {}
+            fed_back = self.thought(state.hidden)  # [B, 1, D]
+            if THOUGHT in factors:
+                fed_back = fed_back * factors[THOUGHT]
+            with self.sites.multiplied(factors):
+                cache, inputs = _inputs(state, fed_back)
+                hidden = self.model.get_decoder()(**inputs).last_hidden_state  # [B, 1, D], after the final norm
+            state = replace(_advanced(state, cache, 1), hidden=hidden, latent_step=state.latent_step + 1)
+        return state
+
+    def score(
+        self, state: LatentState, token_ids: Tensor, *, temperature: float = 1.0, noise: Noise | None = None
+    ) -> Tensor:
+        """Log-probabilities [B, L], float32 or wider, of answers [B, L] after the end marker, with gradient.
+
+        Every position of right-padded rows is scored; the caller masks the padding.
+        """
+        inputs = torch.cat([self.end_marker(state.rows), token_ids[:, :-1]], dim=1)  # [B, L]
+        logits, _ = self.logits(state, inputs, noise)
+        logits = at_temperature(logits, temperature)
+        return -nn.functional.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none").view_as(
+            token_ids
+        )
+
+    def end_marker(self, rows: int) -> Tensor:
+        """Ids of the end marker, [B, 1]."""
+        return torch.full((rows, 1), self.tokens.end, device=self.device)
+
+    def logits(self, state: LatentState, token_ids: Tensor, noise: Noise | None) -> tuple[Tensor, LatentState]:
+        """Logits [B, L, V] of the tokens after each of ``token_ids`` [B, L], and the state after them."""
+        factors = noise.factors("answer", 0) if noise is not None else {}
+        with self.sites.multiplied(factors):
+            cache, inputs = _inputs(state, self.model.get_input_embeddings()(token_ids))
+            logits = self.model(**inputs).logits
+        return logits, _advanced(state, cache, token_ids.shape[1])
+
+
+def _inputs(state: LatentState, embeds: Tensor) -> tuple[Cache, dict[str, Any]]:
+    """A cache that will hold the new positions too, and what the model is called with for embeddings [B, L, D]."""
+    length = embeds.shape[1]
+    cache = share_cache(state.cache)
+    inputs = {
+        "inputs_embeds": embeds,
+        "attention_mask": extended(state.attention_mask, length),
+        "position_ids": state.next_position + torch.arange(length, device=embeds.device),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    if state.prefix is not None:  # a model that copies its prompts does not even see the keyword
+        own = state.attention_mask.shape[1]
+        inputs |= {"prefix": state.prefix, "attention_mask": _causal(own, length, embeds)}
+    return cache, inputs
+
+
+def _advanced(state: LatentState, cache: Cache, length: int) -> LatentState:
+    """The state ``length`` positions further, with their cache."""
+    return replace(
+        state,
+        cache=cache,
+        attention_mask=extended(state.attention_mask, length),
+        next_position=state.next_position + length,
+    )
+
+
+def _causal(own: int, new: int, like: Tensor) -> Tensor:
+    """Added to the scores of T own and L new positions, none of them padding: [1, 1, L, T + L].
+
+    transformers would make the same of a mask [B, T + L], but copies numbers from the host for it, which a CUDA graph
+    cannot record.
+    """
+    if new == 1:  # sees all positions
+        return like.new_zeros(1, 1, 1, 1)
+    lowest = torch.finfo(like.dtype).min
+    return like.new_full((1, 1, new, own + new), lowest).triu(own + 1)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Log-probabilities feed a ratio, so half precision is widened for them."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits in float32 or wider, divided by the temperature. A temperature of 1 costs nothing."""
+    wide = logits.to(at_least_float32(logits.dtype))
+    return wide if temperature == 1.0 else wide / temperature
