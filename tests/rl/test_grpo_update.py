@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dropout_grpo.rl.groups import Groups
+from dropout_grpo.rl.reference import Reference
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, talkative, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
@@ -62,7 +63,9 @@ def test_replaying_all_groups_would_give_the_same_update(tmp_path: Path, monkeyp
     skipping, replaying = tiny_latent(dtype=torch.float64), tiny_latent(dtype=torch.float64)
     trainer(tmp_path / "a", config, model=skipping, reward_funcs=[some_groups]).train()
     made = trainer(tmp_path / "b", config, model=replaying, reward_funcs=[some_groups])
-    made.reference = replaying  # with a reference every group is replayed, and at beta = 0 it has no other effect
+    made.reference = Reference(
+        replaying, config, made.exploration
+    )  # with a reference every group is replayed, and at beta = 0 it has no other effect
     made.train()
     a, b = read_metrics(tmp_path / "a")[0], read_metrics(tmp_path / "b")[0]
     assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-9)
@@ -79,8 +82,8 @@ def test_kl_to_the_model_that_it_started_from(tmp_path: Path) -> None:
     assert kl[0] == 0.0
     assert min(kl[1:]) > 0.0
     assert made.reference is not None
-    assert_same_weights(weights_of(made.reference), before)  # frozen
-    assert not any(parameter.requires_grad for parameter in made.reference.parameters())
+    assert_same_weights(weights_of(made.reference.model), before)  # frozen
+    assert not any(parameter.requires_grad for parameter in made.reference.model.parameters())
     assert trainer(tmp_path / "none").reference is None  # without beta no second model is kept
 
 

@@ -10,6 +10,24 @@ LossType = Literal["sum", "grpo", "dr_grpo", "dapo"]
 ImportanceSamplingLevel = Literal["token", "sequence"]
 Answers = Literal["sampled", "greedy"]
 ScaleRewards = Literal["none", "group", "batch"]
+Baseline = Literal["group_mean", "ema"]
+KLEstimator = Literal["k3", "k3_huber", "k3_clamp"]
+BetaSchedule = Literal["constant", "learning_rate"]
+RefExploration = Literal["matched", "none"]
+
+_AT_LEAST_ONE = (
+    "max_steps",
+    "prompts_per_step",
+    "num_generations",
+    "num_iterations",
+    "max_completion_length",
+    "logging_steps",
+    "ref_model_sync_steps",
+)
+_AT_LEAST_ZERO = ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "eval_steps", "save_steps")
+_ABOVE_ZERO = ("learning_rate", "max_grad_norm", "kl_delta")
+_BELOW_ONE = ("ema_decay",)  # and at least 0
+_SHARES = ("ref_model_mixup_alpha", "min_lr_rate")  # of 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,26 +37,42 @@ class GRPOConfig:
     Args:
         max_steps: batches of rollouts.
         prompts_per_step: questions in a batch; each gets num_generations rollouts.
-        dynamic_sampling_max_gen_batches: batches that a step may sample until prompts_per_step groups are mixed, which
-            alone make the update (DAPO's dynamic sampling). When not given, a step is one batch and the objective
-            averages over all of it.
-        num_generations: K, rollouts of a question.
+        max_prompt_length: questions with more tokens than this, start marker included, are left out.
+        dynamic_sampling_max_gen_batches: batches that a step may sample until prompts_per_step groups are mixed; only
+            mixed groups make the update (DAPO's dynamic sampling). When not given, a step is one batch and the
+            objective averages over all of it.
+        filter_groups: lowest and highest mean reward of a group that makes the update; a step without such a group
+            changes neither the weights nor the learning rate. When not given, every group counts.
+        num_generations: K, rollouts of a question; 1 only with baseline ema.
         num_iterations: mu, updates on each batch.
         max_completion_length: answer tokens at most.
-        answers: sampled at the temperature, or decoded greedily, so that the exploration alone makes rollouts differ.
+        answers: sampled at the temperature, or decoded greedily, so that only the exploration makes rollouts differ.
         temperature: tau, at which answers are sampled, and of all log-probabilities, those of greedy answers too.
+        replay: True recomputes a rollout's log-probabilities under its own mask; False, an ablation, under a fresh
+            mask for every update.
         learning_rate: peak of the schedule; a constant rate hurts here, see lr_scheduler_type.
         lr_scheduler_type: shape of the schedule over all updates, after warm-up.
+        min_lr_rate: share of learning_rate at which a linear or cosine schedule ends.
         warmup_steps: updates of linear warm-up.
         weight_decay: AdamW's.
         adam_beta1: AdamW's.
         adam_beta2: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
-        beta: weight of the KL to the frozen starting model; at 0 no reference model is kept.
+        beta: weight of the KL to the reference model; at 0 no reference model is kept.
+        beta_schedule: constant, or learning_rate: beta times the schedule's current share of learning_rate.
+        kl_estimator: k3 (TRL's), k3_huber (linear beyond kl_delta) or k3_clamp (constant beyond kl_delta).
+        kl_delta: difference of log-probabilities beyond which k3_huber and k3_clamp leave k3.
+        ref_exploration: matched evaluates the reference under the policy's own masks, none without noise.
+        sync_ref_model: renew the reference from the policy during training, else it stays the starting model.
+        ref_model_sync_steps: renew it every so many steps.
+        ref_model_mixup_alpha: alpha in reference = alpha * policy + (1 - alpha) * reference.
         epsilon: clip range of the ratio, below (and above, unless epsilon_high is set).
         epsilon_high: clip range above.
         importance_sampling_level: a ratio for each token, or one for the sequence.
         loss_type: sum (tokens summed, rollouts averaged: the theory's), or TRL's grpo, dr_grpo, dapo.
+        baseline: what is subtracted from rewards: group_mean, or ema, the moving average of earlier steps' mean rewards
+            (REINFORCE).
+        ema_decay: weight that baseline ema keeps from step to step.
         scale_rewards: none (the paper's), or TRL's group or batch, which bias the gradient.
         leave_one_out: scale advantages by K/(K-1), which makes the estimator unbiased.
         mask_truncated_completions: answers cut at max_completion_length get no gradient.
@@ -52,24 +86,37 @@ class GRPOConfig:
 
     max_steps: int = 200
     prompts_per_step: int = 128
+    max_prompt_length: int | None = None
     dynamic_sampling_max_gen_batches: int | None = None
+    filter_groups: tuple[float, float] | None = None
     num_generations: int = 8
     num_iterations: int = 1
     max_completion_length: int = 8
     answers: Answers = "sampled"
     temperature: float = 1.0
+    replay: bool = True
     learning_rate: float = 3e-4
     lr_scheduler_type: Schedule = "linear"
+    min_lr_rate: float = 0.0
     warmup_steps: int = 0
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
     beta: float = 0.0
+    beta_schedule: BetaSchedule = "constant"
+    kl_estimator: KLEstimator = "k3"
+    kl_delta: float = 5.0
+    ref_exploration: RefExploration = "matched"
+    sync_ref_model: bool = False
+    ref_model_sync_steps: int = 512
+    ref_model_mixup_alpha: float = 0.6
     epsilon: float = 0.2
     epsilon_high: float | None = None
     importance_sampling_level: ImportanceSamplingLevel = "token"
     loss_type: LossType = "sum"
+    baseline: Baseline = "group_mean"
+    ema_decay: float = 0.9
     scale_rewards: ScaleRewards = "none"
     leave_one_out: bool = False
     mask_truncated_completions: bool = False
@@ -81,46 +128,82 @@ class GRPOConfig:
     logging_steps: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse options that contradict the method, before anything is trained.
+        """Check ranges, and refuse options that contradict each other, before anything is trained.
 
         Raises:
             UserError: names the option and the remedy.
         """
-        if self.num_generations < 2:
-            raise UserError(
-                f"num_generations={self.num_generations}: a group of one has no mean to differ from; use at least 2."
-            )
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
         if self.temperature <= 0:
             raise UserError(
                 f"temperature={self.temperature}: log-probabilities need a temperature; use a temperature above 0, "
                 "and for greedy answers answers: greedy with temperature 1."
             )
-        for name in (
-            "max_steps",
-            "prompts_per_step",
-            "num_iterations",
-            "max_completion_length",
-            "logging_steps",
-        ):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.dynamic_sampling_max_gen_batches is not None and self.dynamic_sampling_max_gen_batches < 1:
-            raise UserError(
-                f"dynamic_sampling_max_gen_batches={self.dynamic_sampling_max_gen_batches} must be at least 1; without "
-                "dynamic sampling, leave it out."
-            )
+        for name, without in (
+            ("dynamic_sampling_max_gen_batches", "without dynamic sampling, leave it out"),
+            ("max_prompt_length", "to keep all questions, leave it out"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value} must be at least 1; {without}.")
+        for name in _AT_LEAST_ZERO:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"{name}={value} must not be negative.")
+        for name in _ABOVE_ZERO:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}={getattr(self, name)} must be above 0.")
+        for name in _BELOW_ONE:
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)} must be between 0 and 1.")
         for name in ("micro_batch_size", "rollout_batch_size"):
             if getattr(self, name) < self.num_generations:
                 raise UserError(
                     f"{name}={getattr(self, name)} must hold one group of num_generations={self.num_generations}."
                 )
-        for name in ("beta", "epsilon", "weight_decay", "warmup_steps", "eval_steps", "save_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must not be negative.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)} must be above 0.")
-        if self.epsilon_high is not None and self.epsilon_high < 0:
-            raise UserError(f"epsilon_high={self.epsilon_high} must not be negative.")
+
+    def _check_combinations(self) -> None:
+        if self.baseline == "group_mean" and self.num_generations < 2:
+            raise UserError(
+                f"num_generations={self.num_generations}: a group of one has no mean to differ from; use at least 2, "
+                "or baseline: ema."
+            )
+        if self.baseline == "ema":
+            if self.leave_one_out:
+                raise UserError("leave_one_out corrects the group mean, which baseline: ema does not use: drop one.")
+            if self.scale_rewards != "none":
+                raise UserError(
+                    f"scale_rewards={self.scale_rewards} scales group-relative advantages, and baseline: ema has none: "
+                    "set scale_rewards to none."
+                )
+        if self.num_generations == 1:
+            for name in ("dynamic_sampling_max_gen_batches", "filter_groups"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{name} selects groups by their rewards, and num_generations=1 makes no groups: leave it out."
+                    )
+        if self.filter_groups is not None and self.filter_groups[0] > self.filter_groups[1]:
+            raise UserError(
+                f"filter_groups={list(self.filter_groups)}: the lowest mean reward comes first, the highest second."
+            )
         if self.scale_rewards != "none" and self.leave_one_out:
             raise UserError("leave_one_out removes a bias that scale_rewards puts back: set scale_rewards to none.")
+        if self.sync_ref_model and self.beta == 0:
+            raise UserError(
+                "sync_ref_model renews the reference of the KL, and beta=0 keeps none: set beta above 0, or leave "
+                "sync_ref_model out."
+            )
+        if self.min_lr_rate > 0 and self.lr_scheduler_type == "constant":
+            raise UserError(
+                f"min_lr_rate={self.min_lr_rate} is where a falling schedule ends: set lr_scheduler_type to cosine or "
+                "linear, or leave min_lr_rate out."
+            )

@@ -1,4 +1,4 @@
-"""What was sampled in a step: groups of rollouts and what they earned."""
+"""Groups of rollouts with their rewards, and how to select and join them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from dropout_grpo.latent.generation import Generation
 class Groups:
     """N questions with K rollouts each; the answers are N * K rows, the K rollouts of a question adjacent."""
 
-    places: list[int]  # N, where the questions are among the problems
+    places: list[int]  # N, indices of the problems
     seeds: Tensor  # int64 [N, K]
-    rewards: Tensor  # [N, K]
+    rewards: Tensor  # [N, K], NaN where no reward function judged the rollout
     answers: Generation  # [N * K, L]
 
     def select(self, groups: Tensor) -> "Groups":
@@ -29,7 +29,7 @@ class Groups:
 
 
 def rows_of(groups: Tensor, k: int) -> Tensor:
-    """Rows [M * K] of the groups [M], K rollouts each."""
+    """Rows [M * K] of the rollouts of groups [M], K each."""
     return (groups[:, None] * k + torch.arange(k)).flatten()
 
 
@@ -39,7 +39,7 @@ def select_answers(answers: Generation, rows: Tensor) -> Generation:
 
 
 def join(parts: Sequence[Groups], pad: int) -> Groups:
-    """All groups of all parts; shorter answers are filled up with the token ``pad``."""
+    """All groups of all parts; shorter answers are padded with the token ``pad``."""
     return Groups(
         places=[place for part in parts for place in part.places],
         seeds=torch.cat([part.seeds for part in parts]),
@@ -49,7 +49,7 @@ def join(parts: Sequence[Groups], pad: int) -> Groups:
 
 
 def join_answers(parts: Sequence[Generation], pad: int) -> Generation:
-    """All rows of all parts; shorter answers are filled up with the token ``pad``."""
+    """All rows of all parts; shorter answers are padded with the token ``pad``."""
     return Generation(
         token_ids=_stack([part.token_ids for part in parts], pad),
         mask=_stack([part.mask for part in parts], 0),

@@ -1,9 +1,14 @@
-"""The objective. What is sampled: a mask and the answer's tokens. What is replayed: the mask, from its seed.
+"""The objective. A mask and the answer's tokens are sampled; the mask is replayed from its seed.
 
-Departures from GRPO as published: the log-ratio compares new and old policy *under the same mask*; the mask's law has
-no parameters, so it contributes no term; advantages are not divided by a standard deviation; tokens are summed, not
-averaged, within an answer, so that the gradient at the old policy is the policy gradient of whole answers; the mean is
-over all rollouts sampled, those of zero-variance groups included, though they cost no forward pass; no KL unless asked.
+Departures from GRPO as published:
+
+- The log-ratio compares new and old policy under the same mask. The mask's distribution has no parameters, so it
+  contributes no term.
+- Advantages are not divided by a standard deviation.
+- Tokens are summed, not averaged, within an answer, so that the gradient at the old policy is the policy gradient of
+  whole answers. The authors' own runs average within an answer, then over the kept rollouts (``loss_type="grpo"``).
+- The mean is over all sampled rollouts, including those of zero-variance groups, which need no forward pass.
+- There is no KL unless ``beta`` is set.
 
 Shapes: R rollouts, L answer tokens.
 """
@@ -13,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.config import ImportanceSamplingLevel, LossType
+from dropout_grpo.rl.config import ImportanceSamplingLevel, KLEstimator, LossType
+from dropout_grpo.rl.kl import kl_estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +33,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surrogate:
-    """A micro-batch's share of the loss and what was seen on the way. Sums, to be added over micro-batches."""
+    """A micro-batch's share of the loss and of the metrics: sums, to be added over micro-batches."""
 
     loss: Tensor  # []
-    kl: Tensor  # [], sum over answer tokens of the k3 estimate
+    kl: Tensor  # [], sum over answer tokens of the KL's estimate
     clipped_low: Tensor  # [], number of answer tokens
     clipped_high: Tensor  # [], number of answer tokens
 
@@ -64,6 +70,8 @@ def surrogate(
     loss_type: LossType = "sum",
     beta: float = 0.0,
     ref_logprobs: Tensor | None = None,
+    kl_estimator: KLEstimator = "k3",
+    kl_delta: float = 5.0,
 ) -> Surrogate:
     """Clipped surrogate, negated for descent (PPO, equation 7; GRPO, equation 3; with the mask replayed).
 
@@ -78,8 +86,10 @@ def surrogate(
         importance_sampling_level: a ratio for each ``token``, or one for the ``sequence``: the product over its tokens,
             the surrogate as the theory states it (GSPO, and TRL with it, takes the root of that product instead).
         loss_type: see ``token_weight``.
-        beta: weight of the k3 estimate of KL(pi_theta || pi_ref) under the same mask.
+        beta: weight of the estimate of KL(pi_theta || pi_ref).
         ref_logprobs: the reference's log-probabilities, [R, L]; needed when beta > 0.
+        kl_estimator: see ``kl_estimate``.
+        kl_delta: see ``kl_estimate``.
     """
     mask = mask.bool()
     log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
@@ -99,9 +109,9 @@ def surrogate(
     if beta > 0:
         assert ref_logprobs is not None, "beta > 0 needs the reference's log-probabilities"
         gap = torch.where(mask, ref_logprobs - logprobs, torch.zeros_like(logprobs))
-        k3 = gap.exp() - gap - 1.0
-        loss = loss + beta * (k3 * token_weight(mask, loss_type, batch, k3.dtype)).sum()
-        kl = k3.sum().detach()
+        estimate = kl_estimate(gap, kl_estimator, kl_delta)
+        loss = loss + beta * (estimate * token_weight(mask, loss_type, batch, estimate.dtype)).sum()
+        kl = estimate.sum().detach()
     with torch.no_grad():
         low = (ratio < 1 - epsilon) & (gain < 0) & mask
         up = (ratio > 1 + high) & (gain > 0) & mask

@@ -25,9 +25,9 @@ class Prompts:
         return Prompts(input_ids=ids[:, -longest:], attention_mask=mask[:, -longest:])
 
     def longest_first(self) -> Tensor:
-        """Places of the questions by falling length, int64 [N] on the CPU: a batch of neighbours has little padding.
+        """Indices of the questions from longest to shortest, int64 [N] on the CPU, so that batches need little padding.
 
-        A batch that does not fit memory is the first, before much has been done in vain.
+        If a batch does not fit into memory, it is the first one, so little work is lost.
         """
         return self.attention_mask.sum(-1).cpu().argsort(descending=True, stable=True)
 
@@ -47,7 +47,7 @@ def think_in_groups(
         model: the policy.
         prompts: N questions.
         seeds: int64 [N, K].
-        exploration: noise in the prompt phase forfeits the sharing: every rollout then reads for itself.
+        exploration: with noise in the prompt phase, every rollout reads the prompt for itself.
         latent_steps: thoughts; the model's own number when None.
         read: the questions as already read without noise; used unless the noise is on in the prompt phase.
 

@@ -1,4 +1,4 @@
-"""Samples a step's groups: which questions, under which masks, what was answered, what it earned."""
+"""Samples the groups of a step: chooses the questions, generates answers under masks, and computes rewards."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration
-from dropout_grpo.exploration.seeds import fold, rollout_seeds
+from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.tokens import encode_questions
+from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import (
     RewardFunction,
@@ -19,14 +22,16 @@ from dropout_grpo.problems.rewards import (
     reward_statistics,
 )
 from dropout_grpo.rl.config import GRPOConfig
-from dropout_grpo.rl.dynamic_sampling import batch_numbers, mixed_groups
 from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
+from dropout_grpo.rl.order import DataOrder
 from dropout_grpo.rl.rollout import Prompts, roll_out
+from dropout_grpo.rl.selection import batch_numbers, select_groups
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
+from dropout_grpo.training.progress import console
 
 Scores = list[list[float | None]]
-"""What each reward function gave each rollout."""
+"""The rewards of each rollout, one list for each reward function."""
 
 
 def earlier_occurrences(ids: Sequence[int]) -> Tensor:
@@ -40,19 +45,19 @@ def earlier_occurrences(ids: Sequence[int]) -> Tensor:
 
 
 class Sampler:
-    """Rollouts of the current policy, a pure function of its weights, the seed and the step.
+    """Samples rollouts of the current policy: a pure function of its weights, the seed and the step.
 
     Args:
         model: the policy.
         config: options.
         exploration: where the randomness of the latent phase comes from.
         reward_funcs: as in TRL.
-        problems: questions with answers.
+        problems: questions with answers; of a ``Mixture``, each source comes with its weight.
         seed: order of the data, masks and samples.
         bf16: matrix products in bf16.
 
     Raises:
-        UserError: a question too long for the model.
+        UserError: fewer questions than a step samples, or one too long for the model.
     """
 
     def __init__(
@@ -67,20 +72,48 @@ class Sampler:
         bf16: bool,
     ) -> None:
         self.model, self.config, self.exploration = model, config, exploration
-        self.reward_funcs, self.problems = list(reward_funcs), problems
-        self.seed, self.bf16 = seed, bf16
-        self._prompts = model.encode_rows([p.question for p in problems], room=config.max_completion_length)
+        self.reward_funcs, self.seed, self.bf16 = list(reward_funcs), seed, bf16
+        rows = encode_questions(model.tokenizer, [p.question for p in problems], model.tokens)
+        most = config.max_prompt_length
+        kept = [i for i, row in enumerate(rows) if most is None or len(row) <= most]
+        if len(kept) < len(rows):
+            console.print(
+                f"{len(rows) - len(kept)} of {len(rows)} GRPO questions have more than max_prompt_length={most} tokens "
+                "and are left out.",
+                markup=False,
+            )
+        self.problems = [problems[i] for i in kept]
+        self._prompts = [rows[i] for i in kept]
+        self._require_enough()
+        model.check_length(self._prompts, model.latent_steps + 1 + config.max_completion_length)
+        weights: tuple[float, ...] = (1.0,)
+        source_of = [0] * len(rows)
+        if isinstance(problems, Mixture):
+            weights, source_of = problems.weights, problems.source_of
+        sources = [[place for place, i in enumerate(kept) if source_of[i] == s] for s in range(len(weights))]
+        if [] in sources:
+            raise UserError(f"max_prompt_length={most} leaves a source of the GRPO data without a question: raise it.")
+        self._order = DataOrder(sources, weights, seed)
         self._batches = MicroBatches("rollout_batch_size", config.rollout_batch_size)
+
+    def _require_enough(self) -> None:
+        config = self.config
+        most = config.prompts_per_step * (config.dynamic_sampling_max_gen_batches or 1)
+        if most > len(self.problems):
+            raise UserError(
+                f"prompts_per_step={config.prompts_per_step} lets a step sample {most} questions, more than the "
+                f"{len(self.problems)} problems: lower it, or dynamic_sampling_max_gen_batches."
+            )
 
     def prompts(self, places: Sequence[int]) -> Prompts:
         """The questions of the problems at these places."""
         return Prompts(*self.model.pad([self._prompts[i] for i in places]))
 
     def sample(self, step: int) -> tuple[Groups, dict[str, float]]:
-        """All groups sampled in a step, and what each reward function gave; see also ``dynamic_sampling.py``."""
+        """All groups sampled in a step, and statistics of each reward function."""
         parts: list[Groups] = []
         scores: Scores = [[] for _ in self.reward_funcs]
-        mixed = 0
+        kept = 0
         numbers = batch_numbers(step, self.config.dynamic_sampling_max_gen_batches)
         batches = [self.places(number) for number in numbers]
         repeats = earlier_occurrences([self.problems[i].id for batch in batches for i in batch])
@@ -88,20 +121,25 @@ class Sampler:
             groups, given = self._sample_batch(step, batch, again)
             parts.append(groups)
             scores = [every + new for every, new in zip(scores, given, strict=True)]
-            mixed += len(mixed_groups(groups.rewards))
-            if mixed >= self.config.prompts_per_step:
+            kept += len(self.selected(groups.rewards))
+            if kept >= self.config.prompts_per_step:
                 break
         return join(parts, self.model.tokens.pad), reward_statistics(self.reward_funcs, scores)
 
+    def selected(self, rewards: Tensor) -> Tensor:
+        """Indices of the groups [M] that make the update, from all rewards [N, K] of a step."""
+        config = self.config
+        return select_groups(
+            rewards,
+            mixed=config.dynamic_sampling_max_gen_batches is not None,
+            mean_range=config.filter_groups,
+            limit=config.prompts_per_step,
+        )
+
     def places(self, number: int) -> list[int]:
-        """Places of a batch's problems: passes over all of them, each in its own order, a batch after the other."""
-        n, size = len(self.problems), self.config.prompts_per_step
-        places = range((number - 1) * size, number * size)
-        orders: dict[int, list[int]] = {}
-        for epoch in {place // n for place in places}:
-            generator = torch.Generator().manual_seed(int(fold(torch.tensor(self.seed), epoch)))
-            orders[epoch] = torch.randperm(n, generator=generator).tolist()
-        return [orders[place // n][place % n] for place in places]
+        """Places of a batch's problems; batches are counted from 1."""
+        size = self.config.prompts_per_step
+        return self._order.places(range((number - 1) * size, number * size))
 
     def _sample_batch(self, step: int, places: list[int], repeats: Tensor) -> tuple[Groups, Scores]:
         ids = torch.tensor([self.problems[i].id for i in places])
@@ -131,7 +169,7 @@ class Sampler:
         return select_answers(join_answers(parts, self.model.tokens.pad), rows_of(order.argsort(), seeds.shape[1]))
 
     def _rewards(self, batch: Sequence[Problem], completions: list[str]) -> tuple[Tensor, Scores]:
-        """Rewards [N, K], and the scores that they are made of."""
+        """Total rewards [N, K] of N problems, and the rewards of each function."""
         k = self.config.num_generations
         repeated = [problem for problem in batch for _ in range(k)]
         questions = [problem.question for problem in repeated]

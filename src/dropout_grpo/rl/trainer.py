@@ -1,8 +1,8 @@
-"""The GRPO loop: roll out, reward, compare within groups, replay under the same masks, update."""
+"""The GRPO loop: sample rollouts, compute rewards and advantages, replay under the same masks, update."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -10,25 +10,32 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration
+from dropout_grpo.exploration.seeds import fold
 from dropout_grpo.latent.generation import Generation
-from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import RewardFunction
-from dropout_grpo.rl.advantage import group_advantages, zero_variance
+from dropout_grpo.rl.advantage import (
+    MovingAverage,
+    baseline_advantages,
+    counted_rollouts,
+    group_advantages,
+    standard_deviations,
+    zero_variance,
+)
 from dropout_grpo.rl.config import GRPOConfig
-from dropout_grpo.rl.dynamic_sampling import mixed_groups
-from dropout_grpo.rl.groups import rows_of
+from dropout_grpo.rl.groups import Groups, rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
+from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, saved_reference, trainer_state
 from dropout_grpo.training.finite import require_finite
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
-from dropout_grpo.training.progress import Bar
+from dropout_grpo.training.progress import Bar, console
 
 Evaluate = Callable[[LatentModel], float]
 
@@ -52,7 +59,8 @@ class GRPOTrainer:
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
-        UserError: no problems, a model with no latent steps, or a question too long.
+        UserError: no problems, a model with no latent steps, a question too long, or options that contradict the
+            exploration.
     """
 
     def __init__(
@@ -71,12 +79,6 @@ class GRPOTrainer:
     ) -> None:
         if not problems:
             raise UserError("the GRPO file has no problems.")
-        most = config.prompts_per_step * (config.dynamic_sampling_max_gen_batches or 1)
-        if most > len(problems):
-            raise UserError(
-                f"prompts_per_step={config.prompts_per_step} lets a step sample {most} questions, more than the "
-                f"{len(problems)} problems: lower it, or dynamic_sampling_max_gen_batches."
-            )
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):
@@ -88,9 +90,24 @@ class GRPOTrainer:
         self.bf16, self.evaluate, self.part = bf16, evaluate, part
         self.sampler = Sampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
         self._batches = MicroBatches("micro_batch_size", config.micro_batch_size)
-        self.reference: LatentModel | None = None
-        if config.beta > 0:
-            self.reference = reference_of(model)
+        self.updates = 0
+        self.baseline = MovingAverage()
+        noisy = model.noise(exploration, torch.zeros(1, dtype=torch.int64)) is not None
+        if not config.replay and not noisy:
+            raise UserError(
+                "replay: false draws a fresh mask for the update, and without exploration there is no mask: choose an "
+                "exploration.kind with p above 0, or leave replay out."
+            )
+        self.deterministic = config.answers == "greedy" and config.baseline == "group_mean" and not noisy
+        if self.deterministic:
+            console.print(
+                "warning: answers: greedy without exploration makes all rollouts of a question the same, so every "
+                "advantage is 0 and nothing can be learned. Use it only as a control.",
+                markup=False,
+            )
+        self.reference: Reference | None = None
+        if config.beta > 0 and not self.deterministic:  # a policy that stays where it is has no KL
+            self.reference = Reference(model, config, exploration)
 
     def train(self, *, resume: bool = False) -> None:
         """Run ``max_steps`` batches. With ``resume``, continue after the last checkpoint.
@@ -111,6 +128,7 @@ class GRPOTrainer:
         if state is not None:  # the model given is the one it all started from: it stays the reference
             self.model.load_state_dict(LatentModel.from_pretrained(last).state_dict())
             restore_optimizer(last, optimizer)
+            self.restore(state, saved_reference(last))
         if resume:
             self.run.forget_after(self.part, done)
         schedule = build_schedule(
@@ -118,7 +136,8 @@ class GRPOTrainer:
             config.lr_scheduler_type,
             warmup_steps=config.warmup_steps,
             updates=config.max_steps * config.num_iterations,
-            done=done * config.num_iterations,
+            done=self.updates,
+            min_lr_rate=config.min_lr_rate,
         )
         with self.run.tracking(self.part, done), Bar(self.part.replace("_", "-"), config.max_steps, done=done) as bar:
             for step in range(done + 1, config.max_steps + 1):
@@ -133,61 +152,67 @@ class GRPOTrainer:
                     first = self.sampler.prompts([0])
                     require_finite(self.model, (first.input_ids, first.attention_mask), self._where(step), last_good)
                 if save:
-                    save_checkpoint(last, self.model, optimizer, {"step": step})
+                    save_checkpoint(
+                        last, self.model, optimizer, {"step": step, **self.state()}, self.reference_tensors()
+                    )
                 bar.advance(reward=metrics["reward"], loss=metrics["loss"])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides weights, optimiser and step, as JSON."""
+        return {"updates": self.updates, "baseline": asdict(self.baseline)}
+
+    def reference_tensors(self) -> dict[str, Tensor]:
+        """The reference's weights if training renews them, else nothing."""
+        return {} if self.reference is None else self.reference.tensors()
+
+    def restore(self, state: Mapping[str, Any], reference: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state`` and ``reference_tensors``; ``state`` also has the key ``step``."""
+        self.updates = state.get("updates", state["step"] * self.config.num_iterations)
+        self.baseline = MovingAverage(**state.get("baseline", {}))
+        if self.reference is not None:
+            self.reference.load(reference)
 
     def step(self, step: int, optimizer: Any, schedule: Any, last_good: str = "none yet") -> dict[str, float]:
         """One batch of rollouts and ``num_iterations`` updates on it; returns the metrics."""
         config, start = self.config, time.monotonic()
         sampled, by_function = self.sampler.sample(step)
-        answers, rewards = sampled.answers, sampled.rewards
-        if not bool(answers.logprobs.isfinite().all()):
+        if not bool(sampled.answers.logprobs.isfinite().all()):
             raise NonFinite(f"{self._where(step)}: rollout log-probs are not finite. {last_good_is(last_good)}")
-        advantages = group_advantages(rewards, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out)
-        lengths = answers.mask.sum(-1)
-        truncated = (lengths == config.max_completion_length) & (answers.token_ids[:, -1] != self.model.tokens.eos)
-        metrics: dict[str, float] = {
-            "reward": float(rewards.mean()),
-            "reward_std": float(rewards.std(dim=1).mean()),
-            "frac_reward_zero_std": float(zero_variance(rewards).float().mean()),
-            "entropy": float(answers.entropy.sum() / lengths.sum()),
-            "completions/mean_length": float(lengths.float().mean()),
-            "completions/min_length": float(lengths.min()),
-            "completions/max_length": float(lengths.max()),
-            "completions/clipped_ratio": float(truncated.float().mean()),
-            "learning_rate": schedule.get_last_lr()[0],
-            **by_function,
-        }
-        groups = sampled
-        if config.mask_truncated_completions:
-            groups = replace(groups, answers=replace(answers, mask=answers.mask & ~truncated[:, None]))
-        if config.dynamic_sampling_max_gen_batches is not None:
-            mixed = mixed_groups(rewards)
-            kept = mixed[: config.prompts_per_step]
-            groups, advantages = groups.select(kept), advantages[kept]
-            metrics |= {"groups/sampled": len(rewards), "groups/mixed": len(mixed), "groups/kept": len(kept)}
+        metrics = {**self._metrics(sampled), "learning_rate": schedule.get_last_lr()[0], **by_function}
+        groups, advantages, selection = self._for_update(sampled)
+        metrics |= selection
         rollout_seconds = time.monotonic() - start
         for iteration in range(config.num_iterations):
-            seen = None
+            seen, beta = None, self._beta(schedule)
+            if config.beta_schedule == "learning_rate":
+                metrics["beta"] = beta
             if groups.places:
-                seen = self.backward(self.sampler.prompts(groups.places), groups.seeds, groups.answers, advantages)
-            where = f"{self._where(step)}, update {iteration + 1}"
-            if seen is None:  # no group differs within itself: the gradient is exactly 0, and nothing moves
+                # A negative number, so that the fresh seed is not that of a latent step's mask (`PerStepDropout`).
+                seeds = groups.seeds if config.replay else fold(groups.seeds, -1 - iteration)
+                prompts = self.sampler.prompts(groups.places)
+                counted = int(self._counted(groups.rewards).sum())
+                seen = self.backward(prompts, seeds, groups.answers, advantages, rollouts=counted, beta=beta)
+            if seen is None:  # the gradient is exactly 0
                 metrics |= dict.fromkeys(_UPDATE_METRICS, 0.0)
-                optimizer.step()  # without gradients it moves nothing, and the schedule wants to come after it
-                schedule.step()
+                if groups.places or config.filter_groups is None:
+                    optimizer.step()  # changes nothing without gradients; the schedule expects it before its own step
+                    schedule.step()
+                    self.updates += 1
                 continue
             seen["grad_norm"] = update(
                 optimizer,
                 schedule,
                 loss=seen["loss"],
                 max_grad_norm=config.max_grad_norm,
-                where=where,
+                where=f"{self._where(step)}, update {iteration + 1}",
                 last_good=last_good,
             )
-            if iteration > 0:  # only before the first update are rollout and replay the same policy
+            self.updates += 1
+            if iteration > 0:  # rollout and replay have the same policy only before the first update
                 del seen["replay/logprob_diff_max"]
             metrics |= seen
+        if self.reference is not None:
+            self.reference.end_step(step, self.model)
         metrics["rollout_time"] = rollout_seconds
         metrics["step_time"] = time.monotonic() - start
         return metrics
@@ -195,17 +220,93 @@ class GRPOTrainer:
     def _where(self, step: int) -> str:
         return f"{self.part} seed {self.sampler.seed}, step {step}"
 
+    def _beta(self, schedule: Any) -> float:
+        """Weight of the KL in the next update."""
+        if self.config.beta_schedule == "constant":
+            return self.config.beta
+        return self.config.beta * schedule.get_last_lr()[0] / self.config.learning_rate
+
+    def _counted(self, rewards: Tensor) -> Tensor:
+        """True for the rollouts of the groups [N, K] that the update averages over."""
+        return counted_rollouts(rewards, at_least=2 if self.config.baseline == "group_mean" else 1)
+
+    def _metrics(self, sampled: Groups) -> dict[str, float]:
+        """Metrics of all rollouts of a step."""
+        answers, rewards = sampled.answers, sampled.rewards
+        lengths, judged = answers.mask.sum(-1), rewards[~rewards.isnan()]
+        metrics = {
+            "reward": float(judged.mean()) if len(judged) else 0.0,
+            "reward_std": float(standard_deviations(rewards).mean()),
+            "frac_reward_zero_std": float(zero_variance(rewards).float().mean()),
+            "entropy": float(answers.entropy.sum() / lengths.sum()),
+            "completions/mean_length": float(lengths.float().mean()),
+            "completions/min_length": float(lengths.min()),
+            "completions/max_length": float(lengths.max()),
+            "completions/clipped_ratio": float(self._truncated(answers).float().mean()),
+        }
+        if self.config.baseline == "ema":
+            metrics["baseline"] = self.baseline.value
+        if len(judged) < rewards.numel():
+            metrics["completions/unjudged"] = rewards.numel() - len(judged)
+        return metrics
+
+    def _truncated(self, answers: Generation) -> Tensor:
+        """True for answers cut at ``max_completion_length``, bool [R]."""
+        full = answers.mask.sum(-1) == self.config.max_completion_length
+        return full & (answers.token_ids[:, -1] != self.model.tokens.eos)
+
+    def _for_update(self, sampled: Groups) -> tuple[Groups, Tensor, dict[str, float]]:
+        """The groups that make the update with their advantages, and metrics of the selection."""
+        config, answers, rewards = self.config, sampled.answers, sampled.rewards
+        if config.baseline == "ema":
+            advantages = baseline_advantages(rewards, self.baseline.value)
+            self.baseline = self.baseline.after(rewards, config.ema_decay)
+        else:
+            advantages = group_advantages(
+                rewards, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out
+            )
+        used = answers.mask & self._counted(rewards).flatten()[:, None].to(answers.mask.device)
+        if config.mask_truncated_completions:
+            used = used & ~self._truncated(answers)[:, None]
+        groups = replace(sampled, answers=replace(answers, mask=used))
+        if config.dynamic_sampling_max_gen_batches is None and config.filter_groups is None:
+            return groups, advantages, {}
+        kept = self.sampler.selected(rewards)
+        metrics: dict[str, float] = {
+            "groups/sampled": len(rewards),
+            "groups/mixed": int((~zero_variance(rewards)).sum()),
+            "groups/kept": len(kept),
+        }
+        if config.filter_groups is not None:
+            metrics["groups/step_skipped"] = int(len(kept) == 0)
+        return groups.select(kept), advantages[kept], metrics
+
     def backward(
-        self, prompts: Prompts, seeds: Tensor, answers: Generation, advantages: Tensor
+        self,
+        prompts: Prompts,
+        seeds: Tensor,
+        answers: Generation,
+        advantages: Tensor,
+        *,
+        rollouts: int | None = None,
+        beta: float | None = None,
     ) -> dict[str, float] | None:
-        """Gradients of the objective over the mixed of N groups; None where there is none to replay.
+        """Gradients of the objective over N groups; None if the gradient is exactly 0.
 
         Args:
             prompts: N questions.
-            seeds: of their rollouts, int64 [N, K].
-            answers: of their rollouts, N * K rows.
+            seeds: of the masks, int64 [N, K].
+            answers: of the rollouts, N * K rows; rows without a token in ``mask`` have no part in the update.
             advantages: [N, K].
+            rollouts: number of rollouts that the objective averages over; N * K when None.
+            beta: weight of the KL; the config's when None.
         """
+        beta = self.config.beta if beta is None else beta
+        totals = Batch(
+            rollouts=max(1, seeds.numel() if rollouts is None else rollouts),
+            tokens=max(1, int(answers.mask.sum())),
+            max_completion_length=self.config.max_completion_length,
+        )
         replayed = prompts.longest_first()
         if self.reference is None:  # else the KL has a gradient in every group
             replayed = replayed[(advantages != 0).any(dim=1)[replayed]]
@@ -213,8 +314,8 @@ class GRPOTrainer:
             return None
 
         def accumulate(size: int) -> dict[str, float]:
-            self.model.zero_grad(set_to_none=True)  # what an attempt that ran out of memory has left
-            return self._accumulate(prompts, seeds, answers, advantages, replayed.split(size))
+            self.model.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
+            return self._accumulate(prompts, seeds, answers, advantages, replayed.split(size), totals, beta)
 
         return self._batches.fit(len(replayed), accumulate, rows=seeds.shape[1])
 
@@ -225,25 +326,21 @@ class GRPOTrainer:
         answers: Generation,
         advantages: Tensor,
         micro_batches: Sequence[Tensor],
+        totals: Batch,
+        beta: float,
     ) -> dict[str, float]:
-        """Gradients of the objective, micro-batch by micro-batch, and what was seen on the way."""
+        """Gradients of the objective, micro-batch by micro-batch, and metrics of the update."""
         config = self.config
-        totals = Batch(
-            rollouts=seeds.numel(),
-            tokens=max(1, int(answers.mask.sum())),
-            max_completion_length=config.max_completion_length,
-        )
         loss = kl = low = high = difference = 0.0
         for groups in micro_batches:
             rows = rows_of(groups, seeds.shape[1])
             old_logprobs, used = answers.logprobs[rows], answers.mask[rows]
             with autocast(self.model.device, self.bf16):
-                chosen = (prompts.select(groups), seeds[groups], answers.token_ids[rows], self.exploration)
-                logprobs = replay(self.model, *chosen, temperature=config.temperature)
+                chosen = (prompts.select(groups), seeds[groups], answers.token_ids[rows])
+                logprobs = replay(self.model, *chosen, self.exploration, temperature=config.temperature)
                 ref_logprobs = None
-                if self.reference is not None:
-                    with torch.no_grad(), adapter_off(self.reference):
-                        ref_logprobs = replay(self.reference, *chosen, temperature=config.temperature)
+                if self.reference is not None and beta > 0:
+                    ref_logprobs = self.reference.logprobs(*chosen)
             part = surrogate(
                 logprobs,
                 old_logprobs,
@@ -254,13 +351,15 @@ class GRPOTrainer:
                 epsilon_high=config.epsilon_high,
                 importance_sampling_level=config.importance_sampling_level,
                 loss_type=config.loss_type,
-                beta=config.beta,
+                beta=0.0 if ref_logprobs is None else beta,
                 ref_logprobs=ref_logprobs,
+                kl_estimator=config.kl_estimator,
+                kl_delta=config.kl_delta,
             )
             part.loss.backward()
             loss, kl = loss + float(part.loss.detach()), kl + float(part.kl)
             low, high = low + float(part.clipped_low), high + float(part.clipped_high)
-            gap = (logprobs.detach() - old_logprobs).abs() * used
+            gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
             difference = max(difference, float(gap.max()))
         return {
             "loss": loss,

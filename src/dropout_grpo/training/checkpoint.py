@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dropout_grpo.latent.model import LatentModel
@@ -13,11 +15,15 @@ from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.runs.folder import write_json
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
-_OPTIMIZER, _STATE = "optimizer.safetensors", "trainer_state.json"
+_OPTIMIZER, _STATE, _REFERENCE = "optimizer.safetensors", "trainer_state.json", "reference.safetensors"
 
 
 def save_checkpoint(
-    path: Path, model: LatentModel, optimizer: Optimizer | None = None, state: dict[str, Any] | None = None
+    path: Path,
+    model: LatentModel,
+    optimizer: Optimizer | None = None,
+    state: dict[str, Any] | None = None,
+    reference: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write to a folder beside it, then move: a killed run leaves the old checkpoint or the new one, never a half."""
     draft = path.with_name(path.name + ".part")
@@ -25,6 +31,8 @@ def save_checkpoint(
     save_latent_model(model, draft)
     if optimizer is not None:
         save_file(optimizer_tensors(optimizer), draft / _OPTIMIZER)
+    if reference:
+        save_file(dict(reference), draft / _REFERENCE)
     if state is not None:
         write_json(draft / _STATE, state)
     old = _old(path)
@@ -53,3 +61,9 @@ def trainer_state(path: Path) -> dict[str, Any] | None:
 def restore_optimizer(path: Path, optimizer: Optimizer) -> None:
     """Load the optimiser's state saved beside the model."""
     load_optimizer_tensors(optimizer, load_file(path / _OPTIMIZER))
+
+
+def saved_reference(path: Path) -> dict[str, Tensor]:
+    """The reference's weights by name, as ``save_checkpoint`` was given them; empty if there were none."""
+    file = path / _REFERENCE
+    return load_file(file) if file.is_file() else {}

@@ -42,20 +42,28 @@ def build_optimizer(
 
 
 def build_schedule(
-    optimizer: Optimizer, schedule: Schedule, *, warmup_steps: int, updates: int, done: int = 0
+    optimizer: Optimizer,
+    schedule: Schedule,
+    *,
+    warmup_steps: int,
+    updates: int,
+    done: int = 0,
+    min_lr_rate: float = 0.0,
 ) -> LambdaLR:
-    """Learning rate over ``updates``, of which ``done`` are done: a linear warm-up, then constant, or a decay to 0."""
+    """Learning rate over ``updates``, of which ``done`` are done: a linear warm-up, then constant, or a decay.
+
+    The decay ends at ``min_lr_rate`` times the peak (the name is that of transformers' ``cosine_with_min_lr``).
+    """
 
     def factor(update: int) -> float:
         update += done
         if update < warmup_steps:
             return (update + 1) / (warmup_steps + 1)
         progress = min(1.0, (update - warmup_steps) / max(1, updates - warmup_steps))
-        if schedule == "linear":
-            return 1.0 - progress
-        if schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
-        return 1.0
+        if schedule == "constant":
+            return 1.0
+        left = 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        return min_lr_rate + (1.0 - min_lr_rate) * left if min_lr_rate else left
 
     return LambdaLR(optimizer, factor)
 

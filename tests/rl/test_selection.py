@@ -11,7 +11,7 @@ import torch
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.rl.dynamic_sampling import batch_numbers, mixed_groups
+from dropout_grpo.rl.selection import batch_numbers, select_groups
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, digits, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
@@ -39,8 +39,8 @@ def order(tmp_path: Path, steps: int = 1) -> list[int]:
 
 def test_mixed_groups_by_hand() -> None:
     rewards = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.1, 0.1], [0.5, 0.25]])
-    assert mixed_groups(rewards).tolist() == [1, 3]
-    assert mixed_groups(rewards[:1]).tolist() == []
+    assert select_groups(rewards, mixed=True, mean_range=None).tolist() == [1, 3]
+    assert select_groups(rewards[:1], mixed=True, mean_range=None).tolist() == []
 
 
 def test_batches_of_a_step_by_hand() -> None:

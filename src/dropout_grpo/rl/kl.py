@@ -1,0 +1,36 @@
+"""Estimates of KL(pi || pi_ref) at a sampled token, and how far they may grow.
+
+With gap = log pi_ref - log pi, Schulman's k3 is e^gap - gap - 1: non-negative, and unbiased for tokens sampled from pi.
+It grows exponentially in the gap, so one token that the reference finds much likelier can outweigh a whole batch.
+
+The public draft of the paper writes its formulas with r = log pi - log pi_ref. Here the argument is the gap above, as
+in TRL, because only in this direction is k3 an estimate of KL(pi || pi_ref).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dropout_grpo.rl.config import KLEstimator
+
+
+def kl_estimate(gap: Tensor, estimator: KLEstimator, delta: float) -> Tensor:
+    """The estimate for each token, of the shape of ``gap``.
+
+    Args:
+        gap: log pi_ref - log pi.
+        estimator: ``k3``; ``k3_huber`` continues it beyond +-delta by its tangents, so that its slope is bounded and
+            never 0 (public draft of the paper, Huberised k3); ``k3_clamp`` holds it constant there, so that such a
+            token has no gradient.
+        delta: where k3 ends.
+    """
+    if estimator == "k3":
+        return gap.exp() - gap - 1.0
+    inner = gap.clamp(-delta, delta)
+    k3 = inner.exp() - inner - 1.0
+    if estimator == "k3_clamp":
+        return k3
+    # In the range, gap - inner is 0 and so is its gradient; outside, inner is constant. expm1 is k3's slope.
+    slope = torch.where(gap > 0, math.expm1(delta), math.expm1(-delta)).to(gap.dtype)
+    return k3 + slope * (gap - inner)

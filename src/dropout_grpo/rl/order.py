@@ -1,0 +1,58 @@
+"""The order in which problems come: endless passes over each source, the sources interleaved by weight."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dropout_grpo.exploration.seeds import fold
+
+
+class DataOrder:
+    """A pure function from the running number of a question to a problem, so a resumed run goes on where it stopped.
+
+    Each pass over a source has its problems once, in an order drawn for that pass. The next question is from the source
+    that is furthest behind its share; after n questions each source has had its share of n to within about one.
+
+    Args:
+        sources: places of the problems of each source.
+        weights: share of each source, summing to 1.
+        seed: of the orders.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> None:
+        self.sources, self.weights, self.seed = sources, weights, seed
+        self._drawn: list[tuple[int, int]] = []  # source of each question so far, and its number within the source
+        self._counts = [0] * len(sources)
+
+    def places(self, questions: range) -> list[int]:
+        """Places of the problems for these questions, counted from 0."""
+        orders: dict[tuple[int, int], list[int]] = {}
+        places = []
+        for question in questions:
+            source, number = self._source(question)
+            size = len(self.sources[source])
+            key = (source, number // size)
+            if key not in orders:
+                orders[key] = self._shuffled(*key)
+            places.append(self.sources[source][orders[key][number % size]])
+        return places
+
+    def _source(self, question: int) -> tuple[int, int]:
+        """The source of a question, and how many questions were drawn from it before."""
+        if len(self.sources) == 1:
+            return 0, question
+        while len(self._drawn) <= question:
+            total = len(self._drawn) + 1
+            behind = [weight * total - count for weight, count in zip(self.weights, self._counts, strict=True)]
+            source = behind.index(max(behind))
+            self._drawn.append((source, self._counts[source]))
+            self._counts[source] += 1
+        return self._drawn[question]
+
+    def _shuffled(self, source: int, epoch: int) -> list[int]:
+        """The order of one pass over a source."""
+        seed = fold(torch.tensor(self.seed), epoch)
+        if source:
+            seed = fold(seed, source)
+        generator = torch.Generator().manual_seed(int(seed))
+        return torch.randperm(len(self.sources[source]), generator=generator).tolist()

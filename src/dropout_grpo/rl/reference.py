@@ -1,0 +1,69 @@
+"""The reference policy of the KL: the model that training started from, unless it is renewed on the way."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration.base import Exploration, NoExploration
+from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
+from dropout_grpo.latent.lora.checkpoint import has_adapter
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.rollout import Prompts, replay
+
+
+class Reference:
+    """A frozen copy of the policy.
+
+    Args:
+        policy: what is copied; of a model with an adapter the reference is the base, and nothing is copied.
+        config: options.
+        exploration: noise of the policy, used for the reference as well if ``ref_exploration`` is ``matched``.
+
+    Raises:
+        UserError: ``sync_ref_model`` with an adapter, whose reference is the base itself.
+    """
+
+    def __init__(self, policy: LatentModel, config: GRPOConfig, exploration: Exploration) -> None:
+        if config.sync_ref_model and has_adapter(policy.model):
+            raise UserError(
+                "sync_ref_model copies all weights into the reference, but with an adapter the reference is the base "
+                "model itself: leave sync_ref_model out, or train all weights."
+            )
+        self.model = reference_of(policy)
+        self.config = config
+        self.exploration = exploration if config.ref_exploration == "matched" else NoExploration()
+
+    @torch.no_grad()
+    def logprobs(self, prompts: Prompts, seeds: Tensor, token_ids: Tensor) -> Tensor:
+        """Log-probabilities [N * K, L] of the answers [N * K, L] of N questions with seeds [N, K]."""
+        with adapter_off(self.model):
+            return replay(self.model, prompts, seeds, token_ids, self.exploration, temperature=self.config.temperature)
+
+    @torch.no_grad()
+    def end_step(self, step: int, policy: LatentModel) -> None:
+        """Move towards the policy if renewal is due after this step: ref = alpha * policy + (1 - alpha) * ref."""
+        if not self.config.sync_ref_model or step % self.config.ref_model_sync_steps != 0:
+            return
+        alpha = self.config.ref_model_mixup_alpha
+        for mine, theirs in zip(self.model.parameters(), policy.parameters(), strict=True):
+            mine.mul_(1.0 - alpha).add_(theirs, alpha=alpha)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint has to keep: the weights if they are renewed, else nothing."""
+        return dict(self.model.named_parameters()) if self.config.sync_ref_model else {}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``tensors``.
+
+        Raises:
+            UserError: the tensors are not those of this model.
+        """
+        mine = self.tensors()
+        if mine.keys() != tensors.keys() or any(mine[name].shape != tensors[name].shape for name in mine):
+            raise UserError("the checkpoint's reference weights are not those of this model: start a new run.")
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
