@@ -1,7 +1,10 @@
-"""Messages for wrong options: the words that jsonargparse really uses, and what a user reads instead."""
+"""Messages for wrong options: what a user reads, for messages of jsonargparse by hand and for those it really gives."""
+
+from pathlib import Path
 
 import pytest
 
+from dropout_grpo.cli.main import main
 from dropout_grpo.cli.messages import explain
 
 KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploration.p", "exploration.phases")
@@ -40,6 +43,10 @@ KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploratio
             "there is no command 'evl' (did you mean 'eval'?); there are sft, grpo, eval.",
         ),
         ("argument --recipe: expected one argument", "argument --recipe: expected one argument"),
+        (
+            "argument command: invalid choice: 'evl' (choose from sft, grpo, eval)",  # Python 3.12 and later
+            "there is no command 'evl' (did you mean 'eval'?); there are sft, grpo, eval.",
+        ),
         ('Parser key "data":\nUnable to load config', 'Parser key "data":\nUnable to load config'),
     ],
 )
@@ -63,3 +70,32 @@ def test_the_nearest_option_is_told(said: str, near: str) -> None:
 
 def test_an_option_like_no_other_gets_no_suggestion() -> None:
     assert explain("unrecognized arguments: --zzz 3", KNOWN) == "unrecognized arguments: --zzz 3"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("sft --seed abc", "--seed abc: it must be a whole number."),
+        ("sft --grpo.beta much", "--grpo.beta much: it must be a finite number."),
+        ("sft --resume maybe", "--resume maybe: it must be true or false."),
+        ("sft --bf16 maybe", "--bf16 maybe: it must be true or false or null."),
+        ("sft --lora.r few", "--lora.r few: it must be a whole number or null."),
+        ("eval --checkpoint c --files a.json", "--files a.json: it must be a list such as [a,b]."),
+        ("sft --exploration.kind non", "--exploration.kind non: it must be one of shared_dropout, "),
+        ("sft --exploration.kind non", "(did you mean 'none'?)"),
+        ("ask c", "missing: question."),
+        ("eval", "missing: --checkpoint, --files."),
+        ("evl", "there is no command 'evl' (did you mean 'eval'?); there are demo, data, sft, "),
+        ("sft --grpo.max_step 3", "(did you mean 'grpo.max_steps'?)"),
+        ("sft --recipe {recipe}", "(did you mean 'grpo.max_steps'?)"),
+    ],
+)
+def test_the_messages_that_jsonargparse_gives_are_understood(
+    words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails if a new version of jsonargparse words its errors otherwise."""
+    (tmp_path / "recipe.yaml").write_text("grpo: {max_step: 3}\n")
+    assert main(words.format(recipe=tmp_path / "recipe.yaml").split()) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "<class" not in error

@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from dropout_grpo.cli.options import TheoryOptions
 from dropout_grpo.errors import UserError
 from dropout_grpo.evidence.bench.command import bench
 from dropout_grpo.evidence.bench.config import BenchConfig
@@ -83,9 +84,10 @@ def _bench(options: Namespace) -> None:
 
 
 def _theory(options: Namespace) -> None:
-    checks = run_checks(options.seed)
-    if options.plots is not None:
-        save_plots(checks, Path(options.plots))
+    theory = TheoryOptions(seed=options.seed, plots=options.plots)
+    checks = run_checks(theory.seed)
+    if theory.plots is not None:
+        save_plots(checks, Path(theory.plots))
     if options.json:
         print(checks_to_json(checks), end="")
     else:

@@ -1,4 +1,7 @@
-"""What jsonargparse says of a wrong option, in the words of a user."""
+"""Rewrites the messages of jsonargparse about wrong options, in plain words.
+
+The patterns below match the wording of jsonargparse 4 and of argparse; tests/cli/test_messages.py notices a change.
+"""
 
 import re
 from collections.abc import Collection
@@ -17,9 +20,14 @@ _TYPES = {
 
 
 def explain(message: str, known: Collection[str]) -> str:
-    """Name the option, what it takes and what was given, and for an unknown option the nearest of the ``known``.
+    """Rewrite an error message of jsonargparse.
 
-    A message of another kind stays as it is.
+    Args:
+        message: names an option, what it takes and what was given.
+        known: names of the command's options, without dashes, to suggest from.
+
+    Returns:
+        The message in plain words, with a suggestion for an unknown option. An unknown message stays as it is.
     """
     if key := re.match(r'Parser key "([\w.]+)":\s', message):
         return _wrong_value(key[1], message[key.end() :]) or message
@@ -29,7 +37,7 @@ def explain(message: str, known: Collection[str]) -> str:
         names = [name.rpartition(".")[2] for name in required[1].split(", ")]
         return f"missing: {', '.join(f'--{name}' if name in known else name for name in names)}."
     if command := re.match(r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", message):
-        commands = tuple(re.findall(r"'(\w+)'", command[2]))
+        commands = tuple(re.findall(r"\w+", command[2]))
         return f"there is no command {command[1]!r}{nearest(command[1], commands)}; there are {', '.join(commands)}."
     unknown = re.findall(r"option '([\w.-]+)'", message) + re.findall(r"(?:^|\s)--([\w.-]+)", message)
     for name in unknown:
@@ -51,6 +59,6 @@ def _wrong_value(option: str, what: str) -> str | None:
 
 
 def _near(name: str, known: Collection[str]) -> str:
-    """A short name stands for the option that ends in it: p for exploration.p."""
+    """A suggestion: the option that ends in the name (exploration.p for p), else the most similar one."""
     ends = [option for option in known if option.endswith(f".{name}")]
     return f" (did you mean {ends[0]!r}?)" if len(ends) == 1 else nearest(name, tuple(known))

@@ -1,0 +1,74 @@
+"""``--help``: the options that a command uses, with their ranges; a recipe may hold those of other commands."""
+
+from pathlib import Path
+
+import pytest
+
+from dropout_grpo.cli.help import UNUSED
+from dropout_grpo.cli.main import main
+from dropout_grpo.cli.options import build_parser
+
+
+def shown(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "used", "unused"),
+    [
+        ("demo", ["curriculum.batch_size", "grpo.beta", "model.n_embd", "reward_funcs", "data.test"], []),
+        (
+            "sft",
+            ["curriculum.batch_size", "model.n_embd", "lora.r", "data.train", "evaluation.max_new_tokens", "report_to"],
+            ["grpo", "grpo.beta", "reward_funcs", "data.grpo", "data.test", "exploration.p", "evaluation.num_samples"],
+        ),
+        (
+            "grpo",
+            ["grpo.beta", "reward_funcs", "data.grpo", "data.valid", "data.prosqa.seed", "lora.r", "exploration.p"],
+            ["curriculum.batch_size", "model.n_embd", "data.train", "data.test", "evaluation.temperature"],
+        ),
+        (
+            "eval",
+            ["evaluation.num_samples", "exploration.p", "data.columns.question", "seed", "bf16", "run_dir", "files"],
+            ["curriculum.batch_size", "grpo.beta", "model.n_embd", "lora.r", "data.train", "data.task", "report_to"],
+        ),
+    ],
+)
+def test_only_what_a_command_uses_is_shown(
+    command: str, used: list[str], unused: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(command, capsys)
+    assert [name for name in used if f" --{name} " not in text] == []
+    assert [name for name in unused if f" --{name} " in text] == []
+
+
+def test_every_unused_option_exists() -> None:
+    _, parsers = build_parser()
+    for command, names in UNUSED.items():
+        options = {action.dest for action in parsers[command]._actions}
+        assert set(names) <= options
+
+
+def test_ranges_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "at least 0 and at most 1024. (type: int, default: 8)" in shown("ask", capsys)
+    assert "at least 0 and below 1. (type: float, default: 0.1)" in shown("eval", capsys)
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo", "eval"])
+def test_a_recipe_of_all_commands_is_accepted_and_an_unknown_option_is_not(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = {"sft": [], "grpo": ["--checkpoint", "c"], "eval": ["--checkpoint", "c", "--files", "[a.json]"]}[command]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "curriculum: {batch_size: 3}\ngrpo: {beta: 0.5}\nreward_funcs: [a:b]\nlora: {r: 2}\nevaluation: {max_new_tokens: 3}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main([command, *needed, "--recipe", str(recipe), "--print_config"])
+    assert ended.value.code == 0
+    assert "max_new_tokens: 3" in capsys.readouterr().out
+    recipe.write_text("curriculum: {batch_sise: 3}\n")
+    assert main([command, *needed, "--recipe", str(recipe)]) == 2
+    assert "did you mean 'curriculum.batch_size'?" in capsys.readouterr().err
