@@ -63,7 +63,8 @@ def test_a_recipe_of_all_commands_is_accepted_and_an_unknown_option_is_not(
     needed = {"sft": [], "grpo": ["--checkpoint", "c"], "eval": ["--checkpoint", "c", "--files", "[a.json]"]}[command]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "curriculum: {batch_size: 3}\ngrpo: {beta: 0.5}\nreward_funcs: [a:b]\nlora: {r: 2}\nevaluation: {max_new_tokens: 3}\n"
+        "curriculum: {batch_size: 3}\ngrpo: {beta: 0.5}\nreward_funcs: [a:b]\nlora: {r: 2}\n"
+        "evaluation: {max_new_tokens: 3}\n"
     )
     with pytest.raises(SystemExit) as ended:
         main([command, *needed, "--recipe", str(recipe), "--print_config"])
