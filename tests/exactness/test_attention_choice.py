@@ -10,7 +10,7 @@ from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent.fast import attention, attention_choice
 from dropout_grpo.latent.fast.attention import shared_prefix_attention
 from dropout_grpo.latent.fast.attention_choice import CHOICES, Choice, chosen, fixed_attention
-from dropout_grpo.runs.folder import provenance
+from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.training.precision import autocast
 from helpers.engine import (
     ALL_PHASES,

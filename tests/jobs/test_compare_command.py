@@ -9,7 +9,6 @@ import pytest
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.intervals import paired_interval
-from dropout_grpo.evaluation.samples import write_samples
 from dropout_grpo.jobs.compare import as_text, compare
 from helpers.eval_run import evaluate, save_checkpoint, save_files
 
@@ -22,7 +21,7 @@ def line(number: int, right: bool, file: str = "a.json", **fields: Any) -> dict[
 
 def run(folder: Path, *samples: dict[str, Any]) -> str:
     folder.mkdir()
-    write_samples(folder, samples)
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     return str(folder)
 
 

@@ -12,7 +12,7 @@ from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
-from dropout_grpo.runs.folder import plain
+from dropout_grpo.runs.write import jsonable
 
 NAMES = recipe_names()
 
@@ -48,7 +48,7 @@ def test_four_recipes_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_of_the_file_is_in_the_recipe(name: str, parsed: Callable[[str], Recipe]) -> None:
-    written, recipe = read(name), flat(plain(parsed(name)))
+    written, recipe = read(name), flat(jsonable(parsed(name)))
     assert {key: recipe[key] for key in written} == written  # a number written as text (1e-4) would differ here
 
 

@@ -15,7 +15,7 @@ from dropout_grpo.jobs.recipe_file import recipe_names
 from dropout_grpo.jobs.smoke import architecture_of, smoke
 from dropout_grpo.problems.files import load_problems, save_problems
 from dropout_grpo.rl.config import GRPOConfig
-from dropout_grpo.runs.folder import plain
+from dropout_grpo.runs.write import jsonable
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
 
 NAMES = recipe_names()
@@ -165,7 +165,7 @@ def test_no_number_grows_and_no_choice_changes() -> None:
     assert (small.curriculum.cot_epochs, small.curriculum.epochs_per_stage, small.curriculum.eval_steps) == (0, 1, 0)
     assert (small.grpo.max_steps, small.grpo.num_generations, small.grpo.eval_steps) == (1, 3, 0)
     assert smoke(few) == small  # pure
-    changed = {key for key, value in flat(plain(few)).items() if flat(plain(small))[key] != value}
+    changed = {key for key, value in flat(jsonable(few)).items() if flat(jsonable(small))[key] != value}
     assert all(
         key.split(".")[0] in {"data", "model", "curriculum", "grpo", "evaluation", "reward_funcs"} for key in changed
     )

@@ -11,7 +11,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.report import write_report
 from dropout_grpo.report.markup import duration, percent, points
 from dropout_grpo.report.plots import Curve, curves_figure
-from dropout_grpo.report.provenance import flatten
+from dropout_grpo.report.provenance import config_facts
 from dropout_grpo.report.series import Series, complement, running_mean, series, stage_starts
 from dropout_grpo.report.style import CSS
 from helpers.fake_run import CONFIG, FLIP, RESULTS, SFT, Record, make_run
@@ -104,12 +104,14 @@ def test_numbers_as_they_are_said() -> None:
     assert [points(0.2134), points(-0.004), points(0.0)] == ["+21.3", "−0.4", "+0.0"]
     said = [duration(seconds).replace("\u202f", " ") for seconds in (0.04, 59.9, 61, 3599.7, 7500)]
     assert said == ["0.0 s", "59.9 s", "1 min 01 s", "1 h 00 min", "2 h 05 min"]
-    assert flatten({"a": {"b": 1, "c": {}}, "d": "x"}) == [["a.b", "1"], ["a.c", "{}"], ["d", "x"]]
+    assert config_facts({"a": {"b": 1, "c": {}}, "d": "x"}) == [["a.b", "1"], ["a.c", "{}"], ["d", "x"]]
 
 
 def test_the_report_knows_only_run_folders() -> None:
     imported: set[str] = set()
-    for path in Path(dropout_grpo.report.__file__).parent.glob("*.py"):
+    report = Path(dropout_grpo.report.__file__).parent
+    format_of_a_run = ("layout", "read", "write")
+    for path in (*report.glob("*.py"), *(report.parent / "runs" / f"{name}.py" for name in format_of_a_run)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 imported.add(node.module or "")
@@ -117,6 +119,7 @@ def test_the_report_knows_only_run_folders() -> None:
                 imported |= {alias.name for alias in node.names}
     own = {name for name in imported if name.startswith("dropout_grpo")}
     assert own
-    assert all(name == "dropout_grpo.errors" or name.startswith("dropout_grpo.report") for name in own)
+    known = {"dropout_grpo.errors", *(f"dropout_grpo.runs.{name}" for name in format_of_a_run)}
+    assert all(name in known or name.startswith("dropout_grpo.report") for name in own)
     assert not {name for name in imported if name.split(".")[0] in ("torch", "transformers")}
     assert "matplotlib.pyplot" not in imported

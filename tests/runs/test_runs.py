@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.runs.folder import RunFolder, plain, provenance, write_json, write_text
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.write import jsonable, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,9 @@ def test_results_are_json_of_plain_values(tmp_path: Path) -> None:
     assert "groß" in text  # readable as it is
 
 
-def test_plain_goes_all_the_way_down() -> None:
-    assert plain({1: (Inner(), [Path("x")])}) == {"1": [{"p": 0.1, "sites": ["residual"]}, ["x"]]}
-    assert plain(Inner) is Inner  # a class is not one of its objects
+def test_jsonable_goes_all_the_way_down() -> None:
+    assert jsonable({1: (Inner(), [Path("x")])}) == {"1": [{"p": 0.1, "sites": ["residual"]}, ["x"]]}
+    assert jsonable(Inner) is Inner  # a class is not one of its objects
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """The command ``demo``: data, curriculum, Dropout-GRPO, the same GRPO without masks, measures, report."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,9 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.report import write_report
 from dropout_grpo.rl.collapse import collapse
-from dropout_grpo.runs.folder import RunFolder, provenance, write_text
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.layout import DATA_FOLDER
+from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.tasks.splits import SPLITS
 from dropout_grpo.training.progress import console
 
@@ -52,9 +53,9 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
     session = Session.start("demo", recipe, exploration, device=default_device())
     recipe, run = session.recipe, session.run
-    (run.path / "data").mkdir(exist_ok=True)
+    (run.path / DATA_FOLDER).mkdir(exist_ok=True)
     for name, split in problems.items():
-        save_problems(run.path / "data" / f"{name}.json", split)
+        save_problems(run.path / DATA_FOLDER / f"{name}.json", split)
     train, grpo, valid, test = (problems[name] for name in SPLITS)
 
     def check(model: LatentModel) -> None:
@@ -172,5 +173,5 @@ def write_flips(run: RunFolder, before: Sequence[Answered], after: Sequence[Answ
                 "before": {"plain": a.plain.strip(), "votes": vote_table(a)},
                 "after": {"plain": b.plain.strip(), "votes": vote_table(b)},
             }
-            lines.append(json.dumps(record) + "\n")
-    write_text(run.path / "flips.jsonl", "".join(lines))
+            lines.append(record)
+    run.write_flips(lines)

@@ -1,6 +1,5 @@
 """The command ``eval``: measure a checkpoint on files. A resumed run continues after the last file it finished."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import check_evaluation
 from dropout_grpo.evaluation.intervals import CI95
 from dropout_grpo.evaluation.measures import measure_answers, summary
-from dropout_grpo.evaluation.samples import Sample, read_samples, sample, write_samples
+from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure
 from dropout_grpo.jobs.models import load_model
@@ -19,11 +18,10 @@ from dropout_grpo.jobs.session import Session, default_device
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
-from dropout_grpo.runs.folder import provenance, write_json
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.read import read_measures, read_samples
 from dropout_grpo.tasks.word_tokenizer import require_known_words
 from dropout_grpo.training.progress import console
-
-METRICS = "metrics.json"
 
 
 def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: CheckpointOptions) -> dict[str, Any]:
@@ -59,8 +57,8 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
         speed = {"seconds": round(seconds, 3), "problems_per_second": round(len(answered) / seconds, 3)}
         evaluations.append({"file": file, **measure_answers(answered), **speed})
         samples += [sample(file, a) for a in answered]
-        write_samples(run.path, samples)
-        write_json(run.path / METRICS, {"ci95": CI95, "evaluations": evaluations})
+        run.write_samples(samples)
+        run.write_measures({"ci95": CI95, "evaluations": evaluations})
     rows = [{"file": e["file"], **summary(e)} for e in evaluations]
     results = {"checkpoint": checkpoint, "seed": recipe.seed, "evaluations": rows, **provenance()}
     run.write_results(results)
@@ -70,15 +68,15 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
     return results
 
 
-def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str, Any]], list[Sample]]:
+def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measures and samples of the files that a stopped run has finished, always the first ones; empty for a new run.
 
     Raises:
         UserError: the problems of a file have changed.
     """
-    if not (run / METRICS).is_file():
+    evaluations = list(read_measures(run).get("evaluations", []))
+    if not evaluations:
         return [], []
-    evaluations = json.loads((run / METRICS).read_text(encoding="utf-8"))["evaluations"]
     done = [evaluation["file"] for evaluation in evaluations]
     samples = [line for line in read_samples(run) if line["file"] in done]
     for file in done:

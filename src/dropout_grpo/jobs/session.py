@@ -9,7 +9,9 @@ import torch
 
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.jobs.recipe import Recipe
-from dropout_grpo.runs.folder import CONFIG, RunFolder, started_with
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.layout import CONFIG_FILE
+from dropout_grpo.runs.read import started_with
 from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.training.precision import bf16_or_not
 
@@ -27,7 +29,7 @@ def settled(recipe: Recipe, device: torch.device | None = None) -> Recipe:
         device: where the run computes; ``default_device()`` if None.
     """
     run = Path(recipe.run_dir)
-    if recipe.bf16 is None and recipe.resume and (run / CONFIG).is_file():
+    if recipe.bf16 is None and recipe.resume and (run / CONFIG_FILE).is_file():
         return replace(recipe, bf16=started_with(run)["config"].get("bf16"))
     return replace(recipe, bf16=bf16_or_not(recipe.bf16, device or default_device()))
 

@@ -17,7 +17,7 @@ from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
-from dropout_grpo.runs.folder import provenance
+from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.training.progress import console
 
 

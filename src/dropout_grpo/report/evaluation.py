@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from dropout_grpo.report import markup, plots
 from dropout_grpo.report.plots import Estimate
-from dropout_grpo.report.read import Record, Run, interval, number, objects
 from dropout_grpo.report.results import cells, columns, meanings, metric_keys
 from dropout_grpo.report.svg import inline_svg
+from dropout_grpo.runs.read import Record, Run, interval, number, objects
 
 _BY_K = ("pass@k", "maj@k")
 

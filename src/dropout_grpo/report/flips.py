@@ -1,7 +1,7 @@
 """Problems whose plain answer flipped between right and wrong, with the votes of their masks."""
 
 from dropout_grpo.report import markup
-from dropout_grpo.report.read import Record, Run, mapping, number
+from dropout_grpo.runs.read import Record, Run, mapping, number
 
 _SHOWN = {"gained": 6, "lost": 2}  # a few are enough to see what changed; the counts tell the rest
 _BADGES = {"gained": "wrong → right", "lost": "right → wrong"}

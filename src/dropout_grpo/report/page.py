@@ -7,10 +7,12 @@ from dropout_grpo.report import markup
 from dropout_grpo.report.evaluation import evaluations_section
 from dropout_grpo.report.flips import flips_section
 from dropout_grpo.report.provenance import provenance_section, seconds_section
-from dropout_grpo.report.read import Run, number, read_run
 from dropout_grpo.report.results import headline, results_section
 from dropout_grpo.report.style import CSS
 from dropout_grpo.report.training import curriculum_section, grpo_section
+from dropout_grpo.runs.layout import REPORT_FILE, RESULTS_FILE
+from dropout_grpo.runs.read import Run, number, read_run
+from dropout_grpo.runs.write import write_text
 
 
 def write_report(run_dir: Path) -> Path:
@@ -26,8 +28,8 @@ def write_report(run_dir: Path) -> Path:
             f"{run_dir} holds no results: neither metrics.jsonl nor results.json has anything to show. "
             "Give the folder of a run that has started, such as one that `dropout-grpo demo` wrote"
         )
-    path = run_dir / "report.html"
-    path.write_text(page(run, sections + seconds_section(run) + provenance_section(run)), encoding="utf-8")
+    path = run_dir / REPORT_FILE
+    write_text(path, page(run, sections + seconds_section(run) + provenance_section(run)))
     return path
 
 
@@ -46,7 +48,7 @@ def result_sections(run: Run) -> str:
 def page(run: Run, body: str) -> str:
     """A whole HTML document around `body`."""
     title = markup.text(f"dropout-grpo {run.provenance.get('command') or ''}".strip())
-    seed = number(run.results, "seed", "results.json")
+    seed = number(run.results, "seed", RESULTS_FILE)
     subtitle = markup.text(f"run {run.name}" + (f" · seed {seed:.0f}" if seed is not None else ""))
     # The policy makes the browser itself refuse whatever is not in this file.
     return f"""<!doctype html>

@@ -4,15 +4,14 @@ import json
 
 from dropout_grpo.report import markup
 from dropout_grpo.report.names import label
-from dropout_grpo.report.read import Record, Run, mapping, number
-
-_PLACE = "config.json"
+from dropout_grpo.runs.layout import CONFIG_FILE, RESULTS_FILE, flat_options
+from dropout_grpo.runs.read import Record, Run, mapping, number
 
 
 def seconds_section(run: Run) -> str:
     """Seconds of each part of a demo, in the order of the file."""
-    place = "results.json, 'seconds'"
-    seconds = mapping(run.results, "seconds", "results.json")
+    place = f"{RESULTS_FILE}, 'seconds'"
+    seconds = mapping(run.results, "seconds", RESULTS_FILE)
     rows = [
         [label(name), markup.duration(spent)] for name in seconds if (spent := number(seconds, name, place)) is not None
     ]
@@ -23,26 +22,22 @@ def seconds_section(run: Run) -> str:
 
 def provenance_section(run: Run) -> str:
     """Versions and commit, and the configuration with every default resolved."""
-    facts = flatten(mapping(run.provenance, "versions", _PLACE))
+    facts = config_facts(mapping(run.provenance, "versions", CONFIG_FILE))
     commit = run.provenance.get("commit")
     if commit is not None:
         facts.append(["commit", str(commit)])
     return markup.section(
         "How to get it again",
         _folded("Versions and commit", facts),
-        _folded("Configuration, every default resolved", flatten(mapping(run.provenance, "config", _PLACE))),
+        _folded("Configuration, every default resolved", config_facts(mapping(run.provenance, "config", CONFIG_FILE))),
     )
 
 
-def flatten(config: Record, prefix: str = "") -> list[list[str]]:
-    """Nested configuration as [dotted key, value] pairs; whatever is not a string is shown as JSON."""
-    rows: list[list[str]] = []
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            rows += flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append([f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)])
-    return rows
+def config_facts(config: Record) -> list[list[str]]:
+    """Nested configuration as [option, value] pairs; a value that is not a string is shown as JSON."""
+    return [
+        [name, value if isinstance(value, str) else json.dumps(value)] for name, value in flat_options(config).items()
+    ]
 
 
 def _folded(title: str, facts: list[list[str]]) -> str:

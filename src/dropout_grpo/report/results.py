@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dropout_grpo.report import markup, plots
 from dropout_grpo.report.names import in_order, label
-from dropout_grpo.report.read import Record, Run, interval, mapping, number
 from dropout_grpo.report.svg import inline_svg
+from dropout_grpo.runs.read import Record, Run, interval, mapping, number
 
 _PLACE = "results.json"
 _MEANINGS = {

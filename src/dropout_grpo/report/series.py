@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dropout_grpo.report.read import Record, number
+from dropout_grpo.runs.read import Record, number
 
 CURRICULUM = "sft"
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dropout_grpo.report import markup
 from dropout_grpo.report.names import in_order, label
 from dropout_grpo.report.plots import Curve, curves_figure
-from dropout_grpo.report.read import Run
 from dropout_grpo.report.series import CURRICULUM, Series, arms, complement, series, stage_starts
 from dropout_grpo.report.svg import inline_svg
+from dropout_grpo.runs.read import Run
 
 _PASS_AT_1 = "eval/pass@1"
 

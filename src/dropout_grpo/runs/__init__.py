@@ -1,1 +1,1 @@
-"""The run folder: one writer, one reader, one format."""
+"""The run folder: the one owner of its format, with one writer (``folder``) and one reader (``read``)."""

@@ -1,44 +1,46 @@
-"""A run is a folder: resolved config, metrics.jsonl, checkpoints, results.json. Never overwritten silently."""
+"""The writer of a run folder: config, metrics, checkpoints, results. It never replaces another run silently."""
 
 import json
-import os
-import platform
-import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.fast.attention import attention_choices
+from dropout_grpo.runs.layout import (
+    CONFIG_FILE,
+    DATA_FOLDER,
+    FLIPS_FILE,
+    MEASURES_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    SAMPLES_FILE,
+    checkpoint_folder,
+    flat_options,
+)
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.read import started_with
 from dropout_grpo.runs.trackers import TrackerName, Trackers, require_trackers
+from dropout_grpo.runs.write import jsonable, write_json, write_text
 
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-RESULTS = "results.json"
 _MAY_CHANGE = ("run_dir", "resume", "report_to")  # on resuming
-_BEFORE_A_RUN = {CONFIG, "data"}
-_PACKAGES = ("dropout-grpo", "torch", "transformers", "tokenizers", "safetensors")
+_BEFORE_A_RUN = {CONFIG_FILE, DATA_FOLDER}
 
 
 class RunFolder:
     """The folder of one run.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder, created if missing.
         command: the subcommand that runs.
         config: the resolved options, a dataclass.
-        resume: continue what is there; the config must then be the one it was started with.
+        resume: continue the run in the folder; its config must be the same.
         report_to: experiment trackers that get the metrics too.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is off, or its config differs; it cannot be made; a tracker is
-            not installed. A folder in which a run was refused before it did anything holds no run.
+        UserError: the folder holds a run and ``resume`` is off, or its config differs; the folder cannot be created; a
+            tracker is not installed. A run that was refused before it wrote anything but its config may be replaced.
     """
 
     def __init__(
@@ -53,12 +55,12 @@ class RunFolder:
         require_trackers(report_to)
         self.path, self.report_to = Path(path), report_to
         self._trackers: Trackers | None = None
-        self._config = plain(config)
+        self._config = jsonable(config)
         record = {"command": command, "config": self._config}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: choose another path.")
         found = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
-        begun = not (CONFIG in found and found <= _BEFORE_A_RUN)
+        begun = not (CONFIG_FILE in found and found <= _BEFORE_A_RUN)
         if found and begun and not resume:
             raise UserError(
                 f"run folder {self.path} exists already: continue it with --resume true, or choose another --run_dir."
@@ -68,17 +70,17 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not (found and resume):
-                write_json(self.path / CONFIG, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
+                write_json(self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be made: {error.strerror}; choose another path.") from error
 
     def _check_same(self, record: dict[str, Any]) -> None:
-        if not (self.path / CONFIG).is_file():
-            raise UserError(f"{self.path} holds files but no {CONFIG}: it is not a run folder, choose another.")
+        if not (self.path / CONFIG_FILE).is_file():
+            raise UserError(f"{self.path} holds files but no {CONFIG_FILE}: it is not a run folder, choose another.")
         old = started_with(self.path)
         if old["command"] != record["command"]:
             raise UserError(f"{self.path} is a run of `{old['command']}`, not of `{record['command']}`.")
-        then, now = _options(old["config"]), _options(record["config"])
+        then, now = flat_options(old["config"]), flat_options(record["config"])
         for name in sorted(set(then) | set(now)):
             if name not in _MAY_CHANGE and then.get(name) != now.get(name):
                 raise UserError(
@@ -88,13 +90,13 @@ class RunFolder:
 
     @contextmanager
     def tracking(self, part: str, done: int) -> Iterator[None]:
-        """While the block runs, what is logged goes to the trackers too, as a run of its own for the part.
+        """Send what is logged inside the block to the trackers too, as a separate tracker run for the part.
 
         Args:
             part: name of the part of the run that logs.
             done: steps already done, when resuming.
         """
-        run_id = json.loads((self.path / CONFIG).read_text(encoding="utf-8")).get("id")
+        run_id = started_with(self.path).get("id")
         self._trackers = Trackers(self.report_to, self.path, part, self._config, run_id=run_id, done=done)
         try:
             yield
@@ -103,97 +105,42 @@ class RunFolder:
             self._trackers = None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, and tell the trackers."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+        """Append a line to metrics.jsonl and send it to the trackers."""
+        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._trackers is not None:
             self._trackers.log(record)
 
     def forget_after(self, part: str, step: int) -> None:
-        """Drop a part's metrics after ``step``: a resumed run writes them again. So is half a line, of a killed run."""
-        file = self.path / METRICS
+        """Drop a part's metrics after ``step``, which a resumed run writes again, and a half-written last line."""
+        file = self.path / METRICS_FILE
         if not file.is_file():
             return
-        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]  # what follows was cut off while it was written
+        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run leaves no newline after half a line
         records = [json.loads(line) for line in whole.splitlines()]
         kept = [r for r in records if r.get("part") != part or r["step"] <= step]
-        write_text(file, "".join(json.dumps(r) + "\n" for r in kept))
+        write_text(file, _lines(kept))
 
     def checkpoint(self, name: str) -> Path:
-        """Where the checkpoint of that name goes."""
-        return self.path / "checkpoints" / name
+        """The folder of the checkpoint with this name."""
+        return checkpoint_folder(self.path, name)
 
-    def write_results(self, results: dict[str, Any]) -> None:
-        """results.json."""
-        write_json(self.path / RESULTS, results)
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write results.json."""
+        write_json(self.path / RESULTS_FILE, results)
 
+    def write_measures(self, measures: Mapping[str, Any]) -> None:
+        """Write metrics.json of an evaluation."""
+        write_json(self.path / MEASURES_FILE, measures)
 
-def started_with(run: Path) -> dict[str, Any]:
-    """``command`` and ``config`` of the run in a folder.
+    def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Write samples.jsonl of an evaluation; see ``evaluation/samples.py``."""
+        write_text(self.path / SAMPLES_FILE, _lines(samples))
 
-    Raises:
-        UserError: its config is damaged.
-    """
-    try:
-        record = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-        return {"command": record["command"], "config": dict(record["config"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{run / CONFIG} is damaged ({error}): choose another --run_dir.") from error
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, commit, hardware and what was chosen by measurement on it, for every results file."""
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        "commit": _commit(),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpu_count": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "attention": attention_choices(),
-    }
+    def write_flips(self, flips: Sequence[Mapping[str, Any]]) -> None:
+        """Write flips.jsonl of a demo."""
+        write_text(self.path / FLIPS_FILE, _lines(flips))
 
 
-def _commit() -> str | None:
-    """The commit of the source tree, ``-dirty`` if changed since; None for an installed package."""
-    here = Path(__file__).parent
-    try:
-        describe = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:  # no git on this machine
-        return None
-    return found.stdout.strip() or None
-
-
-def _options(config: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """The options of a config by the names they have on the command line: grpo.max_steps."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= _options(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-    return found
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as what JSON has."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Pretty JSON, replaced in one move so that a reader never sees half of it."""
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+def _lines(records: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

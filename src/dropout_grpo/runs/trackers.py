@@ -1,7 +1,7 @@
-"""Experiment trackers beside metrics.jsonl: TensorBoard, Weights & Biases, trackio, through accelerate's classes.
+"""Experiment trackers besides metrics.jsonl: TensorBoard, Weights & Biases and trackio, through accelerate's classes.
 
-None is needed to train. Each part of a run (the curriculum, an arm of GRPO) is a run of its own in a tracker, with the
-same names of metrics, so that two arms lie over each other in one chart.
+All are optional. Each part of a run (the curriculum, an arm of GRPO) is a separate run in a tracker, with the same
+metric names, so that a chart can overlay two arms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.runs.layout import flat_options
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
-"""As accelerate and PyPI name them."""
+"""The names that accelerate and PyPI use."""
 
 _PROJECT = "dropout-grpo"
 
 
 def require_trackers(report_to: Sequence[TrackerName]) -> None:
-    """Are they and accelerate installed? Asked before anything is trained.
+    """Check that the trackers and accelerate are installed, before anything is trained.
 
     Raises:
         UserError: names the packages to install.
@@ -34,13 +35,13 @@ class Trackers:
     """Trackers of one part of a run.
 
     Args:
-        report_to: which ones.
-        folder: the run's folder. TensorBoard writes to tensorboard/PART in it.
+        report_to: names of the trackers.
+        folder: the run's folder. TensorBoard writes to its subfolder tensorboard/PART.
         part: name of the part.
-        config: options, nested, for the trackers that keep them.
-        run_id: of the run in the folder, another for every run.
-        done: steps already done. TensorBoard drops what it has of later ones. The others continue their run, wandb by
-            its id, trackio by its name, and keep what they have.
+        config: nested options, for the trackers that record them.
+        run_id: unique id of the run in the folder.
+        done: steps already done. TensorBoard drops later steps that it already has. The other trackers continue their
+            run (wandb by its id, trackio by its name) and keep all steps that they have.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Trackers:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState()  # which accelerate's own log messages ask for
+        PartialState()  # accelerate's log messages need it
         for name in report_to:
             kind = LOGGER_TYPE_TO_CLASS[name]
             if name == "tensorboard":
@@ -72,11 +73,11 @@ class Trackers:
                     same = {"id": f"{run_id}-{part}", "resume": "allow"}
                 tracker = kind(_PROJECT, name=f"{run}-{part}", group=run, **same)
                 tracker.start()
-                tracker.store_init_configuration(flat(config))  # TensorBoard would make another run of it
+                tracker.store_init_configuration(_texts(config))  # TensorBoard would write a second run for it
             self._trackers.append(tracker)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """The numbers of a line of metrics.jsonl, at its step."""
+        """Send the numbers of a line of metrics.jsonl, at its step."""
         numbers = {
             name: value
             for name, value in record.items()
@@ -86,17 +87,14 @@ class Trackers:
             tracker.log(numbers, step=record["step"])
 
     def finish(self) -> None:
-        """Write what is not yet written and close."""
+        """Flush and close."""
         for tracker in self._trackers:
             tracker.finish()
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"grpo": {"beta": 0.0}}`` as ``{"grpo.beta": 0.0}``, the names on the command line; lists as text."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = str(value) if isinstance(value, (list, tuple)) else value
-    return found
+def _texts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names on the command line, lists as text."""
+    return {
+        name: str(value) if isinstance(value, (list, tuple, dict)) else value
+        for name, value in flat_options(config).items()
+    }

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
-from dropout_grpo.runs.folder import write_json
+from dropout_grpo.runs.write import write_json
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 _OPTIMIZER, _STATE, _REFERENCE = "optimizer.safetensors", "trainer_state.json", "reference.safetensors"

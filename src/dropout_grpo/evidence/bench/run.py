@@ -10,7 +10,8 @@ from dropout_grpo.evidence.bench.config import GROUPED, BenchConfig, Setting, re
 from dropout_grpo.evidence.bench.machine import machine
 from dropout_grpo.evidence.bench.sweep import sweeps
 from dropout_grpo.evidence.bench.workload import EXPLORATION, Networks, Workload
-from dropout_grpo.runs.folder import plain, provenance
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.progress import console
 
 Announce = Callable[[str], None]
@@ -31,7 +32,7 @@ def run_bench(config: BenchConfig, *, sweep: bool = False) -> dict[str, Any]:
     found = sweeps(config, settings[-1], networks, _announce) if sweep else _cases(config, settings, networks)
     return {
         "kind": "sweep" if sweep else "cases",
-        "options": plain(config),
+        "options": jsonable(config),
         "setting": asdict(settings[-1]),
         "exploration": repr(EXPLORATION),
         "parameters": networks.model.num_parameters(),

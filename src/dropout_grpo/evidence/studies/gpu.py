@@ -19,7 +19,8 @@ from dropout_grpo.evidence.bench.machine import machine
 from dropout_grpo.evidence.bench.run import run_bench
 from dropout_grpo.evidence.bench.tables import render
 from dropout_grpo.evidence.places import PERFORMANCE_FOLDER, ROOT
-from dropout_grpo.runs.folder import provenance, write_json
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.write import write_json
 
 PARTS = ("tests", "gpt2-cuda", "gpt2-cuda-sweep")
 

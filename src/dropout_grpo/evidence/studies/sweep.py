@@ -20,7 +20,8 @@ from dropout_grpo.jobs.problem_sources import problems_of
 from dropout_grpo.jobs.recipe_file import load_recipe
 from dropout_grpo.jobs.session import Session, default_device
 from dropout_grpo.jobs.trainers import train_grpo
-from dropout_grpo.runs.folder import provenance, write_json
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.write import write_json
 
 LATENT, LATENT_ANSWER = ("latent",), ("latent", "answer")
 EXPLORATIONS = {

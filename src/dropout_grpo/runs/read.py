@@ -1,4 +1,4 @@
-"""Reads a run folder. An absent file leaves its field empty; a broken one raises UserError with its place."""
+"""Reads a run folder. An absent file leaves its field empty; a damaged one raises UserError with its location."""
 
 import json
 from collections.abc import Mapping
@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.runs.layout import (
+    CONFIG_FILE,
+    FLIPS_FILE,
+    MEASURES_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    SAMPLES_FILE,
+)
 
 Record = Mapping[str, Any]
+
+_SAMPLE_TYPES = {"file": str, "id": int, "question": str, "answer": str, "plain": str, "plain_correct": bool}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,21 +35,66 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Load a run folder; UserError if there is none or if one of its files is malformed."""
+    """Load a run folder.
+
+    Raises:
+        UserError: there is no such folder, or one of its files is malformed.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that a run wrote, such as runs/demo")
-    metrics_path = folder / "metrics.jsonl"
-    metrics = _read_lines(metrics_path)
-    for i, record in enumerate(metrics, start=1):
-        _check_metrics_record(record, f"{metrics_path}, record {i}")
     return Run(
         name=folder.resolve().name,
-        provenance=_read_object(folder / "config.json"),
-        metrics=metrics,
-        results=_read_object(folder / "results.json"),
-        measures=_read_object(folder / "metrics.json"),
-        flips=_read_lines(folder / "flips.jsonl"),
+        provenance=_read_object(folder / CONFIG_FILE),
+        metrics=read_metrics(folder),
+        results=_read_object(folder / RESULTS_FILE),
+        measures=read_measures(folder),
+        flips=_read_lines(folder / FLIPS_FILE),
     )
+
+
+def read_metrics(run: Path) -> list[Record]:
+    """The lines of metrics.jsonl in order; empty without the file.
+
+    Raises:
+        UserError: a line is malformed.
+    """
+    path = run / METRICS_FILE
+    metrics = _read_lines(path)
+    for i, record in enumerate(metrics, start=1):
+        _check_metrics_record(record, f"{path}, record {i}")
+    return metrics
+
+
+def read_measures(run: Path) -> Record:
+    """metrics.json of an evaluation; empty without the file."""
+    return _read_object(run / MEASURES_FILE)
+
+
+def started_with(run: Path) -> dict[str, Any]:
+    """The content of config.json: ``command``, ``config`` and where the run comes from.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        record = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        return {**record, "command": record["command"], "config": dict(record["config"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{run / CONFIG_FILE} is damaged ({error}): choose another --run_dir.") from error
+
+
+def read_samples(run: Path) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl; see ``evaluation/samples.py``.
+
+    Raises:
+        UserError: there is no such file, or a line is malformed.
+    """
+    path = run / SAMPLES_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{run} holds no {SAMPLES_FILE}: give the folder of a `dropout-grpo eval` run.") from None
+    return [_sample(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
 
 
 def number(record: Record, key: str, place: str) -> float | None:
@@ -82,6 +137,17 @@ def objects(record: Record, key: str, place: str) -> list[Record]:
     return value
 
 
+def _sample(line: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} is not JSON ({error.msg}): the file is damaged; run the evaluation again.") from error
+    for name, kind in _SAMPLE_TYPES.items():
+        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            raise UserError(f"{place}: {name!r} is not as `dropout-grpo eval` writes it; run the evaluation again.")
+    return dict(record)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -117,7 +183,7 @@ def _parse_object(text: str, place: str) -> Record:
     except json.JSONDecodeError as error:
         raise UserError(
             f"{place} is not JSON ({error.msg} at column {error.colno}): {text[:60]!r}. "
-            "A run that was stopped while it wrote can leave half a line: delete what is broken"
+            "A run that was killed while it wrote can leave half a line: delete that line"
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{place} is {text[:60]!r}, but must be a JSON object")

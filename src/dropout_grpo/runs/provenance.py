@@ -1,0 +1,40 @@
+"""Where a result comes from: versions, commit, hardware."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropout_grpo.latent.fast.attention import attention_choices
+
+_PACKAGES = ("dropout-grpo", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit, hardware and the attention kernels in use, for every results file."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "commit": _commit(),
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "attention": attention_choices(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, ``-dirty`` if changed since; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        describe = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:  # no git on this machine
+        return None
+    return found.stdout.strip() or None
