@@ -9,13 +9,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "dropout_grpo"
 
 FLOORS = (
-    ("errors", "lazy", "import_path"),
+    ("errors", "lazy", "ranges", "import_path"),
     ("exploration",),
     ("latent", "problems"),
     ("tasks", "runs", "training"),
     ("rl", "curriculum", "evaluation", "report"),
     ("jobs",),
-    ("evidence",),
+    ("evidence", "integrations"),
     ("cli",),
 )
 """From the ground up. A room may import from its own floor and from those below."""
@@ -55,6 +55,8 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
 
 def upward(arrows: dict[str, set[str]]) -> list[str]:
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    new = {name.split(".")[0] for name in arrows} - floor.keys()
+    assert not new, f"give {', '.join(sorted(new))} a floor in FLOORS"
     return sorted(
         f"{name} -> {other}"
         for name, others in arrows.items()
