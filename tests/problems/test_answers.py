@@ -76,6 +76,17 @@ def test_extract_answer(completion: str, answer: str | None) -> None:
         ("18.", "18"),
         ("18 .", "18"),
         ("$1,250.00 per year", "1250"),
+        ("72, in total", "72"),
+        ("1,000, in total.", "1000"),
+        ("3 1/2", "7/2"),
+        ("-3 1/2 cups", "-7/2"),
+        ("$3 1/2", "7/2"),
+        (r"\boxed{18}", "18"),
+        (r"$\boxed{ 1,000 }$.", "1000"),
+        (r"\boxed{\$5}", "5"),
+        (r"\boxed{Tom is a Lempus}", "tom is a lempus"),
+        (r"\$18", "18"),
+        (r"5\%", "5"),
         ("Tom is  a\nLempus.", "tom is a lempus"),
         ("Tom is a lempus .", "tom is a lempus"),
         ("Tom is a lempus. . ..", "tom is a lempus"),
@@ -92,6 +103,7 @@ def test_canonical_answer(text: str, canonical: str) -> None:
         *("3x", "3x + 1", "18 = 18", "18 19", "18 or 19", "3:30", "10,80", "1,0000", "1/0", "--3", "-$-3"),
         *("1e9999", "1e999999999", "0x12", "1_000", "nan", "inf", "-", "$", "%", "[18]", "__import__('os')"),
         *("2+2", "2**9", "(18)", "max(3,4)", "18 - 3", "18 x 3", "1/2/3", "1e", "1.2.3", "1 000", "\u0663", "½"),
+        *("72, or 73", "72,in total", "3 5/2", "3 1/2/3", "1 2 1/2", "3 1/0", r"\18", r"\boxed{1} \boxed{2}"),
         *("3 million", "2 dozen eggs", "$5 hundred", "1/2 million"),
     ],
 )
@@ -112,6 +124,18 @@ def test_answers_match() -> None:
     assert not answers_match(None, "None")
 
 
+def test_rounded_answers_match_within_a_tolerance() -> None:
+    """4.33 is the gold answer of GSM-Plus where 13/3 is right; the bound itself matches, exactly."""
+    assert answers_match("13/3", "4.33", 0.005)
+    assert not answers_match("13/3", "4.33")
+    assert answers_match("4.335", "4.33", 0.005)
+    assert answers_match(r"\boxed{4.325}", "4.33", 0.005)
+    assert not answers_match("4.3350001", "4.33", 0.005)
+    assert answers_match("Lempus", "lempus", 0.005)
+    assert not answers_match("lempus", "4.33", 100)
+    assert not answers_match(None, "4.33", 100)
+
+
 GARBAGE = {
     "many digits": "9" * 1_000_000,
     "many groups": "1" + ",000" * 100_000,
@@ -121,6 +145,8 @@ GARBAGE = {
     "words": "1 a" + " ." * 500_000 + "5",
     "short, for the regex": "1 a" + "." * 190 + "5",
     "signs": "-" * 1_000_000,
+    "boxes": r"\boxed{" * 25 + "}" * 25,
+    "many boxes": r"\boxed{" * 100_000 + "}" * 100_000,
 }
 
 

@@ -4,6 +4,7 @@ GSM8K, ProntoQA and Hugging Face datasets have test files of their own.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,26 @@ def test_no_steps_as_coconuts_own_files_write_it(tmp_path: Path) -> None:
     assert [problem.steps for problem in load_problems(write(tmp_path, records))] == [(), ("s",), ()]
 
 
+def test_steps_without_text_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [{"question": "q", "steps": steps, "answer": "1"} for steps in (["a", "", "b"], [" ", "c", "\n"], [""])]
+    path = write(tmp_path, records)
+    assert [problem.steps for problem in load_problems(path)] == [("a", "b"), ("c",), ()]
+    assert caplog.messages == [f"{path}: steps without text were dropped: 3"]
+
+
+def test_a_question_of_10_mb_is_refused_quickly(tmp_path: Path) -> None:
+    path = write(tmp_path, [GOOD, GOOD | {"question": "why " * 2_500_000}])
+    start = time.perf_counter()
+    assert "record 2: the question has 10,000,000 characters ('why why" in error(path)
+    assert time.perf_counter() - start < 5
+
+
+def test_line_ends_and_spaces_of_other_systems(tmp_path: Path) -> None:
+    text = "\ufeff" + "\r\n".join(json.dumps(GOOD | {"question": " q", "answer": answer}) for answer in (18, 2.5))
+    path = write(tmp_path, text + "\r\n", "problems.jsonl")
+    assert [(problem.question, problem.answer) for problem in load_problems(path)] == [(" q", "18"), (" q", "2.5")]
+
+
 def test_a_column_that_some_records_lack_is_none_there(tmp_path: Path) -> None:
     records = [
         {"question": "q", "steps": ["s"], "answer": "1", "level": 3},
@@ -117,7 +138,14 @@ GOOD = {"question": "q", "steps": ["s"], "answer": "1"}
         ({"steps": "<<1+1=2>> so 2"}, ["'steps' must be a list of strings, or calculator marks", "found a string"]),
         ({"steps": 2}, ["'steps' must be a list of strings", "found a number: 2"]),
         ({"steps": ["s", 2]}, ["'steps', step 2 must be a string", "found a number: 2"]),
-        ({"steps": ["s", ""]}, ["'steps', step 2 must be a string", "empty"]),
+        ({"steps": ["s", None]}, ["'steps', step 2 must be a string", "found null"]),
+        (
+            {"question": "tom \ud83d has"},
+            ["the question has a lone surrogate, '\\ud83d', at character 4 ('tom"],
+        ),
+        ({"answer": "\udc00"}, ["the answer has a lone surrogate, '\\udc00', at character 0"]),
+        ({"steps": ["s", "a\ud800"]}, ["step 2 has a lone surrogate, '\\ud800', at character 1"]),
+        ({"question": "x" * 1_000_001}, ["the question has 1,000,001 characters ('xxxx", "at most 1,000,000 are read"]),
     ],
 )
 @pytest.mark.parametrize("require_steps", [True, False])
@@ -204,6 +232,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert f"is a folder: give a file in it, or read it as a dataset with hf:{tmp_path}/folder@SPLIT" in error(
         tmp_path / "folder"
     )
+    assert "File name too long; check the path" in error(tmp_path / ("x" * 300 + ".json"))
+    assert "\\x00b.json': cannot be read: " in error(tmp_path / "a\0b.json")
     (tmp_path / "latin.json").write_bytes(b'[{"question": "\xc4pfel"}]')
     assert "not UTF-8 at byte 15" in error(tmp_path / "latin.json")
 

@@ -1,7 +1,9 @@
-"""GSM8K's two published forms, on made-up lines."""
+"""The two published forms of GSM8K, on made-up lines."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,8 +76,55 @@ def test_gsm8k_aug(tmp_path: Path) -> None:
         "What is 2 - 5?||<<2-5=-3>> #### -3",
     ]
     path = write(tmp_path / "train.txt", "\n".join(lines) + "\n")
-    assert load_problems(path) == PROBLEMS
-    assert load_problems(path, columns=Columns(question="prompt")) == PROBLEMS, "its columns have no names"
+    expected = [replace(problem, answer="1,080") if problem.answer == "1080" else problem for problem in PROBLEMS]
+    assert load_problems(path) == expected, "the comma stays, as in Coconut's JSON of the line"
+    assert load_problems(path, columns=Columns(question="prompt")) == expected, "its columns have no names"
+
+
+def coconuts_json(lines: list[str]) -> list[dict[str, Any]]:
+    """What Coconut's preprocessing makes of the lines of a .txt file."""
+    return [
+        {
+            "question": line.split("||")[0],
+            "steps": line.split("||")[1].split("##")[0].strip().split(" "),
+            "answer": line.split("##")[-1].strip(),
+        }
+        for line in lines
+    ]
+
+
+def test_both_routes_to_gsm8k_aug_give_the_same_problems(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Commas, a leading space, a double space in the chain, no steps, two signs before the answer, CRLF, a BOM."""
+    lines = [
+        "How many?||<<5*1000=5000>> #### 5,000",
+        " A pen costs $2. And two?||<<2*2=4>>  <<4+0=4>> #### 4",
+        "None?|| #### 0",
+        "Eighteen?||<<9*2=18>> ## 18",
+    ]
+    text = write(tmp_path / "train.txt", "\ufeff" + "\r\n".join(lines) + "\r\n")
+    made = write(tmp_path / "train.json", json.dumps(coconuts_json(lines)))
+    problems = load_problems(text)
+    assert [problem.answer for problem in problems] == ["5,000", "4", "0", "18"]
+    assert [problem.steps for problem in problems] == [
+        ("<<5*1000=5000>>",),
+        ("<<2*2=4>>", "<<4+0=4>>"),
+        (),
+        ("<<9*2=18>>",),
+    ]
+    assert problems[1].question.startswith(" A")
+    assert not caplog.messages
+    assert load_problems(made) == problems
+    assert caplog.messages == [f"{made}: steps without text were dropped: 1"]
+
+
+@pytest.mark.parametrize("answer", [["#### 2"], {"text": "#### 2"}, [["####", 2]]])
+def test_an_answer_that_is_not_a_text_is_not_gsm8ks(tmp_path: Path, answer: Any) -> None:
+    path = write(tmp_path / "train.json", json.dumps([{"question": "q", "answer": answer}]))
+    with pytest.raises(UserError, match=r"record 1: field 'answer' must be a string that is not empty, or a number"):
+        load_problems(path, require_steps=False)
+    path = write(tmp_path / "mixed.json", json.dumps([RECORDS[0], {"question": "q", "answer": answer}]))
+    with pytest.raises(UserError, match=r"record 2: field 'answer' has no '#### <answer>'"):
+        load_problems(path)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +134,10 @@ def test_gsm8k_aug(tmp_path: Path) -> None:
         ("A question||<<1+1=2>> 2", "no '#### <answer>'"),
         ("A question||<<1+1=2>> ####", "no '#### <answer>'"),
         ("||<<1+1=2>> #### 2", "the question is empty"),
-        ("A question||First, 1 + 1 = <<1+1=2>> #### 2", "words besides calculator marks: 'First, 1 + 1 ='"),
+        (
+            "A question||First, 1 + 1 = <<1+1=2>> #### 2",
+            "besides calculator marks: 'First, 1 + 1 ='; write each step",
+        ),
         ("A question||<<1+1=2> #### 2", "words besides calculator marks"),
     ],
 )

@@ -1,10 +1,14 @@
 """Reward functions: TRL's calling convention, its rule for None, and a message for every mistake."""
 
 import math
+import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
@@ -16,6 +20,7 @@ from dropout_grpo.problems.rewards import (
     combine_rewards,
     exact_answer,
     load_reward,
+    math_verify_reward,
     reward_columns,
     try_rewards,
 )
@@ -28,6 +33,11 @@ COLUMNS = {"answer": ["13", "14", "13"], "level": [1, 2, 3]}
 def _combined(functions, weights):
     rows = call_rewards(functions, PROMPTS, COMPLETIONS, COLUMNS)
     return combine_rewards(functions, weights, PROMPTS, rows)
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
 
 
 def returning(values: Any) -> RewardFunction:
@@ -91,12 +101,74 @@ def test_a_sample_that_nobody_judges_is_named() -> None:
         ([1.0, 0.0, math.nan], "judge: returned nan for sample 2"),
         ([math.inf, 0.0, 0.0], "judge: returned inf for sample 0"),
         ([1j, 0.0, 0.0], "judge: returned 1j for sample 0"),
+        ([0.0, 1e308, 0.0], "judge: returned 1e+308 for sample 1; it must be a finite number between -1e+12 and 1e+12"),
+        ([0.0, 10**400, 0.0], "judge: returned 1000000000"),
+        ([0.0, 0.0, -(10**5000)], "judge: returned a int that cannot be shown for sample 2"),
+        ([Fraction(10**400, 3), 0.0, 0.0], "judge: returned Fraction(1000"),
+        ([0.0, Unspeakable(), 0.0], "judge: returned a Unspeakable that cannot be shown for sample 1"),
     ],
 )
 def test_what_a_reward_may_not_return(values: Any, part: str) -> None:
     with pytest.raises(UserError) as caught:
         call_reward(returning(values), PROMPTS, COMPLETIONS, COLUMNS)
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [np.array([1.0, 0.0, 0.5]), np.array([1, 0, 2]), torch.tensor([1.0, 0.0, 0.5])])
+def test_arrays_and_tensors_are_lists(values: Any) -> None:
+    assert call_reward(returning(values), PROMPTS, COMPLETIONS, COLUMNS) == values.tolist()
+
+
+def test_a_weighted_sum_that_is_too_large_is_refused() -> None:
+    with pytest.raises(UserError, match=r"weighted sum for sample 0 is 1e\+15; lower grpo.reward_weights"):
+        _combined([returning([1e12, 0.0, 0.0])], [1000.0])
+
+
+def test_a_reward_may_change_what_it_is_given() -> None:
+    """The next function, and the problems themselves, are as they were."""
+    problem = Problem(id=0, question="q", steps=(), answer="1", extra={"edges": [[1, 2]], "level": 3})
+
+    def empties(prompts: list[str], completions: list[str], edges: list[Any], **columns: Any) -> Any:
+        n = len(completions)
+        edges[0].clear()
+        for column in (prompts, completions, edges, *columns.values()):
+            column.clear()
+        return [1.0] * n
+
+    prompts, completions, columns = ["q", "q"], ["### 1", "### 2"], reward_columns([problem, problem])
+    rows = call_rewards([empties, exact_answer], prompts, completions, columns)
+    assert rows == [[1.0, 1.0], [1.0, 0.0]]
+    assert (prompts, completions, columns["level"]) == (["q", "q"], ["### 1", "### 2"], [3, 3])
+    assert problem.extra["edges"] == [[1, 2]]
+
+
+def test_a_reward_that_exits_does_not_end_the_run(tmp_path: Path) -> None:
+    def leaves(prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        sys.exit(0)
+
+    with pytest.raises(UserError, match=r"reward leaves: SystemExit: 0, raised in .*test_rewards.py"):
+        call_reward(leaves, PROMPTS, COMPLETIONS, COLUMNS)
+    file = tmp_path / "leaves.py"
+    file.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UserError, match=r"running .*leaves.py failed: SystemExit: 0"):
+        load_reward(f"{file}:f")
+
+
+def test_an_exception_that_cannot_be_shown(tmp_path: Path) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    def mute(prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        raise Mute
+
+    with pytest.raises(UserError, match=r"reward mute: Mute: a Mute that cannot be shown, raised in"):
+        call_reward(mute, PROMPTS, COMPLETIONS, COLUMNS)
+
+
+def test_a_function_written_in_c_is_called_without_a_check_of_its_parameters() -> None:
+    with pytest.raises(UserError, match=r"reward max: TypeError"):
+        call_reward(max, PROMPTS, COMPLETIONS, COLUMNS)
 
 
 def test_a_column_that_is_not_there() -> None:
@@ -177,6 +249,36 @@ def test_load_from_a_file(tmp_path: Path) -> None:
     assert call_reward(load_reward(f"{file}:length"), PROMPTS, COMPLETIONS, COLUMNS) == [6.0, 6.0, 8.0]
 
 
+def test_a_file_with_a_dataclass_and_postponed_annotations(tmp_path: Path) -> None:
+    """Dataclasses look their module up in sys.modules while it is loaded."""
+    file = tmp_path / "my.reward.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass, field\n"
+        "@dataclass\n"
+        "class Weights:\n"
+        "    right: float = 2.0\n"
+        "    names: list[str] = field(default_factory=list)\n"
+        "def weighted(prompts, completions, **columns):\n"
+        "    return [Weights().right] * len(completions)\n"
+    )
+    assert call_reward(load_reward(f"{file}:weighted"), PROMPTS, COMPLETIONS, COLUMNS) == [2.0, 2.0, 2.0]
+
+
+def test_math_verify_judges_formulas() -> None:
+    pytest.importorskip("math_verify")
+    golds = ["$x^2 + 2x + 1$", "1/2", r"\boxed{\frac{1}{2}}", "18", "18", "18"]
+    completions = ["### $(x+1)^2$", r"### \frac{1}{2}", "### 0.5", r"so ### \boxed{18}", "18", "### 19"]
+    assert math_verify_reward([""] * 6, completions, golds) == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    assert math_verify_reward(["", ""], ["### a", "### a"], ["", "$$"], level=[1, 2]) == [None, None]
+
+
+def test_math_verify_is_asked_for_by_name_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(UserError, match=r"pip install 'dropout-grpo\[math\]'"):
+        math_verify_reward(["q"], ["### 1"], ["1"])
+
+
 def test_two_files_of_one_name_do_not_get_mixed_up(tmp_path: Path) -> None:
     loaded = []
     for folder, value in (("a", 1), ("b", 2)):
@@ -198,6 +300,7 @@ def test_two_files_of_one_name_do_not_get_mixed_up(tmp_path: Path) -> None:
         ("dropout_grpo.problems.answers:MARKER", "no function 'MARKER'; it has: "),
         ("no_such_package.rewards:f", "importing no_such_package.rewards failed: ModuleNotFoundError"),
         ("no/such/file.py:f", "no such file: no/such/file.py"),
+        ("x" * 300 + ".py:f", "cannot be read: File name too long"),
     ],
 )
 def test_a_reward_that_cannot_be_found(path: str, part: str) -> None:

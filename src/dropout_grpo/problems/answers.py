@@ -1,44 +1,47 @@
-"""Reading the answer out of a completion, and deciding when two answers are the same."""
+"""Extracts the answer from a completion, and decides whether two answers are equal."""
 
 import re
 from fractions import Fraction
 
 MARKER = "###"
-"""What stands before the answer in Coconut's files; GSM8K's own ``####`` contains it."""
+"""The marker before an answer in Coconut's files. GSM8K's own ``####`` contains it."""
 
 _LONGEST_NUMBER = 200
-"""Characters. Longer texts compare as text, which bounds the work that garbage can cause."""
+"""Characters. Longer texts are compared as text, which bounds the work."""
 
-_MINUS = "-\u2212\u2013\uff0d"  # hyphen, which a class takes literally where it is first; minus, en dash, full width
-_CURRENCY = r"[$€£¥]"
+_MINUS = "-\u2212\u2013\uff0d"  # hyphen (literal in a character class, since it is first), minus, en dash, full width
+_CURRENCY = r"(?: \\?+ [$€£¥] )"  # LaTeX writes \$
 _NUMBER = re.compile(
     rf"""
     (?P<sign1>[{_MINUS}+])?+ \ ?+ {_CURRENCY}?+ \ ?+ (?P<sign2>[{_MINUS}+])?+ \ ?+
+    (?: (?P<whole> [0-9]++ ) \  (?= [0-9]++ / [0-9] ) )?+           # 3 of 3 1/2
     (?P<value>
         [0-9]++ \ ?+ / \ ?+ [0-9]++                                # 1/2
       | (?: [0-9]{{1,3}}+ (?: ,[0-9]{{3}} )++ | [0-9]++ )          # 1,000 or 1000
         (?: \.[0-9]*+ )?+ (?: [eE] [{_MINUS}+]?+ [0-9]{{1,3}}+ )?+  # .50, e3
       | \.[0-9]++                                                  # .5
     )
-    (?: \ ?+ (?: % | {_CURRENCY} ) )?+
+    (?: \ ?+ (?: \\?+ % | {_CURRENCY} ) )?+
     (?! \ (?:hundred|thousand|million|billion|trillion|dozen)\b )  # 3 million is not 3
-    (?: \  [^\W\d_] [^\d=+*<>\\^]*+ | [ .]*+ )                     # 18 dollars, 18.
+    (?: ,?+ \  [^\W\d_] [^\d=+*<>\\^]*+ | [ .]*+ )                 # 18 dollars; 72, in total; 18.
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-"""For text with single spaces; letters right after a number (``3x``) make it text, not a number.
+"""For text with single spaces. Letters directly after a number (``3x``) make it text.
 
-All repetitions are possessive: nothing is tried twice, so the work is linear in the length of the text.
+All repetitions are possessive, so there is no backtracking and the work is linear in the length of the text.
 """
+
+_BOXED = re.compile(r"\$?+\\boxed ?+\{(?P<inside>[^{}]*+)\}\$?+ ?+\.?+")
 
 _CHOICE = re.compile(r"\b(?P<first>\w+) or (?P<second>\w+) ?\?\Z")
 _WORD = re.compile(r"\w+")
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text after the last ``###``, without surrounding white space.
+    """The text after the last ``###``, stripped.
 
-    None where there is no marker or nothing after it: such a completion has no answer and casts no vote.
+    None if there is no marker or no text after it: such a completion has no answer and does not vote.
     """
     _, marker, answer = completion.rpartition(MARKER)
     return (answer.strip() or None) if marker else None
@@ -47,32 +50,53 @@ def extract_answer(completion: str) -> str | None:
 def canonical_answer(text: str) -> str:
     """One spelling for all spellings of the same answer, so that ``==`` and a vote count agree.
 
-    Numbers become an exact integer or reduced fraction: ``$1,000.00`` and ``1e3`` are ``1000``, ``0.5`` is
-    ``1/2``, ``5%`` is ``5`` (GSM8K's gold answers are plain numbers), ``18 dollars`` is ``18``. All else is
-    text, ProsQA's sentences for one: case-folded, white space collapsed, final dots dropped. Work is linear in the
-    length of `text`.
+    A number becomes an exact integer or reduced fraction: ``$1,000.00``, ``\\boxed{1000}`` and ``1e3`` are ``1000``,
+    ``0.5`` is ``1/2``, ``3 1/2`` is ``7/2``, ``5%`` is ``5`` (GSM8K's gold answers are plain numbers), ``18 dollars``
+    and ``18, in total`` are ``18``. Any other answer, such as a sentence of ProsQA, is text: case-folded, with single
+    spaces and without final dots. The work is linear in the length of `text`.
     """
-    text = " ".join(text.split())
+    text = _without_box(" ".join(text.split()))
     number = _number(text)
     return text.casefold().rstrip(" .") if number is None else str(number)
 
 
-def answers_match(predicted: str | None, gold: str) -> bool:
-    """Whether `predicted`, as `extract_answer` returned it, is the gold answer; no answer never is."""
-    return predicted is not None and canonical_answer(predicted) == canonical_answer(gold)
+def answers_match(predicted: str | None, gold: str, tolerance: float = 0.0) -> bool:
+    """Whether an answer is the gold answer.
+
+    Args:
+        predicted: what `extract_answer` returned; None matches nothing.
+        gold: the right answer.
+        tolerance: two numbers match if they differ by at most this: 0.005 for gold answers that are rounded to two
+            decimals, so that ``13/3`` matches ``4.33``.
+    """
+    if predicted is None:
+        return False
+    if canonical_answer(predicted) == canonical_answer(gold):
+        return True
+    if tolerance == 0:
+        return False
+    one, other = (_number(_without_box(" ".join(text.split()))) for text in (predicted, gold))
+    return one is not None and other is not None and abs(one - other) <= Fraction(str(float(tolerance)))
 
 
 def candidates(question: str) -> tuple[str, str] | None:
-    """The two words between which a question leaves the choice, ``... Is Tom a lempus or scrompus?``, case-folded."""
+    """The two words that a question offers for choice, ``... Is Tom a lempus or scrompus?``, case-folded."""
     match = _CHOICE.search(question.strip())
     return None if match is None else (match["first"].casefold(), match["second"].casefold())
 
 
 def chosen(answer: str, options: tuple[str, str]) -> str | None:
-    """The one of two candidates that an answer names, ``a lempus``; None where it names both or neither."""
+    """The candidate that an answer names, as in ``a lempus``. None if it names both or neither."""
     words = set(_WORD.findall(answer.casefold()))
     named = [option for option in options if option in words]
     return named[0] if len(named) == 1 else None
+
+
+def _without_box(text: str) -> str:
+    """The inside of LaTeX's ``\\boxed{...}``."""
+    while len(text) <= _LONGEST_NUMBER and (match := _BOXED.fullmatch(text)):
+        text = match["inside"].strip()
+    return text
 
 
 def _number(text: str) -> Fraction | None:
@@ -85,4 +109,8 @@ def _number(text: str) -> Fraction | None:
         value = Fraction(re.sub(f"[{_MINUS}]", "-", re.sub("[ ,]", "", match["value"])))
     except ZeroDivisionError:  # 1/0
         return None
+    if match["whole"]:
+        if value >= 1:  # 3 5/2
+            return None
+        value += int(match["whole"])
     return -value if (match["sign1"] or match["sign2"] or "+") in _MINUS else value

@@ -1,4 +1,4 @@
-"""What a file or dataset calls the fields of a problem."""
+"""Names of the columns of a file or dataset that hold the fields of a problem."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from dropout_grpo.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns that are read; the defaults are Coconut's.
+    """Names of the columns that are read. The defaults are Coconut's.
 
     Args:
         question: the column of the question.
-        steps: the column of the steps, each a list of texts, or one text of calculator marks <<..>>.
+        steps: the column of the steps: a list of texts per problem, or one text of calculator marks <<..>>.
         answer: the column of the answer.
     """
 

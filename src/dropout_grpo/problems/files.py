@@ -1,10 +1,10 @@
-"""Problems from every kind of file and dataset; Coconut's JSON, one list of records, is also written.
+"""Reads problems from files and datasets of every supported format, and writes Coconut's JSON.
 
-A name's ending says how a file is parsed, its first record what the columns mean:
+The file's suffix says how it is parsed, and its first record what the columns mean:
 
     .json   a list of records, or ProntoQA's object of examples
-    .jsonl  one record a line
-    .txt    GSM8K-Aug: question||<<..>> <<..>> #### answer, one a line
+    .jsonl  one record per line
+    .txt    GSM8K-Aug, one problem per line: question||<<..>> <<..>> #### answer
     hf:...  a Hugging Face dataset, see `hub.dataset_records`
 
 Records are Coconut's (question, steps, answer), GSM8K's (question, answer with ``####``) or ProntoQA's (question,
@@ -12,44 +12,50 @@ query, chain_of_thought, answer).
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.columns import COCONUT_COLUMNS, Columns
 from dropout_grpo.problems.gsm8k import from_gsm8k, from_gsm8k_aug, is_gsm8k
-from dropout_grpo.problems.hub import FORM, PREFIX, dataset_records
+from dropout_grpo.problems.hub import HUB_PREFIX, SOURCE_FORM, dataset_records
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.prontoqa import EXAMPLE, from_prontoqa, is_prontoqa
-from dropout_grpo.problems.records import FIELDS, kind, problem_of
+from dropout_grpo.problems.prontoqa import TEST_EXAMPLE, from_prontoqa, is_prontoqa
+from dropout_grpo.problems.records import FIELDS, described, problem_of, without_empty_steps
 
+_LOG = logging.getLogger(__name__)
 _SUFFIXES = (".json", ".jsonl", ".txt")
 
 
 def load_problems(
     source: str | Path, *, columns: Columns = COCONUT_COLUMNS, require_steps: bool = True
 ) -> list[Problem]:
-    """Read all problems of a file or dataset; a problem's id is its place in it, from 0.
+    """Read all problems of a file or dataset. A problem's id is its index in it, from 0.
 
-    Answers may be JSON numbers and are kept as text (``18.0`` as ``"18"``). Columns that are not read become
-    ``Problem.extra``; where a record lacks one that another has, it is None.
+    Answers may be JSON numbers; they become text (``18.0`` becomes ``"18"``). Steps without text are dropped, and a
+    warning says how many. Columns that are not read become ``Problem.extra``; its value is None if a record lacks a
+    column that another record has.
 
     Args:
         source: a path that ends in ``.json``, ``.jsonl`` or ``.txt``, or ``hf:NAME_OR_FOLDER[:CONFIG][@SPLIT]``.
         columns: what the records call question, steps and answer.
-        require_steps: True for the curriculum: every record must have steps, and not all of them empty.
-            False for training on answers alone: steps may be missing.
+        require_steps: True for the curriculum: every record must have a column of steps, and some record must have a
+            step. False for training on answers alone: steps may be missing.
 
     Raises:
-        UserError: the source cannot be read, holds no problem, or a record is malformed; names the place.
+        UserError: the source cannot be read, holds no problem, or a record is malformed. The message names the place.
     """
     problems = []
+    empty_steps = 0
     first: Any = None
     for index, (where, record) in enumerate(_records(source, columns)):
         first = record if index == 0 else first
         if isinstance(record, dict) and isinstance(first, dict):
-            record = _in_coconuts_layout(record, first, where, columns)
+            record, dropped = without_empty_steps(_in_coconuts_layout(record, first, where, columns), columns)
+            empty_steps += dropped
         problems.append(problem_of(record, index, where, columns, require_steps=require_steps))
     if not problems:
         raise UserError(f"{source}: no problems in it; expected at least one record with question and answer")
@@ -58,24 +64,26 @@ def load_problems(
             f"{source}: {columns.steps!r} is empty in every record, so there is no chain of thought to learn from; "
             "the curriculum needs a file with steps (answers alone are enough for GRPO and evaluation)"
         )
+    if empty_steps:
+        _LOG.warning("%s: steps without text were dropped: %d", source, empty_steps)
     extra = list(dict.fromkeys(name for problem in problems for name in problem.extra))
     return [_with_columns(problem, extra) for problem in problems]
 
 
 def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
-    """Write Coconut's JSON, one record a line inside the list; an existing file is replaced.
+    """Write Coconut's JSON, one record per line. An existing file is replaced.
 
     Coconut takes the columns from the first record, so all problems must have the same extra columns.
 
     Raises:
-        UserError: the name does not end in ``.json``, columns differ or clash, or the file cannot be written.
+        UserError: the name does not end in ``.json``, the columns differ or clash, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".json":
         raise UserError(f"{path}: problems are written as Coconut's JSON; end the name with .json")
     columns = problems[0].extra.keys() if problems else set()
     if clash := sorted(columns & set(FIELDS)):
-        raise UserError(f"{path}: extra column {clash[0]!r} has the name of a problem's own field; rename it")
+        raise UserError(f"{path}: extra column {clash[0]!r} has the name of a field of problems; rename it")
     lines = []
     for number, problem in enumerate(problems, start=1):
         if problem.extra.keys() != columns:
@@ -102,7 +110,7 @@ def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
 def _in_coconuts_layout(
     record: Mapping[str, Any], first: Mapping[str, Any], where: str, columns: Columns
 ) -> dict[str, Any]:
-    """The record with question, steps and answer; `first` tells what kind of records the source has."""
+    """Convert a record to question, steps and answer. The format is the one of the source's `first` record."""
     if is_prontoqa(first):
         return from_prontoqa(record, where, columns)
     if is_gsm8k(first, columns):
@@ -112,7 +120,7 @@ def _in_coconuts_layout(
 
 def _records(source: str | Path, columns: Columns) -> Iterator[tuple[str, Any]]:
     """Yield (place for messages, record)."""
-    if str(source).startswith(PREFIX):
+    if str(source).startswith(HUB_PREFIX):
         return dataset_records(str(source))
     path = Path(source)
     text = _read_text(path)
@@ -129,32 +137,38 @@ def _records(source: str | Path, columns: Columns) -> Iterator[tuple[str, Any]]:
 
 def _json_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     records = _parse(text, path, first_line=1) if text.strip() else []
-    if isinstance(records, dict) and any(isinstance(value, dict) and EXAMPLE in value for value in records.values()):
+    if isinstance(records, dict) and any(
+        isinstance(value, dict) and TEST_EXAMPLE in value for value in records.values()
+    ):
         for number, (name, value) in enumerate(records.items(), start=1):
-            yield f"{path}, record {number} ({name})", value.get(EXAMPLE) if isinstance(value, dict) else value
+            yield f"{path}, record {number} ({name})", value.get(TEST_EXAMPLE) if isinstance(value, dict) else value
     elif isinstance(records, list):
         for number, record in enumerate(records, start=1):
             yield f"{path}, record {number}", record
     else:
-        raise UserError(f"{path}: expected a list of records, found {kind(records)}; put the records in [...]")
+        raise UserError(f"{path}: expected a list of records, found {described(records)}; put the records in [...]")
 
 
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file in it, or read it as a dataset with hf:{path}@SPLIT")
-    if path.suffix not in _SUFFIXES:
-        raise UserError(
-            f"{path}: the name must end in {', '.join(_SUFFIXES)}, which says how it is read; "
-            f"a Hugging Face dataset is written {FORM}"
-        )
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give a file in it, or read it as a dataset with hf:{path}@SPLIT")
+        if path.suffix not in _SUFFIXES:
+            raise UserError(
+                f"{path}: the name must end in {', '.join(_SUFFIXES)}, which says how it is read; "
+                f"a Hugging Face dataset is written {SOURCE_FORM}"
+            )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    except UserError:
+        raise
+    except ValueError as error:  # a NUL character in the path
+        raise UserError(f"{str(path)!r}: cannot be read: {error}; check the path") from error
 
 
 def _parse(text: str, path: Path, *, first_line: int) -> Any:
@@ -162,7 +176,9 @@ def _parse(text: str, path: Path, *, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno + first_line - 1}, column {error.colno}"
-        remedy = "one record a line belongs in a .jsonl file" if error.msg == "Extra data" else "mend the file"
+        remedy = (
+            "a file with one record per line must be named .jsonl" if error.msg == "Extra data" else "correct the file"
+        )
         raise UserError(f"{place}: not valid JSON: {error.msg}; {remedy}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, too many brackets
         raise UserError(f"{path}, line {first_line} or below: not readable as JSON: {error}") from error
@@ -171,5 +187,4 @@ def _parse(text: str, path: Path, *, first_line: int) -> Any:
 def _with_columns(problem: Problem, columns: list[str]) -> Problem:
     if problem.extra.keys() == set(columns):
         return problem
-    extra = {name: problem.extra.get(name) for name in columns}
-    return Problem(id=problem.id, question=problem.question, steps=problem.steps, answer=problem.answer, extra=extra)
+    return replace(problem, extra={name: problem.extra.get(name) for name in columns})

@@ -6,37 +6,39 @@ from typing import Any
 
 from dropout_grpo.errors import UserError
 
-PREFIX = "hf:"
-FORM = "hf:NAME_OR_FOLDER[:CONFIG][@SPLIT]"
-_EXAMPLE = "hf:openai/gsm8k:main@train"
-_SOURCE = re.compile(rf"{PREFIX}(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?(?:@(?P<split>[^@]+))?")
+HUB_PREFIX = "hf:"
+SOURCE_FORM = "hf:NAME_OR_FOLDER[:CONFIG][@SPLIT]"
+_EXAMPLE_SOURCE = "hf:openai/gsm8k:main@train"
+_SOURCE = re.compile(rf"{HUB_PREFIX}(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?(?:@(?P<split>[^@]+))?")
 
 
 def dataset_records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place for messages, row) of a dataset.
+    """Yield (place for messages, row) for every row of a dataset.
 
     Args:
         source: ``hf:NAME_OR_FOLDER[:CONFIG][@SPLIT]``. A folder holds parquet, jsonl, csv, ... as `datasets` reads
-            them, and has no ``:`` or ``@`` in its path. The split may be left out where there is only one, and may
-            be a slice, ``train[:1000]``.
+            them; its path must not contain ``:`` or ``@``. The split may be omitted if there is only one, and may be
+            a slice, ``train[:1000]``.
 
     Raises:
-        UserError: the package is not installed, the text has another form, or the dataset cannot be loaded.
+        UserError: the package is not installed, `source` has another form, or the dataset cannot be loaded.
     """
     match = _SOURCE.fullmatch(source)
     if match is None:
-        raise UserError(f"{source!r}: expected {FORM}, for example {_EXAMPLE}")
+        raise UserError(f"{source!r}: expected {SOURCE_FORM}, for example {_EXAMPLE_SOURCE}")
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"{source}: this needs the datasets package: pip install 'dropout-grpo[data]'") from error
     try:
         loaded = datasets.load_dataset(match["name"], match["config"], split=match["split"])
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{source}: the dataset cannot be loaded: {error}") from error
-    if isinstance(loaded, dict):  # no split named: all of them
-        if len(loaded) > 1:
-            raise UserError(f"{source}: name one of the splits {', '.join(loaded)}: {source}@{next(iter(loaded))}")
-        (loaded,) = loaded.values()
-    for number, row in enumerate(loaded, start=1):
-        yield f"{source}, record {number}", row
+        if isinstance(loaded, dict):  # no split was named: all of them
+            if len(loaded) > 1:
+                raise UserError(f"{source}: name one of the splits {', '.join(loaded)}: {source}@{next(iter(loaded))}")
+            (loaded,) = loaded.values()
+        for number, row in enumerate(loaded, start=1):
+            yield f"{source}, record {number}", row
+    except UserError:
+        raise
+    except Exception as error:  # a script, a dataset card, any file in it: each package has errors of its own
+        raise UserError(f"{source}: the dataset cannot be loaded: {type(error).__name__}: {error}") from error

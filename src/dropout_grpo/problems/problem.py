@@ -1,20 +1,28 @@
-"""One problem: what a question, its worked steps and its answer are called everywhere in this package."""
+"""One problem: a question, its steps and its answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dropout_grpo.errors import UserError
+
+LONGEST_TEXT = 1_000_000
+"""Characters that a question, a step or an answer may have. Longer texts exceed every model's context."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A question with its answer and, for the curriculum, its worked steps.
+    """A question with its answer and, for the curriculum, its steps.
 
     Attributes:
         id: index of the problem in its set; it enters every rollout's seed.
         question: what the model reads, without the closing newline.
-        steps: the chain of thought, one string a step; empty where only the answer is known.
+        steps: the chain of thought, one string per step; empty if only the answer is known.
         answer: what should follow ``### ``, as text.
-        extra: the file's other columns, handed to reward functions by name.
+        extra: the file's other columns, passed to reward functions by name.
+
+    Raises:
+        UserError: a text is too long to be read, or holds a lone surrogate, which no tokenizer can encode.
     """
 
     id: int
@@ -22,3 +30,24 @@ class Problem:
     steps: tuple[str, ...]
     answer: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_text("the question", self.question)
+        _check_text("the answer", self.answer)
+        for number, step in enumerate(self.steps, start=1):
+            _check_text(f"step {number}", step)
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > LONGEST_TEXT:
+        raise UserError(
+            f"{name} has {len(text):,} characters ({text[:40]!r}...), and at most {LONGEST_TEXT:,} are read; shorten it"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise UserError(
+            f"{name} has a lone surrogate, {text[error.start]!r}, at character {error.start} ({around!r}); it is "
+            "half of a character and cannot be encoded, so remove it or write the whole character"
+        ) from error

@@ -1,4 +1,4 @@
-"""ProntoQA as its generator writes it: from an example to a record in Coconut's layout."""
+"""ProntoQA as published: from an example to a record in Coconut's layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.columns import Columns
 
-EXAMPLE = "test_example"
-"""In the published files each example holds the problem under this name, beside those for a prompt."""
+TEST_EXAMPLE = "test_example"
+"""The key of the problem in each example of the published files. The other keys hold examples for a prompt."""
 
 
 def is_prontoqa(record: Mapping[str, Any]) -> bool:
@@ -16,10 +16,11 @@ def is_prontoqa(record: Mapping[str, Any]) -> bool:
 
 
 def from_prontoqa(record: Mapping[str, Any], where: str, columns: Columns) -> dict[str, Any]:
-    """Coconut's record of an example: the query ends the question, and a step is two sentences of the chain.
+    """Coconut's record of an example: the query is appended to the question, and a step is two sentences of the chain.
 
-    Of ``Sally is a vumpus. | Every vumpus is a lorpus. | Sally is a lorpus. | ...`` the first step is a fact with the
-    rule that applies to it; the last sentence of an odd number stands alone. The answer is ``True`` or ``False``.
+    In ``Sally is a vumpus. | Every vumpus is a lorpus. | Sally is a lorpus. | ...`` the first step is a fact with the
+    rule that applies to it. With an odd number of sentences, the last one is a step by itself. The answer is ``True``
+    or ``False``.
 
     Raises:
         UserError: a field is missing or malformed.

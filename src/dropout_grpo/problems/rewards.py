@@ -1,8 +1,9 @@
-"""Reward functions as in TRL: plain functions of completions that return one float, or None, a sample.
+"""Reward functions as in TRL: plain functions of completions that return one float or None for each.
 
-A reward function is called as ``f(prompts=..., completions=..., **columns)``: `prompts` are the questions,
-`completions` the decoded answers, and every column of the problem file (``answer``, ``steps``, ...) is a list
-of the same length. None means "no opinion on this sample".
+A reward function is called as ``f(prompts=..., completions=..., **columns)``. `prompts` are the questions,
+`completions` the decoded answers, and every column of the problem file (``answer``, ``steps``, ...) is a list of the
+same length. None means that the function does not judge this completion. The lists are copies: a function may change
+them.
 """
 
 import importlib
@@ -10,8 +11,11 @@ import importlib.util
 import inspect
 import math
 import numbers
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from hashlib import blake2b
 from pathlib import Path
 from statistics import fmean, stdev
 from types import ModuleType
@@ -23,11 +27,14 @@ from dropout_grpo.problems.problem import Problem
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
+LARGEST_REWARD = 1e12
+"""Rewards above it would overflow float32 when they are squared in a group's standard deviation."""
+
 
 def exact_answer(
     prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1.0 where the text after the last ``###`` is the gold answer (`answers.answers_match`), else 0.0."""
+    """1.0 if the text after the last ``###`` is the gold answer (`answers.answers_match`), else 0.0."""
     pairs = zip(completions, answer, strict=True)
     return [float(answers_match(extract_answer(completion), gold)) for completion, gold in pairs]
 
@@ -35,13 +42,13 @@ def exact_answer(
 def choice_answer(
     prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1.0 where the answer names the right one of the question's two candidates and not the other, else 0.0.
+    """1.0 if the answer names the right one of the question's two candidates and not the other, else 0.0.
 
-    For ProsQA, whose questions end in ``Is Tom a lempus or scrompus?``. The sentence around the candidate does not
-    count, as it does for `exact_answer`.
+    For ProsQA, whose questions end in ``Is Tom a lempus or scrompus?``. Unlike `exact_answer` it ignores the rest of
+    the sentence.
 
     Raises:
-        UserError: a question leaves no choice between two words, or the gold answer names neither or both.
+        UserError: a question does not end in two candidates, or the gold answer names neither or both.
     """
     rewards: list[float | None] = []
     for prompt, completion, gold in zip(prompts, completions, answer, strict=True):
@@ -57,19 +64,52 @@ def choice_answer(
     return rewards
 
 
+def math_verify_reward(
+    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """1.0 if Math-Verify finds the text after the last ``###`` equal to the gold answer, else 0.0; None if it cannot
+    read the gold answer.
+
+    For answers beyond numbers, such as ``$x^2 + 1$`` or ``\\boxed{\\frac{1}{2}}``. Needs the package ``math-verify``.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise UserError(
+            "reward math_verify_reward: this needs the math-verify package: pip install 'dropout-grpo[math]'"
+        ) from error
+
+    def read(text: str) -> list[Any]:
+        found: list[Any] = parse(text if "$" in text or "\\boxed" in text else f"${text}$")
+        return found
+
+    golds = {gold: read(gold) for gold in set(answer)}
+    rewards: list[float | None] = []
+    for completion, gold in zip(completions, answer, strict=True):
+        said = extract_answer(completion)
+        if not golds[gold]:
+            rewards.append(None)
+        else:
+            rewards.append(float(said is not None and bool(verify(golds[gold], read(said)))))
+    return rewards
+
+
 def reward_name(function: RewardFunction) -> str:
     """The name of a reward function in metrics (``rewards/{name}/mean``) and messages."""
     return getattr(function, "__name__", None) or type(function).__name__
 
 
 def reward_columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """What reward functions get besides prompts and completions: the problems' fields, one entry a sample.
+    """The columns that reward functions get: fields and extra columns of the problems, one entry per completion.
 
     Args:
         problems: the problem of each completion, so a problem appears once for each of its rollouts.
 
     Raises:
-        UserError: a column of the file has the name of one of the call's own arguments.
+        UserError: a column of the file has the name of another argument of the call.
     """
     extra = problems[0].extra if problems else {}
     if clash := sorted({"prompts", "completions", "question", "steps", "answer"} & extra.keys()):
@@ -85,30 +125,27 @@ def call_reward(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[float | None]:
-    """Call one reward function and check what it takes and what it returns.
+    """Call one reward function and check what it returns. NumPy arrays and tensors count as lists.
 
     Raises:
-        UserError: the function asks for a column that the problems do not have, raises, or does not return one finite
-            number or None for each completion.
+        UserError: the function needs a column that the problems do not have, raises an exception or exits, or does not
+            return one number or None for each completion.
     """
     name = reward_name(function)
+    _check_parameters(function, columns)
+    given = {"prompts": list(prompts), "completions": list(completions), **_copies(columns)}
     try:
-        inspect.signature(function).bind(prompts=prompts, completions=completions, **columns)
-    except TypeError as error:
-        given = ", ".join(["prompts", "completions", *columns])
-        raise UserError(
-            f"reward {name}: {error}; it is called with {given} (the columns of the problem file), "
-            "so name the ones it needs and take the rest as **columns"
-        ) from error
-    try:
-        values = function(prompts=prompts, completions=completions, **columns)
+        values: Any = function(**given)
     except UserError:
         raise
-    except Exception as error:  # a user's function may fail in any way; the cause stays attached
+    except (Exception, SystemExit) as error:  # a user's function may fail in any way; the cause stays attached
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"reward {name}: {type(error).__name__}: {error}, raised in {last.filename}, line {last.lineno}"
+            f"reward {name}: {type(error).__name__}: {_shown(error, str)}, raised in {last.filename}, "
+            f"line {last.lineno}"
         ) from error
+    if hasattr(values, "tolist"):
+        values = values.tolist()
     if not isinstance(values, list | tuple):
         raise UserError(
             f"reward {name}: returned {type(values).__name__}; it must return a list with one float or None "
@@ -116,13 +153,63 @@ def call_reward(
         )
     if len(values) != len(completions):
         raise UserError(f"reward {name}: returned {len(values)} rewards for {len(completions)} completions")
-    for sample, value in enumerate(values):
-        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
-            raise UserError(
-                f"reward {name}: returned {value!r} for sample {sample}; "
-                "it must be a finite number, or None to skip the sample"
-            )
-    return [None if value is None else float(value) for value in values]
+    return [_reward(value, name, sample) for sample, value in enumerate(values)]
+
+
+def _check_parameters(function: RewardFunction, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise UserError if the function cannot be called with prompts, completions and these columns."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function written in C
+        return
+    try:
+        signature.bind(prompts=[], completions=[], **columns)
+    except TypeError as error:
+        given = ", ".join(["prompts", "completions", *columns])
+        raise UserError(
+            f"reward {reward_name(function)}: {error}; it is called with {given} (the columns of the problem file), "
+            "so name the ones it needs and take the rest as **columns"
+        ) from error
+
+
+def _copies(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Copies that a function can change without changing the problems. A value that repeats is copied once."""
+    memo: dict[int, Any] = {}
+    return {
+        name: [deepcopy(value, memo) if isinstance(value, list | dict) else value for value in values]
+        for name, values in columns.items()
+    }
+
+
+def _reward(value: Any, name: str, sample: int) -> float | None:
+    """The value as a float, or None.
+
+    Raises:
+        UserError: it is neither a number of usable size nor None.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:  # an int or a Fraction beyond float's range
+        number = math.inf
+    except Exception:  # a number class of the user's own
+        number = math.nan
+    if math.isfinite(number) and abs(number) <= LARGEST_REWARD:
+        return number
+    raise UserError(
+        f"reward {name}: returned {_shown(value, repr)} for sample {sample}; it must be a finite number between "
+        f"-{LARGEST_REWARD:g} and {LARGEST_REWARD:g}, or None to skip the sample"
+    )
+
+
+def _shown(value: Any, show: Callable[[Any], str]) -> str:
+    """The value as text for a message. The text is made by a user's class, which may fail."""
+    try:
+        text = show(value)
+    except (Exception, SystemExit):
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def call_rewards(
@@ -131,12 +218,12 @@ def call_rewards(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[list[float | None]]:
-    """What every reward function says of every completion, a row a function; see `call_reward`."""
+    """The rewards of every function for every completion, one row per function; see `call_reward`."""
     return [call_reward(function, prompts, completions, columns) for function in functions]
 
 
 def reward_statistics(functions: Sequence[RewardFunction], rows: Sequence[Sequence[float | None]]) -> dict[str, float]:
-    """TRL's ``rewards/{name}/mean`` and ``rewards/{name}/std`` over the completions each function judged."""
+    """TRL's ``rewards/{name}/mean`` and ``rewards/{name}/std``, over the completions that each function judged."""
     statistics = {}
     for function, row in zip(functions, rows, strict=True):
         judged = [value for value in row if value is not None]
@@ -157,13 +244,13 @@ def combine_rewards(
 
     Args:
         functions: for their names in messages.
-        weights: one a function.
+        weights: one per function.
         prompts: for messages.
         rows: what `call_rewards` returned.
 
     Raises:
-        UserError: functions and weights differ in number, or every function returned None for some sample, which TRL
-            would quietly count as 0.
+        UserError: functions and weights differ in number, every function returned None for some sample, which TRL
+            silently counts as 0, or a sum is too large.
     """
     if not functions or len(functions) != len(weights):
         raise UserError(
@@ -181,15 +268,21 @@ def combine_rewards(
                 f"rewards: {names}: every reward function returned None for sample {sample} "
                 f"({prompts[sample][:80]!r}); at least one must judge it"
             )
-        rewards.append(sum(terms))
+        total = sum(terms)
+        if not abs(total) <= LARGEST_REWARD:
+            raise UserError(
+                f"rewards: the weighted sum for sample {sample} is {total:g}; lower grpo.reward_weights so that it "
+                f"stays between -{LARGEST_REWARD:g} and {LARGEST_REWARD:g}"
+            )
+        rewards.append(total)
     return rewards
 
 
 def try_rewards(functions: Sequence[RewardFunction], weights: Sequence[float], problems: Sequence[Problem]) -> None:
-    """Have a few problems' own answers judged: a function that cannot be called is found before anything is trained.
+    """Call the functions on the right answers of two problems, so that faulty ones are found before training.
 
     Raises:
-        UserError: as `call_reward`, `reward_columns` and `combine_rewards`.
+        UserError: see `call_reward`, `reward_columns` and `combine_rewards`.
     """
     few = problems[:2]
     questions = [problem.question for problem in few]
@@ -220,23 +313,32 @@ def load_reward(path: str) -> RewardFunction:
 def _import_module(place: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(place)
-    except Exception as error:  # a user's module may fail in any way; the cause stays attached
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way; the cause stays attached
         raise UserError(
-            f"reward {path!r}: importing {place} failed: {type(error).__name__}: {error}; "
+            f"reward {path!r}: importing {place} failed: {type(error).__name__}: {_shown(error, str)}; "
             "install the package, or give the path of a .py file"
         ) from error
 
 
 def _import_file(place: str, path: str) -> ModuleType:
     file = Path(place)
-    if not file.is_file():
-        raise UserError(f"reward {path!r}: no such file: {place}; the path is taken from the working folder")
-    spec = importlib.util.spec_from_file_location(f"dropout_grpo_reward_{file.stem}", file)
+    try:
+        found = file.is_file()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"reward {path!r}: {place} cannot be read: {error.strerror}") from error
+    if not found:
+        raise UserError(f"reward {path!r}: no such file: {place}; the path is relative to the working folder")
+    name = f"dropout_grpo_reward_{blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by its name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # as above
-        raise UserError(f"reward {path!r}: running {place} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # as above
+        del sys.modules[name]
+        raise UserError(
+            f"reward {path!r}: running {place} failed: {type(error).__name__}: {_shown(error, str)}"
+        ) from error
     return module
