@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from dropout_grpo.errors import UserError, told_of
+from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.gsm8k import split_marks
 from dropout_grpo.problems.problem import Problem
@@ -45,7 +45,7 @@ def problem_of(record: Any, index: int, where: str, columns: Columns, *, require
     read = {columns.question, columns.steps, columns.answer, *FIELDS}
     steps = _steps(record, where, columns, required=require_steps)
     extra = {name: value for name, value in record.items() if name not in read}
-    with told_of(where):
+    with at_place(where):
         return Problem(id=index, question=question, steps=steps, answer=answer, extra=extra)
 
 
