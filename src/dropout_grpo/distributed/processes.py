@@ -1,0 +1,331 @@
+"""Who this process is among those of a run, and what the processes tell each other.
+
+``torchrun`` and ``accelerate launch`` start the processes; torch.distributed connects them. In a run of one process
+every function here returns its own argument and nothing is initialised, so callers need no special case.
+
+Messages are small and go through gloo on the CPU, also where gradients go through NCCL. Gloo notices at once that the
+process at the other end has been killed, so a GPU never waits for a process that is gone: every step exchanges a
+message before it exchanges gradients.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dropout_grpo.errors import UserError
+
+_T = TypeVar("_T")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for one that is alive but does not arrive."""
+
+_PULSE_SECONDS = 0.5
+_MISSED_PULSES = 6  # then a process counts as gone
+_BUCKET = 2**25  # elements of gradient in one all-reduce
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run has been killed, has failed, or does not arrive."""
+
+
+def rank() -> int:
+    """Number of this process, 0 to ``size() - 1``."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Number of processes in the run, the world size."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Is this rank 0, the process that writes files and talks to the user?"""
+    return rank() == 0
+
+
+def launched() -> bool:
+    """Did ``torchrun`` or ``accelerate launch`` start this process as one of several?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
+    """Joins the processes of a launched run inside the block; does nothing in a run of one process.
+
+    Args:
+        patience: how long a process waits for one that is alive but does not arrive.
+    """
+    if not launched():
+        yield
+        return
+    global _pulse
+    store, number, count = next(dist.rendezvous("env://", timeout=patience))
+    store.set_timeout(patience)
+    _pulse = _Pulse(dist.PrefixStore("pulse", store.clone()), number, count)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
+    try:
+        with others():
+            dist.barrier()
+        yield
+    except UserError as error:
+        _pulse.end(str(error))
+        if number == 0:
+            raise
+        if _pulse.main_says(str(error)):
+            raise SystemExit(2) from error  # one process is enough to tell it
+        raise UserError(f"rank {number}: {error}") from error
+    except BaseException as error:
+        _pulse.end(str(error) or type(error).__name__, is_cause=not isinstance(error, LostProcess))
+        raise
+    else:
+        _pulse.end("it has finished")
+        dist.destroy_process_group()
+    finally:
+        _pulse = None
+
+
+@contextmanager
+def others() -> Iterator[None]:
+    """A block in which this process waits for the others.
+
+    Raises:
+        LostProcess: names the ranks that are gone, or did not arrive in time.
+    """
+    if _pulse is not None:
+        _pulse.meetings += 1
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, NCCL's and the store's errors have no type of their own in common
+        if _pulse is None or isinstance(error, (LostProcess, torch.OutOfMemoryError)):
+            raise
+        raise LostProcess(_pulse.blame(error)) from error
+
+
+class _Pulse:
+    """A thread that tells the rendezvous store once a second that this process is alive.
+
+    Args:
+        store: a connection of its own.
+        number: rank of this process.
+        count: number of processes.
+    """
+
+    def __init__(self, store: dist.Store, number: int, count: int) -> None:
+        self._store, self._number, self._count = store, number, count
+        self.meetings = 0  # how often this process has waited for the others
+        self._beats = 0
+        self._ended = threading.Event()
+        self._beat()
+        threading.Thread(target=self._keep_beating, daemon=True).start()
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._store.set(str(self._number), json.dumps([self._beats, self.meetings]))
+
+    def _keep_beating(self) -> None:
+        try:
+            while not self._ended.wait(_PULSE_SECONDS):
+                self._beat()
+        except RuntimeError:  # the store is gone; the next message between processes reports it
+            return
+
+    def end(self, reason: str, *, is_cause: bool = True) -> None:
+        """Stop, and leave the reason for the other processes to read.
+
+        Args:
+            reason: why this process ends.
+            is_cause: False if it ends only because another one did.
+        """
+        self._ended.set()
+        try:
+            self._store.set(f"end {self._number}", json.dumps([is_cause, reason]))
+        except RuntimeError:  # the store is gone with the process that held it: nobody is left to read
+            return
+
+    def main_says(self, reason: str) -> bool:
+        """Does rank 0 end for the same reason, within a second or two?"""
+        try:
+            self._store.wait(["end 0"], timedelta(seconds=_MISSED_PULSES * _PULSE_SECONDS))
+            return json.loads(self._store.get("end 0"))[1] == reason
+        except RuntimeError:  # rank 0 goes on, or is gone
+            return False
+
+    def blame(self, error: RuntimeError) -> str:
+        """A message that names the ranks which this process waits for in vain."""
+        remedy = "The other processes stop; continue the run with --resume true."
+        of = f"of {self._count}"
+        try:
+            before = self._read()
+            deadline = time.monotonic() + _MISSED_PULSES * _PULSE_SECONDS
+            while not (ended := self._causes()) and time.monotonic() < deadline:
+                time.sleep(_PULSE_SECONDS / 4)
+            if ended:
+                return " ".join(f"rank {r} {of} has stopped: {reason}" for r, reason in ended.items()) + f" {remedy}"
+            after = self._read()
+        except RuntimeError:  # the store is gone: torchrun's agent on the first node holds it, or else rank 0
+            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            return f"{'lost the first node' if agent else f'lost rank 0 {of}'}: not reachable. {remedy}"
+        others = [r for r in range(self._count) if r != self._number]
+        if silent := [r for r in others if after[r] == before[r] and not self._store.check([f"end {r}"])]:
+            return f"lost rank {_numbers(silent)} {of}: killed, or not reachable. {remedy}"
+        if late := [r for r in others if after[r][1] < self.meetings]:
+            return f"lost rank {_numbers(late)} {of}: alive, but did not arrive in time. {remedy}"
+        return f"the connection between the processes failed: {error} {remedy}"
+
+    def _causes(self) -> dict[int, str]:
+        """Reasons of the processes that have ended on their own account, by rank."""
+        found = [r for r in range(self._count) if r != self._number and self._store.check([f"end {r}"])]
+        ends = {r: json.loads(self._store.get(f"end {r}")) for r in found}
+        return {r: reason for r, (is_cause, reason) in ends.items() if is_cause}
+
+    def _read(self) -> list[list[int]]:
+        return [json.loads(self._store.get(str(r))) for r in range(self._count)]
+
+
+_pulse: _Pulse | None = None
+
+
+def _numbers(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))
+
+
+def gather_tensors(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors of every process, by rank. Numbers, shapes and types may differ from process to process."""
+    if size() == 1:
+        return [list(tensors)]
+    headers = gather_json([[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors])
+    flat = [tensor.detach().cpu().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    gathered = []
+    for header, data in zip(headers, _gather_bytes(torch.cat(flat) if flat else _no_bytes()), strict=True):
+        dtypes = [getattr(torch, name) for name, _ in header]
+        counts = [torch.Size(shape).numel() * dtype.itemsize for dtype, (_, shape) in zip(dtypes, header, strict=True)]
+        pieces = zip(data.split(counts), dtypes, header, strict=True) if header else ()
+        gathered.append([piece.clone().view(dtype).view(shape) for piece, dtype, (_, shape) in pieces])
+    return gathered
+
+
+def gather_json(value: Any) -> list[Any]:
+    """The value of every process, by rank; anything that JSON can hold."""
+    if size() == 1:
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    return [json.loads(piece.numpy().tobytes()) for piece in _gather_bytes(data)]
+
+
+def _no_bytes() -> Tensor:
+    return torch.zeros(0, dtype=torch.uint8)
+
+
+def _gather_bytes(data: Tensor) -> list[Tensor]:
+    with others():
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+        dist.all_gather(lengths, torch.tensor([len(data)]))
+        counts = [int(length) for length in lengths]
+        padded = nn.functional.pad(data, (0, max(counts) - len(data)))
+        pieces = [torch.zeros_like(padded) for _ in counts]
+        dist.all_gather(pieces, padded)
+    return [piece[:count] for piece, count in zip(pieces, counts, strict=True)]
+
+
+def on_main(work: Callable[[], _T]) -> _T:
+    """``work()``, done by rank 0 alone; every process gets the result, which JSON must be able to hold.
+
+    Raises:
+        UserError: rank 0's, in every process.
+    """
+    if size() == 1:
+        return work()
+    told: list[Any] = []
+    if is_main():
+        try:
+            told = [work(), None]
+        except UserError as error:
+            told = [None, str(error)]
+    result, refusal = gather_json(told)[0]
+    if refusal is not None:
+        raise UserError(refusal)
+    return result
+
+
+def add_up(*values: float) -> list[float]:
+    """Each value summed over all processes, in float64."""
+    return _reduce(values, dist.ReduceOp.SUM)
+
+
+def greatest(*values: float) -> list[float]:
+    """Each value's maximum over all processes."""
+    return _reduce(values, dist.ReduceOp.MAX)
+
+
+def any_process(flag: bool) -> bool:
+    """Is the flag set in at least one process? The answer is the same in all."""
+    return greatest(float(flag))[0] > 0
+
+
+def _reduce(values: Sequence[float], operation: Any) -> list[float]:
+    if size() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    with others():
+        dist.all_reduce(sums, operation)
+    return sums.tolist()
+
+
+def with_gradients(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that have a gradient in at least one process; a process without one gets zeros.
+
+    A parameter that no process has used keeps ``None``, which an optimiser skips.
+    """
+    if size() > 1:
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+        with others():
+            dist.all_reduce(used, dist.ReduceOp.MAX)
+        for parameter, anywhere in zip(parameters, used.tolist(), strict=True):
+            if anywhere and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    return [p for p in parameters if p.grad is not None]
+
+
+def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replaces every gradient by its sum over all processes: equal bits in all of them."""
+    if size() == 1:
+        return
+    gradients = [p.grad for p in with_gradients(parameters) if p.grad is not None]
+    bucket: list[Tensor] = []
+    for i, gradient in enumerate(gradients):
+        bucket.append(gradient)
+        following = gradients[i + 1] if i + 1 < len(gradients) else None
+        full = following is None or following.dtype != gradient.dtype
+        if full or sum(map(torch.numel, bucket)) >= _BUCKET:
+            _add_up_bucket(bucket)
+            bucket = []
+
+
+def _add_up_bucket(bucket: Sequence[Tensor]) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+    with others():
+        dist.all_reduce(flat)
+    for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def copy_from_main(tensors: Sequence[Tensor]) -> None:
+    """Overwrites the tensors by those of rank 0: all processes start from the same bits."""
+    if size() == 1:
+        return
+    with others():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)

@@ -1,0 +1,135 @@
+"""Processes agree: sums, decisions, results and errors are the same in all of them, and a lost one is named."""
+
+import os
+import signal
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dropout_grpo.distributed import processes
+from dropout_grpo.errors import UserError
+from helpers.several import in_processes
+
+
+def talk() -> dict[str, Any]:
+    """Every kind of message once; each result is checked by the test."""
+    rank = processes.rank()
+    said: dict[str, Any] = {"rank": rank, "size": processes.size(), "main": processes.is_main()}
+    said["sums"] = processes.add_up(1.0, 10.0**rank)
+    said["greatest"] = processes.greatest(float(rank), -float(rank))
+    said["any"] = [processes.any_process(rank == 1), processes.any_process(False)]
+    said["json"] = processes.gather_json({"rank": rank, "none": None, "text": "é" * rank})
+    ragged = [torch.full((rank, 2), float(rank), dtype=torch.float64), torch.tensor(rank), torch.ones(rank) > 0]
+    said["tensors"] = processes.gather_tensors(ragged)
+    said["nothing"] = processes.gather_tensors([])
+    said["main's"] = processes.on_main(lambda: [os.getpid(), rank])
+    said["pid"] = os.getpid()
+
+    def refuse() -> None:
+        raise UserError("the file is empty")
+
+    try:
+        processes.on_main(refuse)
+    except UserError as error:
+        said["refused"] = str(error)
+    start = torch.full((3,), float(rank))
+    processes.copy_from_main([start])
+    said["copied"] = start
+    said["gradients"] = gradients(rank)
+    return said
+
+
+def gradients(rank: int) -> list[torch.Tensor | None]:
+    """Three parameters: all processes have a gradient, rank 1 alone, none; the last one is of another type."""
+    shapes = ((2, 3), (4,), (5,), (2,))
+    dtypes = (torch.float32, torch.float32, torch.float32, torch.float64)
+    parameters = [torch.nn.Parameter(torch.zeros(s, dtype=d)) for s, d in zip(shapes, dtypes, strict=True)]
+    parameters[0].grad = torch.full((2, 3), 1.0 + rank)
+    if rank == 1:
+        parameters[1].grad = torch.arange(4.0)
+    parameters[3].grad = torch.full((2,), 1 / 3, dtype=torch.float64)
+    processes.add_up_gradients(parameters)
+    return [p.grad for p in parameters]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_talk(count: int, tmp_path: Path) -> None:
+    said = in_processes(count, talk, tmp_path)
+    ranks = range(count)
+    for rank in ranks:
+        mine = said[rank]
+        assert (mine["rank"], mine["size"], mine["main"]) == (rank, count, rank == 0)
+        assert mine["sums"] == [count, sum(10**r for r in ranks)]
+        assert mine["greatest"] == [count - 1, 0]
+        assert mine["any"] == [True, False]
+        assert mine["json"] == [{"rank": r, "none": None, "text": "é" * r} for r in ranks]
+        for r, (matrix, scalar, flags) in enumerate(mine["tensors"]):
+            assert torch.equal(matrix, torch.full((r, 2), float(r), dtype=torch.float64))
+            assert matrix.shape == (r, 2)
+            assert torch.equal(scalar, torch.tensor(r))
+            assert torch.equal(flags, torch.ones(r, dtype=torch.bool))
+        assert mine["nothing"] == [[] for _ in ranks]
+        assert mine["main's"] == [said[0]["pid"], 0]
+        assert mine["refused"] == "the file is empty"
+        assert torch.equal(mine["copied"], torch.zeros(3))
+        everyone, one, none, wide = mine["gradients"]
+        assert torch.equal(everyone, torch.full((2, 3), float(sum(1 + r for r in ranks))))
+        assert torch.equal(one, torch.arange(4.0))
+        assert none is None, "an optimiser must skip what no process has used"
+        assert torch.allclose(wide, torch.full((2,), count / 3, dtype=torch.float64), rtol=1e-15)
+
+
+def test_one_process_needs_no_others() -> None:
+    """Without a launcher every message returns its own argument."""
+    with processes.connected():
+        assert (processes.rank(), processes.size(), processes.is_main()) == (0, 1, True)
+        assert processes.add_up(1.5, 2.0) == [1.5, 2.0]
+        assert processes.on_main(lambda: Fraction(1, 3)) == Fraction(1, 3)
+        assert processes.gather_json(None) == [None]
+
+
+def die_or_wait() -> None:
+    """Rank 1 is killed; the others wait for it in a sum."""
+    processes.add_up(1.0)
+    if processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes.add_up(1.0)
+
+
+def fail_or_wait() -> None:
+    """Rank 1 fails while the others wait for it."""
+    if processes.rank() == 1:
+        raise UserError("out of memory")
+    processes.add_up(1.0)
+
+
+def late_or_wait() -> None:
+    """Rank 1 is alive and does not come."""
+    if processes.rank() == 1:
+        time.sleep(6)
+    processes.add_up(1.0)
+
+
+def test_a_killed_process_is_named(tmp_path: Path) -> None:
+    """By every survivor, also by one that does not talk to it directly, within ten seconds."""
+    start = time.monotonic()
+    said = in_processes(4, die_or_wait, tmp_path, may_die=True)
+    assert time.monotonic() - start < 10
+    assert said[1] is None
+    for rank in (0, 2, 3):
+        assert said[rank].startswith("lost rank 1 of 4: killed"), said[rank]
+        assert "--resume true" in said[rank]
+
+
+def test_a_failed_process_is_named_with_its_error(tmp_path: Path) -> None:
+    said = in_processes(2, fail_or_wait, tmp_path, may_die=True)
+    assert said[0].startswith("rank 1 of 2 has stopped: out of memory")
+
+
+def test_a_late_process_is_named(tmp_path: Path) -> None:
+    said = in_processes(2, late_or_wait, tmp_path, patience=1.0)
+    assert said[0].startswith("lost rank 1 of 2: alive, but did not arrive in time")
