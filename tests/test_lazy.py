@@ -32,7 +32,11 @@ sys.exit(status)
         (["--help"], 0, "post-train a checkpoint with Dropout-GRPO"),
         (["eval", "--help"], 0, "--evaluation.num_samples"),
         (["sft", "--seed", "abc"], 2, "it must be a whole number"),
-        (["grpo", "--recipe", "gsm8k-gpt2", "--grpo.beta", "-1", "--checkpoint", "c"], 2, "beta=-1.0 must not be"),
+        (
+            ["grpo", "--recipe", "gsm8k-gpt2", "--grpo.beta", "-1", "--checkpoint", "c"],
+            2,
+            "beta=-1.0 must be at least 0",
+        ),
         (["demo", "--explorations.p", "0.1"], 2, "exploration.p"),
     ],
 )

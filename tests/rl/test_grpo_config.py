@@ -19,7 +19,7 @@ def test_defaults_are_the_papers_objective() -> None:
     ("options", "message"),
     [
         ({"num_generations": 1}, "num_generations=1: a group of one .* use at least 2"),
-        ({"temperature": 0.0}, "temperature=0.0: .* use a temperature above 0"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0: for greedy answers, use answers"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1"),
         ({"prompts_per_step": 0}, "prompts_per_step=0 must be at least 1"),
@@ -29,7 +29,7 @@ def test_defaults_are_the_papers_objective() -> None:
         ({"logging_steps": 0}, "logging_steps=0 must be at least 1"),
         ({"micro_batch_size": 7}, "micro_batch_size=7 must hold one group of num_generations=8"),
         ({"rollout_batch_size": 7}, "rollout_batch_size=7 must hold one group of num_generations=8"),
-        ({"beta": -0.1}, "beta=-0.1 must not be negative"),
+        ({"beta": -0.1}, "beta=-0.1 must be at least 0"),
         ({"epsilon": -0.1}, "epsilon=-0.1"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.ranges import check_ranges, ranged
 from dropout_grpo.training.config import Schedule
 
 LossType = Literal["sum", "grpo", "dr_grpo", "dapo"]
@@ -14,20 +15,6 @@ Baseline = Literal["group_mean", "ema"]
 KLEstimator = Literal["k3", "k3_huber", "k3_clamp"]
 BetaSchedule = Literal["constant", "learning_rate"]
 RefExploration = Literal["matched", "none"]
-
-_AT_LEAST_ONE = (
-    "max_steps",
-    "prompts_per_step",
-    "num_generations",
-    "num_iterations",
-    "max_completion_length",
-    "logging_steps",
-    "ref_model_sync_steps",
-)
-_AT_LEAST_ZERO = ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "eval_steps", "save_steps")
-_ABOVE_ZERO = ("learning_rate", "max_grad_norm", "kl_delta")
-_BELOW_ONE = ("ema_decay",)  # and at least 0
-_SHARES = ("ref_model_mixup_alpha", "min_lr_rate")  # of 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,48 +71,50 @@ class GRPOConfig:
         logging_steps: write metrics every so many steps.
     """
 
-    max_steps: int = 200
-    prompts_per_step: int = 128
-    max_prompt_length: int | None = None
-    dynamic_sampling_max_gen_batches: int | None = None
-    filter_groups: tuple[float, float] | None = None
-    num_generations: int = 8
-    num_iterations: int = 1
-    max_completion_length: int = 8
+    max_steps: int = ranged(200, at_least=1)
+    prompts_per_step: int = ranged(128, at_least=1)
+    max_prompt_length: int | None = ranged(None, at_least=1, why="to keep all questions, leave it out")
+    dynamic_sampling_max_gen_batches: int | None = ranged(
+        None, at_least=1, why="without dynamic sampling, leave it out"
+    )
+    filter_groups: tuple[float, float] | None = ranged(None)
+    num_generations: int = ranged(8, at_least=1)
+    num_iterations: int = ranged(1, at_least=1)
+    max_completion_length: int = ranged(8, at_least=1)
     answers: Answers = "sampled"
-    temperature: float = 1.0
+    temperature: float = ranged(1.0, above=0, why="for greedy answers, use answers: greedy with temperature 1")
     replay: bool = True
-    learning_rate: float = 3e-4
+    learning_rate: float = ranged(3e-4, above=0)
     lr_scheduler_type: Schedule = "linear"
-    min_lr_rate: float = 0.0
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    beta: float = 0.0
+    min_lr_rate: float = ranged(0.0, at_least=0, at_most=1)
+    warmup_steps: int = ranged(0, at_least=0)
+    weight_decay: float = ranged(0.0, at_least=0)
+    adam_beta1: float = ranged(0.9, at_least=0, below=1)
+    adam_beta2: float = ranged(0.999, at_least=0, below=1)
+    max_grad_norm: float = ranged(1.0, above=0)
+    beta: float = ranged(0.0, at_least=0)
     beta_schedule: BetaSchedule = "constant"
     kl_estimator: KLEstimator = "k3"
-    kl_delta: float = 5.0
+    kl_delta: float = ranged(5.0, above=0)
     ref_exploration: RefExploration = "matched"
     sync_ref_model: bool = False
-    ref_model_sync_steps: int = 512
-    ref_model_mixup_alpha: float = 0.6
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
+    ref_model_sync_steps: int = ranged(512, at_least=1)
+    ref_model_mixup_alpha: float = ranged(0.6, at_least=0, at_most=1)
+    epsilon: float = ranged(0.2, at_least=0)
+    epsilon_high: float | None = ranged(None, at_least=0)
     importance_sampling_level: ImportanceSamplingLevel = "token"
     loss_type: LossType = "sum"
     baseline: Baseline = "group_mean"
-    ema_decay: float = 0.9
+    ema_decay: float = ranged(0.9, at_least=0, below=1)
     scale_rewards: ScaleRewards = "none"
     leave_one_out: bool = False
     mask_truncated_completions: bool = False
-    reward_weights: tuple[float, ...] | None = None
-    micro_batch_size: int = 256
-    rollout_batch_size: int = 1024
-    eval_steps: int = 0
-    save_steps: int = 0
-    logging_steps: int = 1
+    reward_weights: tuple[float, ...] | None = ranged(None)
+    micro_batch_size: int = ranged(256, at_least=1)
+    rollout_batch_size: int = ranged(1024, at_least=1)
+    eval_steps: int = ranged(0, at_least=0)
+    save_steps: int = ranged(0, at_least=0)
+    logging_steps: int = ranged(1, at_least=1)
 
     def __post_init__(self) -> None:
         """Check ranges, and refuse options that contradict each other, before anything is trained.
@@ -133,45 +122,15 @@ class GRPOConfig:
         Raises:
             UserError: names the option and the remedy.
         """
-        self._check_ranges()
+        check_ranges(self, "grpo")
         self._check_combinations()
 
-    def _check_ranges(self) -> None:
-        if self.temperature <= 0:
-            raise UserError(
-                f"temperature={self.temperature}: log-probabilities need a temperature; use a temperature above 0, "
-                "and for greedy answers answers: greedy with temperature 1."
-            )
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name, without in (
-            ("dynamic_sampling_max_gen_batches", "without dynamic sampling, leave it out"),
-            ("max_prompt_length", "to keep all questions, leave it out"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value} must be at least 1; {without}.")
-        for name in _AT_LEAST_ZERO:
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"{name}={value} must not be negative.")
-        for name in _ABOVE_ZERO:
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)} must be above 0.")
-        for name in _BELOW_ONE:
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)} must be between 0 and 1.")
+    def _check_combinations(self) -> None:
         for name in ("micro_batch_size", "rollout_batch_size"):
             if getattr(self, name) < self.num_generations:
                 raise UserError(
                     f"{name}={getattr(self, name)} must hold one group of num_generations={self.num_generations}."
                 )
-
-    def _check_combinations(self) -> None:
         if self.baseline == "group_mean" and self.num_generations < 2:
             raise UserError(
                 f"num_generations={self.num_generations}: a group of one has no mean to differ from; use at least 2, "

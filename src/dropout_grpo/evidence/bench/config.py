@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.ranges import check_ranges, ranged, seed_field
 
 Job = Literal["rollouts", "update", "curriculum", "evaluation"]
 Size = Literal["tiny", "gpt2"]
@@ -61,21 +62,21 @@ class BenchConfig:
     size: Size = "tiny"
     jobs: tuple[Job, ...] = ("rollouts", "update", "curriculum", "evaluation")
     beside: tuple[OtherWay, ...] = ("plain", "published", "cot")
-    num_generations: tuple[int, ...] = (8, 32)
-    prompt_tokens: int = 64
-    latent_steps: int = 6
-    answer_tokens: int = 8
-    cot_tokens: int = 26
-    questions: int | None = None
-    problems: int | None = None
-    micro_batch_size: int | None = None
-    published_rows: int = 4
-    repeats: int = 5
+    num_generations: tuple[int, ...] = ranged((8, 32), at_least=2, why="a group has at least 2 rollouts")
+    prompt_tokens: int = ranged(64, at_least=3, why="a word, a newline and the start marker")
+    latent_steps: int = ranged(6, at_least=1)
+    answer_tokens: int = ranged(8, at_least=_LEAST_ANSWER, why="###, a word and EOS")
+    cot_tokens: int = ranged(26, at_least=1)
+    questions: int | None = ranged(None, at_least=1, why="leave it out to use the default")
+    problems: int | None = ranged(None, at_least=1, why="leave it out to use the default")
+    micro_batch_size: int | None = ranged(None, at_least=1, why="leave it out to use the default")
+    published_rows: int = ranged(4, at_least=1)
+    repeats: int = ranged(5, at_least=1)
     axes: tuple[Axis, ...] = ("num_generations", "latent_steps", "prompt_tokens", "questions")
     memory: bool = True
     device: Literal["cpu", "cuda"] | None = None
     bf16: bool | None = None
-    seed: int = 0
+    seed: int = seed_field()
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -83,23 +84,10 @@ class BenchConfig:
         Raises:
             UserError: an option has a value that cannot be measured; names the option and the remedy.
         """
-        for name in ("prompt_tokens", "latent_steps", "cot_tokens", "published_rows", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"bench {name}={getattr(self, name)} must be at least 1.")
-        for name in ("questions", "problems", "micro_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(
-                    f"bench {name}={getattr(self, name)} must be at least 1; leave it out to use the default."
-                )
+        check_ranges(self, "bench")
         for name in ("jobs", "num_generations", "axes"):
             if not getattr(self, name):
                 raise UserError(f"bench {name} is empty: name at least one.")
-        if self.prompt_tokens < 3:
-            raise UserError(f"bench prompt_tokens={self.prompt_tokens}: a word, a newline and the start marker are 3.")
-        if self.answer_tokens < _LEAST_ANSWER:
-            raise UserError(f"bench answer_tokens={self.answer_tokens}: ###, a word and EOS are {_LEAST_ANSWER}.")
-        if min(self.num_generations) < 2:
-            raise UserError(f"bench num_generations={min(self.num_generations)}: a group has at least 2 rollouts.")
         if self.device == "cuda" and not _has_cuda():
             raise UserError("bench device cuda: torch finds no CUDA device here; leave --device out or give cpu.")
 
