@@ -8,8 +8,13 @@ import torch
 
 from dropout_grpo.evidence.theory.checks import SECTIONS
 from dropout_grpo.evidence.theory.collapse import check_collapse
+from dropout_grpo.evidence.theory.coupling import STEPS, check_coupling
 from dropout_grpo.evidence.theory.divided import check_divided
+from dropout_grpo.evidence.theory.estimator import from_all_groups
+from dropout_grpo.evidence.theory.filtered import check_filtered, kept_counts, kept_share, weight
 from dropout_grpo.evidence.theory.fresh_mask import VARIANTS, check_fresh, check_ratio
+from dropout_grpo.evidence.theory.greedy import check_greedy, greedy_atoms
+from dropout_grpo.evidence.theory.kl_pull import balance, check_balance, check_kl_gradient
 from dropout_grpo.evidence.theory.latent_gradient import check_latent_gradient, detach_everything, detach_thoughts
 from dropout_grpo.evidence.theory.model_average import (
     check_decoding,
@@ -28,7 +33,8 @@ CLAIMS = (
     *("objective.gradient", "average.objective", "average.sampled", "average.decoding"),
     *("unbiased.exact", "unbiased.sampled", "divided.group", "surrogate.gradient", "surrogate.ratio"),
     *("baseline.toy", "baseline.condition", "replay.ratio", "replay.noise", "replay.given_rollouts"),
-    *("replay.bias", "replay.exception", "latent_gradient.differences", "collapse.greedy"),
+    *("coupling.reused", "coupling.fresh", "greedy.bias", "filtered.objective", "filtered.kept_questions"),
+    *("kl.gradient", "kl.balance", "replay.bias", "replay.exception", "latent_gradient.differences", "collapse.greedy"),
 )
 
 
@@ -131,6 +137,90 @@ def test_exception_fails_if_the_ratio_is_clipped(exact):
     clipped = {**VARIANTS, "ratio of the answer, not clipped": {"importance_sampling_level": "sequence"}}
     found = {check.id: check.verdict for check in check_fresh(exact.laws, exact.gradients, variants=clipped)}
     assert found["replay.exception"] == "fails"
+
+
+def coupling(exact, **broken):
+    return check_coupling(
+        exact.toy, exact.masks, exact.laws, exact.gradients, steps=STEPS[:7:3], questions=(1,), **broken
+    )
+
+
+def test_coupling_fails_if_the_mask_is_drawn_again_under_the_old_answer(exact):
+    reused, _ = coupling(exact, reuse="answer")
+    assert reused.verdict == "fails"
+    assert abs(reused.estimate) < 0.1  # no fall at all
+
+
+def test_coupling_finds_no_second_variance_if_nothing_is_fresh(exact):
+    _, fresh = coupling(exact, fresh=False)
+    assert fresh.verdict == "fails"
+    assert fresh.estimate < 1e-6
+
+
+def sampled_atoms(laws):
+    """All sampled answers instead of the greedy ones."""
+
+    def atoms(toy, masks, exploration, question):
+        law = laws[question]
+        rewards = law.rewards.repeat(len(law.weights))
+        return law.probability.flatten(), rewards, law.score.flatten(0, 1)
+
+    return atoms
+
+
+def test_greedy_bias_vanishes_with_sampled_answers(exact):
+    check = check_greedy(exact.toy, rates=(0.25,), atoms=sampled_atoms(exact.laws))
+    assert check.verdict == "fails"
+    assert check.column("|E g| / |grad J|") == pytest.approx([1.0])
+    assert check.column("cosine") == pytest.approx([1.0])
+
+
+def test_greedy_gradient_is_the_covariance_of_reward_and_score(exact):
+    """E[A s] at K = 2 with leave-one-out: E[r s] - E[r] E[s], where E[s] is not 0."""
+    weights, rewards, scores = greedy_atoms(exact.toy, exact.masks, exact.toy.exploration, 1)
+    loo = partial(group_advantages, leave_one_out=True)
+    found = from_all_groups(weights, rewards, scores, 2, loo)
+    mean_score = weights @ scores
+    assert mean_score.norm() > 0.1
+    torch.testing.assert_close(found, (weights * rewards) @ scores - (weights @ rewards) * mean_score)
+
+
+def test_filter_fails_for_the_formula_of_another_range(exact):
+    objective, _ = check_filtered(exact.laws, exact.gradients, claimed=(0.3, 0.95))
+    assert objective.verdict == "fails"
+
+
+def test_without_a_filter_the_questions_are_the_objective(exact):
+    objective, kept = check_filtered(exact.laws, exact.gradients, mean_range=(0.0, 1.0))
+    assert (objective.verdict, kept.verdict) == ("holds", "fails")
+    assert objective.column("W(J)") == pytest.approx([7 / 8] * 3)
+
+
+def test_filter_weight_by_hand():
+    """K = 2 keeps c = 1 alone: C(2, 1) J^0 (1 - J)^0 1 / 4 = 1/2 for every J; the share kept is 2 J (1 - J)."""
+    assert weight(0.3, 2, (0.2, 0.95)) == pytest.approx(0.5)
+    assert kept_share(0.3, 2, (0.2, 0.95)) == pytest.approx(0.42)
+    assert kept_counts(8, (0.2, 0.95)) == [2, 3, 4, 5, 6, 7]
+
+
+def test_kl_gradient_fails_where_the_estimate_is_cut(exact):
+    check = check_kl_gradient(exact.toy, exact.masks, exact.laws, kl_estimator="k3_clamp", kl_delta=0.01)
+    assert check.verdict == "fails"
+
+
+def test_kl_gradient_is_not_that_of_the_other_direction(exact):
+    check = check_kl_gradient(exact.toy, exact.masks, exact.laws)
+    assert check.column("relative error")[1] > 0.01
+
+
+@pytest.mark.parametrize("broken", [{"beta_schedule": "constant"}, {"reverse": True}])
+def test_balance_fails_for_a_constant_beta_and_for_the_other_direction(broken):
+    assert check_balance(**broken).verdict == "fails"
+
+
+def test_balance_by_hand():
+    """K large, beta 1/4, rho_0 = 1/2: rho (1 - rho) = (rho - 1/2) / 4 gives 8 rho^2 - 6 rho - 1 = 0."""
+    assert balance(0.25, 0.5, 10**9) == pytest.approx((6 + 68**0.5) / 16)
 
 
 @pytest.mark.parametrize("think", [detach_thoughts, detach_everything])

@@ -6,8 +6,10 @@ import torch
 from dropout_grpo.evidence.theory.draws import Draws, draw_gradients, score_squares
 from dropout_grpo.evidence.theory.estimator import from_patterns, over_questions
 from dropout_grpo.evidence.theory.holding import check_holding
-from dropout_grpo.evidence.theory.interval import inside, mean_interval
+from dropout_grpo.evidence.theory.interval import inside, jackknife_interval, mean_interval
 from dropout_grpo.evidence.theory.measured import check_baseline_measured, check_replay_measured
+from dropout_grpo.evidence.theory.measured_updates import STEPS, check_coupling_measured, check_greedy_measured
+from dropout_grpo.evidence.theory.perturbed import flat_weights, moved
 from dropout_grpo.evidence.theory.setting import sample
 from dropout_grpo.evidence.theory.small_model import train_small_model
 from dropout_grpo.evidence.theory.toy import QUESTIONS, answer_index, per_step
@@ -92,15 +94,52 @@ def test_holding_reports_the_laws_it_was_given(exact):
     assert check.column("mixed groups, sampled")[0] == pytest.approx(sum(1 - x**8 - (1 - x) ** 8 for x in j) / 3)
 
 
+def test_coupling_by_monte_carlo_agrees_with_the_exact_check(exact):
+    questions = torch.arange(QUESTIONS)
+    check = check_coupling_measured(exact.toy.setting, questions, seed=0, batches=24, steps=STEPS[:5])
+    assert check.verdict == "holds"
+    assert check.estimate == pytest.approx(2.0, abs=0.02)
+
+
+def test_coupling_by_monte_carlo_fails_if_nothing_is_reused(exact):
+    questions = torch.arange(QUESTIONS)
+    check = check_coupling_measured(exact.toy.setting, questions, seed=0, batches=8, steps=STEPS[:4], reused=False)
+    assert check.verdict == "fails"
+    assert abs(check.estimate) < 0.5
+
+
+def test_moved_weights_come_back(exact):
+    model = exact.toy.setting.model
+    before = flat_weights(model)
+    with moved(model, torch.full_like(before, 1e-3)):
+        torch.testing.assert_close(flat_weights(model), before + 1e-3)
+    assert torch.equal(flat_weights(model), before)
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    values = [1.0, 2.0, 4.0, 9.0]
+    whole, interval = jackknife_interval(4, lambda kept: sum(values[i] for i in kept) / len(kept))
+    assert (whole, interval) == (pytest.approx(4.0), pytest.approx(mean_interval(values)[1]))
+
+
+def test_greedy_gradient_on_the_toy_is_shorter(exact, draws):
+    questions = torch.arange(QUESTIONS)
+    check = check_greedy_measured(exact.toy.setting, questions, draws, seed=0)
+    found = check.column("length along the sampled gradient")
+    assert check.estimate == pytest.approx(found[1] / found[0])
+    assert 0 < check.estimate < 1  # the toy's greedy gradient is shorter, by the exact check
+
+
 @pytest.mark.slow
 def test_everything_together():
     from dropout_grpo.evidence.theory.checks import run
 
     checks = run(seed=0)
     assert [check.id for check in checks if check.verdict == "fails"] == []
-    assert {"average.measured", "baseline.measured", "replay.measured", "holding.measured", "holding.exact"} <= {
-        check.id for check in checks
-    }
+    assert {"average.measured", "baseline.measured", "replay.measured", "holding.measured", "holding.exact"} | {
+        "coupling.measured",
+        "greedy.measured",
+    } <= {check.id for check in checks}
 
 
 @pytest.mark.slow

@@ -6,10 +6,14 @@ import torch
 
 from dropout_grpo.evidence.theory.check import Check
 from dropout_grpo.evidence.theory.collapse import check_collapse
+from dropout_grpo.evidence.theory.coupling import STEPS, check_coupling
 from dropout_grpo.evidence.theory.divided import check_divided
 from dropout_grpo.evidence.theory.draws import draw_gradients
+from dropout_grpo.evidence.theory.filtered import check_filtered
 from dropout_grpo.evidence.theory.fresh_mask import check_fresh, check_ratio
+from dropout_grpo.evidence.theory.greedy import RATES, check_greedy
 from dropout_grpo.evidence.theory.holding import check_holding
+from dropout_grpo.evidence.theory.kl_pull import check_balance, check_kl_gradient
 from dropout_grpo.evidence.theory.latent_gradient import check_latent_gradient
 from dropout_grpo.evidence.theory.law import enumerate_laws, objective_gradients
 from dropout_grpo.evidence.theory.measured import (
@@ -18,6 +22,7 @@ from dropout_grpo.evidence.theory.measured import (
     check_holding_measured,
     check_replay_measured,
 )
+from dropout_grpo.evidence.theory.measured_updates import check_coupling_measured, check_greedy_measured, in_float64
 from dropout_grpo.evidence.theory.model_average import (
     check_decoding,
     check_objective_is_average,
@@ -37,6 +42,10 @@ SECTIONS = {
     "unbiased": "The estimator is unbiased up to (K-1)/K",
     "divided": "Dividing by the standard deviation biases it",
     "surrogate": "The surrogate's gradient is the estimator",
+    "coupling": "Variance reduction: common random numbers",
+    "greedy": "Greedy answers",
+    "filtered": "Filtered groups",
+    "kl": "The KL and an annealed beta",
     "baseline": "The group mean as a baseline",
     "replay": "Replaying the mask",
     "holding": "Holding the mask",
@@ -71,6 +80,10 @@ def _exact(seed: int, quick: bool) -> list[Check]:
         stepped = per_step()
         return [check_holding(laws, enumerate_laws(toy, all_masks(toy, stepped), stepped))]
 
+    def coupling() -> list[Check]:
+        steps, questions = (STEPS[:7:2], (1,)) if quick else (STEPS, range(len(laws)))
+        return check_coupling(toy, masks, laws, gradients, steps=steps, questions=questions)
+
     parts: list[Callable[[], list[Check]]] = [
         lambda: [check_objective(laws, gradients)],
         lambda: [check_objective_is_average(toy, masks, laws)],
@@ -80,6 +93,10 @@ def _exact(seed: int, quick: bool) -> list[Check]:
         lambda: [check_sampled(toy, gradients, seed=seed)],
         lambda: [check_divided(laws, gradients)],
         lambda: check_surrogate(toy, masks, laws, seed=seed),
+        coupling,
+        lambda: [check_greedy(toy, rates=RATES[1:] if quick else RATES)],
+        lambda: check_filtered(laws, gradients),
+        lambda: [check_kl_gradient(toy, masks, laws), check_balance()],
         lambda: [check_baseline(laws), check_condition(laws)],
         lambda: [check_ratio(laws), *check_fresh(laws, gradients)],
         *([] if quick else [holding]),
@@ -97,10 +114,13 @@ def _exact(seed: int, quick: bool) -> list[Check]:
 def _measured(seed: int) -> list[Check]:
     """What is measured on a small model, trained here."""
     small = train_small_model(seed)
-    draws = draw_gradients(small.setting, torch.arange(32), PerStepDropout(P), seed=seed, batches=64)
+    questions = torch.arange(32)
+    draws = draw_gradients(small.setting, questions, PerStepDropout(P), seed=seed, batches=64)
     return [
         check_average_measured(small, seed=seed),
         check_baseline_measured(draws),
         check_replay_measured(draws),
         check_holding_measured(small, draws, seed=seed),
+        check_coupling_measured(in_float64(small.setting), questions, seed=seed),
+        check_greedy_measured(small.setting, questions, draws, seed=seed),
     ]

@@ -158,9 +158,53 @@ def _holding(found: Found) -> Figure:
     return _done(axes)
 
 
+def _coupling(found: Found) -> Figure:
+    exact, measured = found["coupling.reused"], found["coupling.measured"]
+    figure = Figure(figsize=(8.2, 3.2))
+    left, right = figure.subplots(1, 2, sharey=True)
+    scale = [2 * value for value in exact.column("Var g(theta)")]
+    for column, colour, marker in (("mask and answer reused", BLUE, "o"), ("mask and answer fresh", ORANGE, "s")):
+        ys = [value / whole for value, whole in zip(exact.column(column), scale, strict=True)]
+        left.loglog(exact.column("|d| / |theta|"), ys, marker, color=colour, markersize=4, label=column)
+    for column, colour, marker in (("reused, Var / 2 Var g", BLUE, "o"), ("fresh, Var / 2 Var g", ORANGE, "s")):
+        right.loglog(measured.column("|d| / |theta|"), measured.column(column), marker, color=colour, markersize=4)
+    for axes, title in ((left, "toy, exact"), (right, "trained model, measured")):
+        axes.set(xlabel="|d| / |theta|", title=title)
+        axes.title.set_size(10)
+    left.set_ylabel("Var[g(theta + d) - g(theta)] / (2 Var g)")
+    left.legend(loc="lower right")
+    return figure
+
+
+def _greedy(found: Found) -> Figure:
+    check = found["greedy.bias"]
+    figure = Figure(figsize=(8.2, 2.9))
+    for i, column in enumerate(("|E g| / |grad J|", "angle, degrees")):
+        axes = figure.add_subplot(1, 2, i + 1, xlabel="dropout rate p", ylabel=column)
+        axes.plot(check.column("p"), check.column(column), "o-", color=BLUE, label="greedy answers")
+        axes.axhline(1 - i, color=ORANGE, linestyle="--", label="sampled answers")
+        axes.set_ylim(bottom=-1 if i else 0)
+        axes.legend(loc="center right")
+    return figure
+
+
+def _filtered(found: Found) -> Figure:
+    detail = found["filtered.objective"].detail
+    axes = _axes("success rate of the question, J", "W(J), factor of grad J")
+    for colour, (name, curve) in zip((BLUE, ORANGE), detail["curves"].items(), strict=True):
+        axes.plot(detail["curve_success"], curve, color=colour, label=name)
+    axes.axhline(detail["unfiltered"], color=INK, linestyle="--", linewidth=1, label="no filter, K = 8")
+    axes.set_ylim(0, 1.1)
+    axes.legend(loc="lower center")
+    return _done(axes)
+
+
 FIGURES: dict[str, tuple[tuple[str, ...], Draw]] = {
     "unbiased": (("unbiased.exact", "unbiased.sampled"), _unbiased),
     "divided": (("divided.group",), _divided),
+    "coupling": (("coupling.reused", "coupling.measured"), _coupling),
+    "greedy": (("greedy.bias",), _greedy),
+    "filtered": (("filtered.objective",), _filtered),
     "baseline": (("baseline.condition",), _baseline),
     "replay": (("replay.bias",), _replay),
     "latent_gradient": (("latent_gradient.differences",), _latent_gradient),

@@ -108,3 +108,22 @@ def objective_gradient(
     part = surrogate(logprobs, answers.logprobs, answers.mask, gain, batch=totals, **options)
     log_ratio = ((logprobs - answers.logprobs) * answers.mask).detach()
     return Replayed(gradient=flat_gradient(-part.loss, setting.model), log_ratio=log_ratio)
+
+
+def estimator_gradient(setting: Setting, rollouts: Rollouts, advantages: Advantages) -> Tensor:
+    """g(theta; m, a): the mean of A_k grad log pi_theta(a_k | x, m_k) at the model's current weights, [P] float64.
+
+    Unlike ``objective_gradient`` it has no ratio, so the weights need not be those that the rollouts were drawn with.
+    """
+    answers = rollouts.answers
+    logprobs = replay(
+        setting.model,
+        setting.prompts.select(rollouts.questions),
+        rollouts.seeds,
+        answers.token_ids,
+        setting.exploration,
+        temperature=setting.temperature,
+    )
+    gain = advantages(rollouts.rewards).flatten().to(logprobs)
+    value = ((logprobs * answers.mask).sum(-1) * gain).mean()
+    return flat_gradient(value, setting.model)

@@ -82,6 +82,11 @@ def build_toy() -> Toy:
     return Toy(setting=setting, exploration=exploration, answers=answers, answer_mask=answer_mask, rewards=rewards)
 
 
+def with_rate(p: float) -> SharedDropout:
+    """The toy's exploration with another rate."""
+    return SharedDropout(p, sites=(_SITE,))
+
+
 def per_step() -> PerStepDropout:
     """The toy's exploration with a fresh mask at each of the two latent steps: 16^2 = 256 mask sequences."""
     return PerStepDropout(_P, sites=(_SITE,))
@@ -97,8 +102,9 @@ def answer_index(answers: Tensor, token_ids: Tensor) -> Tensor:
 
 def all_masks(toy: Toy, exploration: SharedDropout) -> Masks:
     """Every mask of an exploration, each found among many seeds, with its Bernoulli(1-p) probability."""
-    # At p = 1/4 the rarest mask, all zero, has probability 2^-8 a draw: it comes up 16 times on average.
-    bits = _bits(toy.setting.model, exploration, torch.arange(1 << 4 + 8 * _draws(exploration, toy)))
+    width = len(_powers(exploration, toy))
+    rarest = min(exploration.p, 1 - exploration.p) ** width
+    bits = _bits(toy.setting.model, exploration, torch.arange(round(16 / rarest)))  # it comes up 16 times on average
     codes, which = torch.unique(bits @ _powers(exploration, toy), return_inverse=True)
     seeds = torch.zeros_like(codes)
     seeds[which] = torch.arange(len(bits))  # any seed that draws the mask does

@@ -1,0 +1,152 @@
+"""Variance reduction in the paper's sense: common random numbers.
+
+An update changes the weights from theta to theta + d. The paper's method evaluates the gradient at both with the same
+mask and answer, g(theta; m, a) = A grad log pi_theta(a | x, m). The variance of the difference is then of order |d|^2.
+With a fresh mask and a fresh answer at theta + d, it is about 2 Var g, however small d is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log10
+from statistics import linear_regression
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dropout_grpo.evidence.theory.check import Check, Row, holds_if
+from dropout_grpo.evidence.theory.estimator import Estimate, Moments, from_patterns, moments, over_questions
+from dropout_grpo.evidence.theory.gradients import flat_gradients
+from dropout_grpo.evidence.theory.law import Law, answer_logprobs
+from dropout_grpo.evidence.theory.perturbed import flat_weights, moved
+from dropout_grpo.evidence.theory.toy import Masks, Toy
+from dropout_grpo.evidence.theory.unbiased import score_moments
+from dropout_grpo.rl.advantage import group_advantages
+
+Reuse = Literal["mask and answer", "answer"]
+
+STEPS = tuple(10 ** (i / 2 - 6) for i in range(11))
+"""|d| / |theta|, 1e-6 to 1e-1. The slope is fitted over the first three decades; larger steps show where it ends."""
+
+FITTED = 1.001e-3
+
+SLOPE_ERROR, LIMIT_ERROR = 0.02, 0.01
+_K = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moved:
+    """The policy of one question at theta + d: M masks, A answers, P parameters."""
+
+    policy: Tensor  # [M, A]
+    score: Tensor  # [M, A, P]
+
+
+def check_coupling(
+    toy: Toy,
+    masks: Masks,
+    laws: Sequence[Law],
+    gradients: Tensor,
+    *,
+    steps: Sequence[float] = STEPS,
+    questions: Sequence[int] | None = None,
+    reuse: Reuse = "mask and answer",
+    fresh: bool = True,
+) -> list[Check]:
+    """Var[g(theta + d) - g(theta)] over |d|, as exact sums over masks and answers. The step d follows grad J.
+
+    Args:
+        toy: the toy.
+        masks: all masks.
+        laws: the law of each question at theta.
+        gradients: grad J of each question, [N, P].
+        steps: |d| / |theta|.
+        questions: the questions to enumerate; all if None.
+        reuse: what the coupled estimator keeps at theta + d, under test. With ``answer`` the mask is drawn again.
+        fresh: draw mask and answer again in the other estimator; under test.
+    """
+    model = toy.setting.model
+    used = range(len(laws)) if questions is None else questions
+    at_start = over_questions([from_patterns(score_moments(laws[i]), _K, group_advantages) for i in used])
+    direction = gradients.mean(0) / gradients.mean(0).norm() * flat_weights(model).norm()
+    rows: list[Row] = []
+    for size in steps:
+        found: dict[str, list[Estimate]] = {"reused": [], "ratio": [], "fresh": []}
+        with moved(model, size * direction):
+            there = {i: _moved(toy, masks, i) for i in used}
+        for i in used:
+            for way, given in _differences(laws[i], there[i], reuse).items():
+                found[way].append(from_patterns(given, _K, group_advantages))
+        reused = over_questions(found["reused"]).variance
+        after = over_questions(found["fresh"]).variance
+        independent = at_start.variance + after if fresh else reused
+        rows.append([size, reused, over_questions(found["ratio"]).variance, independent, after, at_start.variance])
+    slope = log_slope([row[:2] for row in rows if row[0] < FITTED])
+    limit = rows[0][3] / (2 * at_start.variance)
+    detail = {
+        "columns": [
+            "|d| / |theta|",
+            "mask and answer reused",
+            "the same, with the ratio",
+            "mask and answer fresh",
+            "Var g(theta + d)",
+            "Var g(theta)",
+        ],
+        "rows": rows,
+    }
+    return [
+        Check(
+            id="coupling.reused",
+            claim="With mask and answer reused, Var[g(theta + d) - g(theta)] falls as |d|^2.",
+            quantity="slope of log Var over log |d| for |d| / |theta| from 1e-6 to 1e-3, K = 8",
+            exact=2.0,
+            estimate=slope,
+            error=abs(slope - 2),
+            verdict=holds_if(abs(slope - 2) < SLOPE_ERROR),
+            detail=detail,
+        ),
+        Check(
+            id="coupling.fresh",
+            claim="With a fresh mask and answer it does not fall: it is 2 Var g for the smallest d.",
+            quantity="Var[g(theta + d) - g(theta)] / (2 Var g) at |d| / |theta| = 1e-6, K = 8",
+            exact=1.0,
+            estimate=limit,
+            error=abs(limit - 1),
+            verdict=holds_if(abs(limit - 1) < LIMIT_ERROR),
+            detail=detail,
+        ),
+    ]
+
+
+def log_slope(points: Sequence[Sequence[float]]) -> float:
+    """Least-squares slope of log y over log x from points (x, y)."""
+    return linear_regression([log10(x) for x, _ in points], [log10(y) for _, y in points]).slope
+
+
+def _moved(toy: Toy, masks: Masks, question: int) -> _Moved:
+    """Policy and scores at the model's current weights, one mask at a time."""
+    policies, scores = [], []
+    for i in range(len(masks.seeds)):
+        one = Masks(seeds=masks.seeds[i : i + 1], weights=masks.weights[i : i + 1], codes=masks.codes[i : i + 1])
+        logprobs = answer_logprobs(toy, one, toy.exploration, question).sum(-1)  # [1, A]
+        scores.append(flat_gradients(logprobs, toy.setting.model))
+        policies.append(logprobs.detach().exp())
+    return _Moved(policy=torch.cat(policies), score=torch.cat(scores))
+
+
+def _differences(law: Law, there: _Moved, reuse: Reuse) -> dict[str, Moments]:
+    """Moments of a rollout's vector: the reused difference, the same with the ratio, and the fresh gradient."""
+    probability = law.probability.flatten()
+    rewards = law.rewards.expand(law.probability.shape).flatten()
+    ratio = (there.policy / law.policy)[..., None]
+    after = law.weights[:, None] * there.policy
+    kept = moments(probability, rewards, (there.score - law.score).flatten(0, 1))
+    if reuse == "answer":
+        joint = law.weights[:, None, None] * law.probability[None]  # [M', M, A]
+        change = there.score[:, None] - law.score[None]  # [M', M, A, P]
+        kept = moments(joint.flatten(), law.rewards.expand(joint.shape).flatten(), change.flatten(0, 2))
+    return {
+        "reused": kept,
+        "ratio": moments(probability, rewards, (ratio * there.score - law.score).flatten(0, 1)),
+        "fresh": moments(after.flatten(), rewards, there.score.flatten(0, 1)),
+    }
