@@ -3,7 +3,8 @@
 Every decoder layer ends its two halves in a linear map back to the residual stream: the attention's output projection
 and the MLP's last projection. Their outputs are ``attention`` and ``mlp`` (together ``residual``: where GPT-2 has its
 native dropout), their inputs ``heads`` (one factor a head) and ``mlp_hidden``. So two modules a layer are enough, and
-they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A norm that follows a projection (Gemma 2 and 3)
+they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A mixture of experts has no single last
+projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. A norm that follows a projection (Gemma 2 and 3)
 comes after the mask, which stays a mask of the weight matrix's rows.
 """
 
@@ -22,7 +23,7 @@ THOUGHT = "thought"
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUT = ("c_proj", "o_proj", "out_proj", "dense", "wo")
-_MLP = ("mlp", "feed_forward", "ffn")
+_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 _MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj_out")
 
 
@@ -35,7 +36,7 @@ class Site:
     count: int
     repeat: int = 1
     module: nn.Module | None = None
-    """The projection whose output (attention, mlp) or input (heads, mlp_hidden) is multiplied; None for thought."""
+    """The module whose output (attention, mlp) or input (heads, mlp_hidden) is multiplied; None for thought."""
     path: str = ""
     """The module's name inside the decoder."""
 
@@ -49,7 +50,7 @@ class SiteMap:
         heads: number of query heads.
 
     Raises:
-        UserError: no list of decoder layers, no heads, or a layer without a projection known by name; the message
+        UserError: no list of decoder layers, no heads, or a layer without modules known by name; the message
             lists what modules there are.
     """
 
@@ -63,15 +64,19 @@ class SiteMap:
             )
         paths = {module: path for path, module in decoder.named_modules()}
         for i, layer in enumerate(layers):
-            out = _projection(layer, i, _ATTENTION, _ATTENTION_OUT, "attention")
-            down = _projection(layer, i, _MLP, _MLP_OUT, "MLP")
-            (inner, attended), (hidden, moved) = _widths(out), _widths(down)
-            places = (
-                ("attention", attended, 1, out),
-                ("mlp", moved, 1, down),
-                ("mlp_hidden", hidden, 1, down),
-                ("heads", heads, inner // heads, out),
-            )
+            out = _projection(layer, _ATTENTION, _ATTENTION_OUT)
+            if out is None:
+                raise _unknown(layer, i, "attention", _ATTENTION_OUT)
+            inner, attended = _widths(out)
+            places = [("attention", attended, 1, out), ("heads", heads, inner // heads, out)]
+            down = _projection(layer, _MLP, _MLP_OUT)
+            if down is not None:
+                hidden, moved = _widths(down)
+                places += [("mlp", moved, 1, down), ("mlp_hidden", hidden, 1, down)]
+            elif (block := _block(layer)) is not None:  # a mixture of experts: the whole block writes to the residual
+                places.append(("mlp", attended, 1, block))
+            else:
+                raise _unknown(layer, i, "MLP", _MLP_OUT)
             self._all += [
                 Site(name=f"layers.{i}.{kind}", kind=kind, count=n, repeat=repeat, module=module, path=paths[module])
                 for kind, n, repeat, module in places
@@ -84,9 +89,24 @@ class SiteMap:
         return next(self._decoder.parameters()).dtype
 
     def instances(self, kinds: tuple[str, ...]) -> tuple[Site, ...]:
-        """The sites of some kinds, each once, however the kinds overlap."""
+        """The sites of some kinds, each once, however the kinds overlap.
+
+        Raises:
+            UserError: the model has no site of one of the kinds.
+        """
+        if lacking := [kind for kind in kinds if kind in self.lacking]:
+            raise UserError(
+                f"exploration site {lacking[0]!r}: {type(self._decoder).__name__} has no such site, because its MLP is "
+                f"a mixture of experts. It has {', '.join(kind for kind in SITES if kind not in self.lacking)}."
+            )
         wanted = set(kinds) | ({"attention", "mlp"} if "residual" in kinds else set())
         return tuple(site for site in self._all if site.kind in wanted)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Kinds of sites that no layer of the model has."""
+        found = {site.kind for site in self._all} | {"residual"}
+        return tuple(kind for kind in SITES if kind not in found)
 
     @contextmanager
     def multiplied(self, factors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -111,7 +131,12 @@ class SiteMap:
 
 
 def _output_hook(factor: Tensor) -> Any:
-    return lambda module, args, output: _times(output, factor)
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # a mixture of experts may return its router's logits as well
+            return (_times(output[0], factor), *output[1:])
+        return _times(output, factor)
+
+    return hook
 
 
 def _input_hook(factor: Tensor) -> Any:
@@ -139,14 +164,26 @@ def _is_layer(modules: nn.ModuleList) -> bool:
     return len(modules) > 0 and any(hasattr(modules[0], name) for name in _ATTENTION)
 
 
-def _projection(layer: nn.Module, i: int, parents: tuple[str, ...], names: tuple[str, ...], what: str) -> nn.Module:
-    # OPT keeps its MLP's projections in the layer itself, hence the layer as a last parent.
-    for holder in [getattr(layer, parent) for parent in parents if hasattr(layer, parent)] + [layer]:
+def _projection(layer: nn.Module, parents: tuple[str, ...], names: tuple[str, ...]) -> nn.Module | None:
+    """The projection that ends one half of a layer, found by name."""
+    holders = [child for name in parents if isinstance(child := getattr(layer, name, None), nn.Module)]
+    nested = [child for h in holders for name in parents if isinstance(child := getattr(h, name, None), nn.Module)]
+    # GPT-Neo nests its attention once more; OPT keeps its MLP's projections in the layer itself.
+    for holder in [*holders, *nested, layer]:
         for name in names:
             if isinstance(child := getattr(holder, name, None), nn.Module):
                 return child
+    return None
+
+
+def _block(layer: nn.Module) -> nn.Module | None:
+    """The MLP block of a layer whose projections are not modules of their own."""
+    return next((child for name in _MLP if isinstance(child := getattr(layer, name, None), nn.Module)), None)
+
+
+def _unknown(layer: nn.Module, i: int, what: str, names: tuple[str, ...]) -> UserError:
     inside = ", ".join(name for name, _ in layer.named_modules() if name)
-    raise UserError(
+    return UserError(
         f"layer {i} ({type(layer).__name__}) has no {what} output projection known by name ({', '.join(names)}); "
         f"its modules are {inside}. Add the name to exploration/sites.py."
     )

@@ -52,7 +52,8 @@ def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
         "thought": model.thought.kind,
         "fed_back": FED_BACK,
         "shares_prompt": model.shares_prefix,
-        "sites": [_site_kind(model, kind) for kind in SITES],
+        "sites": [_site_kind(model, kind) for kind in SITES if kind not in model.sites.lacking],
+        "sites_lacking": list(model.sites.lacking),
         "seed_bytes": SEED_BYTES,
         "dry_run": dry_run(model),
     }
@@ -170,6 +171,7 @@ def as_text(found: dict[str, Any]) -> str:
         ("fed back", found["fed_back"]),
         ("prompt", prompt),
         *((f"site {site['kind']}", _site_line(site)) for site in found["sites"]),
+        *((f"site {kind}", "none: the MLP is a mixture of experts") for kind in found["sites_lacking"]),
         ("masks", f"{default['bits']:,} Bernoulli bits a rollout on the default site, {default['kind']}"),
         ("stored", f"{found['seed_bytes']} bytes a rollout, the seed that the masks are a function of"),
         ("dry run", f"{len(dry['rollouts'])} rollouts, {dry['prompt_tokens']} prompt tokens, {dry['exploration']}"),

@@ -54,7 +54,9 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "moe_topk", "moe_k", "index_n_heads"), 2),
-    **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rotary_dim", "index_head_dim"), 8),
+    **dict.fromkeys(
+        ("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rotary_dim", "index_head_dim"), 8
+    ),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "bos_token_id"), 1),
     "eos_token_id": 1,
     "pad_token_id": 0,
@@ -136,7 +138,7 @@ def compared(plain: PreTrainedModel, model: LatentModel) -> dict[str, Any]:
     seeds = rollout_seeds(0, 1, torch.arange(len(rows)), 2)  # [N, 2]
     answers = torch.tensor([answer] * seeds.numel())  # [N * 2, L]
     prompts = Prompts(*model.pad(rows))
-    kinds = tuple(kind for kind in SITES if kind != "residual" and model.sites.instances((kind,)))
+    kinds = tuple(kind for kind in SITES if kind != "residual" and kind not in model.sites.lacking)
     everywhere = SharedDropout(0.3, kinds, ("prompt", "latent", "answer"))
     latent = SharedDropout(0.3, tuple(k for k in kinds if k != "mlp_hidden"), ("latent",))
     with torch.no_grad():
@@ -165,7 +167,7 @@ def compared(plain: PreTrainedModel, model: LatentModel) -> dict[str, Any]:
         "replay": _gap(again * drawn.mask, drawn.logprobs * drawn.mask),
         "masks_act": _gap(expected_masked, expected.repeat_interleave(2, dim=0)) > 1e-3
         and _gap(pairs[:, 0], pairs[:, 1]) > 1e-3,
-        "lacks": [kind for kind in SITES if not model.sites.instances((kind,))],
+        "lacks": list(model.sites.lacking),
     }
 
 
@@ -198,9 +200,7 @@ def reference(
     return logits.double().log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])[:, 0]
 
 
-def _score(
-    model: LatentModel, rows: Sequence[Sequence[int]], answers: Tensor, seeds: Tensor | None = None
-) -> Tensor:
+def _score(model: LatentModel, rows: Sequence[Sequence[int]], answers: Tensor, seeds: Tensor | None = None) -> Tensor:
     state = model.read(*model.pad(rows))
     if seeds is not None:
         state = state.repeat(seeds.shape[1])
