@@ -2,10 +2,10 @@
 
 Every decoder layer ends its two halves in a linear map back to the residual stream: the attention's output projection
 and the MLP's last projection. Their outputs are ``attention`` and ``mlp`` (together ``residual``: where GPT-2 has its
-native dropout), their inputs ``heads`` (one factor a head) and ``mlp_hidden``. So two modules a layer are enough, and
-they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A mixture of experts has no single last
-projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. A norm that follows a projection (Gemma 2 and 3)
-comes after the mask, which stays a mask of the weight matrix's rows.
+native dropout), their inputs ``heads`` (one factor per head) and ``mlp_hidden``. So two modules per layer are enough,
+and they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A mixture of experts has no single last
+projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. A norm that follows a
+projection (Gemma 2 and 3) comes after the mask, which stays a mask of the weight matrix's rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +24,7 @@ THOUGHT = "thought"
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUT = ("c_proj", "o_proj", "out_proj", "dense", "wo")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+_EXPERTS = ("experts", "router", "gate")  # parts of a mixture of experts
 _MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj_out")
 
 
@@ -177,8 +178,9 @@ def _projection(layer: nn.Module, parents: tuple[str, ...], names: tuple[str, ..
 
 
 def _block(layer: nn.Module) -> nn.Module | None:
-    """The MLP block of a layer whose projections are not modules of their own."""
-    return next((child for name in _MLP if isinstance(child := getattr(layer, name, None), nn.Module)), None)
+    """The MLP block of a layer if it is a mixture of experts."""
+    blocks = [child for name in _MLP if isinstance(child := getattr(layer, name, None), nn.Module)]
+    return next((block for block in blocks if any(hasattr(block, part) for part in _EXPERTS)), None)
 
 
 def _unknown(layer: nn.Module, i: int, what: str, names: tuple[str, ...]) -> UserError:

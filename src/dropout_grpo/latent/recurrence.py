@@ -10,6 +10,7 @@ Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V
     logprobs = model.score(state, answers)      # teacher-forced, with gradient through every thought and the cache
 """
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +23,17 @@ from dropout_grpo.exploration.base import Exploration, Noise
 from dropout_grpo.exploration.sites import THOUGHT, SiteMap
 from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.fast.attention import SHARED_PREFIX, own_cache, prefix_of, shares_prefix
+from dropout_grpo.latent.fast.shown import PROBE_STEPS, agrees, own_hidden, probe_rows
 from dropout_grpo.latent.state import LatentState, extended, share_cache
 from dropout_grpo.latent.thought import build_thought
-from dropout_grpo.latent.tokens import LatentTokens, latent_tokens
+from dropout_grpo.latent.tokens import LatentTokens, latent_tokens, pad_left
+
+_UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What architectures raise that do not take input embeddings, a standard cache or positions."""
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class Recurrence(nn.Module):
@@ -68,11 +77,57 @@ class Recurrence(nn.Module):
             latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
         self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
         self.to(model.device)
-        self.shares_prefix = shares_prefix(model)
-        if self.shares_prefix:
-            model.set_attn_implementation(SHARED_PREFIX)
         heads = getattr(model.config.get_text_config(), "num_attention_heads", 0)
         self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads)
+        self.shares_prefix = self._choose_attention()
+
+    def _choose_attention(self) -> bool:
+        """Share prompts if the model can, which a probe has to show; return whether it does.
+
+        Raises:
+            UserError: neither way of running the model equals its own forward pass.
+        """
+        model = self.model
+        own, can_share = model.config._attn_implementation, shares_prefix(model)
+        if model.device.type == "meta":
+            return can_share
+        rows = probe_rows(model)
+        try:
+            expected = own_hidden(model, self.thought, rows)
+        except _UNFIT as error:
+            raise UserError(f"{self._kind} cannot be run from input embeddings: {_line(error)}") from error
+        if can_share:
+            model.set_attn_implementation(SHARED_PREFIX)
+            self.shares_prefix = True
+            if self._differs(rows, expected) is None:
+                return True
+            model.set_attn_implementation("eager" if own == SHARED_PREFIX else own)
+            warnings.warn(
+                f"{self.name}: its attention ignores a shared prompt, so each rollout gets a copy of the prompt.",
+                stacklevel=4,
+            )
+        self.shares_prefix = False
+        if (how := self._differs(rows, expected)) is not None:
+            raise UserError(
+                f"{self._kind} cannot be used: with a key/value cache and left padding it {how}. Another dtype, such as "
+                "float32, or attn_implementation='eager' may help."
+            )
+        return False
+
+    @torch.no_grad()
+    def _differs(self, rows: list[list[int]], expected: Tensor) -> str | None:
+        """How the probe's prompts in one left-padded batch differ from what is expected; None if they do not."""
+        try:
+            state = self.read(*pad_left(rows, self.tokens.pad, self.device))
+            found = self.think_eagerly(state, PROBE_STEPS).hidden[:, 0]
+        except _UNFIT as error:
+            return f"fails ({_line(error)})"
+        return None if agrees(found, expected) else "gives other hidden states than without"
+
+    @property
+    def _kind(self) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"{self.name} ({type(self.model).__name__}, {dtype})"
 
     @property
     def name(self) -> str:

@@ -2,9 +2,10 @@
 
 python -m dropout_grpo.evidence.studies.families
 
-Each family gets random float64 weights and two layers. The reference runs the whole sequence again for each thought, one
-row at a time, without a cache, padding or any code of ours. The engine answers the same questions in one left-padded
-batch with two rollouts each. Writes docs/results/families.json; docs/models.md is made from it.
+Each family gets two layers with random weights. The reference runs the whole sequence again for each thought, one row
+at a time, without a cache, padding or any code of ours. The engine answers the same questions in one left-padded batch
+with two rollouts each. Weights are float64, or float32 where a family is refused in float64. Writes
+docs/results/families.json; docs/models.md is made from it.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import SITES, SiteMap
 from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table
 from dropout_grpo.rl.rollout import Prompts, replay, roll_out, think_in_groups
 from dropout_grpo.runs.folder import provenance, write_json
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
@@ -75,11 +76,11 @@ def families() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny(model_type: str, seed: int = 0) -> PreTrainedModel:
-    """A model of two layers with random float64 weights, a pure function of its arguments.
+def tiny(model_type: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
+    """A model of two layers with random weights, a pure function of its arguments, that runs.
 
     Raises:
-        Exception: whatever the family's config says about the sizes.
+        Exception: whatever the family says about the sizes.
         ValueError: the sizes do not make the model small.
     """
     default = AutoConfig.for_model(model_type)
@@ -89,19 +90,30 @@ def tiny(model_type: str, seed: int = 0) -> PreTrainedModel:
         if isinstance(value, int) or (value is None and name in _MAY_BE_NONE):
             sizes[name] = size
     sizes |= SPECIAL.get(model_type, {})
-    config = AutoConfig.for_model(model_type, **{name: size for name, size in sizes.items() if size is not None})
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    try:
+        model = _built(model_type, sizes, dtype, seed)
+    except RuntimeError:  # multi-head latent attention has as many key heads as query heads
+        model = _built(model_type, {**sizes, "num_key_value_heads": sizes.get("num_attention_heads")}, dtype, seed)
+    return model
+
+
+def _built(model_type: str, sizes: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    config = AutoConfig.for_model(model_type, **sizes)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if parameters > LARGEST:
         raise ValueError(f"{parameters:,} parameters")
+    config._experts_implementation = "eager"  # the grouped product takes no float64
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(noise + parameter if parameter.ndim == 1 else noise)
+        model(torch.tensor([[3, 4, 5, 6]]), use_cache=False)
     return model
 
 
@@ -109,14 +121,19 @@ def examine(model_type: str) -> dict[str, Any]:
     """What a family can do, or why it is refused.
 
     Returns:
-        ``status``: ``not built`` (transformers did not build it from the sizes), ``refused`` (with our message),
-        ``fails`` (an error without a message of ours), or ``works``. For the last: ``shares_prompt``; the largest
-        difference to the reference ``alone``, ``padded`` (left-padded, in groups) and ``masked`` (masks in all phases);
-        ``replay``, the largest difference of a rollout's log-probabilities and their replay; ``masks_act``; and
-        ``lacks``, the sites that it does not have.
+        ``status``: ``not built`` (transformers does not build or run it so small), ``refused`` (with our message),
+        ``fails`` (an error without a message of ours), or ``works``. For the last: ``dtype`` of the weights;
+        ``shares_prompt``; the largest difference to the reference ``alone``, ``padded`` (left-padded, in groups) and
+        ``masked`` (masks in all phases); ``replay``, the largest difference of a rollout's log-probabilities and their
+        replay; ``masks_act``; and ``lacks``, the sites that it does not have.
     """
+    found = _examined(model_type, torch.float64)
+    return found if found["status"] == "works" else _examined(model_type, torch.float32)
+
+
+def _examined(model_type: str, dtype: torch.dtype) -> dict[str, Any]:
     try:
-        plain = tiny(model_type)
+        plain = tiny(model_type, dtype)
     except Exception as error:
         return {"status": "not built", "why": _short(error)}
     tokenizer = word_tokenizer(WORDS)
@@ -124,7 +141,7 @@ def examine(model_type: str) -> dict[str, Any]:
         add_latent_tokens(plain, tokenizer)
         switch_off_dropout(plain)
         model = LatentModel(copy.deepcopy(plain), tokenizer, latent_steps=STEPS)
-        return {"status": "works", **compared(plain, model)}
+        return {"status": "works", "dtype": str(dtype).removeprefix("torch."), **compared(plain, model)}
     except UserError as error:
         return {"status": "refused", "why": str(error)}
     except Exception as error:
@@ -189,7 +206,7 @@ def reference(
     """
     embed, factors = plain.get_input_embeddings(), factors or {}
     heads = plain.config.get_text_config().num_attention_heads
-    sites = SiteMap(plain.get_decoder(), width=embed.weight.shape[-1], heads=heads)
+    sites = SiteMap(plain.get_decoder(), width=embedding_table(plain).shape[1], heads=heads)
     inputs = embed(torch.tensor([list(prompt)]))  # [1, S, D]
     with sites.multiplied(factors):
         for _ in range(STEPS):

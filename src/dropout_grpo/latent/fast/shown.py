@@ -1,0 +1,52 @@
+"""Shows at load time that what we do with a model equals the model's own forward pass.
+
+A model may take a shared prompt and ignore it, or number its positions in a way that left padding changes. Neither
+raises an error; the answers are just wrong. So a few positions are run both ways, once for every model that is loaded.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+_LENGTHS = (5, 3)
+"""Tokens of the probe's prompts. They differ, so that one is padded."""
+
+PROBE_STEPS = 2
+"""Latent steps of the probe."""
+
+
+def probe_rows(model: PreTrainedModel) -> list[list[int]]:
+    """Token ids of the probe's prompts."""
+    vocabulary = model.config.get_text_config().vocab_size
+    return [[(7 * i + 3 * r + 1) % vocabulary for i in range(length)] for r, length in enumerate(_LENGTHS)]
+
+
+@torch.no_grad()
+def own_hidden(model: PreTrainedModel, thought: Callable[[Tensor], Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
+    """Last hidden states [R, D] after ``PROBE_STEPS`` thoughts by the model's own forward pass.
+
+    It runs one row at a time, without a cache.
+    """
+    hidden = []
+    for row in rows:
+        inputs = model.get_input_embeddings()(torch.tensor([list(row)], device=model.device))  # [1, S, D]
+        for _ in range(PROBE_STEPS):
+            last = model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1:]
+            inputs = torch.cat([inputs, thought(last)], dim=1)
+        hidden.append(model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, -1])
+    return torch.stack(hidden)
+
+
+def agrees(found: Tensor, expected: Tensor) -> bool:
+    """Are two ways to compute the same hidden states equal, up to the rounding of their dtype?
+
+    A wrong prompt or position changes a hidden state by about its own size. Where the model's own numbers are not
+    finite, its weights are damaged; nothing can be compared, and the command that uses the weights says so.
+    """
+    if not bool(expected.isfinite().all()):
+        return True
+    rounding = max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps)  # many softmaxes are float32
+    allowed = min(0.2, 30 * rounding**0.5)
+    return bool((found - expected).abs().max() <= allowed * expected.abs().max())
