@@ -196,5 +196,6 @@ def _widths(projection: nn.Module) -> tuple[int, int]:
     if isinstance(features := getattr(projection, "in_features", None), int):
         assert isinstance(projection.out_features, int)
         return features, projection.out_features
-    assert isinstance(projection.weight, Tensor)
+    if not isinstance(getattr(projection, "weight", None), Tensor) or projection.weight.ndim != 2:
+        raise UserError(f"{type(projection).__name__} is not a linear map whose widths are known: see exploration/sites.py.")
     return int(projection.weight.shape[0]), int(projection.weight.shape[1])

@@ -109,8 +109,8 @@ class Recurrence(nn.Module):
         self.shares_prefix = False
         if (how := self._differs(rows, expected)) is not None:
             raise UserError(
-                f"{self._kind} cannot be used: with a key/value cache and left padding it {how}. Another dtype, such as "
-                "float32, or attn_implementation='eager' may help."
+                f"{self._kind} cannot be used: with a key/value cache and left padding it {how}. Another dtype, "
+                "such as float32, or attn_implementation='eager' may help."
             )
         return False
 
@@ -118,11 +118,11 @@ class Recurrence(nn.Module):
     def _differs(self, rows: list[list[int]], expected: Tensor) -> str | None:
         """How the probe's prompts in one left-padded batch differ from what is expected; None if they do not."""
         try:
-            state = self.read(*pad_left(rows, self.tokens.pad, self.device))
-            found = self.think_eagerly(state, PROBE_STEPS).hidden[:, 0]
+            state = self.read(*pad_left(rows, self.tokens.pad, self.device)).repeat(2)  # groups of two rollouts
+            found = self.think_eagerly(state, PROBE_STEPS).hidden[:, 0]  # [2 * R, D]
         except _UNFIT as error:
             return f"fails ({_line(error)})"
-        return None if agrees(found, expected) else "gives other hidden states than without"
+        return None if agrees(found, expected.repeat_interleave(2, dim=0)) else "gives other hidden states than without"
 
     @property
     def _kind(self) -> str:
