@@ -114,6 +114,9 @@ def _hidden(model: PreTrainedModel, rows: list[Tensor], noise: list[Mapping[str,
 @contextmanager
 def _masked(model: PreTrainedModel, noise: list[Mapping[str, Tensor]]) -> Iterator[None]:
     """Inside, every site's activation x [1, S, F] is multiplied by its factors, position by position."""
+    if not any(noise):
+        yield
+        return
     sites = site_modules(model)
     unknown = set[str]().union(*noise) - set(sites) - {"thought"}
     if unknown:

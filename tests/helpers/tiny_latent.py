@@ -24,10 +24,13 @@ def tiny_latent(
     seed: int = 0,
     std: float = 0.3,
     n_layer: int = 2,
+    attn_implementation: str = "eager",
 ) -> LatentModel:
     """A randomly initialised latent model, a pure function of its arguments."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(kind, dtype, seed, vocab_size=PLAIN_TOKENS, std=std, n_layer=n_layer)
+    model = tiny_model(
+        kind, dtype, seed, vocab_size=PLAIN_TOKENS, std=std, n_layer=n_layer, attn_implementation=attn_implementation
+    )
     add_latent_tokens(model, tokenizer)
     return LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought)
 

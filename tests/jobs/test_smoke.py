@@ -119,11 +119,11 @@ def test_a_checkpoint_says_its_architecture_and_is_not_touched(elsewhere: Path) 
     tiny_latent("qwen2").save_pretrained(checkpoint)
     run.mkdir()
     (run / "config.json").write_text("another run", encoding="utf-8")
-    before = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
     assert main(["grpo", "--checkpoint", str(checkpoint), "--run_dir", str(run), "--smoke"]) == 0
     trained = smoke_folder(elsewhere) / "run/checkpoints/grpo/config.json"
     assert json.loads(trained.read_text(encoding="utf-8"))["model_type"] == "qwen2"
-    assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
+    assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
     assert [path.name for path in run.iterdir()] == ["config.json"]
 
 

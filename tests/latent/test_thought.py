@@ -47,7 +47,7 @@ def test_pause_is_one_vector_whatever_the_hidden_state() -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
 def test_pause_starts_from_what_the_latent_token_would_feed_in(kind: str, dtype: torch.dtype) -> None:
     """In the model's dtype; Gemma multiplies its embeddings by the square root of the width, 4."""
-    model = tiny_latent(kind, dtype, thought="pause")
+    model = tiny_latent(kind, dtype, thought="pause", attn_implementation="sdpa")
     row = model.model.get_input_embeddings().weight[model.tokens.latent]
     assert model.thought.vector.dtype == dtype
     assert torch.equal(model.thought.vector[0, 0], row * 4 if kind == "gemma3_text" else row)

@@ -55,7 +55,9 @@ def test_a_checkpoint_is_safetensors_and_json(thought: str, tmp_path: Path) -> N
     model.answer(["Ann has 3"], 5)
     save_checkpoint(tmp_path / "last", model, optimizer, {"step": 1})
     files = [path.name for path in (tmp_path / "last").iterdir()]
-    assert {Path(name).suffix for name in files} == {".safetensors", ".json"}
+    for_people = ["README.md", "custom_generate"]
+    assert {Path(name).suffix for name in files if name not in for_people} == {".safetensors", ".json"}
+    assert [*(tmp_path / "last" / "custom_generate").iterdir()] == [tmp_path / "last/custom_generate/generate.py"]
     assert ("thought.safetensors" in files) == (thought != "hidden_state")
     config = json.loads((tmp_path / "last" / "latent_config.json").read_text(encoding="utf-8"))
     assert config == {"latent_steps": 2, "thought": thought} | ({"prj_dim": 16} if thought == "projection" else {})

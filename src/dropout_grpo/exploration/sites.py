@@ -196,6 +196,10 @@ def _widths(projection: nn.Module) -> tuple[int, int]:
     if isinstance(features := getattr(projection, "in_features", None), int):
         assert isinstance(projection.out_features, int)
         return features, projection.out_features
-    if not isinstance(getattr(projection, "weight", None), Tensor) or projection.weight.ndim != 2:
-        raise UserError(f"{type(projection).__name__} is not a linear map whose widths are known: see exploration/sites.py.")
-    return int(projection.weight.shape[0]), int(projection.weight.shape[1])
+    weight = getattr(projection, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise UserError(
+            f"{type(projection).__name__}, a layer's last projection, has neither in_features nor a weight matrix: its "
+            "widths are unknown. Teach exploration/sites.py what it is."
+        )
+    return int(weight.shape[0]), int(weight.shape[1])
