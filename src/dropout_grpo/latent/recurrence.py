@@ -103,7 +103,7 @@ class Recurrence(nn.Module):
                 return True
             model.set_attn_implementation("eager" if own == SHARED_PREFIX else own)
             warnings.warn(
-                f"{self.name}: its attention does not work with a shared prompt, so each rollout gets a copy of the prompt.",
+                f"{self.name}: its attention does not work with a shared prompt; each rollout gets a copy of it.",
                 stacklevel=4,
             )
         self.shares_prefix = False
