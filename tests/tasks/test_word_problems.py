@@ -258,7 +258,7 @@ def test_too_many_problems_for_the_space(monkeypatch: pytest.MonkeyPatch) -> Non
     tiny = {"min_steps": 1, "max_steps": 1, "distractors": 0, "max_number": 4, "n_grpo": 0, "n_valid": 0}
     # Start 2: +2, -2, *2; start 3: -2, -3; start 4: -2, -3, -4. These eight stories of 8 people and 2 things make
     # 128 questions, about an eighth of them for the test split.
-    with pytest.raises(UserError, match=r"n_test is 500, .* after \d+; lower n_test, or choose settings"):
+    with pytest.raises(UserError, match=r"n_test=500, but only \d+ different .*; lower n_test, or choose settings"):
         make_splits(WordProblemsConfig(n_train=0, n_test=500, **tiny))
     found = make_splits(WordProblemsConfig(n_train=20, n_test=0, **tiny))["train"]
     assert len({problem.question for problem in found}) == 20

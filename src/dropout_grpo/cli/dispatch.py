@@ -28,6 +28,7 @@ from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, 
 from dropout_grpo.jobs.smoke import stand_ins
 from dropout_grpo.jobs.train import grpo, sft
 from dropout_grpo.report import write_report
+from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console
 
 
@@ -51,7 +52,7 @@ def _demo(options: Namespace) -> None:
 
 
 def _data(options: Namespace) -> None:
-    made = DataConfig(task=options.task, word_problems=options.word_problems, prosqa=options.prosqa)
+    made = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
     for file, count in write_data(Path(options.out), made).items():
         console.print(f"{file}: {count} problems", markup=False)
 

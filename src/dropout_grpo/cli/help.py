@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from dropout_grpo.ranges import range_of
+from dropout_grpo.tasks.registry import TASKS
 
 _CURRICULUM_ONLY = ("data.train", "model", "curriculum")
 _GRPO_ONLY = ("data.grpo", "grpo", "reward_funcs")
@@ -21,7 +22,8 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "grpo": (*_CURRICULUM_ONLY, *_SAMPLES_ONLY),
     "eval": (
         *(*_CURRICULUM_ONLY, *_GRPO_ONLY, "lora", "report_to"),
-        *("data.valid", "data.test", "data.max_valid", "data.task", "data.word_problems", "data.prosqa"),
+        *("data.valid", "data.test", "data.max_valid", "data.task"),
+        *(f"data.{task}" for task in TASKS),
     ),
 }
 """Sections and options of a recipe that a command ignores."""

@@ -9,11 +9,10 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from dropout_grpo.cli.help import hide_unused, show_ranges
 from dropout_grpo.evidence.bench.config import BenchConfig
 from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, Task
+from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, TaskName
 from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
 from dropout_grpo.ranges import check_ranges, seed_field
-from dropout_grpo.tasks.prosqa import ProsqaConfig
-from dropout_grpo.tasks.word_problems import WordProblemsConfig
+from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
 _DEFAULT_RECIPE = "word-problems"
 
@@ -73,9 +72,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     with_json(sub)
     sub = command("data", "write an embedded task's problems as Coconut JSON files")
     sub.add_argument("--out", type=str, required=True, help="folder to write train, grpo, valid and test .json to")
-    sub.add_argument("--task", type=Task, default="word_problems", help="which embedded task")
-    with_options(sub, WordProblemsConfig, "word_problems")
-    with_options(sub, ProsqaConfig, "prosqa")
+    sub.add_argument("--task", type=TaskName, default=DEFAULT_TASK, help="which embedded task")
+    for name, task in TASKS.items():
+        with_options(sub, task.config, name)
     with_recipe(command("sft", "train a latent model through Coconut's curriculum"), "sft")
     sub = command("grpo", "post-train a checkpoint with Dropout-GRPO")
     sub.add_argument("--checkpoint", type=str, required=True, help="folder or hub name of a latent model")

@@ -8,7 +8,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.recipe import DataConfig
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.tasks import prosqa, word_problems
+from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.tasks.word_tokenizer import require_known_words
 
 
@@ -26,7 +26,8 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
             f"data.{learnt[0]} is given and data.{measured[0]} is not: the model would be measured on problems of the "
             f"embedded task. Give data.{measured[0]} too."
         )
-    made = _make_splits(data, [name for name, source in given.items() if source is None])
+    unnamed = [name for name, source in given.items() if source is None]
+    made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
     return {
         name: made[name]
         if source is None
@@ -35,15 +36,9 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
     }
 
 
-def _make_splits(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Problem]]:
-    if data.task == "prosqa":
-        return prosqa.make_splits(data.prosqa, wanted)
-    return word_problems.make_splits(data.word_problems, wanted)
-
-
 def vocabulary(data: DataConfig) -> list[str]:
     """The words of the embedded task, for a model made from scratch."""
-    return prosqa.vocabulary() if data.task == "prosqa" else word_problems.vocabulary(data.word_problems)
+    return TASKS[data.task].vocabulary(getattr(data, data.task))
 
 
 def require_readable(

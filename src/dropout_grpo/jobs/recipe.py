@@ -1,7 +1,7 @@
 """Options of the commands. A recipe holds all options of a run: every command that trains or measures can read it."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.errors import UserError
@@ -12,11 +12,20 @@ from dropout_grpo.problems.columns import Columns
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.runs.trackers import TrackerName
-from dropout_grpo.tasks.prosqa import ProsqaConfig
-from dropout_grpo.tasks.word_problems import WordProblemsConfig
+from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
-Task = Literal["word_problems", "prosqa"]
-"""The embedded tasks, whose problems are made from a seed."""
+if TYPE_CHECKING:
+    TaskName = str
+    TaskSettings: Any
+else:
+    TaskName = Literal[tuple(TASKS)]
+    TaskSettings = make_dataclass(
+        "TaskSettings",
+        [(name, task.config, field(default_factory=task.config)) for name, task in TASKS.items()],
+        namespace={"__doc__": "\n".join(["Args:", *(f"    {name}: settings of the task {name}." for name in TASKS)])},
+        frozen=True,
+        kw_only=True,
+    )
 
 EXACT_ANSWER = "dropout_grpo.problems.rewards:exact_answer"
 
@@ -50,7 +59,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(TaskSettings):  # a field for each task of the registry
     """Where problems come from. The embedded task makes the splits that are not given.
 
     A source is a file (.json or .jsonl: Coconut's records, GSM8K or ProntoQA as published; .txt: GSM8K-Aug) or a
@@ -63,9 +72,7 @@ class DataConfig:
         test: file or hf: dataset to measure on.
         columns: names of the columns in these files and datasets.
         max_valid: number of validation problems that are used during training.
-        task: the embedded task.
-        word_problems: settings of the task word_problems.
-        prosqa: settings of the task prosqa.
+        task: the embedded task. The option of the same name, such as prosqa.seed, holds its settings.
     """
 
     train: str | None = None
@@ -74,9 +81,7 @@ class DataConfig:
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
     max_valid: int = ranged(500, at_least=1)
-    task: Task = "word_problems"
-    word_problems: WordProblemsConfig = field(default_factory=WordProblemsConfig)
-    prosqa: ProsqaConfig = field(default_factory=ProsqaConfig)
+    task: TaskName = DEFAULT_TASK
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")

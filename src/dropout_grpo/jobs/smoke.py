@@ -21,6 +21,7 @@ from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.problems.problem import Problem
+from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.tasks.splits import SPLITS
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
 from dropout_grpo.training.progress import console
@@ -67,7 +68,7 @@ def smoke(recipe: Recipe) -> Recipe:
         recipe,
         resume=False,
         report_to=(),
-        data=replace(data, word_problems=_cut(data.word_problems, _TASK), prosqa=_cut(data.prosqa, _TASK)),
+        data=replace(data, **{name: _cut(getattr(data, name), _TASK) for name in TASKS}),
         model=_cut(recipe.model, _MODEL),
         curriculum=_cut(recipe.curriculum, _CURRICULUM),
         grpo=replace(_cut(recipe.grpo, _GRPO), reward_weights=None if weights is None else (*weights, 1.0)),

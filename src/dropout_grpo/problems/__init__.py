@@ -1,1 +1,1 @@
-"""Problem files, answers and rewards."""
+"""Problems: file formats, answers and rewards."""

@@ -1,1 +1,1 @@
-"""Problems, where they come from, and how an answer is judged."""
+"""The embedded tasks: generators of problems, and the tokenizer that they share."""

@@ -1,16 +1,16 @@
-"""ProsQA: which of two concepts can a person be shown to be? After the Coconut paper's description.
+"""ProsQA, after the description in the Coconut paper: which of two concepts does a person belong to?
 
-The facts are the edges of a random graph without cycles. Two people each start a family of concepts; the
-question names one leaf of each family, and only one can be reached from the person asked about. Graphs grow
-node by node, mostly within one family and below deep nodes, so that chains get long and wrong turns are many
-(Hao et al. 2024, arXiv 2412.06769, appendix). Names, concepts and sentences are those of the published files.
-The constants of the growth are ours, chosen so that graphs are like those of the 300 published validation
-problems; means (standard deviations), ours over 5,000 problems:
+The facts are the edges of a random directed graph without cycles. Two people are the roots of two families of concepts.
+The question names one leaf of each family, and only one of them can be reached from the person asked about. A graph
+grows node by node, mostly within one family and below deep nodes, which makes chains long and wrong turns frequent
+(Hao et al. 2024, arXiv 2412.06769, appendix). Names, concepts and sentences are those of the published files. The
+constants of the growth are our choice: they make graphs similar to those of the 300 published validation problems.
+Means (standard deviations), ours over 5,000 problems:
 
     |                                         | published     | ours          |
     |-----------------------------------------|---------------|---------------|
     | nodes                                   | 22.8 (2.0)    | 22.8 (2.0)    |
-    | edges, one a sentence                   | 36.3 (5.6)    | 36.2 (5.8)    |
+    | edges, one per sentence                 | 36.3 (5.6)    | 36.2 (5.8)    |
     | people                                  | 2.5 (0.7)     | 2.6 (0.8)     |
     | leaves                                  | 7.4 (1.6)     | 7.3 (1.6)     |
     | reached from the person asked about     | 12.4 (2.7)    | 12.3 (2.7)    |
@@ -59,28 +59,28 @@ CONCEPTS = (
     *("vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"),
 )
 
-_NODES = 28  # before those without any edge are dropped; the published files'
-_LEAST_NODES = 7  # two people and a chain of three steps; with fewer hardly a drawing has one
-_MEAN_PARENTS = 1.5  # Poisson
-_WITHIN_FAMILY = (0.35, 0.45)  # the chances of either family alone; else parents come from anywhere
+_NODES = 28  # as in the published files, before nodes without edges are dropped
+_LEAST_NODES = 7  # smaller graphs rarely have two people and a chain of three steps
+_MEAN_PARENTS = 1.5  # of a Poisson distribution
+_WITHIN_FAMILY = (0.35, 0.45)  # probabilities that all parents are of the first or second family; else of any
 _DEPTH_PREFERENCE = 1.5  # a node at depth d is 1 + 1.5 d times as likely a parent as a root
 _MIN_STEPS, _MAX_STEPS = 3, 6  # as in the published files, for which Coconut has 6 stages
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProsqaConfig:
-    """How many problems; the defaults are the sizes of the published splits, and as many again for GRPO.
+    """Settings of ProsQA. The defaults are the sizes of the published splits, with as many problems again for GRPO.
 
     Attributes:
-        seed: all problems are a function of it.
-        n_train: problems for the curriculum, with steps.
-        n_grpo: problems for GRPO, with answers alone.
-        n_valid: problems to choose settings and checkpoints by.
-        n_test: problems for the final numbers.
-        min_nodes: graphs are drawn with so many nodes at least; fewer make shorter questions to begin with.
-        max_nodes: and so many at most.
-        steps: chain is the published files', from the person to the right concept, a fact a step; levels is the search
-            that finds it, as many steps: step k tells every fact about all that k - 1 facts lead to.
+        seed: seed of all problems.
+        n_train: number of problems for the curriculum, with steps.
+        n_grpo: number of problems for GRPO, without steps.
+        n_valid: number of problems to choose settings and checkpoints by.
+        n_test: number of problems for the final results.
+        min_nodes: least number of nodes that a graph is drawn with; smaller graphs give shorter questions.
+        max_nodes: largest number of nodes that a graph is drawn with.
+        steps: chain is as in the published files: from the person to the right concept, one fact per step. levels is
+            a breadth-first search with as many steps: step k states every fact about the nodes k - 1 facts away.
     """
 
     seed: int = seed_field()
@@ -107,9 +107,9 @@ class _Graph:
 
 
 def make_splits(config: ProsqaConfig, wanted: Sequence[str] = SPLITS) -> dict[str, list[Problem]]:
-    """The problems of the wanted splits, distinct: ``train``, ``grpo`` (without steps), ``valid`` and ``test``.
+    """Make the wanted splits of ``train``, ``grpo`` (without steps), ``valid`` and ``test``. All questions differ.
 
-    `Problem.extra` has the published files' other columns: ``idx_to_symbol``, ``edges``, ``root``, ``target``
+    `Problem.extra` holds the other columns of the published files: ``idx_to_symbol``, ``edges``, ``root``, ``target``
     and ``neg_target``.
     """
     draw = partial(draw_problem, config=config)
@@ -117,10 +117,10 @@ def make_splits(config: ProsqaConfig, wanted: Sequence[str] = SPLITS) -> dict[st
 
 
 def vocabulary() -> list[str]:
-    """The phrases of questions, steps and answers, in lower case: a sentence is a phrase for who and one for what.
+    """The phrases of questions, steps and answers, in lower case. A sentence is a subject and a predicate.
 
-    A fact is two tokens ("every lempus", "is a dumpus.") and not six, so that a question is about 75 tokens long and
-    not 200.
+    A fact is two tokens ("every lempus", "is a dumpus.") instead of six, so a question has about 75 tokens instead of
+    200.
     """
     people = [name.lower() for name in PEOPLE]
     return [
@@ -134,7 +134,7 @@ def vocabulary() -> list[str]:
 
 
 def draw_problem(rng: random.Random, config: ProsqaConfig) -> Problem:
-    """Draw a problem; its id is 0. Graphs whose longest chain has not 3 to 6 steps are drawn again."""
+    """Draw a problem with id 0. A graph is drawn again unless its longest chain has 3 to 6 steps."""
     spread = config.max_nodes - config.min_nodes
     while True:
         graph = _draw_graph(rng, config.min_nodes + (below(rng, spread + 1) if spread else 0))
@@ -163,7 +163,7 @@ def _draw_graph(rng: random.Random, nodes: int) -> _Graph:
 
 
 def _draw_family(rng: random.Random) -> int | None:
-    """1 or 2, or None for any parents."""
+    """The family that all parents are chosen from, 1 or 2, or None for any."""
     first, second = _WITHIN_FAMILY
     threshold = rng.random()
     if threshold < first:
@@ -172,7 +172,7 @@ def _draw_family(rng: random.Random) -> int | None:
 
 
 def _compact(graph: _Graph) -> _Graph:
-    """Drop the nodes without edges and number the others without gaps; nodes 0 and 1 stay."""
+    """Drop nodes without edges, except 0 and 1, and renumber the others without gaps."""
     kept = sorted({0, 1} | {node for edge in graph.edges for node in edge})
     number = {node: index for index, node in enumerate(kept)}
     edges = [(number[parent], number[child]) for parent, child in graph.edges]
@@ -180,9 +180,9 @@ def _compact(graph: _Graph) -> _Graph:
 
 
 def _choose_ends(rng: random.Random, graph: _Graph) -> tuple[int, int, list[int]] | None:
-    """Choose (root, wrong leaf, chain from root to right leaf), or None where the chain is too short or too long.
+    """Choose (root, wrong leaf, chain from the root to the right leaf), or None if the chain is too short or too long.
 
-    The right leaf is the deepest of both families, the wrong leaf any of the other family.
+    The right leaf is the deepest leaf of both families, the wrong leaf any leaf of the other family.
     """
     parents = {parent for parent, _ in graph.edges}
     leaves = [
@@ -199,7 +199,7 @@ def _choose_ends(rng: random.Random, graph: _Graph) -> tuple[int, int, list[int]
 
 
 def _distances(graph: _Graph, root: int) -> dict[int, int]:
-    """Fewest steps from the root to each node it reaches. Parents come before children in `edges`."""
+    """The distance of each node that the root reaches. Parents come before children in `edges`."""
     distance = {root: 0}
     for parent, child in graph.edges:
         if parent in distance:
@@ -208,7 +208,7 @@ def _distances(graph: _Graph, root: int) -> dict[int, int]:
 
 
 def _draw_shortest_chain(rng: random.Random, graph: _Graph, distance: dict[int, int], target: int) -> list[int]:
-    """A chain from the node at distance 0 to the target, drawn backwards."""
+    """A shortest chain from the node at distance 0 to the target, drawn backwards."""
     chain = [target]
     while distance[chain[-1]] > 0:
         before = distance[chain[-1]] - 1
@@ -219,7 +219,7 @@ def _draw_shortest_chain(rng: random.Random, graph: _Graph, distance: dict[int, 
 def _draw_levels(
     rng: random.Random, graph: _Graph, distance: dict[int, int], steps: int
 ) -> list[list[tuple[int, int]]]:
-    """For each of the steps, the edges out of the nodes at its distance, one node after the other."""
+    """For each step, the edges out of the nodes at that distance, grouped by node."""
     levels = []
     for step in range(steps):
         nodes = _shuffled(rng, [node for node in distance if distance[node] == step])
@@ -268,7 +268,7 @@ def _shuffled(rng: random.Random, items: Sequence[_T]) -> list[_T]:
 
 
 def _poisson(rng: random.Random, mean: float) -> int:
-    """By Knuth's method: how many uniform draws keep their product above exp(-mean)."""
+    """A Poisson draw by Knuth's method: how many uniform draws keep their product above exp(-mean)."""
     count, product = 0, rng.random()
     while product > math.exp(-mean):
         count, product = count + 1, product * rng.random()

@@ -1,8 +1,8 @@
-"""Dealing generated problems to the splits of a task, so that no question can ever be in two of them.
+"""Splits of generated problems. A question can occur in one split only.
 
-A question belongs to one split by a hash of its text, whatever the seed, the counts and the settings: splits
-never overlap, not even those of two different runs. Each split has its own random stream, so a larger count
-extends that split and changes nothing else.
+The hash of its text assigns a question to a split, whatever the seed, the counts and the settings. So splits never
+overlap, not even those of two runs. Each split has a random stream of its own: a larger count appends problems to that
+split and changes nothing else.
 """
 
 import random
@@ -15,32 +15,32 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
 
 SPLITS = ("train", "grpo", "valid", "test")
-"""For the curriculum, for GRPO (answers alone), for choosing settings, for the final numbers."""
+"""For the curriculum, for GRPO (without steps), for choosing settings, for the final results."""
 
 _SPLIT_OF_HASH = ("train", "train", "grpo", "grpo", "grpo", "grpo", "valid", "test")
-_MAX_MISSES = 10_000  # draws in a row without a new question of the split: its share of the questions is used up
+_MAX_MISSES = 10_000  # draws in a row without a new question, after which the split counts as exhausted
 
 _Item = TypeVar("_Item")
 
 
 def split_of(question: str) -> str:
-    """The one split that a question may be in."""
+    """The split that a question belongs to."""
     digest = blake2b(question.encode(), digest_size=8, person=b"split").digest()
     return _SPLIT_OF_HASH[digest[0] % len(_SPLIT_OF_HASH)]
 
 
 def deal_split(task: str, split: str, count: int, seed: int, draw: Callable[[random.Random], Problem]) -> list[Problem]:
-    """The first `count` distinct problems of a split, numbered from 0; those of ``grpo`` without their steps.
+    """The first `count` distinct problems of a split, with ids from 0. Those of ``grpo`` have no steps.
 
     Args:
-        task: its name, part of the stream's seed and of messages.
+        task: name of the task, part of the random stream's seed and of messages.
         split: one of `SPLITS`.
-        count: how many.
-        seed: which problems.
-        draw: draws any problem of the task.
+        count: number of problems.
+        seed: seed of the random stream.
+        draw: draws a problem of the task.
 
     Raises:
-        UserError: the task does not have that many questions for this split.
+        UserError: the task has fewer questions for this split.
     """
     rng = random.Random(f"{task}/{seed}/{split}")
     problems: list[Problem] = []
@@ -52,7 +52,7 @@ def deal_split(task: str, split: str, count: int, seed: int, draw: Callable[[ran
             misses += 1
             if misses > _MAX_MISSES:
                 raise UserError(
-                    f"{task}: n_{split} is {count}, but no new question turned up after {len(problems)}; "
+                    f"{task}.n_{split}={count}, but only {len(problems)} different questions were found; "
                     f"lower n_{split}, or choose settings that allow more different questions"
                 )
             continue
@@ -64,10 +64,10 @@ def deal_split(task: str, split: str, count: int, seed: int, draw: Callable[[ran
 
 
 def below(rng: random.Random, n: int) -> int:
-    """Uniform in 0..n-1. From `random()` alone, the one method whose sequence Python promises to keep."""
+    """A uniform draw from 0 to n - 1. Uses `random()`, the only method whose sequence Python guarantees."""
     return int(rng.random() * n)
 
 
 def pick(rng: random.Random, items: Sequence[_Item]) -> _Item:
-    """One of the items, each as likely."""
+    """A uniform draw from the items."""
     return items[int(rng.random() * len(items))]

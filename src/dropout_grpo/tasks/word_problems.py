@@ -1,8 +1,8 @@
-"""The embedded task: word problems in the manner of GSM8K, made on the spot from a seed.
+"""Word problems in the style of GSM8K, generated from a seed.
 
-A person has a number of things; a few events, a day apart, add to them, take from them or multiply them; the question
-comes last. Distractors are sentences about another person and other things, with a number to be ignored. Example, with
-the steps of its running total:
+A person has a number of things. A few events, one per day, add to them, take from them or multiply them, and the
+question comes last. Distractors are sentences about another person and other things, whose number must be ignored.
+Example; the steps keep a running total:
 
     tom has 7 stamps . on monday tom buys 6 stamps . ann owns 9 coins . on tuesday tom loses 4 stamps .
     how many stamps does tom have now ?
@@ -22,23 +22,23 @@ from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
 SYMBOLS = ("<<", ">>", "+", "-", "*", "=")
 
 _MAX_STEPS = 16
-_MAX_NUMBER = 9_999  # each number is a word of the vocabulary
+_MAX_NUMBER = 9_999
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordProblemsConfig:
-    """What to make. A larger count extends its split and leaves the others, and its own beginning, unchanged.
+    """Settings of the word problems. A larger count appends problems to its split and changes no other split.
 
     Attributes:
-        seed: all problems are a function of it and of the settings below, on every platform.
-        n_train: problems for the curriculum, with steps.
-        n_grpo: problems for GRPO, with answers alone.
-        n_valid: problems to choose settings and checkpoints by.
-        n_test: problems for the final numbers.
-        min_steps: fewest events of a problem; the number is uniform between the two ends.
-        max_steps: most events of a problem.
-        distractors: sentences in each question, anywhere after the first, that have no bearing on its answer.
-        max_number: numbers in questions, steps and answers are 0 to this.
+        seed: seed of all problems. The same settings give the same problems on every platform.
+        n_train: number of problems for the curriculum, with steps.
+        n_grpo: number of problems for GRPO, without steps.
+        n_valid: number of problems to choose settings and checkpoints by.
+        n_test: number of problems for the final results.
+        min_steps: least number of events in a problem. The number of events is uniform.
+        max_steps: largest number of events in a problem.
+        distractors: number of sentences in each question that do not change its answer; never the first sentence.
+        max_number: largest number in questions, steps and answers.
     """
 
     seed: int = seed_field()
@@ -58,12 +58,10 @@ class WordProblemsConfig:
 
 
 def make_splits(config: WordProblemsConfig, wanted: Sequence[str] = SPLITS) -> dict[str, list[Problem]]:
-    """The problems of the wanted splits, of ``train``, ``grpo`` (without steps), ``valid`` and ``test``.
-
-    Questions are distinct within a split and between splits.
+    """Make the wanted splits of ``train``, ``grpo`` (without steps), ``valid`` and ``test``. All questions differ.
 
     Raises:
-        UserError: a split asks for more problems than there are questions.
+        UserError: there are fewer questions than a split needs.
     """
     return {
         split: deal_split(
@@ -83,7 +81,7 @@ def vocabulary(config: WordProblemsConfig) -> list[str]:
 
 
 def draw_problem(rng: random.Random, config: WordProblemsConfig) -> Problem:
-    """Draw a problem; its id is 0."""
+    """Draw a problem with id 0."""
     person, thing = pick(rng, sentences.NAMES), pick(rng, sentences.THINGS)
     n_steps = config.min_steps + below(rng, config.max_steps - config.min_steps + 1)
     total = 2 + below(rng, config.max_number - 1)
@@ -103,9 +101,9 @@ def draw_problem(rng: random.Random, config: WordProblemsConfig) -> Problem:
 
 
 def _draw_event(rng: random.Random, total: int, max_number: int, *, is_last: bool) -> tuple[str, int, int]:
-    """Draw (symbol, number >= 2, result); results stay in range, and 0 only ends a story.
+    """Draw (symbol, number >= 2, result). Results stay in range; only the last may be 0.
 
-    The operation is uniform over those possible, the result of a sum or difference uniform over its range.
+    The operation is uniform over the possible ones, the result of a sum or difference uniform over its range.
     """
     least = 0 if is_last else 1
     choices = []
@@ -127,7 +125,7 @@ def _draw_event(rng: random.Random, total: int, max_number: int, *, is_last: boo
 
 
 def _draw_distractor(rng: random.Random, person: str, thing: str, max_number: int) -> str:
-    """A sentence that could begin a story, of another owner and of other things, so that the answer stays."""
+    """A first sentence about another person and other things, which leaves the answer unchanged."""
     owner = _pick_other(rng, sentences.NAMES, person)
     things = _pick_other(rng, sentences.THINGS, thing)
     return _tell(rng, sentences.START, owner, things, number=2 + below(rng, max_number - 1))

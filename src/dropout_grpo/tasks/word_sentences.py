@@ -1,8 +1,8 @@
-"""The sentences of the embedded word problems: a closed vocabulary, punctuation as words of its own.
+"""The sentences of the word problems: a closed vocabulary, in which punctuation marks are words.
 
-Fields: {p} the person that the sentence is about, {t} the things, {n} a number of 2 or more, so that things are always
-plural. Events begin with their day, in order; after sunday comes monday. No sentence after the first says how many of
-the asked-for things there are.
+Fields: {p} is the person, {t} the things, and {n} a number of at least 2, so that things are always plural. Each event
+starts with its day, in order; monday follows sunday. No sentence after the first states how many of the things in
+question there are.
 """
 
 NAMES = ("ann", "ben", "eve", "finn", "jack", "mia", "olga", "tom")

@@ -1,4 +1,4 @@
-"""A word-level tokenizer for the embedded tasks: one id a word, a number or a symbol."""
+"""A word-level tokenizer for generated tasks: every word, number and symbol is a token."""
 
 import re
 from collections import Counter
@@ -14,36 +14,35 @@ from dropout_grpo.problems.problem import Problem
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 
 _PIECE = r"\n|<<|>>|#+|[0-9]+|[^\W\d_]+|[^\w\s]|_"
-"""What becomes a token; the white space between, except newlines, is dropped."""
+"""What becomes a token. White space is dropped, except for newlines."""
 
 _TIGHT = ("+", "-", "*", "=")
-"""Written without spaces around them, as in <<7+6=13>>."""
+"""Symbols that are decoded without spaces around them, as in <<7+6=13>>."""
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """Build a tokenizer with the given words, the newline, ``###``, padding, end and unknown token.
 
-    Text is lower-cased, so a question typed by hand is read like a generated one; words outside the
-    vocabulary become ``<unk>``. Nothing is added around a text. Decoding writes single spaces between words,
-    none inside a step and none beside a newline. Padding is on the left, as everywhere here. Tokens such as
-    Coconut's ``<|latent|>`` can be added afterwards and get the ids that follow.
+    Text is lower-cased, so that a question typed by hand is read like a generated one. Words outside the vocabulary
+    become ``<unk>``. No special tokens are added to a text. Decoding writes single spaces between words, but none
+    inside a step or next to a newline. Padding is on the left. Tokens such as Coconut's ``<|latent|>`` can be added
+    afterwards and get the ids that follow.
 
     Args:
-        vocabulary: distinct words in lower case, in the order of their ids; for the embedded tasks
-            ``word_problems.vocabulary(config)`` and ``prosqa.vocabulary()``. An entry with a space in it is a
-            phrase, which is one token wherever it stands; the longest phrase that fits is taken.
+        vocabulary: distinct words in lower case, in the order of their ids. An entry with a space in it is a phrase,
+            which is one token; of several phrases that match, the longest is used.
     """
     words = [*SPECIAL, "\n", MARKER, *vocabulary]
     ids = {word: index for index, word in enumerate(words)}
     assert len(ids) == len(words), "the vocabulary repeats a word"
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
-    phrases = sorted((word for word in vocabulary if " " in word), key=len, reverse=True)  # the longest that fits
+    phrases = sorted((word for word in vocabulary if " " in word), key=len, reverse=True)
     pieces = "|".join([*(rf"{re.escape(phrase)}(?!\w)" for phrase in phrases), _PIECE])
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), behavior="removed", invert=True)
     backend.decoder = decoders.Sequence(
         [
-            decoders.WordPiece(prefix="\0", cleanup=False),  # no word begins so: it only puts spaces between words
+            decoders.WordPiece(prefix="\0", cleanup=False),  # no word starts with NUL, so this only inserts spaces
             decoders.Fuse(),
             *(decoders.Replace(f" {symbol} ", symbol) for symbol in _TIGHT),
             decoders.Replace("<< ", "<<"),
@@ -64,7 +63,7 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def words_of(problems: Iterable[Problem]) -> list[str]:
-    """The vocabulary for a task of your own: every word of its questions, steps and answers, sorted."""
+    """The vocabulary of a task of your own: every word of its questions, steps and answers, sorted."""
     backend = word_tokenizer([]).backend_tokenizer
     words: set[str] = set()
     for problem in problems:
@@ -75,17 +74,18 @@ def words_of(problems: Iterable[Problem]) -> list[str]:
 
 
 def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], what: str) -> None:
-    """Refuse problems with words that the tokenizer would read as its unknown token, without another sign.
+    """Check that the tokenizer knows every word of the problems. It would silently read others as its unknown token.
 
-    Tokenizers of bytes have no such words. Slow tokenizers cannot say where a token came from and are not checked.
+    Byte-level tokenizers have no unknown words. Slow tokenizers do not report where a token came from and are not
+    checked.
 
     Args:
-        tokenizer: of the model that is to read the problems.
+        tokenizer: the tokenizer of the model that reads the problems.
         problems: their questions, steps and answers are checked.
-        what: these problems, for the message.
+        what: name of the problems, for the message.
 
     Raises:
-        UserError: names the words, most frequent first, and how many problems have one.
+        UserError: names the unknown words, most frequent first, and the number of problems that have one.
     """
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown == tokenizer.eos_token_id or not tokenizer.is_fast:
@@ -109,6 +109,6 @@ def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[P
         more = f" and {len(words) - 5} others" if len(words) > 5 else ""
         raise UserError(
             f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
-            f"would all read as {tokenizer.unk_token}: {shown}{more}; use problems of the task that the tokenizer was "
+            f"would read as {tokenizer.unk_token}: {shown}{more}; use problems of the task that the tokenizer was "
             "made for (data.task), or a pretrained model (model.name_or_path)"
         )
