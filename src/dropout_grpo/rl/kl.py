@@ -7,9 +7,6 @@ The public draft of the paper writes its formulas with r = log pi - log pi_ref. 
 in TRL, because only in this direction is k3 an estimate of KL(pi || pi_ref).
 """
 
-import math
-
-import torch
 from torch import Tensor
 
 from dropout_grpo.rl.config import KLEstimator
@@ -31,6 +28,5 @@ def kl_estimate(gap: Tensor, estimator: KLEstimator, delta: float) -> Tensor:
     k3 = inner.exp() - inner - 1.0
     if estimator == "k3_clamp":
         return k3
-    # In the range, gap - inner is 0 and so is its gradient; outside, inner is constant. expm1 is k3's slope.
-    slope = torch.where(gap > 0, math.expm1(delta), math.expm1(-delta)).to(gap.dtype)
+    slope = inner.detach().expm1()  # of k3 at the end of the range; in the range gap - inner is 0
     return k3 + slope * (gap - inner)

@@ -1,0 +1,248 @@
+"""What the paper's own runs add to the objective: the group filter, an annealed beta, a renewed reference."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration import NoExploration, SharedDropout
+from dropout_grpo.problems.mixture import Mixture
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.reference import Reference
+from dropout_grpo.rl.rollout import replay
+from dropout_grpo.rl.selection import select_groups
+from helpers.grpo_run import CONFIG, Replays, alternating, constant, digits, steps_of, trainer
+from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+
+
+class Stopped(Exception):
+    """The power goes."""
+
+
+def resumed_like_whole(tmp_path: Path, config: GRPOConfig, **options: Any) -> list[dict[str, float]]:
+    """Asserts that a run stopped in step 4 and resumed from step 2 is the run that never stopped; its metrics."""
+    whole = tiny_latent()
+    trainer(tmp_path / "whole", config, model=whole, **options).train()
+
+    def stop(model: Any) -> float:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "parts", replace(config, eval_steps=4), evaluate=stop, **options).train()
+    model = tiny_latent()
+    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume=True)
+    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
+    assert_same_weights(weights_of(model), weights_of(whole))
+    return steps_of(tmp_path / "whole")
+
+
+# The group filter
+
+MEANS = torch.tensor([[0.0, 0.0], [0.5, 0.5], [1.0, 1.0], [0.0, 1.0], [0.1, 0.3], [torch.nan, 0.5]])
+
+
+def test_groups_by_mean_reward_by_hand() -> None:
+    def kept(low: float, high: float, **options: Any) -> list[int]:
+        return select_groups(MEANS, mean_range=(low, high), **{"mixed": False, **options}).tolist()
+
+    assert kept(0.2, 0.95) == [1, 3, 4, 5]  # 0.2 itself is in
+    assert kept(0.21, 0.95) == [1, 3, 5]
+    assert kept(0.0, 1.0) == [0, 1, 2, 3, 4, 5]
+    assert kept(0.2, 0.95, mixed=True) == [3, 4]
+    assert kept(0.2, 0.95, limit=2) == [1, 3]
+    assert select_groups(MEANS[:0], mixed=True, mean_range=(0.2, 0.95)).tolist() == []
+
+
+def rewards_in_turn(groups: Sequence[Sequence[float]]) -> Any:
+    """Rewards of the groups of every step, whatever was said."""
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        assert len(completions) == sum(len(group) for group in groups)
+        return [value for group in groups for value in group]
+
+    return reward
+
+
+def test_the_update_is_the_mean_over_the_kept_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays = Replays(monkeypatch)
+    config = replace(CONFIG, max_steps=1, filter_groups=(0.2, 0.95), micro_batch_size=12)
+    # Means 1/8, 1/2 and 1: the first group is mixed but too hard.
+    reward = rewards_in_turn([[0.5, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+    made = trainer(tmp_path, config, reward_funcs=[reward])
+    groups, _ = made.sampler.sample(1)
+    made.train()
+    assert replays.seeds == [groups.seeds[1:2].tolist()]
+    (update,) = replays.surrogates
+    assert update["batch"].rollouts == 4
+    assert update["advantages"].tolist() == [0.5, 0.5, -0.5, -0.5]
+    (line,) = read_metrics(tmp_path)
+    found = [line[f"groups/{name}"] for name in ("sampled", "mixed", "kept", "step_skipped")]
+    assert found == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_a_step_without_a_kept_group_moves_nothing(tmp_path: Path, beta: float) -> None:
+    model = tiny_latent()
+    config = replace(CONFIG, filter_groups=(0.2, 0.95), beta=beta, weight_decay=0.1)
+    made = trainer(tmp_path, config, model=model, reward_funcs=[constant])
+    with torch.no_grad():
+        model.model.lm_head.weight.mul_(1.1)  # the policy has left its reference
+    before = weights_of(model)
+    made.train()
+    assert_same_weights(weights_of(model), before)
+    lines = read_metrics(tmp_path)
+    assert [line["groups/step_skipped"] for line in lines] == [1, 1, 1]
+    assert [line["learning_rate"] for line in lines] == [1e-2] * 3  # the schedule has not moved
+    assert made.updates == 0
+    # Without the filter it does.
+    trainer(tmp_path / "b", replace(config, filter_groups=None, beta=0.0), reward_funcs=[constant]).train()
+    assert read_metrics(tmp_path / "b")[-1]["learning_rate"] == pytest.approx(1e-2 / 3)
+
+
+def hard_and_easy(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """The share of digits for even problems; 0 for odd ones, whose groups the filter drops."""
+    pairs = zip(prompts, digits(prompts, completions), strict=True)
+    return [0.0 if int(prompt.split()[2]) % 2 else value for prompt, value in pairs]
+
+
+def test_a_filtered_run_resumes_exactly(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, max_steps=8, prompts_per_step=1, filter_groups=(0.1, 0.9), save_steps=2, warmup_steps=2, beta=0.1,
+        num_iterations=2,
+    )  # fmt: skip
+    lines = resumed_like_whole(tmp_path, config, reward_funcs=[hard_and_easy])
+    skipped = [line["groups/step_skipped"] for line in lines]
+    assert 0 < sum(skipped[:2]) < len(skipped), "no step before the checkpoint was skipped"
+
+
+def test_the_filter_with_dynamic_sampling_samples_until_enough_groups_are_kept(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, max_steps=1, prompts_per_step=1, filter_groups=(0.4, 0.6), dynamic_sampling_max_gen_batches=3
+    )
+    calls = iter([[1.0, 0, 0, 0], [1.0, 1, 0, 0]])  # mixed but hard; then of mean 1/2
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        return next(calls)
+
+    trainer(tmp_path, config, reward_funcs=[reward]).train()
+    (line,) = read_metrics(tmp_path)
+    assert [line[f"groups/{name}"] for name in ("sampled", "mixed", "kept")] == [2, 2, 1]
+
+
+# Beta
+
+
+def test_beta_follows_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays = Replays(monkeypatch)
+    config = replace(CONFIG, beta=0.3, beta_schedule="learning_rate", micro_batch_size=12)
+    trainer(tmp_path, config).train()
+    assert [update["beta"] for update in replays.surrogates] == pytest.approx([0.3, 0.2, 0.1])
+    lines = read_metrics(tmp_path)
+    assert [line["beta"] for line in lines] == pytest.approx([0.3, 0.2, 0.1])
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-2, 2e-2 / 3, 1e-2 / 3])
+
+
+def test_cosine_to_a_tenth(tmp_path: Path) -> None:
+    config = replace(CONFIG, max_steps=5, warmup_steps=1, lr_scheduler_type="cosine", min_lr_rate=0.1)
+    trainer(tmp_path, config, reward_funcs=[alternating]).train()
+    # After the warm-up, 4 updates at 0, pi/4, pi/2 and 3 pi/4 of the cosine from 1 to 0.1.
+    half = 2**0.5 / 4
+    expected = [0.5, 1.0, 0.1 + 0.9 * (0.5 + half), 0.55, 0.1 + 0.9 * (0.5 - half)]
+    assert [100 * line["learning_rate"] for line in read_metrics(tmp_path)] == pytest.approx(expected)
+
+
+# The reference
+
+
+def test_the_reference_is_renewed_by_trls_formula(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, max_steps=4, beta=0.1, sync_ref_model=True, ref_model_sync_steps=2, ref_model_mixup_alpha=0.6
+    )
+    model = tiny_latent(dtype=torch.float64)
+    made = trainer(tmp_path, config, model=model)
+    assert made.reference is not None
+    expected, policies = weights_of(model), []
+    for step in (1, 2, 3, 4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * step)
+        made.reference.end_step(step, model)
+        policies.append(weights_of(model))
+        if step % 2 == 0:
+            expected = {name: 0.6 * policies[-1][name] + 0.4 * tensor for name, tensor in expected.items()}
+        for name, tensor in weights_of(made.reference.model).items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-12, rtol=0)
+    assert not any(parameter.requires_grad for parameter in made.reference.model.parameters())
+
+
+def test_with_alpha_1_the_kl_starts_again_from_0(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, max_steps=5, beta=0.1, sync_ref_model=True, ref_model_sync_steps=2, ref_model_mixup_alpha=1.0
+    )
+    trainer(tmp_path, config).train()
+    kl = [line["kl"] for line in read_metrics(tmp_path)]
+    assert [value == 0.0 for value in kl] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("sync_steps", [1, 3])
+def test_a_run_with_a_renewed_reference_resumes_exactly(tmp_path: Path, sync_steps: int) -> None:
+    config = replace(CONFIG, max_steps=6, beta=0.1, sync_ref_model=True, ref_model_sync_steps=sync_steps, save_steps=2)
+    lines = resumed_like_whole(tmp_path, config)
+    assert max(line["kl"] for line in lines) > 0
+
+
+@pytest.mark.parametrize(("kind", "noise"), [("matched", SharedDropout(0.3)), ("none", NoExploration())])
+def test_the_reference_has_the_policys_masks_or_none(tmp_path: Path, kind: Any, noise: Any) -> None:
+    config = replace(CONFIG, beta=0.1, ref_exploration=kind, temperature=0.8)
+    made = trainer(tmp_path, config, exploration=SharedDropout(0.3))
+    groups, _ = made.sampler.sample(1)
+    prompts, tokens = made.sampler.prompts(groups.places), groups.answers.token_ids
+    assert made.reference is not None
+    found = made.reference.logprobs(prompts, groups.seeds, tokens)
+    expected = replay(made.model, prompts, groups.seeds, tokens, noise, temperature=0.8).detach()
+    torch.testing.assert_close(found, expected)
+    other = NoExploration() if kind == "matched" else SharedDropout(0.3)
+    wrong = replay(made.model, prompts, groups.seeds, tokens, other, temperature=0.8)
+    assert not torch.allclose(found, wrong, atol=1e-2)
+
+
+def test_a_reference_of_another_model_is_refused() -> None:
+    config = replace(CONFIG, beta=0.1, sync_ref_model=True)
+    reference = Reference(tiny_latent(), config, NoExploration())
+    tensors = reference.tensors()
+    name = next(iter(tensors))
+    for broken in ({}, {**tensors, name: tensors[name][:1]}):
+        with pytest.raises(UserError, match="reference weights are not those of this model"):
+            reference.load(broken)
+
+
+# Data
+
+
+def test_long_questions_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems = tiny_problems(10)
+    everything = trainer(tmp_path / "a", problems=problems).sampler
+    lengths = [len(row) for row in everything._prompts]
+    most = sorted(lengths)[5]
+    made = trainer(tmp_path / "b", replace(CONFIG, max_prompt_length=most), problems=problems).sampler
+    kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= most]
+    assert made.problems == kept
+    assert f"{10 - len(kept)} of 10 GRPO questions have more than max_prompt_length={most} tokens" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match="more than the 0 problems"):
+        trainer(tmp_path / "c", replace(CONFIG, max_prompt_length=1), problems=problems)
+
+
+def test_a_mixture_is_sampled_by_its_weights_and_resumes_exactly(tmp_path: Path) -> None:
+    problems = tiny_problems(16)
+    mixed = Mixture([problems[:10], problems[10:]], [3, 1])
+    config = replace(CONFIG, max_steps=6, prompts_per_step=4, save_steps=2)
+    made = trainer(tmp_path / "look", config, problems=mixed)
+    for number in range(1, 20):
+        assert sum(place >= 10 for place in made.sampler.places(number)) == 1  # a quarter of 4
+    resumed_like_whole(tmp_path, config, problems=mixed)
