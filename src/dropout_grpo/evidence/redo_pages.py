@@ -2,10 +2,16 @@
 
 from dropout_grpo.evidence.bench.page import write_page as write_performance
 from dropout_grpo.evidence.places import DOCS
+from dropout_grpo.evidence.studies.families_table import write_page as write_models
 from dropout_grpo.evidence.studies.results_page import write_page as write_results
 from dropout_grpo.evidence.theory.page import write_page as write_theory
 
-PAGES = {"theory.md": write_theory, "performance.md": write_performance, "RESULTS.md": write_results}
+PAGES = {
+    "models.md": write_models,
+    "theory.md": write_theory,
+    "performance.md": write_performance,
+    "RESULTS.md": write_results,
+}
 
 if __name__ == "__main__":
     for name, write_page in PAGES.items():
