@@ -105,13 +105,17 @@ def test_several_rewards_with_weights_and_without_an_opinion(tmp_path: Path, mon
     assert read_metrics(tmp_path / "equal")[0]["reward"] == pytest.approx((1 + 3 + 1 + 1) / 4)
 
 
+WEIGHT = 3e26  # of a reward, which itself is at most 1e12
+
+
 def huge_at(step: int) -> Any:
     calls = iter(range(1, 100))
 
     def huge(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         if next(calls) < step:
-            return alternating(prompts, completions)
-        return [3e38, -3e38, -3e38, -3e38] * (len(completions) // 4)  # finite, but not less their mean in float32
+            return [i % 2 / WEIGHT for i in range(len(completions))]
+        # Weighted, +-3e38: finite in float32, but not after the mean is subtracted.
+        return [1e12, -1e12, -1e12, -1e12] * (len(completions) // 4)
 
     return huge
 
@@ -121,7 +125,8 @@ def test_what_is_not_finite_names_the_step_and_the_last_good_checkpoint(
     tmp_path: Path, save_steps: int, last_good: str
 ) -> None:
     model = tiny_latent()
-    made = trainer(tmp_path, replace(CONFIG, save_steps=save_steps), model=model, reward_funcs=[huge_at(2)])
+    config = replace(CONFIG, save_steps=save_steps, reward_weights=(WEIGHT,))
+    made = trainer(tmp_path, config, model=model, reward_funcs=[huge_at(2)])
     with pytest.raises(NonFinite, match=rf"grpo seed 2, step 2, update 1: loss .*{last_good}"):
         made.train()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
