@@ -19,6 +19,7 @@ from dropout_grpo.problems.rewards import (
     choice_answer,
     combine_rewards,
     exact_answer,
+    format_penalty,
     load_reward,
     math_verify_reward,
     reward_columns,
@@ -32,7 +33,7 @@ COLUMNS = {"answer": ["13", "14", "13"], "level": [1, 2, 3]}
 
 def _combined(functions, weights):
     rows = call_rewards(functions, PROMPTS, COMPLETIONS, COLUMNS)
-    return combine_rewards(functions, weights, PROMPTS, rows)
+    return combine_rewards(weights, rows)
 
 
 class Unspeakable:
@@ -84,10 +85,17 @@ def test_rewards_are_weighted_sums_in_which_none_adds_nothing() -> None:
     assert _combined([exact_answer], [0.0]) == [0.0, 0.0, 0.0]
 
 
-def test_a_sample_that_nobody_judges_is_named() -> None:
+def test_a_sample_that_nobody_judges_has_no_reward() -> None:
     functions = [returning([1.0, None, 3.0]), returning([None, None, 1.0])]
-    with pytest.raises(UserError, match=r"judge, judge: every reward function returned None for sample 1 \('q1'\)"):
-        _combined(functions, [1.0, 1.0])
+    assert _combined(functions, [1.0, 1.0]) == [1.0, None, 4.0]
+
+
+def test_format_penalty_by_hand() -> None:
+    completions = ["### 3", "3", "###", "### ", "so ### it is\n### 4", ""]
+    assert format_penalty(["q"] * 6, completions) == [0.0, -0.5, -0.5, -0.5, 0.0, -0.5]
+    # With exact_answer: right, wrong, without an answer.
+    rows = call_rewards([exact_answer, format_penalty], ["q"] * 3, ["### 3", "### 4", "3"], {"answer": ["3"] * 3})
+    assert combine_rewards([1.0, 1.0], rows) == [1.0, 0.0, -0.5]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +222,7 @@ def test_rewards_are_tried_on_the_problems_own_answers() -> None:
     assert seen == [("q0", "### 0", "0"), ("q1", "### 1", "1")]
     with pytest.raises(UserError, match="returned 3 rewards for 2 completions"):
         try_rewards([returning([1.0, 1.0, 1.0])], [1.0], problems)
-    with pytest.raises(UserError, match="returned None for sample 0"):
-        try_rewards([returning([None, 1.0])], [1.0], problems)
+    try_rewards([returning([None, None])], [1.0], problems)  # nothing to say of these two
 
 
 @pytest.mark.parametrize(("functions", "weights"), [([], []), ([exact_answer], []), ([exact_answer], [1.0, 2.0])])

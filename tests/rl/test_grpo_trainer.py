@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl import trainer as trainer_module
 from dropout_grpo.training.optimizer import NonFinite
 from helpers.grpo_run import CONFIG, Replays, alternating, digits, talkative, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
@@ -105,28 +107,18 @@ def test_several_rewards_with_weights_and_without_an_opinion(tmp_path: Path, mon
     assert read_metrics(tmp_path / "equal")[0]["reward"] == pytest.approx((1 + 3 + 1 + 1) / 4)
 
 
-WEIGHT = 3e26  # of a reward, which itself is at most 1e12
-
-
-def huge_at(step: int) -> Any:
-    calls = iter(range(1, 100))
-
-    def huge(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        if next(calls) < step:
-            return [i % 2 / WEIGHT for i in range(len(completions))]
-        # Weighted, +-3e38: finite in float32, but not after the mean is subtracted.
-        return [1e12, -1e12, -1e12, -1e12] * (len(completions) // 4)
-
-    return huge
-
-
 @pytest.mark.parametrize(("save_steps", "last_good"), [(1, r"checkpoints/grpo-last"), (0, "the one it started from")])
 def test_what_is_not_finite_names_the_step_and_the_last_good_checkpoint(
-    tmp_path: Path, save_steps: int, last_good: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_steps: int, last_good: str
 ) -> None:
-    model = tiny_latent()
-    config = replace(CONFIG, save_steps=save_steps, reward_weights=(WEIGHT,))
-    made = trainer(tmp_path, config, model=model, reward_funcs=[huge_at(2)])
+    model, right, calls = tiny_latent(), trainer_module.group_advantages, iter((1.0, 3e38))
+
+    def huge_at_step_2(rewards: Tensor, **options: Any) -> Tensor:
+        return next(calls) * 10 * right(rewards, **options)
+
+    monkeypatch.setattr(trainer_module, "group_advantages", huge_at_step_2)
+    config = replace(CONFIG, save_steps=save_steps)
+    made = trainer(tmp_path, config, model=model, reward_funcs=[alternating])
     with pytest.raises(NonFinite, match=rf"grpo seed 2, step 2, update 1: loss .*{last_good}"):
         made.train()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]

@@ -97,6 +97,14 @@ def math_verify_reward(
     return rewards
 
 
+def format_penalty(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """-0.5 if the completion has no answer after ``###``, else 0.0 (public draft of the paper, rewards).
+
+    To be added to `exact_answer`.
+    """
+    return [-0.5 if extract_answer(completion) is None else 0.0 for completion in completions]
+
+
 def reward_name(function: RewardFunction) -> str:
     """The name of a reward function in metrics (``rewards/{name}/mean``) and messages."""
     return getattr(function, "__name__", None) or type(function).__name__
@@ -234,40 +242,29 @@ def reward_statistics(functions: Sequence[RewardFunction], rows: Sequence[Sequen
     return statistics
 
 
-def combine_rewards(
-    functions: Sequence[RewardFunction],
-    weights: Sequence[float],
-    prompts: Sequence[str],
-    rows: Sequence[Sequence[float | None]],
-) -> list[float]:
+def combine_rewards(weights: Sequence[float], rows: Sequence[Sequence[float | None]]) -> list[float | None]:
     """The weighted sum of all reward functions for each completion, by TRL's rules: a None adds nothing.
 
+    None where every function returned None: such a completion has no part in the update.
+
     Args:
-        functions: for their names in messages.
         weights: one per function.
-        prompts: for messages.
-        rows: what `call_rewards` returned.
+        rows: what `call_rewards` returned, one row per function.
 
     Raises:
-        UserError: functions and weights differ in number, every function returned None for some sample, which TRL
-            silently counts as 0, or a sum is too large.
+        UserError: functions and weights differ in number, or a sum is too large.
     """
-    if not functions or len(functions) != len(weights):
+    if not rows or len(rows) != len(weights):
         raise UserError(
-            f"rewards: {len(functions)} reward functions and {len(weights)} reward_weights; "
+            f"rewards: {len(rows)} reward functions and {len(weights)} reward_weights; "
             "give at least one function and a weight for each"
         )
-    rewards = []
-    for sample in range(len(prompts)):
-        terms = [
-            weight * value for weight, row in zip(weights, rows, strict=True) if (value := row[sample]) is not None
-        ]
+    rewards: list[float | None] = []
+    for sample, values in enumerate(zip(*rows, strict=True)):
+        terms = [weight * value for weight, value in zip(weights, values, strict=True) if value is not None]
         if not terms:
-            names = ", ".join(reward_name(function) for function in functions)
-            raise UserError(
-                f"rewards: {names}: every reward function returned None for sample {sample} "
-                f"({prompts[sample][:80]!r}); at least one must judge it"
-            )
+            rewards.append(None)
+            continue
         total = sum(terms)
         if not abs(total) <= LARGEST_REWARD:
             raise UserError(
@@ -287,7 +284,7 @@ def try_rewards(functions: Sequence[RewardFunction], weights: Sequence[float], p
     few = problems[:2]
     questions = [problem.question for problem in few]
     rows = call_rewards(functions, questions, [f"{MARKER} {p.answer}" for p in few], reward_columns(few))
-    combine_rewards(functions, weights, questions, rows)
+    combine_rewards(weights, rows)
 
 
 def load_reward(path: str) -> RewardFunction:

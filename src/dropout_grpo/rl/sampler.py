@@ -1,5 +1,6 @@
 """Samples the groups of a step: chooses the questions, generates answers under masks, and computes rewards."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -169,11 +170,12 @@ class Sampler:
         return select_answers(join_answers(parts, self.model.tokens.pad), rows_of(order.argsort(), seeds.shape[1]))
 
     def _rewards(self, batch: Sequence[Problem], completions: list[str]) -> tuple[Tensor, Scores]:
-        """Total rewards [N, K] of N problems, and the rewards of each function."""
+        """Total rewards [N, K] of N problems, NaN where no function judged, and the rewards of each function."""
         k = self.config.num_generations
         repeated = [problem for problem in batch for _ in range(k)]
         questions = [problem.question for problem in repeated]
         scores = call_rewards(self.reward_funcs, questions, completions, reward_columns(repeated))
         weights = self.config.reward_weights or (1.0,) * len(self.reward_funcs)
-        total = combine_rewards(self.reward_funcs, weights, questions, scores)
-        return torch.tensor(total, dtype=torch.float32).view(-1, k), scores
+        total = combine_rewards(weights, scores)
+        values = [math.nan if value is None else value for value in total]
+        return torch.tensor(values, dtype=torch.float32).view(-1, k), scores
