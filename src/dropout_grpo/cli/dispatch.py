@@ -19,12 +19,12 @@ from dropout_grpo.evidence.theory.plots import save_plots
 from dropout_grpo.evidence.theory.table import render
 from dropout_grpo.jobs.ask import as_text as answers_as_text, ask
 from dropout_grpo.jobs.compare import as_text as comparison_as_text, compare
-from dropout_grpo.jobs.data import write_data
+from dropout_grpo.jobs.data import write_data, write_variations
 from dropout_grpo.jobs.demo import demo
 from dropout_grpo.jobs.evaluate import evaluate
 from dropout_grpo.jobs.inspect import as_text as inspection_as_text, inspect
 from dropout_grpo.jobs.merge import merge
-from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe
+from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
 from dropout_grpo.jobs.smoke import stand_ins
 from dropout_grpo.jobs.train import grpo, sft
 from dropout_grpo.report import write_report
@@ -52,8 +52,11 @@ def _demo(options: Namespace) -> None:
 
 
 def _data(options: Namespace) -> None:
+    out = Path(options.out)
+    varied = VaryOptions(**{name: getattr(options, name) for name in VaryOptions.__dataclass_fields__})
     made = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
-    for file, count in write_data(Path(options.out), made).items():
+    written = write_data(out, made) if varied.vary is None else write_variations(out, varied)
+    for file, count in written.items():
         console.print(f"{file}: {count} problems", markup=False)
 
 

@@ -9,7 +9,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from dropout_grpo.cli.help import hide_unused, show_ranges
 from dropout_grpo.evidence.bench.config import BenchConfig
 from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, TaskName
+from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, TaskName, VaryOptions
 from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
 from dropout_grpo.ranges import check_ranges, seed_field
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
@@ -70,8 +70,10 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     )
     with_recipe(sub, "demo")
     with_json(sub)
-    sub = command("data", "write an embedded task's problems as Coconut JSON files")
-    sub.add_argument("--out", type=str, required=True, help="folder to write train, grpo, valid and test .json to")
+    sub = command("data", "write an embedded task's problems, or variations of a file's problems, as Coconut JSON")
+    files = "folder to write train, grpo, valid and test .json to, or vary.json"
+    sub.add_argument("--out", type=str, required=True, help=files)
+    with_options(sub, VaryOptions)
     sub.add_argument("--task", type=TaskName, default=DEFAULT_TASK, help="which embedded task")
     for name, task in TASKS.items():
         with_options(sub, task.config, name)

@@ -1,11 +1,14 @@
-"""The command ``data``: write an embedded task's problems to files."""
+"""The command ``data``: write an embedded task's problems, or variations of a file's problems, to files."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.problem_sources import problems_of
-from dropout_grpo.jobs.recipe import DataConfig
-from dropout_grpo.problems.files import save_problems
+from dropout_grpo.jobs.recipe import DataConfig, VaryOptions
+from dropout_grpo.problems.files import load_problems, save_problems
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.vary import vary
 from dropout_grpo.tasks.splits import SPLITS
 
 
@@ -19,14 +22,43 @@ def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
         UserError: a file exists, the folder cannot be made, or the task has too few problems.
     """
     targets = {name: out / f"{name}.json" for name in SPLITS}
-    for target in targets.values():
+    _require_new(targets.values())
+    made = problems_of(config, SPLITS)
+    return _write(out, {targets[name]: problems for name, problems in made.items()})
+
+
+def write_variations(out: Path, options: VaryOptions) -> dict[Path, int]:
+    """Write variations of a file's problems to ``vary.json``; an existing file is not replaced.
+
+    Returns:
+        The file written, with its number of problems.
+
+    Raises:
+        UserError: the file exists, the folder cannot be made, or no problem can be varied.
+    """
+    assert options.vary is not None, "there is a source"
+    target = out / "vary.json"
+    _require_new([target])
+    made = vary(load_problems(options.vary), options.copies, seed=options.seed)
+    if not made:
+        raise UserError(
+            f"{options.vary}: no problem can be varied; their steps must be calculator marks such as <<48/2=24>> that "
+            "lead from the question's numbers to the answer."
+        )
+    return _write(out, {target: made})
+
+
+def _require_new(targets: Iterable[Path]) -> None:
+    for target in targets:
         if target.exists():
             raise UserError(f"{target} exists already: choose another --out, or remove it.")
-    made = problems_of(config, SPLITS)
+
+
+def _write(out: Path, made: Mapping[Path, Sequence[Problem]]) -> dict[Path, int]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another.") from error
-    for name, problems in made.items():
-        save_problems(targets[name], problems)
-    return {targets[name]: len(problems) for name, problems in made.items()}
+    for file, problems in made.items():
+        save_problems(file, problems)
+    return {file: len(problems) for file, problems in made.items()}
