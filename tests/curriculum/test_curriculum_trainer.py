@@ -184,7 +184,7 @@ def test_rates_start_anew_in_each_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("reset", "steps"), [(True, 1.0), (False, 4.0)])
 def test_a_fresh_optimizer_in_every_stage_if_asked_for(tmp_path: Path, reset: bool, steps: float) -> None:
     trainer(tmp_path, replace(CONFIG, reset_optimizer=reset)).train()
-    state = load_file(tmp_path / "checkpoints" / "sft-last" / "optimizer.safetensors")
+    state = load_file(tmp_path / "checkpoints" / "sft-step-4" / "optimizer.safetensors")
     counts = {float(tensor) for name, tensor in state.items() if name.endswith(".step")}
     assert counts == {steps}  # AdamW's own count of its updates
 
@@ -257,8 +257,8 @@ def test_stages_are_kept_when_asked_for(tmp_path: Path) -> None:
     model = tiny_latent()
     trainer(tmp_path, replace(CONFIG, save_stages=True), model=model, part="x").train()
     folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert folders == {"x-last", "x-stage-0", "x-stage-1", "x-stage-2", "x-stage-3"}
-    for name in ("x-last", "x-stage-3"):
+    assert folders == {"x-step-3", "x-step-4", "x-stage-0", "x-stage-1", "x-stage-2", "x-stage-3"}
+    for name in ("x-step-4", "x-stage-3"):
         assert_same_weights(weights_of(LatentModel.from_pretrained(tmp_path / "checkpoints" / name)), weights_of(model))
     first = weights_of(LatentModel.from_pretrained(tmp_path / "checkpoints" / "x-stage-0"))
     assert any(not torch.equal(first[name], tensor) for name, tensor in weights_of(model).items())
@@ -284,7 +284,7 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path, reset:
     with pytest.raises(Stopped):
         trainer(tmp_path / "parts", replace(config, eval_steps=1), evaluate=stop).train()
     assert len(updates(tmp_path / "parts")) == 6
-    model = LatentModel.from_pretrained(tmp_path / "parts" / "checkpoints" / "sft-last")
+    model = tiny_latent()  # the model that the run started from: its weights come from the checkpoint
     trainer(tmp_path / "parts", config, model=model, resume=True).train(resume=True)
     assert updates(tmp_path / "parts") == updates(tmp_path / "whole")
     assert_same_weights(weights_of(model), weights_of(whole))
@@ -323,15 +323,15 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path) -> No
         return 0.0
 
     with pytest.raises(
-        NonFinite, match=r"curriculum seed 0, step 3, stage 2: after the update, .*checkpoints/sft-last"
+        NonFinite, match=r"curriculum seed 0, step 3, stage 2: after the update, .*checkpoints/sft-step-2"
     ) as error:
         trainer(tmp_path, model=model, evaluate=poison).train()
     assert "lower learning rate" in str(error.value)
     assert [line["step"] for line in updates(tmp_path)] == [1, 2, 3]
-    last = LatentModel.from_pretrained(tmp_path / "checkpoints" / "sft-last")
+    last = LatentModel.from_pretrained(tmp_path / "checkpoints" / "sft-step-2")
     assert all(bool(tensor.isfinite().all()) for tensor in weights_of(last).values())
-    state = json.loads((tmp_path / "checkpoints" / "sft-last" / "trainer_state.json").read_text())
-    assert state == {"step": 2, "stage": 1}
+    state = json.loads((tmp_path / "checkpoints" / "sft-step-2" / "trainer_state.json").read_text())
+    assert state == {"step": 2, "stage": 1, "batch_sizes": {"micro_batch_size": 2}}
 
 
 def test_the_first_update_has_no_good_checkpoint_behind_it(tmp_path: Path) -> None:
@@ -339,6 +339,8 @@ def test_the_first_update_has_no_good_checkpoint_behind_it(tmp_path: Path) -> No
     with torch.no_grad():
         model.model.get_input_embeddings().weight[5] = torch.nan
     with pytest.raises(
-        NonFinite, match=r"curriculum seed 0, step 1, stage 0: loss nan.* last good checkpoint is none yet"
+        NonFinite,
+        match=r"curriculum seed 0, step 1, stage 0: loss nan.* last good checkpoint is none: model\.transformer\.wte\."
+        "weight of the model it started from is not finite",
     ):
         trainer(tmp_path, model=model).train()

@@ -60,6 +60,11 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def newest_checkpoint(run: Path, part: str) -> Path:
+    """The folder of a part's newest training checkpoint."""
+    return max((run / "checkpoints").glob(f"{part}-step-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
 def weights_of(model: LatentModel) -> dict[str, torch.Tensor]:
     """A copy of all weights."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

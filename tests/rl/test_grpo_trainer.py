@@ -107,7 +107,7 @@ def test_several_rewards_with_weights_and_without_an_opinion(tmp_path: Path, mon
     assert read_metrics(tmp_path / "equal")[0]["reward"] == pytest.approx((1 + 3 + 1 + 1) / 4)
 
 
-@pytest.mark.parametrize(("save_steps", "last_good"), [(1, r"checkpoints/grpo-last"), (0, "the one it started from")])
+@pytest.mark.parametrize(("save_steps", "last_good"), [(1, r"checkpoints/grpo-step-1"), (0, "the one it started from")])
 def test_what_is_not_finite_names_the_step_and_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_steps: int, last_good: str
 ) -> None:
@@ -124,7 +124,7 @@ def test_what_is_not_finite_names_the_step_and_the_last_good_checkpoint(
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
     assert all(bool(tensor.isfinite().all()) for tensor in weights_of(model).values())
     if save_steps:
-        saved = LatentModel.from_pretrained(tmp_path / "checkpoints" / "grpo-last")
+        saved = LatentModel.from_pretrained(tmp_path / "checkpoints" / "grpo-step-1")
         assert_same_weights(weights_of(saved), weights_of(model))
 
 
@@ -165,9 +165,9 @@ def test_when_metrics_validation_and_checkpoints_are_written(tmp_path: Path) -> 
     assert [line["step"] for line in logged] == [2, 3, 4, 6]
     assert {line["step"]: line["eval/pass@1"] for line in logged if "eval/pass@1" in line} == {3: 0.25, 6: 0.5}
     assert {line["part"] for line in logged} == {"grpo_masks"}
-    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["grpo_masks-last"]
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["grpo_masks-step-5"]
     after_five = tiny_latent()
     trainer(tmp_path / "b", replace(config, max_steps=5, save_steps=0), model=after_five).train()
-    saved = LatentModel.from_pretrained(tmp_path / "a" / "checkpoints" / "grpo_masks-last")
+    saved = LatentModel.from_pretrained(tmp_path / "a" / "checkpoints" / "grpo_masks-step-5")
     assert_same_weights(weights_of(saved), weights_of(after_five))
     assert not (tmp_path / "b" / "checkpoints").exists()

@@ -159,7 +159,7 @@ def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, cut: int) -> Non
 
 def test_checkpoints_have_a_place(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", "grpo", Config())
-    assert run.checkpoint("grpo-last") == tmp_path / "run" / "checkpoints" / "grpo-last"
+    assert run.checkpoint("grpo-step-2") == tmp_path / "run" / "checkpoints" / "grpo-step-2"
 
 
 def test_results_are_json_of_plain_values(tmp_path: Path) -> None:

@@ -79,8 +79,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, config, evaluate=stop)  # 3 steps are logged, and the checkpoint is of step 2
     assert [step for step, _ in written(tmp_path / "run" / "tensorboard" / "grpo")["reward"]] == [1, 2, 3]
-    model = LatentModel.from_pretrained(tmp_path / "run" / "checkpoints" / "grpo-last")
-    made = trainer(tmp_path / "again", config, model=model)
+    made = trainer(tmp_path / "again", config)
     made.run = RunFolder(tmp_path / "run", "grpo", {}, resume=True, report_to=("tensorboard",))
     made.train(resume=True)
     found = written(tmp_path / "run" / "tensorboard" / "grpo")

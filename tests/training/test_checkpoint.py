@@ -15,7 +15,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.training import checkpoint as training_checkpoint
-from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
+from dropout_grpo.training.checkpoint import DamagedCheckpoint, restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.optimizer import build_optimizer, optimizer_tensors
 from helpers.tiny import KINDS, tiny_model, tiny_tokenizer
 from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
@@ -212,8 +212,9 @@ def test_training_state_and_optimizer_come_back(tmp_path: Path) -> None:
 
 def test_a_kept_model_has_no_training_state(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "kept", tiny_latent())
-    assert trainer_state(tmp_path / "kept") is None
-    assert trainer_state(tmp_path / "nowhere") is None
+    for name in ("kept", "nowhere"):
+        with pytest.raises(DamagedCheckpoint, match=rf"{name}/manifest\.json is missing"):
+            trainer_state(tmp_path / name)
     assert not (tmp_path / "kept" / "optimizer.safetensors").exists()
 
 

@@ -35,7 +35,10 @@ class CurriculumConfig:
         max_grad_norm: gradients are clipped to this norm.
         reset_optimizer: a fresh optimiser in every stage, as Coconut does.
         eval_steps: validate every so many updates; 0 only at the end of a stage.
-        save_stages: keep a checkpoint after every stage, not only the last.
+        save_steps: save a checkpoint, from which the run can be resumed, every so many updates and at the end of a
+            stage; 0 only at the end of a stage.
+        save_total_limit: how many of these checkpoints are kept, the newest ones; null keeps all.
+        save_stages: also keep the model of every stage.
     """
 
     c_thought: int = ranged(2, at_least=1)
@@ -56,6 +59,8 @@ class CurriculumConfig:
     max_grad_norm: float = ranged(1.0, above=0)
     reset_optimizer: bool = True
     eval_steps: int = ranged(0, at_least=0)
+    save_steps: int = ranged(500, at_least=0)
+    save_total_limit: int | None = ranged(2, at_least=1)
     save_stages: bool = False
 
     def __post_init__(self) -> None:

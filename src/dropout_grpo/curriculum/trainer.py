@@ -4,7 +4,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -17,13 +17,12 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_steps, pad_left, pad_right
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, trainer_state
-from dropout_grpo.training.finite import require_finite
+from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
-from dropout_grpo.training.progress import Bar
+from dropout_grpo.training.session import TrainingSession
 
 Evaluate = Callable[[LatentModel, int, int], float]
 """pass@1 on validation problems, in [0, 1], from a model, its latent steps and the answer tokens it may need."""
@@ -97,44 +96,49 @@ class CurriculumTrainer:
         return math.ceil(len(self.problems) / self.config.batch_size)
 
     def train(self, *, resume: bool = False) -> None:
-        """Run all stages. With ``resume``, continue after the last stage that was finished.
+        """Run all stages. With ``resume``, load the newest good checkpoint of the run and continue after it.
 
         Raises:
-            NonFinite: loss or gradient is not finite.
+            NonFinite: loss, gradient or logits are not finite.
+            Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
+        config = self.config
+        session = TrainingSession(
+            self.run, self.part, self.model, batches=[self._micro_batches], save_total_limit=config.save_total_limit
+        )
+        saved = session.resume() if resume else None
+        step = 0 if saved is None else saved.step
         total = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
-        last = self.run.checkpoint(f"{self.part}-last")
-        state = trainer_state(last) if resume else None
-        step, first = (state["step"], state["stage"] + 1) if state else (0, 0)
-        if resume:
-            self.run.forget_after(self.part, step)
         optimizer = self._optimizer()
-        if state and not self.config.reset_optimizer:
-            restore_optimizer(last, optimizer)
-        start = time.monotonic()
-        with self.run.tracking(self.part, step), Bar("curriculum", total, done=step) as bar:
-            for stage in (stage for stage in self.stages[first:] if stage.epochs):
-                if self.config.reset_optimizer:
-                    optimizer = self._optimizer()
-                last_good = str(last) if last.exists() else "none yet"
+        start, before = time.monotonic(), 0  # updates before the stage
+        with session.steps("curriculum", total, step) as bar:
+            for stage in self.stages:
                 updates = stage.epochs * self.updates_per_epoch
+                done, before = step - before, before + updates
+                if done >= updates:  # a stage that is finished, or has no epochs
+                    continue
+                if done == 0 and config.reset_optimizer:
+                    optimizer = self._optimizer()
+                elif saved is not None:
+                    saved.restore_optimizer(optimizer)
+                saved = None
                 schedule = build_schedule(
                     optimizer,
-                    self.config.lr_scheduler_type,
-                    warmup_steps=self.config.warmup_steps,
+                    config.lr_scheduler_type,
+                    warmup_steps=config.warmup_steps,
                     updates=updates,
+                    done=done,
                 )
-                validated = False
-                for batch in self._batches(stage):
+                for batch in islice(self._batches(stage), done, None):
                     rate = schedule.get_last_lr()[0]
                     loss = self.backward(stage, batch, step)
                     norm = update(
                         optimizer,
                         schedule,
                         loss=loss,
-                        max_grad_norm=self.config.max_grad_norm,
+                        max_grad_norm=config.max_grad_norm,
                         where=self._where(step + 1, stage),
-                        last_good=last_good,
+                        last_good=session.last_good,
                     )
                     step += 1
                     self.run.log(
@@ -148,16 +152,18 @@ class CurriculumTrainer:
                             "seconds": round(time.monotonic() - start, 3),
                         }
                     )
-                    validated = self.config.eval_steps > 0 and step % self.config.eval_steps == 0
-                    if validated:
+                    ends = step == before
+                    if ends or _every(config.eval_steps, step):
                         self._validate(stage, step)
+                    stopping = session.stopping
+                    if ends or _every(config.save_steps, step) or stopping:
+                        session.require_finite(self.model.pad(self._prompts[:1]), self._where(step, stage))
+                        if ends and config.save_stages:
+                            save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
+                        session.save(step, optimizer, {"stage": stage.index})
                     bar.advance(stage=stage.index, loss=loss)
-                if not validated:
-                    self._validate(stage, step)
-                require_finite(self.model, self.model.pad(self._prompts[:1]), self._where(step, stage), last_good)
-                save_checkpoint(last, self.model, optimizer, {"step": step, "stage": stage.index})
-                if self.config.save_stages:
-                    save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
+                    if stopping:
+                        session.stop(step)
 
     def _where(self, step: int, stage: Stage) -> str:
         return f"curriculum seed {self.seed}, step {step}, stage {stage.index}"
@@ -268,6 +274,11 @@ class CurriculumTrainer:
         longest = max(map(len, self._answers[stage.index]))
         passed = self.evaluate(self.model, stage.latent_steps, longest)
         self.run.log({"part": self.part, "step": step, "stage": stage.index, "eval/pass@1": passed})
+
+
+def _every(steps: int, step: int) -> bool:
+    """Is ``step`` one of every so many? Never if ``steps`` is 0."""
+    return steps > 0 and step % steps == 0
 
 
 def _share_out(steps: Sequence[list[int]], c_thought: int, max_latent_stage: int) -> list[list[int]]:

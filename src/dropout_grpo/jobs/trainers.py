@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.jobs.measure import require_askable, validator
-from dropout_grpo.jobs.models import fresh_model, load_model
+from dropout_grpo.jobs.models import fresh_model
 from dropout_grpo.jobs.problem_sources import vocabulary
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.latent.lora.adapter import add_lora
@@ -12,7 +12,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import load_reward, try_rewards
 from dropout_grpo.rl.trainer import GRPOTrainer
-from dropout_grpo.training.checkpoint import save_checkpoint, trainer_state
+from dropout_grpo.training.checkpoint import save_checkpoint
 
 
 def train_curriculum(
@@ -31,21 +31,16 @@ def train_curriculum(
     """
     recipe, run = session.recipe, session.run
     curriculum = recipe.curriculum
-    last = run.checkpoint("sft-last")
-    if recipe.resume and trainer_state(last) is not None:
-        model = load_model(last, device=session.device)
-    else:
-        words = vocabulary(recipe.data)
-        model = fresh_model(
-            recipe.model,
-            words,
-            curriculum.latent_steps,
-            curriculum.thought,
-            recipe.seed,
-            device=session.device,
-        )
-        if recipe.lora.r is not None:
-            model = add_lora(model, recipe.lora, seed=recipe.seed)
+    model = fresh_model(
+        recipe.model,
+        vocabulary(recipe.data),
+        curriculum.latent_steps,
+        curriculum.thought,
+        recipe.seed,
+        device=session.device,
+    )
+    if recipe.lora.r is not None:
+        model = add_lora(model, recipe.lora, seed=recipe.seed)
     trainer = CurriculumTrainer(
         model,
         curriculum,

@@ -67,7 +67,8 @@ class GRPOConfig:
         micro_batch_size: rollouts in one forward and backward pass; halved where memory runs out.
         rollout_batch_size: rollouts sampled at once; halved where memory runs out.
         eval_steps: validate every so many steps; 0 never.
-        save_steps: keep a checkpoint every so many steps; 0 only at the end.
+        save_steps: save a checkpoint, from which the run can be resumed, every so many steps; 0 never.
+        save_total_limit: how many of these checkpoints are kept, the newest ones; null keeps all.
         logging_steps: write metrics every so many steps.
     """
 
@@ -113,7 +114,8 @@ class GRPOConfig:
     micro_batch_size: int = ranged(256, at_least=1)
     rollout_batch_size: int = ranged(1024, at_least=1)
     eval_steps: int = ranged(0, at_least=0)
-    save_steps: int = ranged(0, at_least=0)
+    save_steps: int = ranged(100, at_least=0)
+    save_total_limit: int | None = ranged(2, at_least=1)
     logging_steps: int = ranged(1, at_least=1)
 
     def __post_init__(self) -> None:

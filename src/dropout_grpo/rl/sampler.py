@@ -95,7 +95,7 @@ class Sampler:
         if [] in sources:
             raise UserError(f"max_prompt_length={most} leaves a source of the GRPO data without a question: raise it.")
         self._order = DataOrder(sources, weights, seed)
-        self._batches = MicroBatches("rollout_batch_size", config.rollout_batch_size)
+        self.batches = MicroBatches("rollout_batch_size", config.rollout_batch_size)
 
     def _require_enough(self) -> None:
         config = self.config
@@ -147,7 +147,7 @@ class Sampler:
         seeds = rollout_seeds(self.seed, step, ids, self.config.num_generations, repeats)  # [N, K]
         prompts = self.prompts(places)
         k = self.config.num_generations
-        answers = self._batches.fit(len(places), lambda size: self._roll_out(prompts, seeds, size), rows=k)
+        answers = self.batches.fit(len(places), lambda size: self._roll_out(prompts, seeds, size), rows=k)
         completions = self.model.decode(answers.token_ids, answers.mask)
         rewards, scores = self._rewards([self.problems[i] for i in places], completions)
         return Groups(places=places, seeds=seeds, rewards=rewards, answers=answers), scores

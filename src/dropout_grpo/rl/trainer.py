@@ -30,12 +30,11 @@ from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint, saved_reference, trainer_state
-from dropout_grpo.training.finite import require_finite
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
-from dropout_grpo.training.progress import Bar, console
+from dropout_grpo.training.progress import console
+from dropout_grpo.training.session import TrainingSession
 
 Evaluate = Callable[[LatentModel], float]
 
@@ -110,27 +109,34 @@ class GRPOTrainer:
             self.reference = Reference(model, config, exploration)
 
     def train(self, *, resume: bool = False) -> None:
-        """Run ``max_steps`` batches. With ``resume``, continue after the last checkpoint.
+        """Run ``max_steps`` batches. With ``resume``, load the newest good checkpoint of the run and continue after it.
+
+        The model that the trainer was given stays the reference of a resumed run.
 
         Raises:
-            NonFinite: loss or gradient is not finite.
+            NonFinite: loss, gradient or logits are not finite.
+            Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         config = self.config
-        last = self.run.checkpoint(f"{self.part}-last")
         optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=(config.adam_beta1, config.adam_beta2),
         )
-        state = trainer_state(last) if resume else None
-        done = 0 if state is None else state["step"]
-        if state is not None:  # the model given is the one it all started from: it stays the reference
-            self.model.load_state_dict(LatentModel.from_pretrained(last).state_dict())
-            restore_optimizer(last, optimizer)
-            self.restore(state, saved_reference(last))
-        if resume:
-            self.run.forget_after(self.part, done)
+        session = TrainingSession(
+            self.run,
+            self.part,
+            self.model,
+            batches=[self._batches, self.sampler.batches],
+            save_total_limit=config.save_total_limit,
+            start=f"the one it started from, {self.model.name}",
+        )
+        saved = session.resume() if resume else None
+        done = 0 if saved is None else saved.step
+        if saved is not None:
+            saved.restore_optimizer(optimizer)
+            self.restore(saved.state, saved.reference())
         schedule = build_schedule(
             optimizer,
             config.lr_scheduler_type,
@@ -139,23 +145,23 @@ class GRPOTrainer:
             done=self.updates,
             min_lr_rate=config.min_lr_rate,
         )
-        with self.run.tracking(self.part, done), Bar(self.part.replace("_", "-"), config.max_steps, done=done) as bar:
+        with session.steps(self.part.replace("_", "-"), config.max_steps, done) as bar:
             for step in range(done + 1, config.max_steps + 1):
-                last_good = str(last) if last.exists() else f"the one it started from, {self.model.name}"
-                metrics = self.step(step, optimizer, schedule, last_good)
+                metrics = self.step(step, optimizer, schedule, session.last_good)
                 if self.evaluate is not None and config.eval_steps and step % config.eval_steps == 0:
                     metrics["eval/pass@1"] = self.evaluate(self.model)
                 if step % config.logging_steps == 0 or "eval/pass@1" in metrics:
                     self.run.log({"part": self.part, "step": step, **metrics})
-                save = config.save_steps and step % config.save_steps == 0
+                stopping = session.stopping
+                save = stopping or (config.save_steps > 0 and step % config.save_steps == 0)
                 if save or step == config.max_steps:
                     first = self.sampler.prompts([0])
-                    require_finite(self.model, (first.input_ids, first.attention_mask), self._where(step), last_good)
+                    session.require_finite((first.input_ids, first.attention_mask), self._where(step))
                 if save:
-                    save_checkpoint(
-                        last, self.model, optimizer, {"step": step, **self.state()}, self.reference_tensors()
-                    )
+                    session.save(step, optimizer, self.state(), self.reference_tensors())
                 bar.advance(reward=metrics["reward"], loss=metrics["loss"])
+                if stopping:
+                    session.stop(step)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides weights, optimiser and step, as JSON."""

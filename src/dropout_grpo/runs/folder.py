@@ -20,9 +20,9 @@ from dropout_grpo.runs.layout import (
     flat_options,
 )
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.read import started_with
+from dropout_grpo.runs.read import read_metrics, started_with
 from dropout_grpo.runs.trackers import TrackerName, Trackers, require_trackers
-from dropout_grpo.runs.write import jsonable, write_json, write_text
+from dropout_grpo.runs.write import jsonable, sync, write_json, write_text, writing
 
 _MAY_CHANGE = ("run_dir", "resume", "report_to")  # on resuming
 _BEFORE_A_RUN = {CONFIG_FILE, DATA_FOLDER}
@@ -106,20 +106,30 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl and send it to the trackers."""
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+        path = self.path / METRICS_FILE
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._trackers is not None:
             self._trackers.log(record)
 
     def forget_after(self, part: str, step: int) -> None:
-        """Drop a part's metrics after ``step``, which a resumed run writes again, and a half-written last line."""
-        file = self.path / METRICS_FILE
-        if not file.is_file():
-            return
-        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run leaves no newline after half a line
-        records = [json.loads(line) for line in whole.splitlines()]
-        kept = [r for r in records if r.get("part") != part or r["step"] <= step]
-        write_text(file, _lines(kept))
+        """Drop a part's metrics after ``step``, which a resumed run writes again, and a half-written last line.
+
+        Raises:
+            UserError: metrics.jsonl is damaged or cannot be replaced.
+        """
+        kept = [r for r in read_metrics(self.path, whole_lines=True) if r["part"] != part or r["step"] <= step]
+        path = self.path / METRICS_FILE
+        if path.is_file():
+            with writing(path):
+                write_text(path, _lines(kept))
+
+    def sync_metrics(self) -> None:
+        """Force metrics.jsonl to disk, before a checkpoint that counts on its lines."""
+        path = self.path / METRICS_FILE
+        if path.is_file():
+            with writing(path):
+                sync(path)
 
     def checkpoint(self, name: str) -> Path:
         """The folder of the checkpoint with this name."""
@@ -127,19 +137,27 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
-        write_json(self.path / RESULTS_FILE, results)
+        self._write(RESULTS_FILE, results)
 
     def write_measures(self, measures: Mapping[str, Any]) -> None:
         """Write metrics.json of an evaluation."""
-        write_json(self.path / MEASURES_FILE, measures)
+        self._write(MEASURES_FILE, measures)
 
     def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write samples.jsonl of an evaluation; see ``evaluation/samples.py``."""
-        write_text(self.path / SAMPLES_FILE, _lines(samples))
+        path = self.path / SAMPLES_FILE
+        with writing(path):
+            write_text(path, _lines(samples))
 
     def write_flips(self, flips: Sequence[Mapping[str, Any]]) -> None:
         """Write flips.jsonl of a demo."""
-        write_text(self.path / FLIPS_FILE, _lines(flips))
+        path = self.path / FLIPS_FILE
+        with writing(path):
+            write_text(path, _lines(flips))
+
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        with writing(self.path / name):
+            write_json(self.path / name, value)
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from dropout_grpo.runs.layout import (
     RESULTS_FILE,
     SAMPLES_FILE,
 )
+from dropout_grpo.runs.write import reading
 
 Record = Mapping[str, Any]
 
@@ -52,14 +53,18 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def read_metrics(run: Path) -> list[Record]:
+def read_metrics(run: Path, *, whole_lines: bool = False) -> list[Record]:
     """The lines of metrics.jsonl in order; empty without the file.
+
+    Args:
+        run: the run folder.
+        whole_lines: leave out a last line without a newline, which a killed run had not finished.
 
     Raises:
         UserError: a line is malformed.
     """
     path = run / METRICS_FILE
-    metrics = _read_lines(path)
+    metrics = _read_lines(path, whole_lines=whole_lines)
     for i, record in enumerate(metrics, start=1):
         _check_metrics_record(record, f"{path}, record {i}")
     return metrics
@@ -164,15 +169,17 @@ def _read_object(path: Path) -> Record:
     return _parse_object(_read_text(path), str(path)) if path.exists() else {}
 
 
-def _read_lines(path: Path) -> list[Record]:
+def _read_lines(path: Path, *, whole_lines: bool = False) -> list[Record]:
     """Records of a JSON-lines file in order; blank lines are skipped."""
-    lines = _read_text(path).split("\n") if path.exists() else []
+    lines = _read_text(path, whole_lines=whole_lines).split("\n") if path.exists() else []
     return [_parse_object(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, *, whole_lines: bool = False) -> str:
+    with reading(path):
+        content = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8")
+        return (content[: content.rfind(b"\n") + 1] if whole_lines else content).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): it is damaged; restore it") from error
 

@@ -1,10 +1,16 @@
 """Durable writes: a file is replaced as a whole, and a power failure cannot undo the replacement."""
 
+import errno
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from dropout_grpo.errors import UserError
 
 
 def jsonable(value: Any) -> Any:
@@ -40,3 +46,56 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.ENOENT: "it was moved or removed while the run was writing",
+    errno.ENOTDIR: "it was moved or removed while the run was writing",
+}
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a write that the system refuses into a UserError.
+
+    Args:
+        path: the file or folder that is written, for the message.
+
+    Raises:
+        UserError: names the path, the reason and the remedy.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors and tokenizers have error types of their own for failed writes
+        number = error.errno if isinstance(error, OSError) else _rust_error(error)
+        if number is None:
+            raise
+        remedy = _REMEDIES.get(number, "choose another folder")
+        raise UserError(
+            f"cannot write {path}: {os.strerror(number)}. Remedy: {remedy}; a run continues with --resume true."
+        ) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a read that the system refuses into a UserError.
+
+    Raises:
+        UserError: names the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}. Make it readable.") from error
+
+
+def _rust_error(error: Exception) -> int | None:
+    found = _RUST_ERROR.search(str(error))
+    return int(found[1]) if found else None

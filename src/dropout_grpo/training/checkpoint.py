@@ -1,69 +1,151 @@
-"""A training checkpoint: a plain Hugging Face folder of the model, plus what a resumed run needs. No pickle."""
+"""A training checkpoint: a plain Hugging Face folder of the model, and what a resumed run needs. No pickle.
 
+The folder is written under another name, forced to disk and then renamed, so that a run killed at any moment leaves a
+whole checkpoint or none of that name. ``manifest.json`` lists size and SHA-256 of every file: a checkpoint that is
+damaged later is recognised.
+"""
+
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
-from dropout_grpo.runs.write import write_json
+from dropout_grpo.runs.write import reading, sync, write_json, writing
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
-_OPTIMIZER, _STATE, _REFERENCE = "optimizer.safetensors", "trainer_state.json", "reference.safetensors"
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
+REFERENCE_FILE, MANIFEST_FILE = "reference.safetensors", "manifest.json"
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that differs from what was written. The message says how."""
 
 
 def save_checkpoint(
     path: Path,
     model: LatentModel,
     optimizer: Optimizer | None = None,
-    state: dict[str, Any] | None = None,
+    state: Mapping[str, Any] | None = None,
     reference: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write to a folder beside it, then move: a killed run leaves the old checkpoint or the new one, never a half."""
-    draft = path.with_name(path.name + ".part")
-    shutil.rmtree(draft, ignore_errors=True)
-    save_latent_model(model, draft)
-    if optimizer is not None:
-        save_file(optimizer_tensors(optimizer), draft / _OPTIMIZER)
-    if reference:
-        save_file(dict(reference), draft / _REFERENCE)
-    if state is not None:
-        write_json(draft / _STATE, state)
-    old = _old(path)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    draft.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write a checkpoint; an older one at the same path is replaced.
 
+    Args:
+        path: its folder.
+        model: what to save.
+        optimizer: for a training checkpoint.
+        state: for a training checkpoint, as JSON: ``step`` and whatever the trainer needs besides.
+        reference: weights of a reference model that training has changed.
 
-def _old(path: Path) -> Path:
-    return path.with_name(path.name + ".old")
-
-
-def trainer_state(path: Path) -> dict[str, Any] | None:
-    """What ``save_checkpoint`` was given as ``state``; None if there is no such checkpoint.
-
-    A run killed between the two moves of ``save_checkpoint`` gets its old checkpoint back here.
+    Raises:
+        UserError: the system refuses a write. Nothing at ``path`` has been changed by then.
     """
-    if not path.exists() and _old(path).exists():
-        _old(path).rename(path)
-    file = path / _STATE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    draft, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    with writing(path):
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            save_latent_model(model, draft)
+            if optimizer is not None:
+                save_file(optimizer_tensors(optimizer), draft / OPTIMIZER_FILE)
+            if reference:
+                save_file(dict(reference), draft / REFERENCE_FILE)
+            if state is not None:
+                write_json(draft / STATE_FILE, state)
+                write_json(draft / MANIFEST_FILE, _manifest(draft))
+            for file in draft.rglob("*"):
+                sync(file)
+            sync(draft)
+        except Exception:
+            shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its space back
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+        draft.rename(path)
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def trainer_state(path: Path) -> dict[str, Any]:
+    """The ``state`` of a training checkpoint, after a check of all its files against the manifest.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, added or changed.
+        UserError: a file cannot be read.
+    """
+    written = _json(path / MANIFEST_FILE)
+    with reading(path):
+        found = _manifest(path)
+    for name in sorted(written.keys() | found.keys()):
+        if name not in found:
+            raise DamagedCheckpoint(f"{path / name} is missing")
+        if name not in written:
+            raise DamagedCheckpoint(f"{path / name} is not part of the checkpoint")
+        if written[name] != found[name]:
+            raise DamagedCheckpoint(f"{path / name} has changed since it was written")
+    state = _json(path / STATE_FILE)
+    if not isinstance(state.get("step"), int):
+        raise DamagedCheckpoint(f"{path / STATE_FILE} has no step")
+    return state
 
 
 def restore_optimizer(path: Path, optimizer: Optimizer) -> None:
-    """Load the optimiser's state saved beside the model."""
-    load_optimizer_tensors(optimizer, load_file(path / _OPTIMIZER))
+    """Load the optimiser's state from a training checkpoint.
+
+    Raises:
+        UserError: the file cannot be read, or it is the state of another optimiser.
+    """
+    file = path / OPTIMIZER_FILE
+    tensors = _tensors(file)
+    with at_place(str(file)):
+        load_optimizer_tensors(optimizer, tensors)
 
 
 def saved_reference(path: Path) -> dict[str, Tensor]:
-    """The reference's weights by name, as ``save_checkpoint`` was given them; empty if there were none."""
-    file = path / _REFERENCE
-    return load_file(file) if file.is_file() else {}
+    """The reference's weights in a training checkpoint; empty if there are none."""
+    file = path / REFERENCE_FILE
+    return _tensors(file) if file.is_file() else {}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in a folder but the manifest itself."""
+    files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    files.pop(MANIFEST_FILE, None)
+    return {name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for name, file in files.items()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise DamagedCheckpoint(f"{file} is missing")
+    try:
+        with reading(file):
+            value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise DamagedCheckpoint(f"{file} is not JSON") from error
+    if not isinstance(value, dict):
+        raise DamagedCheckpoint(f"{file} is not a JSON object")
+    return value

@@ -14,7 +14,7 @@ from dropout_grpo.training.muon import MuonAdamW
 
 
 class NonFinite(UserError):
-    """A loss or gradient that is not a number or infinite."""
+    """A loss, gradient, weight or logit that is NaN or infinite."""
 
 
 def build_optimizer(
@@ -69,7 +69,7 @@ def build_schedule(
 
 
 def last_good_is(last_good: str) -> str:
-    """What to do after a number that is none."""
+    """The last good checkpoint and the remedy, to end the message of a ``NonFinite``."""
     return f"The last good checkpoint is {last_good}. Start a new run with a lower learning rate or a longer warm-up."
 
 
@@ -98,10 +98,22 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of ``optimizer_tensors`` for an optimiser over the same parameters in the same order."""
+    """The inverse of ``optimizer_tensors`` for an optimiser over the same parameters in the same order.
+
+    Raises:
+        UserError: the tensors are those of another optimiser.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     whole = optimizer.state_dict()
     whole["state"] = {}
     for key, tensor in tensors.items():
-        i, name = key.split(".", 1)
-        whole["state"].setdefault(int(i), {})[name] = tensor
+        number, _, name = key.partition(".")
+        if not (number.isdecimal() and int(number) < len(parameters) and name):
+            raise UserError(f"{key!r} is no state of an optimiser of {len(parameters)} parameters.")
+        expected = torch.Size(()) if name == "step" else parameters[int(number)].shape
+        if tensor.shape != expected or not tensor.is_floating_point():
+            raise UserError(
+                f"{key} is {tensor.dtype} of shape {list(tensor.shape)}, not floating point of shape {list(expected)}."
+            )
+        whole["state"].setdefault(int(number), {})[name] = tensor
     optimizer.load_state_dict(whole)

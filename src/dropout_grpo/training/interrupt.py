@@ -1,0 +1,72 @@
+"""SIGTERM and Ctrl-C: a trainer finishes the update at hand and saves; everything else stops at once.
+
+Only a process that calls ``handle_signals`` (the command line does) is affected. A program that uses the trainers as a
+library keeps its own signal handlers.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from dropout_grpo.training.progress import console
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_deferring = False
+_asked: int | None = None
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to stop.
+
+    Args:
+        signum: the signal.
+        saved: what was saved before; empty if nothing needed saving.
+    """
+
+    def __init__(self, signum: int, saved: str = "") -> None:
+        super().__init__(signum)
+        self.signum, self.saved = signum, saved
+
+    @property
+    def status(self) -> int:
+        """Exit status of a process that this ends: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signum
+
+    def __str__(self) -> str:
+        name = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}.get(
+            signal.Signals(self.signum), f"stopped by signal {self.signum}"
+        )
+        return f"{name}{self.saved}"
+
+
+def handle_signals() -> None:
+    """Let SIGINT and SIGTERM raise ``Interrupted`` from now on, at once or at the end of the update at hand."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, _handle)
+
+
+@contextmanager
+def finishing_updates() -> Iterator[Callable[[], int | None]]:
+    """Inside the block a first signal is only recorded; the second one stops at once.
+
+    Yields:
+        A function that returns the recorded signal, or None.
+    """
+    global _deferring, _asked
+    _deferring, _asked = True, None
+    try:
+        yield lambda: _asked
+    finally:
+        _deferring, _asked = False, None
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _asked
+    if _deferring and _asked is None:
+        _asked = number
+        console.print("stopping after this update; a second signal stops at once", markup=False)
+        return
+    raise Interrupted(number)

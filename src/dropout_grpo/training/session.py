@@ -1,0 +1,238 @@
+"""What both trainers do around their updates: resume from the newest good checkpoint, save, and know the last good one.
+
+The checkpoints of a part are ``checkpoints/PART-step-N``. The newest ``save_total_limit`` are kept.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.write import writing
+from dropout_grpo.training.checkpoint import (
+    DamagedCheckpoint,
+    restore_optimizer,
+    save_checkpoint,
+    saved_reference,
+    trainer_state,
+)
+from dropout_grpo.training.interrupt import Interrupted, finishing_updates
+from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.optimizer import NonFinite, last_good_is
+from dropout_grpo.training.progress import Bar, console
+
+_BATCH_SIZES = "batch_sizes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A training checkpoint whose weights are in the model."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state["step"])
+
+    def restore_optimizer(self, optimizer: Optimizer) -> None:
+        """Load the optimiser's state."""
+        restore_optimizer(self.path, optimizer)
+
+    def reference(self) -> dict[str, Tensor]:
+        """The reference's weights; empty if training never changed them."""
+        return saved_reference(self.path)
+
+
+class TrainingSession:
+    """One training of one model, as a part of a run.
+
+    Args:
+        run: where metrics and checkpoints go.
+        part: name of the part in metrics.jsonl, and prefix of its checkpoints.
+        model: trained in place.
+        batches: micro-batches of the trainer. Their sizes are saved and restored, since a size that memory has forced
+            changes the rounding of sums.
+        save_total_limit: how many checkpoints are kept, as in transformers; None keeps all.
+        start: the good model before the first checkpoint, for messages.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        part: str,
+        model: LatentModel,
+        *,
+        batches: Sequence[MicroBatches] = (),
+        save_total_limit: int | None = None,
+        start: str = "none yet",
+    ) -> None:
+        self.run, self.part, self.model = run, part, model
+        self.batches, self.save_total_limit = {b.option: b for b in batches}, save_total_limit
+        self._good: Path | None = None
+        self._signal: Callable[[], int | None] = lambda: None
+        lacking = non_finite(model)
+        self._start = start if lacking is None else f"none: {lacking} of the model it started from is not finite"
+
+    @property
+    def last_good(self) -> str:
+        """The last good checkpoint, for messages."""
+        return self._start if self._good is None else str(self._good)
+
+    def resume(self) -> Saved | None:
+        """Load the newest good checkpoint into the model and drop the metrics after it.
+
+        Damaged checkpoints are named, renamed to ``NAME.damaged`` and passed over.
+
+        Returns:
+            The checkpoint; None if the run has not saved one yet, so that it starts from the beginning.
+
+        Raises:
+            UserError: there are checkpoints and none of them is good, or one does not fit the model.
+        """
+        for draft in self.run.checkpoint("").glob(f"{self.part}-step-*.part"):  # of a run killed while it saved
+            shutil.rmtree(draft, ignore_errors=True)
+        damaged: list[str] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                state = trainer_state(path)
+            except DamagedCheckpoint as error:
+                damaged.append(str(error))
+                continue
+            self._load(path)
+            for batches in self.batches.values():
+                batches.size = int(state.get(_BATCH_SIZES, {}).get(batches.option, batches.size))
+            self._report(damaged, path)
+            self.run.forget_after(self.part, int(state["step"]))
+            self._good = path
+            return Saved(path=path, state=state)
+        if damaged:
+            raise UserError(
+                f"no checkpoint of {self.part} in {self.run.path} is good: {'; '.join(damaged)}. Restore one, or "
+                f"remove the folders {self.part}-step-* to start {self.part} again."
+            )
+        self.run.forget_after(self.part, 0)
+        return None
+
+    def _load(self, path: Path) -> None:
+        try:
+            self.model.load_state_dict(LatentModel.from_pretrained(path).state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"checkpoint {path} does not fit the model that is trained: {reason}") from error
+
+    def _report(self, damaged: Sequence[str], used: Path) -> None:
+        for message in damaged:
+            console.print(f"warning: {message}: the checkpoint is damaged and is not used", markup=False)
+        if damaged:
+            console.print(f"warning: going on from {used}", markup=False)
+        for path in self.checkpoints():
+            if _step_of(path) > _step_of(used):
+                aside = path.with_name(path.name + ".damaged")
+                with writing(aside):
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+
+    def save(
+        self,
+        step: int,
+        optimizer: Optimizer,
+        state: Mapping[str, Any] | None = None,
+        reference: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the checkpoint of a step and remove those over ``save_total_limit``.
+
+        Call ``require_finite`` before.
+
+        Args:
+            step: steps done.
+            optimizer: its state is saved.
+            state: what else the trainer needs to continue, as JSON.
+            reference: weights of a reference model that training has changed.
+        """
+        path = self.run.checkpoint(f"{self.part}-step-{step}")
+        self.run.sync_metrics()
+        sizes = {option: batches.size for option, batches in self.batches.items()}
+        whole = {"step": step, **(state or {}), **({_BATCH_SIZES: sizes} if sizes else {})}
+        save_checkpoint(path, self.model, optimizer, whole, reference)
+        self._good = path
+        if self.save_total_limit is not None:
+            for old in self.checkpoints()[: -self.save_total_limit]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def checkpoints(self) -> list[Path]:
+        """The folders of this part's checkpoints, by step."""
+        folder = self.run.checkpoint("")
+        names = re.compile(re.escape(self.part) + r"-step-\d+")
+        found = [path for path in folder.iterdir() if names.fullmatch(path.name)] if folder.is_dir() else []
+        return sorted(found, key=_step_of)
+
+    @contextmanager
+    def steps(self, title: str, total: int, done: int) -> Iterator[Bar]:
+        """Around the loop over steps: progress bar, trackers, and signals that wait for the end of an update.
+
+        Args:
+            title: of the progress bar.
+            total: number of steps.
+            done: steps already done.
+        """
+        with self.run.tracking(self.part, done), Bar(title, total, done=done) as bar, finishing_updates() as asked:
+            self._signal = asked
+            yield bar
+
+    @property
+    def stopping(self) -> bool:
+        """Was the process asked to stop? The trainer saves and calls ``stop``."""
+        return self._signal() is not None
+
+    def stop(self, step: int) -> None:
+        """Leave the loop after a save.
+
+        Raises:
+            Interrupted: always.
+        """
+        signum = self._signal()
+        assert signum is not None, "nothing asks for a stop"
+        raise Interrupted(signum, f" after step {step} of {self.part}; saved: continue with --resume true")
+
+    def require_finite(self, encoded: tuple[Tensor, Tensor], where: str) -> None:
+        """Check the model before it is kept as a good checkpoint: its weights, and the logits of an answer.
+
+        Weights can be finite and yet so large that no answer is.
+
+        Args:
+            encoded: ids and mask of questions, [B, S].
+            where: seed and step, for the message.
+
+        Raises:
+            NonFinite: a weight or a logit of the first answer token is not finite.
+        """
+        lacking = non_finite(self.model)
+        if lacking is None:
+            with torch.no_grad():
+                state = self.model.think(self.model.read(*encoded), self.model.latent_steps)
+                logits, _ = self.model.logits(state, self.model.end_marker(state.rows), None)
+            if bool(logits.isfinite().all()):
+                return
+        what = "logits are" if lacking is None else f"{lacking} is"
+        raise NonFinite(f"{where}: after the update, {what} not finite. {last_good_is(self.last_good)}")
+
+
+def non_finite(model: LatentModel) -> str | None:
+    """The name of a weight tensor that holds NaN or infinity; None if all are finite."""
+    return next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
