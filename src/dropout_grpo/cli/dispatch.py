@@ -24,6 +24,7 @@ from dropout_grpo.jobs.demo import demo
 from dropout_grpo.jobs.evaluate import evaluate
 from dropout_grpo.jobs.inspect import as_text as inspection_as_text, inspect
 from dropout_grpo.jobs.merge import merge
+from dropout_grpo.jobs.push import push
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
 from dropout_grpo.jobs.smoke import stand_ins
 from dropout_grpo.jobs.train import grpo, sft
@@ -87,6 +88,11 @@ def _bench(options: Namespace) -> None:
     bench(config, sweep=options.sweep, as_json=options.json)
 
 
+def _push(options: Namespace) -> None:
+    eval_run = None if options.eval_run is None else Path(options.eval_run)
+    print(push(Path(options.checkpoint), options.repo_id, eval_run=eval_run, private=options.private))
+
+
 def _theory(options: Namespace) -> None:
     theory = TheoryOptions(seed=options.seed, plots=options.plots)
     checks = run_checks(theory.seed)
@@ -110,6 +116,7 @@ _RUN: dict[str, Callable[[Namespace], Any]] = {
     "ask": _ask,
     "inspect": _inspect,
     "merge": lambda options: merge(options.folder, Path(options.out)),
+    "push": _push,
     "theory": _theory,
     "bench": _bench,
     "report": lambda options: print(write_report(Path(options.run_dir))),
