@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dropout_grpo"
 
 FLOORS = (
     ("errors", "lazy", "ranges", "import_path"),
+    ("distributed",),
     ("exploration",),
     ("latent", "problems"),
     ("tasks", "runs", "training"),

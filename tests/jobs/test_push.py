@@ -45,7 +45,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 def checkpoint(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     tiny_latent().save_pretrained(run / "checkpoints" / "grpo")
-    config = {"command": "grpo", "config": {"run_dir": "runs/mine", "checkpoint": "gpt2"}}
+    options = {"run_dir": "runs/mine", "checkpoint": "gpt2", "seed": 0, "grpo": {"max_steps": 7}, "resume": False}
+    config = {"command": "grpo", "config": options}
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return run / "checkpoints" / "grpo"
 
@@ -72,7 +73,7 @@ def test_the_folder_goes_up_with_a_card_that_has_the_results(
     card = ModelCard.load(checkpoint / "README.md")
     assert card.data.base_model == "gpt2"
     assert "trained with Dropout-GRPO" in card.text
-    assert "$ dropout-grpo grpo --run_dir runs/mine" in card.text
+    assert "$ dropout-grpo grpo --run_dir runs/mine --checkpoint gpt2 --grpo.max_steps 7\n" in card.text
     assert "| test.json | 40 | 50.0% | 35.0% to 65.0% |" in card.text
 
 
