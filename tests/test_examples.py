@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dropout_grpo import LatentModel
@@ -44,6 +45,30 @@ def test_own_reward_trains_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFi
     trained = LatentModel.from_pretrained(tmp_path / "run/checkpoints/own_reward")
     assert trained.latent_steps == tiny_latent().latent_steps
     assert "(right: 3)" in capsys.readouterr().out  # of the first problem
+
+
+def test_own_exploration_is_held_and_has_mean_one() -> None:
+    model, uniform = tiny_latent(dtype=torch.float64), example("own_exploration").Uniform(0.3)
+    noise = model.noise(uniform, torch.arange(500))
+    factors = noise.factors("latent", 0)
+    assert set(factors) == {f"layers.{i}.{half}" for i in (0, 1) for half in ("attention", "mlp")}
+    assert noise.factors("latent", 3) is factors
+    assert noise.factors("answer", 0) == {}
+    drawn = torch.cat([factor[:, 0] for factor in factors.values()], dim=1)
+    assert (drawn.min() > 0.7) & (drawn.max() < 1.3)
+    assert drawn.mean().item() == pytest.approx(1.0, abs=4 * 0.3 / (3 * drawn.numel()) ** 0.5)
+    alone = model.noise(uniform, torch.tensor([7])).factors("latent", 0)
+    assert torch.equal(alone["layers.1.mlp"][0], factors["layers.1.mlp"][7])
+
+
+def test_own_exploration_trains_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_latent().save_pretrained(tmp_path / "checkpoint")
+    save_problems(tmp_path / "problems.json", tiny_problems(5))
+    given = {"checkpoint": tmp_path / "checkpoint", "problems": tmp_path / "problems.json", "out": tmp_path / "run"}
+    arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    example("own_exploration").main([*arguments, "--steps", "2", "--prompts", "3"])
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
+    assert "metrics.jsonl" in capsys.readouterr().out
 
 
 def test_own_model_is_wrapped_trained_and_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_an_option_like_no_other_gets_no_suggestion() -> None:
         ("sft --bf16 maybe", "--bf16 maybe: it must be true or false or null."),
         ("sft --lora.r few", "--lora.r few: it must be a whole number or null."),
         ("eval --checkpoint c --files a.json", "--files a.json: it must be a list such as [a,b]."),
-        ("sft --exploration.kind non", "--exploration.kind non: it must be one of shared_dropout, "),
+        ("sft --exploration.kind non", "exploration.kind non: it must be one of shared_dropout, "),
         ("sft --exploration.kind non", "(did you mean 'none'?)"),
         ("ask c", "missing: question."),
         ("eval", "missing: --checkpoint, --files."),

@@ -22,6 +22,7 @@ from helpers.tiny import KINDS
 SEEDS = torch.arange(12).view(3, 4) * 1_000_003 - 7  # [N, K]
 HELD = SharedDropout(0.3, ("residual", "thought"), ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.3, ("residual", "heads"), ALL_PHASES)
+READING = SharedDropout(0.3, ("values", "attention_weights"), ALL_PHASES)
 TOKENS = torch.arange(12 * 5).view(12, 5) * 7 % 40  # answers of 5 tokens
 USED = torch.arange(5) < (torch.arange(12) % 5 + 1)[:, None]  # of 1 to 5 of them
 ADVANTAGES = torch.linspace(-1, 1, 12, dtype=torch.float64)
@@ -29,7 +30,9 @@ ROLLOUT = {"temperature": 1.5, "max_completion_length": 6}
 
 both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
 every_exploration = pytest.mark.parametrize(
-    "exploration", [NoExploration(), HELD, EVERYWHERE], ids=["none", "held", "everywhere"]
+    "exploration",
+    [NoExploration(), HELD, EVERYWHERE, READING],
+    ids=["none", "held", "everywhere", "reading"],
 )
 
 
@@ -53,6 +56,8 @@ def alone(row: int) -> tuple[Prompts, Tensor, Tensor]:
 def test_a_row_of_a_group_is_the_row_alone(kind: str, copy_prompts: bool, exploration: Exploration) -> None:
     """Values, and gradients: those of the batch are the sum of those of its rows."""
     model = latent_model(kind, copy_prompts=copy_prompts)
+    if exploration is READING and kind == "gemma2":
+        exploration = SharedDropout(0.3, ("values",), ALL_PHASES)
     together = logprobs_of(model, prompts(), SEEDS, TOKENS, exploration)
     rows = torch.cat([logprobs_of(model, *alone(row), exploration) for row in range(12)])
     torch.testing.assert_close(together, rows, rtol=0, atol=1e-10)

@@ -15,6 +15,7 @@ from helpers.engine import (
     GRADIENT_TOLERANCE,
     KEEPS_ITS_ATTENTION,
     QUESTIONS,
+    READING_SITES,
     SEEDS,
     TOLERANCE,
     difference,
@@ -25,11 +26,14 @@ from helpers.engine import (
     oracle_model,
     oracle_rows,
     reference_factors,
+    reference_noises,
 )
 from helpers.oracle import site_modules
 from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS, WIDE_HEADS
 
 MASKS = SharedDropout(0.25, ALL_SITES, ("latent", "answer"))
+READING = SharedDropout(0.25, READING_SITES, ("latent", "answer"))
+READING_VALUES = SharedDropout(0.25, ("values", "heads"), ("latent", "answer"))
 PROMPT = QUESTIONS[0]
 
 
@@ -48,6 +52,22 @@ def test_variants_equal_the_oracle(kind: str, dtype: torch.dtype) -> None:
         assert difference(found.detach(), wanted.detach()) < TOLERANCE[dtype]
     by_name = gradients(model.model, logprobs)
     assert differences(by_name, gradients(plain, expected)) < GRADIENT_TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
+def test_variants_under_masks_of_what_is_read_equal_the_oracle(kind: str, copy_prompts: bool) -> None:
+    """Values and attention weights; a model that keeps its own attention has values alone."""
+    masks = READING_VALUES if kind in KEEPS_ITS_ATTENTION else READING
+    model, plain = latent_model(kind, latent_steps=4, copy_prompts=copy_prompts), oracle_model(kind)
+    assert ("attention_weights" in model.sites.lacking) == (kind in KEEPS_ITS_ATTENTION)
+    expected_hiddens, expected = oracle_rows(plain, 4, reference_noises(masks))
+    hiddens, logprobs = engine_rows(model, masks)
+    for found, wanted in zip([*hiddens, logprobs], [*expected_hiddens, expected], strict=True):
+        assert difference(found.detach(), wanted.detach()) < TOLERANCE[torch.float64]
+    assert differences(gradients(model.model, logprobs), gradients(plain, expected)) < 1e-10
+    quiet = oracle_rows(plain, 4)[1]
+    assert difference(logprobs.detach(), quiet.detach()) > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2_window"])

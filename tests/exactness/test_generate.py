@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
-from dropout_grpo.exploration.dropout import DropoutNoise
+from dropout_grpo.exploration.held import HeldNoise
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.sampling import Sampled
@@ -135,7 +135,7 @@ def first_rows(select: Callable[[object, Tensor], object]) -> Callable[[object, 
     return lambda self, rows: select(self, torch.arange(len(rows)))
 
 
-@pytest.mark.parametrize("part", [LatentState, Sampled, DropoutNoise])
+@pytest.mark.parametrize("part", [LatentState, Sampled, HeldNoise])
 def test_the_comparison_notices_the_wrong_rows(part: type, monkeypatch: pytest.MonkeyPatch) -> None:
     model = latent_model("gpt2", copy_prompts=True)
     with_eos(model, divisive_token(model, HELD, 1.5))

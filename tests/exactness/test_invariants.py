@@ -18,7 +18,9 @@ from helpers.engine import (
     ALL_SITES,
     ANSWERS,
     END_ID,
+    KEEPS_ITS_ATTENTION,
     QUESTIONS,
+    READING_SITES,
     SEEDS,
     TOLERANCE,
     difference,
@@ -31,13 +33,17 @@ from helpers.tiny import EXTRA_KINDS, KINDS, tiny_model, tiny_tokenizer
 
 HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.3, ALL_SITES, ALL_PHASES)
+READING = SharedDropout(0.3, READING_SITES, ("latent", "answer"))
+VALUES = SharedDropout(0.3, ("values",), ALL_PHASES)
 TOKENS = torch.tensor(ANSWERS)
 
 every_kind = pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
 both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
 both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
 every_exploration = pytest.mark.parametrize(
-    "exploration", [NoExploration(), HELD, EVERYWHERE], ids=["none", "held", "everywhere"]
+    "exploration",
+    [NoExploration(), HELD, EVERYWHERE, READING],
+    ids=["none", "held", "everywhere", "reading"],
 )
 
 
@@ -75,6 +81,8 @@ def test_cached_is_cache_free(kind: str, dtype: torch.dtype, copy_prompts: bool)
 def test_the_first_ratio_is_one(kind: str, dtype: torch.dtype, copy_prompts: bool, exploration: Exploration) -> None:
     """Replayed log-probabilities are those of the rollout, token by token decoded there and all at once here."""
     model = latent_model(kind, dtype, copy_prompts=copy_prompts)
+    if exploration is READING and kind in KEEPS_ITS_ATTENTION:
+        exploration = VALUES
     made = roll_out(model, prompts(), SEEDS, exploration, temperature=1.3, max_completion_length=7)
     assert made.mask.any(dim=1).all()
 
@@ -130,7 +138,7 @@ def test_without_exploration_or_temperature_all_collapses(kind: str, copy_prompt
         assert norm > 1e-3
 
 
-@pytest.mark.parametrize("exploration", [NoExploration(), EVERYWHERE], ids=["none", "everywhere"])
+@pytest.mark.parametrize("exploration", [NoExploration(), EVERYWHERE, READING], ids=["none", "everywhere", "reading"])
 def test_the_gradient_is_that_of_finite_differences(exploration: Exploration) -> None:
     """Two entries of every tensor of GPT-2, through three thoughts, the cache and a group's shared prompt."""
     model = latent_model("gpt2", latent_steps=3)

@@ -20,6 +20,7 @@ from helpers.engine import (
     ANSWERS,
     GRADIENT_TOLERANCE,
     LATENT_ID,
+    READING_SITES,
     SEEDS,
     TOLERANCE,
     difference,
@@ -36,6 +37,8 @@ from helpers.tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
 
 MASKS = SharedDropout(0.25, ALL_SITES, ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.25, ALL_SITES, ALL_PHASES)
+READING = SharedDropout(0.25, READING_SITES, ("latent",))
+READING_EVERYWHERE = SharedDropout(0.25, (*ALL_SITES, *READING_SITES), ALL_PHASES)
 
 every_kind = pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
 both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
@@ -88,6 +91,23 @@ def test_replay_is_the_same_pass(kind: str, dtype: torch.dtype, exploration: Sha
     assert difference(logprobs.detach(), expected.detach()) < TOLERANCE[dtype]
     by_name = gradients(model.model, logprobs)
     assert differences(by_name, gradients(plain, expected)) < GRADIENT_TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("kind", "copy_prompts"), KINDS_AND_CACHES)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
+@pytest.mark.parametrize("exploration", [READING, READING_EVERYWHERE], ids=["latent", "everywhere"])
+def test_masks_of_what_is_read_equal_the_oracle(
+    kind: str, copy_prompts: bool, dtype: torch.dtype, exploration: SharedDropout
+) -> None:
+    """Values and attention weights of the unmasked prompt, shared or copied, or read under the masks itself."""
+    if kind in WINDOWED_KINDS:
+        exploration = SharedDropout(0.25, ("values",), exploration.phases)
+    model, plain = latent_model(kind, dtype, latent_steps=3, copy_prompts=copy_prompts), oracle_model(kind, dtype)
+    oracle = oracle_rows(plain, 3, reference_noises(exploration))
+    engine = engine_rows(model, exploration)
+    assert worst(engine, oracle) < TOLERANCE[dtype]
+    assert differences(gradients(model.model, engine[1]), gradients(plain, oracle[1])) < GRADIENT_TOLERANCE[dtype]
+    assert worst(engine, oracle_rows(plain, 3)) > 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS)

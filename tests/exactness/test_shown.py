@@ -145,7 +145,7 @@ def test_a_mask_on_experts_multiplies_the_output_of_the_block(kind: str) -> None
 def test_a_site_that_experts_lack_is_refused_by_name() -> None:
     plain, tokenizer = built("mixtral", **EXPERTS["mixtral"])
     model = LatentModel(plain, tokenizer, latent_steps=2)
-    assert model.sites.lacking == ("mlp_hidden",)
+    assert tuple(model.sites.lacking) == ("mlp_hidden",)
     with pytest.raises(UserError, match="'mlp_hidden': MixtralModel has no such site"):
         model.noise(SharedDropout(0.1, ("mlp_hidden",)), torch.tensor([1]))
 

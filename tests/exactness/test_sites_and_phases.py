@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import PerStepDropout, SharedDropout
 from dropout_grpo.exploration.sites import SITES
 from dropout_grpo.rl.rollout import replay
@@ -13,6 +14,8 @@ from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,
     ANSWERS,
+    KEEPS_ITS_ATTENTION,
+    READING_SITES,
     SEEDS,
     difference,
     differences,
@@ -30,7 +33,7 @@ PHASES = [subset for n in (1, 2, 3) for subset in combinations(ALL_PHASES, n)]
 
 
 def test_these_are_all_the_sites() -> None:
-    assert set(SITES) == {"residual", "attention", "mlp", "mlp_hidden", "heads", "thought"}
+    assert set(SITES) == {"residual", "attention", "mlp", "mlp_hidden", "heads", "thought", *READING_SITES}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])  # Qwen3: heads x head width is not the model's width
@@ -56,6 +59,10 @@ def test_a_site_in_every_combination_of_phases(kind: str, site: str) -> None:
 def test_a_site_of_every_architecture(kind: str, site: str) -> None:
     exploration, other = SharedDropout(0.4, site), SharedDropout(0.4, SITES[SITES.index(site) - 1])
     model, plain = latent_model(kind, latent_steps=3), oracle_model(kind)
+    if site == "attention_weights" and kind in KEEPS_ITS_ATTENTION:
+        with pytest.raises(UserError, match=r"'attention_weights': \w+ has no such site, because it keeps its own"):
+            engine_rows(model, exploration)
+        return
     _, logprobs = engine_rows(model, exploration)
     _, expected = oracle_rows(plain, 3, reference_noises(exploration))
     assert difference(logprobs.detach(), expected.detach()) < 1e-10
@@ -68,7 +75,7 @@ def test_a_site_of_every_architecture(kind: str, site: str) -> None:
 @pytest.mark.parametrize("phases", [("latent",), ALL_PHASES], ids=["latent", "everywhere"])
 def test_a_mask_for_every_step(kind: str, phases: tuple[str, ...]) -> None:
     """Step t draws from the seed with t + 1 folded into it; prompt and answer keep the rollout's own mask."""
-    exploration = PerStepDropout(0.25, ALL_SITES, phases)
+    exploration = PerStepDropout(0.25, (*ALL_SITES, *READING_SITES), phases)
     model, plain = latent_model(kind, latent_steps=3), oracle_model(kind)
     engine = engine_rows(model, exploration)
     oracle = oracle_rows(plain, 3, reference_noises(exploration, per_step=True))

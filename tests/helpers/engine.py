@@ -44,7 +44,12 @@ KEEPS_ITS_ATTENTION = ("gemma2", "gemma3_text", "mistral", "qwen2_window")
 """Sliding windows and soft caps need the model's own attention, so groups copy their prompt."""
 
 WIDTHS = {"attention": 16, "mlp": 16, "mlp_hidden": 24, "heads": 4, "thought": 16}  # of all tiny models but opt_350m
+WIDTHS |= {"values": 16}  # of Llama and Qwen2 the first 8: four query heads of width 4 share two value heads
 ALL_SITES = ("residual", "mlp_hidden", "heads", "thought")
+READING_SITES = ("values", "attention_weights")
+"""What a position reads from others is masked; of the kinds above only values."""
+POSITIONS = 64
+"""Of all tiny models."""
 ALL_PHASES = ("prompt", "latent", "answer")
 
 
@@ -142,17 +147,22 @@ def reference_factors(
         if phase not in exploration.phases:
             return {}
         drawn_from = splitmix.fold(seed, step + 1) if per_step and phase == "latent" else seed
-        return {name: reference_mask(drawn_from, name, exploration.p, widths[name.split(".")[-1]]) for name in names}
+        return {
+            name: reference_mask(drawn_from, name, exploration.p, widths.get(name.split(".")[-1])) for name in names
+        }
 
     return factors
 
 
 @lru_cache(maxsize=4096)
 def reference_mask(seed: int, site: str, p: float, width: int | None = None) -> Tensor:
-    """[F] of a tiny model's site, float64."""
+    """[F] of a tiny model's site, or [H, positions] of attention weights, float64."""
+    if by_key := site.endswith("attention_weights"):
+        width = POSITIONS * WIDTHS["heads"]  # factor (position, head) is number position * H + head
     features = range(width or WIDTHS[site.split(".")[-1]])
     kept = [0.0 if splitmix.dropped(seed, site, i, p) else 1.0 / (1.0 - p) for i in features]
-    return torch.tensor(kept, dtype=torch.float64)
+    drawn = torch.tensor(kept, dtype=torch.float64)
+    return drawn.view(POSITIONS, -1).T if by_key else drawn
 
 
 def reference_noises(exploration: SharedDropout, *, per_step: bool = False) -> list[Factors]:

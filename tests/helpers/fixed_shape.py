@@ -7,7 +7,7 @@ from dropout_grpo.exploration import NoExploration, PerStepDropout, SharedDropou
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.fast import graphs
 from dropout_grpo.latent.fast.static import Answers, Thoughts
-from helpers.engine import ALL_PHASES, ALL_SITES
+from helpers.engine import ALL_PHASES, ALL_SITES, READING_SITES
 
 OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
 """Three questions beside ``engine.QUESTIONS``, the longest of them shorter."""
@@ -16,7 +16,8 @@ EXPLORATIONS = {
     "none": NoExploration(),
     "held": HELD,
     "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
-    "per_step": PerStepDropout(0.3, ALL_SITES, ("latent", "answer")),
+    "per_step": PerStepDropout(0.3, (*ALL_SITES, *READING_SITES), ("latent", "answer")),
+    "reading": SharedDropout(0.3, READING_SITES, ("latent", "answer")),
 }
 
 Played = list[tuple[type, int]]

@@ -19,10 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
 
 Factors = Callable[[str, int], Mapping[str, Tensor]]
-"""(phase, step) -> {site: factors [F], or [H] for heads}; a site that is absent is not masked.
+"""(phase, step) -> {site: factors [F], or [H] for heads, or [H, positions] for attention_weights}; a site that is
+absent is not masked. Factors are those of the position that attends: values and attention_weights act on all that it
+reads.
 
 The phase is "prompt", "latent" or "answer" (end marker included). The step counts latent steps from 0, and is
 0 in the other phases. Sites: those of `site_modules`, and "thought", which only latent positions have."""
@@ -118,7 +121,8 @@ def _masked(model: PreTrainedModel, noise: list[Mapping[str, Tensor]]) -> Iterat
         yield
         return
     sites = site_modules(model)
-    unknown = set[str]().union(*noise) - set(sites) - {"thought"}
+    attended = {f"layers.{i}.{kind}" for i in range(len(sites) // 4) for kind in ATTENDED}
+    unknown = set[str]().union(*noise) - set(sites) - attended - {"thought"}
     if unknown:
         raise KeyError(f"no such site: {sorted(unknown)}; this model has {[*sites, 'thought']}")
 
@@ -135,6 +139,8 @@ def _masked(model: PreTrainedModel, noise: list[Mapping[str, Tensor]]) -> Iterat
         return multiply(site, output)
 
     with ExitStack() as hooks:
+        if attended.intersection(*[set[str]().union(*noise)]):
+            hooks.enter_context(_attention_by(model, partial(_written_out, noise=noise)))
         for site, (module, end) in sites.items():
             if not any(site in position for position in noise):
                 continue
@@ -143,6 +149,55 @@ def _masked(model: PreTrainedModel, noise: list[Mapping[str, Tensor]]) -> Iterat
             else:
                 hooks.enter_context(module.register_forward_hook(partial(after, site)))
         yield
+
+
+ATTENDED = ("values", "attention_weights")
+"""Sites inside the attention."""
+
+
+@contextmanager
+def _attention_by(model: PreTrainedModel, attention: Callable[..., Any]) -> Iterator[None]:
+    """Inside, every layer of the model attends by the function."""
+    name, before = "oracle", model.config._attn_implementation
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, eager_mask)
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _written_out(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    *,
+    noise: list[Mapping[str, Tensor]],
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """One row, query by query, on values that are masked themselves. query [1, H, S, E] -> [1, S, H, E]."""
+    heads, shared_by = query.shape[1], query.shape[1] // value.shape[1]
+    outputs = []
+    for position, factors in enumerate(noise):
+        of_values, of_weights = (factors.get(f"layers.{module.layer_idx}.{kind}") for kind in ATTENDED)
+        masked = value[0].transpose(0, 1).flatten(1)  # [S, N * E], as the value projection gives them
+        if of_values is not None:
+            masked = masked * of_values.to(masked)[: masked.shape[1]]
+        masked = masked.view(len(noise), value.shape[1], -1)
+        for head in range(heads):
+            scores = key[0, head // shared_by] @ query[0, head, position] * scaling
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = (scores + attention_mask[0, 0, position]).softmax(-1)
+            if of_weights is not None:
+                weights = weights * of_weights.to(weights)[head, : len(weights)]
+            outputs.append(weights @ masked[:, head // shared_by])
+    return torch.stack(outputs).view(1, len(noise), heads, -1), None
 
 
 def _features(model: PreTrainedModel, site: str, x: Tensor, position: Mapping[str, Tensor]) -> Tensor:

@@ -30,6 +30,8 @@ def random_factors(model: PreTrainedModel, seed: int = 1) -> Factors:
         number = ["prompt", "latent", "answer"].index(phase) + 3 * step
         generator = torch.Generator().manual_seed(100 * seed + number)
         draw = {s: torch.rand(widths[s.split(".")[-1]], generator=generator) for s in sites}
+        draw |= {f"layers.{i}.values": torch.rand(16, generator=generator) for i in range(2)}
+        draw |= {f"layers.{i}.attention_weights": torch.rand(4, 20, generator=generator) for i in range(2)}
         return {site: 0.5 + u.double() for site, u in draw.items()}
 
     return factors
@@ -71,7 +73,10 @@ class HandWrittenGPT2:
                 part = slice(4 * head, 4 * head + 4)
                 scores = torch.stack([query[part] @ k[part] / math.sqrt(4) for k in self.keys[i]])
                 weights = scores.exp() / scores.exp().sum()
-                mixed = sum(weight * v[part] for weight, v in zip(weights, self.values[i], strict=True))
+                if noise:
+                    weights = weights * noise[f"layers.{i}.attention_weights"][head][: len(weights)]
+                of_values = noise[f"layers.{i}.values"][part] if noise else 1.0
+                mixed = sum(weight * v[part] * of_values for weight, v in zip(weights, self.values[i], strict=True))
                 heads.append(mixed * noise[f"layers.{i}.heads"][head] if noise else mixed)
             x = x + self.linear(f"h.{i}.attn.c_proj", torch.cat(heads)) * masks["attention"]
             z = self.linear(f"h.{i}.mlp.c_fc", self.norm(f"h.{i}.ln_2", x))
@@ -103,7 +108,7 @@ def test_oracle_equals_a_gpt2_written_by_hand(n_latent: int, phases: tuple[str, 
     assert agree(result, HandWrittenGPT2(model).run(n_latent, factors, 0.7), 1e-10)
 
 
-@pytest.mark.parametrize("site", ["attention", "mlp", "mlp_hidden", "heads", "thought"])
+@pytest.mark.parametrize("site", ["attention", "mlp", "mlp_hidden", "heads", "thought", "values", "attention_weights"])
 def test_the_hand_written_gpt2_notices_a_site_left_out(site: str) -> None:
     model = tiny_model("gpt2")
     factors = random_factors(model)
@@ -165,6 +170,33 @@ def test_a_held_mask_is_a_scaling_of_weights(kind: str, layer: int, site: str) -
                 parameters[f"{projection}.bias"] *= mask
         else:  # the projection's input, its heads in order
             weight *= mask.repeat_interleave(weight.shape[1] // len(mask))
+    assert agree(oracle_run(model, PROMPT, 2, END, ANSWER), masked, 1e-5)
+
+
+VALUES = {  # kind -> the projection of values, and which of its outputs are values: width 16, or 2 heads of 4 or 8
+    "gpt2": ("transformer.h.{}.attn.c_attn", range(32, 48)),
+    "gpt_neox": ("gpt_neox.layers.{}.attention.query_key_value", [12 * h + 8 + e for h in range(4) for e in range(4)]),
+    "opt": ("model.decoder.layers.{}.self_attn.v_proj", range(16)),
+    **dict.fromkeys(("llama", "qwen2"), ("model.layers.{}.self_attn.v_proj", range(8))),
+    **dict.fromkeys(("qwen3", "gemma", "gemma2", "gemma3_text"), ("model.layers.{}.self_attn.v_proj", range(16))),
+}
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_held_mask_of_values_is_a_scaling_of_the_value_projection(kind: str, layer: int) -> None:
+    model = tiny_model(kind)
+    site, (projection, entries) = f"layers.{layer}.values", VALUES[kind]
+    mask = random_factors(model)("prompt", 0)[site][: len(entries)]
+    masked = oracle_run(model, PROMPT, 2, END, ANSWER, factors=lambda phase, step: {site: mask})
+    assert not agree(masked, oracle_run(model, PROMPT, 2, END, ANSWER), 1e-2)
+    parameters, name = model.state_dict(), projection.format(layer)
+    with torch.no_grad():
+        weight = parameters[f"{name}.weight"]
+        weight = weight.T if kind == "gpt2" else weight  # a view [out, in]
+        weight[list(entries)] *= mask[:, None]
+        if f"{name}.bias" in parameters:
+            parameters[f"{name}.bias"][list(entries)] *= mask
     assert agree(oracle_run(model, PROMPT, 2, END, ANSWER), masked, 1e-5)
 
 

@@ -13,6 +13,7 @@ from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import THOUGHT
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.recurrence import keyed_noise
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.problems.answers import answers_match, canonical_answer, extract_answer
 from dropout_grpo.problems.problem import Problem
@@ -186,6 +187,9 @@ def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: in
     if noise is None:
         return False
     phases = ("prompt", "latent", "answer") if latent_steps > 0 else ("prompt", "answer")
+    keyed, keys = keyed_noise(noise), torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    if keyed is not None and any(keyed.key_factors(phase, 0, keys) for phase in phases):
+        return True
     # What is fed back is fed back in the latent phase only.
     return any(site != THOUGHT or phase == "latent" for phase in phases for site in noise.factors(phase, 0))
 

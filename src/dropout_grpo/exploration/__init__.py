@@ -12,14 +12,18 @@ if TYPE_CHECKING:
         Noise as Noise,
     )
     from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout, SharedDropout as SharedDropout
+    from dropout_grpo.exploration.held import HeldNoise as HeldNoise
+    from dropout_grpo.exploration.sites import SiteMap as SiteMap
 
 _HOME = {
     "Exploration": "base",
+    "HeldNoise": "held",
     "NoExploration": "base",
     "Noise": "base",
     "PHASES": "base",
     "PerStepDropout": "dropout",
     "SharedDropout": "dropout",
+    "SiteMap": "sites",
 }
 __all__ = [*_HOME]
 

@@ -1,7 +1,8 @@
-"""The contract of an exploration: from seeds to factors that multiply a model's activations.
+"""The contract of an exploration: it turns the seeds of rollouts into noise.
 
-To add another one (Gaussian, low-rank, ...), write a class with ``phases`` and ``noise`` below and give it a name in
-``exploration/build.py``. Whatever it draws must be a pure function of the rollout's seed, or it cannot be replayed.
+To add one, write a class with ``phases`` and ``noise`` and give it a line in ``exploration/config.py``, or name it on
+the command line by its import path (``examples/own_exploration.py``). Everything it draws must be a pure function of
+the rollout's seed; otherwise the update cannot replay the rollout. ``HeldNoise`` (``held.py``) does most of the work.
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,20 @@ class Noise(Protocol):
 
     def select(self, rows: Tensor) -> "Noise":
         """The noise of some of the rows; ``rows`` is an index tensor."""
+        ...
+
+
+@runtime_checkable
+class KeyNoise(Protocol):
+    """A noise that can multiply attention weights as well (site ``attention_weights``)."""
+
+    @property
+    def masks_keys(self) -> bool:
+        """Is there such a site at all?"""
+        ...
+
+    def key_factors(self, phase: str, step: int, positions: Tensor) -> Mapping[str, Tensor]:
+        """Factors by site name, each [B, H, T], of H heads and the T keys at ``positions`` (int64 [B, T])."""
         ...
 
 

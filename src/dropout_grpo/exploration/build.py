@@ -1,17 +1,44 @@
-"""From the words of a recipe to an exploration."""
+"""Builds the exploration that a config describes."""
 
-from dropout_grpo.exploration.base import Exploration, NoExploration
-from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.exploration.dropout import PerStepDropout, SharedDropout
+import inspect
+
+from dropout_grpo.errors import UserError, nearest
+from dropout_grpo.exploration.base import PHASES, Exploration
+from dropout_grpo.exploration.config import KINDS, ExplorationConfig
+from dropout_grpo.import_path import load_object
 
 
 def build_exploration(config: ExplorationConfig) -> Exploration:
-    """The exploration of a config.
+    """Make an instance of the kind's class.
+
+    The class is called with those of ``p``, ``sites`` and ``phases`` that its constructor has parameters for, and with
+    ``options``, which come first where both have a value.
 
     Raises:
-        UserError: p, a site or a phase is not what it may be.
+        UserError: the class cannot be imported, lacks an option, or is not an exploration; or p, a site or a phase is
+            out of range or unknown.
     """
-    if config.kind == "none":
-        return NoExploration()
-    kinds = {"shared_dropout": SharedDropout, "per_step_dropout": PerStepDropout}
-    return kinds[config.kind](config.p, config.sites, config.phases)
+    what = f"exploration.kind {config.kind!r}"
+    kind = load_object(KINDS.get(config.kind, config.kind), what=what, example="my_noise.py:Gaussian")
+    if not inspect.isclass(kind):
+        raise UserError(f"{what}: it is not a class. Name a class with phases and noise.")
+    parameters = inspect.signature(kind).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name in () if takes_any else config.options:
+        if name not in parameters:
+            raise UserError(
+                f"exploration.options: {config.kind} has no option {name!r}{nearest(name, tuple(parameters))}; "
+                f"it takes {', '.join(parameters) or 'none'}."
+            )
+    common = {name: getattr(config, name) for name in ("p", "sites", "phases") if name in parameters}
+    try:
+        exploration = kind(**common | config.options)
+    except UserError:
+        raise
+    except Exception as error:  # a user's class may fail in any way; the cause stays attached
+        raise UserError(f"{what} with options {config.options}: {type(error).__name__}: {error}") from error
+    if not isinstance(exploration, Exploration):
+        raise UserError(f"{what}: it must have phases and noise(seeds, sites); see exploration/base.py.")
+    if unknown := sorted(set(exploration.phases) - set(PHASES)):
+        raise UserError(f"{what}: its phase {unknown[0]!r} is unknown; known are {', '.join(PHASES)}.")
+    return exploration

@@ -1,9 +1,17 @@
-"""Options of an exploration."""
+"""Options of an exploration, and where the explorations are. Does not import torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any
 
+from dropout_grpo.errors import UserError, nearest
 from dropout_grpo.ranges import check_ranges, ranged
+
+KINDS = {
+    "shared_dropout": "dropout_grpo.exploration.dropout:SharedDropout",
+    "per_step_dropout": "dropout_grpo.exploration.dropout:PerStepDropout",
+    "none": "dropout_grpo.exploration.base:NoExploration",
+}
+"""The import path of every exploration by its kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,22 +20,32 @@ class ExplorationConfig:
 
     Args:
         kind: shared_dropout is the method; per_step_dropout the ablation with a fresh mask at every latent step; none
-            leaves the answer's temperature as the only source.
-        p: probability that a masked activation is zero, in [0, 1).
-        sites: activations that the mask multiplies: residual (attention and MLP outputs), attention, mlp, mlp_hidden,
-            heads, thought.
-        phases: when the mask is on: prompt, latent, answer.
+            leaves the answer's temperature as the only source. A class of your own is given by its import path:
+            my_noise.py:Gaussian or package.module:Gaussian.
+        p: probability that a masked activation is zero, in [0, 1); for the two kinds of dropout.
+        sites: activations that the noise multiplies: residual (attention and MLP outputs), attention, mlp, mlp_hidden,
+            heads, thought, values (value features, the cached prompt's included), attention_weights (one factor a head
+            and key).
+        phases: when the noise is on: prompt, latent, answer.
+        options: further arguments of the kind's class, such as {sigma: 0.1}.
     """
 
-    kind: Literal["shared_dropout", "per_step_dropout", "none"] = "shared_dropout"
+    kind: str = "shared_dropout"
     p: float = ranged(0.1, at_least=0, below=1)
     sites: tuple[str, ...] = ("residual",)
     phases: tuple[str, ...] = ("latent",)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Check the kind and the ranges.
 
         Raises:
             UserError: names the option.
         """
         check_ranges(self, "exploration")
+        if self.kind not in KINDS and ":" not in self.kind:
+            raise UserError(
+                f"exploration.kind {self.kind}: it must be one of {', '.join(KINDS)}"
+                f"{nearest(self.kind, tuple(KINDS))}, or a class of your own: path/to/file.py:Class or "
+                "package.module:Class."
+            )

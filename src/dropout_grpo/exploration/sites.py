@@ -2,10 +2,17 @@
 
 Every decoder layer ends its two halves in a linear map back to the residual stream: the attention's output projection
 and the MLP's last projection. Their outputs are ``attention`` and ``mlp`` (together ``residual``: where GPT-2 has its
-native dropout), their inputs ``heads`` (one factor per head) and ``mlp_hidden``. So two modules per layer are enough,
-and they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A mixture of experts has no single last
-projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. A norm that follows a
-projection (Gemma 2 and 3) comes after the mask, which stays a mask of the weight matrix's rows.
+native dropout), their inputs ``heads`` (one factor per head), ``values`` and ``mlp_hidden``. So two modules per layer
+are enough, and they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A mixture of experts has no
+single last projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. A norm that
+follows a projection (Gemma 2 and 3) comes after the mask, which stays a mask of the weight matrix's rows.
+
+``values`` has one factor m per value feature. A head gives sum_j w_j (m * v_j) = m * sum_j w_j v_j. So multiplying what
+the head has attended to masks the output of the value projection at all positions that are read, the cached prompt's
+included, and a group still shares one copy of its prompt. Query heads that share a value head share its factors.
+
+``attention_weights`` has one factor per head and key position, the same for all later queries: the strict form of
+attention dropout. It belongs to no module: ``latent/fast/attention.py`` multiplies the weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,11 +25,12 @@ from torch import Tensor, nn
 
 from dropout_grpo.errors import UserError
 
-SITES = ("residual", "attention", "mlp", "mlp_hidden", "heads", "thought")
-THOUGHT = "thought"
+SITES = ("residual", "attention", "mlp", "mlp_hidden", "heads", "thought", "values", "attention_weights")
+THOUGHT, ATTENTION_WEIGHTS = "thought", "attention_weights"
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUT = ("c_proj", "o_proj", "out_proj", "dense", "wo")
+_NORMS_OF_VALUES = ("attn_sub_norm", "inner_attn_ln", "sub_norm")  # between the heads and their projection (BitNet)
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 _EXPERTS = ("experts", "router", "gate")  # parts of a mixture of experts
 _MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj_out")
@@ -30,16 +38,25 @@ _MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One place in one layer: ``count`` independent factors, each repeated over ``repeat`` adjacent features."""
+    """One place in one layer: ``count`` independent factors, of which each ``block`` is repeated ``repeat`` times."""
 
     name: str
     kind: str
     count: int
+    """For attention weights, the number of heads: every key position has as many factors."""
     repeat: int = 1
+    block: int = 1
     module: nn.Module | None = None
-    """The module whose output (attention, mlp) or input (heads, mlp_hidden) is multiplied; None for thought."""
+    """The module whose output (attention, mlp) or input (heads, values, mlp_hidden) is multiplied; None for thought and
+    attention weights."""
     path: str = ""
     """The module's name inside the decoder."""
+
+    def spread(self, factors: Tensor) -> Tensor:
+        """Factors [B, 1, count] -> [B, 1, count * repeat], one per feature."""
+        if self.repeat == 1:
+            return factors
+        return factors.unflatten(-1, (-1, self.block)).repeat_interleave(self.repeat, dim=-2).flatten(-2)
 
 
 class SiteMap:
@@ -49,40 +66,68 @@ class SiteMap:
         decoder: the transformer without its language-model head.
         width: D, of what is fed back: the embeddings' width.
         heads: number of query heads.
+        key_heads: number of key and value heads; ``heads`` when None.
 
     Raises:
-        UserError: no list of decoder layers, no heads, or a layer without modules known by name; the message
-            lists what modules there are.
+        UserError: there is no list of decoder layers, no heads, or a layer without modules known by name; the message
+            lists the modules.
     """
 
-    def __init__(self, decoder: nn.Module, width: int, heads: int) -> None:
+    def __init__(self, decoder: nn.Module, width: int, heads: int, *, key_heads: int | None = None) -> None:
         self._decoder = decoder
+        self._why = {  # of kinds that the model may lack
+            "mlp_hidden": "its MLP is a mixture of experts",
+            "values": "a norm stands between its heads and their projection, or they do not share values evenly",
+            ATTENTION_WEIGHTS: "it keeps its own attention (a sliding window, a soft cap, ...)",
+        }
         self._all: list[Site] = [Site(name=THOUGHT, kind=THOUGHT, count=width)]
         layers = _layers(decoder)
         if heads < 1:
             raise UserError(
                 f"the config of {type(decoder).__name__} has no num_attention_heads: its heads are unknown."
             )
+        self._heads, self._layers = heads, len(layers)
+        shared_by, uneven = divmod(heads, key_heads or heads)
         paths = {module: path for path, module in decoder.named_modules()}
         for i, layer in enumerate(layers):
             out = _projection(layer, _ATTENTION, _ATTENTION_OUT)
             if out is None:
                 raise _unknown(layer, i, "attention", _ATTENTION_OUT)
             inner, attended = _widths(out)
-            places = [("attention", attended, 1, out), ("heads", heads, inner // heads, out)]
+            size = inner // heads
+            places = [("attention", attended, 1, 1, out), ("heads", heads, size, 1, out)]
+            if not uneven and not _norm_of_values(layer):
+                places.append(("values", heads // shared_by * size, shared_by, size, out))
             down = _projection(layer, _MLP, _MLP_OUT)
             if down is not None:
                 hidden, moved = _widths(down)
-                places += [("mlp", moved, 1, down), ("mlp_hidden", hidden, 1, down)]
-            elif (block := _block(layer)) is not None:  # a mixture of experts: the whole block writes to the residual
-                places.append(("mlp", attended, 1, block))
+                places += [("mlp", moved, 1, 1, down), ("mlp_hidden", hidden, 1, 1, down)]
+            elif (experts := _block(layer)) is not None:  # a mixture of experts: the whole block writes to the residual
+                places.append(("mlp", attended, 1, 1, experts))
             else:
                 raise _unknown(layer, i, "MLP", _MLP_OUT)
             self._all += [
-                Site(name=f"layers.{i}.{kind}", kind=kind, count=n, repeat=repeat, module=module, path=paths[module])
-                for kind, n, repeat, module in places
+                Site(
+                    name=f"layers.{i}.{kind}",
+                    kind=kind,
+                    count=n,
+                    repeat=repeat,
+                    block=block,
+                    module=module,
+                    path=paths[module],
+                )
+                for kind, n, repeat, block, module in places
             ]
         self._by_name = {site.name: site for site in self._all}
+
+    def add_attention_weights(self) -> None:
+        """Add the sites of attention weights: the model's attention multiplies them (``latent/fast/attention.py``)."""
+        added = [
+            Site(name=f"layers.{i}.{ATTENTION_WEIGHTS}", kind=ATTENTION_WEIGHTS, count=self._heads)
+            for i in range(self._layers)
+        ]
+        self._all += added
+        self._by_name |= {site.name: site for site in added}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,17 +142,17 @@ class SiteMap:
         """
         if lacking := [kind for kind in kinds if kind in self.lacking]:
             raise UserError(
-                f"exploration site {lacking[0]!r}: {type(self._decoder).__name__} has no such site, because its MLP is "
-                f"a mixture of experts. It has {', '.join(kind for kind in SITES if kind not in self.lacking)}."
+                f"exploration site {lacking[0]!r}: {type(self._decoder).__name__} has no such site, because "
+                f"{self.lacking[lacking[0]]}. It has {', '.join(kind for kind in SITES if kind not in self.lacking)}."
             )
         wanted = set(kinds) | ({"attention", "mlp"} if "residual" in kinds else set())
         return tuple(site for site in self._all if site.kind in wanted)
 
     @property
-    def lacking(self) -> tuple[str, ...]:
-        """Kinds of sites that no layer of the model has."""
+    def lacking(self) -> dict[str, str]:
+        """Kinds of sites that no layer of the model has, and why."""
         found = {site.kind for site in self._all} | {"residual"}
-        return tuple(kind for kind in SITES if kind not in found)
+        return {kind: self._why[kind] for kind in SITES if kind not in found}
 
     @contextmanager
     def multiplied(self, factors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -118,10 +163,15 @@ class SiteMap:
         handles = []
         try:
             for name, factor in factors.items():
+                if name not in self._by_name:
+                    raise UserError(
+                        f"the exploration has factors for {name!r}, and there is no such site: names are those of "
+                        f"SiteMap.instances, such as {self._all[-1].name}."
+                    )
                 site = self._by_name[name]
                 if site.module is None:
-                    continue  # the thought is multiplied by the model itself, before it is fed back
-                if site.kind in ("heads", "mlp_hidden"):
+                    continue  # the recurrence multiplies the thought itself, before it is fed back
+                if site.kind in ("heads", "values", "mlp_hidden"):
                     handles.append(site.module.register_forward_pre_hook(_input_hook(factor)))
                 else:
                     handles.append(site.module.register_forward_hook(_output_hook(factor)))
@@ -175,6 +225,12 @@ def _projection(layer: nn.Module, parents: tuple[str, ...], names: tuple[str, ..
             if isinstance(child := getattr(holder, name, None), nn.Module):
                 return child
     return None
+
+
+def _norm_of_values(layer: nn.Module) -> bool:
+    """Is what the heads have attended to normalised before it is projected?"""
+    attentions = [child for name in _ATTENTION if isinstance(child := getattr(layer, name, None), nn.Module)]
+    return any(hasattr(attention, name) for attention in attentions for name in _NORMS_OF_VALUES)
 
 
 def _block(layer: nn.Module) -> nn.Module | None:

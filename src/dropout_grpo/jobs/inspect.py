@@ -10,7 +10,7 @@ import torch
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.exploration.sites import SITES, Site
+from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.recipe import CheckpointOptions
 from dropout_grpo.jobs.session import default_device
@@ -53,7 +53,7 @@ def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
         "fed_back": FED_BACK,
         "shares_prompt": model.shares_prefix,
         "sites": [_site_kind(model, kind) for kind in SITES if kind not in model.sites.lacking],
-        "sites_lacking": list(model.sites.lacking),
+        "sites_lacking": model.sites.lacking,
         "seed_bytes": SEED_BYTES,
         "dry_run": dry_run(model),
     }
@@ -94,7 +94,9 @@ def _site_kind(model: LatentModel, kind: str) -> dict[str, Any]:
 
 def _modules(sites: Sequence[Site]) -> list[str]:
     """Which end of which modules, those of all layers in one: ``output of h.0-11.attn.c_proj``."""
-    ends = {"attention": "output", "mlp": "output", "heads": "input", "mlp_hidden": "input"}
+    if sites[0].kind == ATTENTION_WEIGHTS:
+        return ["attention weights after the softmax, of each key position"]
+    ends = {"attention": "output", "mlp": "output", "heads": "input", "values": "input", "mlp_hidden": "input"}
     by_kind: dict[str, list[list[str]]] = {}
     for site in sites:
         if site.kind in ends:
@@ -171,7 +173,7 @@ def as_text(found: dict[str, Any]) -> str:
         ("fed back", found["fed_back"]),
         ("prompt", prompt),
         *((f"site {site['kind']}", _site_line(site)) for site in found["sites"]),
-        *((f"site {kind}", "none: the MLP is a mixture of experts") for kind in found["sites_lacking"]),
+        *((f"site {kind}", f"none, because {why}") for kind, why in found["sites_lacking"].items()),
         ("masks", f"{default['bits']:,} Bernoulli bits a rollout on the default site, {default['kind']}"),
         ("stored", f"{found['seed_bytes']} bytes a rollout, the seed that the masks are a function of"),
         ("dry run", f"{len(dry['rollouts'])} rollouts, {dry['prompt_tokens']} prompt tokens, {dry['exploration']}"),
@@ -188,6 +190,7 @@ def _range(numbers: list[int]) -> str:
 
 def _site_line(site: dict[str, Any]) -> str:
     width, factors = (_range(site[name]) for name in ("widths", "factors"))
-    shape = f"width {width}" + (f" in {factors} heads" if width != factors else "")
+    shared = {"heads": "heads", "values": "value features"}.get(site["kind"], "factors")
+    shape = f"width {width}" + (f" in {factors} {shared}" if width != factors else "")
     places = f"{site['places']} place{'s' if site['places'] > 1 else ''}"
     return f"{' and '.join(site['modules'])}: {shape}, {places}, {site['bits']:,} bits"

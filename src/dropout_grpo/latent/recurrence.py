@@ -11,15 +11,16 @@ Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.base import Exploration, Noise
+from dropout_grpo.exploration.base import Exploration, KeyNoise, Noise
 from dropout_grpo.exploration.sites import THOUGHT, SiteMap
 from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.fast.attention import SHARED_PREFIX, own_cache, prefix_of, shares_prefix
@@ -77,9 +78,12 @@ class Recurrence(nn.Module):
             latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
         self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
         self.to(model.device)
-        heads = getattr(model.config.get_text_config(), "num_attention_heads", 0)
-        self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads)
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", 0)
+        self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads, key_heads=_key_heads(config))
         self.shares_prefix = self._choose_attention()
+        if self.shares_prefix:
+            self.sites.add_attention_weights()
 
     def _choose_attention(self) -> bool:
         """Share prompts if the model can, which a probe has to show; return whether it does.
@@ -155,6 +159,8 @@ class Recurrence(nn.Module):
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         cache = own_cache() if self.shares_prefix else DynamicCache(config=self.model.config)
         factors = noise.factors("prompt", 0) if noise is not None else {}
+        keyed = keyed_noise(noise)
+        by_key = {} if keyed is None else keyed.key_factors("prompt", 0, positions)
         with self.sites.multiplied(factors):
             output = self.model.get_decoder()(
                 inputs_embeds=self.model.get_input_embeddings()(input_ids),
@@ -162,6 +168,7 @@ class Recurrence(nn.Module):
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
+                **_keyword(by_key),
             )
         prefix = None
         if self.shares_prefix:
@@ -177,13 +184,15 @@ class Recurrence(nn.Module):
 
     def think_eagerly(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:
         """``steps`` latent steps: h_{t+1} = f(thought(h_t), cache_t; m). Nothing is detached."""
+        keyed = keyed_noise(noise)
         for _ in range(steps):
             factors = noise.factors("latent", state.latent_step) if noise is not None else {}
             fed_back = self.thought(state.hidden)  # [B, 1, D]
             if THOUGHT in factors:
                 fed_back = fed_back * factors[THOUGHT]
+            by_key = {} if keyed is None else keyed.key_factors("latent", state.latent_step, key_positions(state, 1))
             with self.sites.multiplied(factors):
-                cache, inputs = _inputs(state, fed_back)
+                cache, inputs = _inputs(state, fed_back, by_key)
                 hidden = self.model.get_decoder()(**inputs).last_hidden_state  # [B, 1, D], after the final norm
             state = replace(_advanced(state, cache, 1), hidden=hidden, latent_step=state.latent_step + 1)
         return state
@@ -209,13 +218,40 @@ class Recurrence(nn.Module):
     def logits(self, state: LatentState, token_ids: Tensor, noise: Noise | None) -> tuple[Tensor, LatentState]:
         """Logits [B, L, V] of the tokens after each of ``token_ids`` [B, L], and the state after them."""
         factors = noise.factors("answer", 0) if noise is not None else {}
+        keyed = keyed_noise(noise)
+        by_key = {} if keyed is None else keyed.key_factors("answer", 0, key_positions(state, token_ids.shape[1]))
         with self.sites.multiplied(factors):
-            cache, inputs = _inputs(state, self.model.get_input_embeddings()(token_ids))
+            cache, inputs = _inputs(state, self.model.get_input_embeddings()(token_ids), by_key)
             logits = self.model(**inputs).logits
         return logits, _advanced(state, cache, token_ids.shape[1])
 
 
-def _inputs(state: LatentState, embeds: Tensor) -> tuple[Cache, dict[str, Any]]:
+def keyed_noise(noise: Noise | None) -> KeyNoise | None:
+    """The noise if it multiplies attention weights, else None."""
+    return noise if isinstance(noise, KeyNoise) and noise.masks_keys else None
+
+
+def key_positions(state: LatentState, new: int) -> Tensor:
+    """Positions of all keys that ``new`` positions see at most, int64 [B, T]; of padding they are below 0."""
+    before = state.attention_mask.shape[1]
+    if state.prefix is not None:
+        before += state.prefix.keys[0].shape[-2]
+    return torch.arange(before + new, device=state.hidden.device) - before + state.next_position
+
+
+def _keyword(by_key: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A keyword for the attention of every layer; a model whose weights are not multiplied does not see it."""
+    return {"key_factors": tuple(by_key.values())} if by_key else {}
+
+
+def _key_heads(config: PreTrainedConfig) -> int | None:
+    """Number of value heads; None where every query head has its own."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1  # Falcon, GPT-BigCode
+    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+
+
+def _inputs(state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor]) -> tuple[Cache, dict[str, Any]]:
     """A cache that will hold the new positions too, and what the model is called with for embeddings [B, L, D]."""
     length = embeds.shape[1]
     cache = share_cache(state.cache)
@@ -225,6 +261,7 @@ def _inputs(state: LatentState, embeds: Tensor) -> tuple[Cache, dict[str, Any]]:
         "position_ids": state.next_position + torch.arange(length, device=embeds.device),
         "past_key_values": cache,
         "use_cache": True,
+        **_keyword(by_key),
     }
     if state.prefix is not None:  # a model that copies its prompts does not even see the keyword
         own = state.attention_mask.shape[1]

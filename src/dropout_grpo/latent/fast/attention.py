@@ -12,6 +12,7 @@ Shapes: G groups, K rollouts a group, H query heads, N key heads (R = H / N quer
 prompt positions, T own positions, E head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,7 @@ def shared_prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     prefix: Prefix | None = None,
+    key_factors: Sequence[Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query [B, H, L, E], key and value [B, N, T, E] -> [B, L, H, E].
@@ -132,13 +134,20 @@ def shared_prefix_attention(
         scaling: of the scores; 1 / sqrt(E) when None.
         dropout: must be 0; noise is never the attention's business.
         prefix: what the rows of a group share, or None.
+        key_factors: a layer each, [B, H, S + T] or with more positions behind: what attention weights are multiplied by
+            after the softmax, the prefix's keys first.
         **kwargs: whatever else a model hands down; not used.
     """
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if prefix is None and chosen(shared_prefix_attention, query.device.type, query.dtype) == "sdpa":
+    if (
+        prefix is None
+        and key_factors is None
+        and chosen(shared_prefix_attention, query.device.type, query.dtype) == "sdpa"
+    ):
         mask = _of_dtype(attention_mask, query.dtype)
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+    layer = int(module.layer_idx) if prefix is not None or key_factors is not None else 0  # type: ignore[arg-type]
     rows, heads, length, size = query.shape
     kv, repeat = key.shape[1], heads // key.shape[1]
     own_query = (query * scaling).reshape(rows, kv, repeat * length, size)  # [B, N, R * L, E]
@@ -146,17 +155,23 @@ def shared_prefix_attention(
     if attention_mask is not None:
         own = own + attention_mask[:, :, None]
     if prefix is None:
-        weights = _softmax(own).to(value.dtype)
+        weights = _softmax(own)  # [B, N, R, L, T]
+        if key_factors is not None:
+            weights = weights * key_factors[layer][..., : key.shape[2]].reshape(rows, kv, repeat, 1, -1)
+        weights = weights.to(value.dtype)
         return _output(weights.view(rows, kv, repeat * length, -1) @ value, heads, length), None
     groups, k = prefix.groups, rows // prefix.groups
     shared_query = _by_group(own_query, groups, k)  # [G, N, K * R * L, E]
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
     shared = shared_query @ prefix.keys[layer].transpose(-1, -2)  # [G, N, K * R * L, S]
     if prefix.padding is not None:
         shared = shared + prefix.padding
     split = [shared.shape[-1], key.shape[2]]
     both = torch.cat([shared, _by_group(own.flatten(2, 3), groups, k)], dim=-1)
-    to_shared, to_own = _softmax(both).to(value.dtype).split(split, dim=-1)
+    weights = _softmax(both)
+    if key_factors is not None:
+        factors = key_factors[layer][..., : sum(split)].reshape(groups, k, kv, repeat, 1, -1).transpose(1, 2)
+        weights = (weights.view(groups, kv, k, repeat, length, -1) * factors).flatten(2, 4)
+    to_shared, to_own = weights.to(value.dtype).split(split, dim=-1)
     from_shared = _by_row(to_shared @ prefix.values[layer], groups, k)
     from_own = _by_row(to_own, groups, k) @ value
     return _output(from_shared + from_own, heads, length), None

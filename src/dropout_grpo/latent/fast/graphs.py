@@ -103,7 +103,7 @@ class Recordings:
     def think(self, model: Recurrence, state: LatentState, steps: int, noise: Noise | None) -> LatentState:
         """As ``LatentModel.think``."""
         moments = [("latent", state.latent_step + i) for i in range(steps)]
-        given = given_by(state, noise, moments)
+        given = given_by(state, noise, moments, steps)
         key = ("think", steps, state.latent_step)
         work = self._done(model, key, given, lambda: Thoughts(given, steps, state.latent_step))
         return work.result(state) if isinstance(work, Thoughts) else model.think_eagerly(state, steps, noise)
@@ -112,7 +112,7 @@ class Recordings:
         self, model: Recurrence, state: LatentState, max_new_tokens: int, chooser: Chooser, noise: Noise | None
     ) -> Generation:
         """As ``LatentModel.generate``."""
-        given = given_by(state, noise, [("answer", 0)], chooser)
+        given = given_by(state, noise, [("answer", 0)], max_new_tokens, chooser)
         rule = (type(chooser), chooser.temperature, getattr(chooser, "masks", None))
         key = ("generate", max_new_tokens, rule, model.tokens)
         work = self._done(model, key, given, lambda: Answers(model, given, state, chooser, max_new_tokens))

@@ -45,7 +45,7 @@ class Thoughts:
     def run(self, model: Recurrence) -> Generator[None, None, None]:
         """Each ``next`` is a block of work on what is in the buffers."""
         state = _state(self.given, self.steps, self.latent_step)
-        self._after = model.think_eagerly(state, self.steps, Fixed(self.given.factors))
+        self._after = model.think_eagerly(state, self.steps, Fixed(self.given))
         yield
 
     def go_on(self) -> bool:
@@ -91,7 +91,7 @@ class Answers:
         out.token_ids.fill_(tokens.pad)
         for part in (out.mask, out.logprobs, out.entropy):
             part.zero_()
-        state, noise = _state(self.given, length, self.latent_step), Fixed(self.given.factors)
+        state, noise = _state(self.given, length, self.latent_step), Fixed(self.given)
         chooser = _on_buffers(self.chooser, self.given.seeds)
         alive = torch.ones_like(out.mask[:, 0])
         inputs = model.end_marker(len(alive))

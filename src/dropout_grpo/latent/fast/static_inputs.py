@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.fast.attention import cache_tensors
+from dropout_grpo.latent.recurrence import key_positions, keyed_noise
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.latent.state import LatentState
 
@@ -32,6 +33,7 @@ class Given:
         values: likewise.
         padding: added to the scores of the prompts' positions, [G, 1, 1, S].
         factors: the noise by phase, step and site, [B, 1, F].
+        by_key: factors of attention weights likewise, [B, H, S + T and all positions to come].
         seeds: of a chooser that draws, int64 [B].
     """
 
@@ -42,6 +44,7 @@ class Given:
     values: tuple[Tensor, ...]
     padding: Tensor
     factors: Mapping[Place, Tensor]
+    by_key: Mapping[Place, Tensor]
     seeds: Tensor | None
 
     def tensors(self) -> list[Tensor]:
@@ -63,6 +66,7 @@ class Given:
             values=tuple(map(copy, self.values)),
             padding=copy(self.padding),
             factors={place: copy(factor) for place, factor in self.factors.items()},
+            by_key={place: copy(factor) for place, factor in self.by_key.items()},
             seeds=None if self.seeds is None else copy(self.seeds),
         )
 
@@ -75,19 +79,21 @@ class Given:
         """Shapes, dtypes, places of the noise, and which of them share a tensor."""
         numbers = {id(tensor): number for number, tensor in enumerate(self.tensors())}
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in self.tensors())
-        return shapes, tuple(numbers[id(t)] for t in self._references()), tuple(self.factors), len(self.own)
+        places = (tuple(self.factors), tuple(self.by_key))
+        return shapes, tuple(numbers[id(t)] for t in self._references()), places, len(self.own)
 
     def _references(self) -> Iterator[Tensor]:
         yield from (self.hidden, self.next_position, self.padding, *self.keys, *self.values)
         for pair in self.own:
             yield from pair
         yield from self.factors.values()
+        yield from self.by_key.values()
         if self.seeds is not None:
             yield self.seeds
 
 
 def given_by(
-    state: LatentState, noise: Noise | None, moments: list[tuple[str, int]], chooser: Chooser | None = None
+    state: LatentState, noise: Noise | None, moments: list[tuple[str, int]], new: int, chooser: Chooser | None = None
 ) -> Given:
     """What a state, the noise at these moments (phase and step) and a chooser give to work of a fixed shape.
 
@@ -95,6 +101,7 @@ def given_by(
         state: its rows share prompts.
         noise: drawn here, outside of the work: a graph would hold on to whatever tensors its drawing has cached.
         moments: at which the work asks for noise.
+        new: positions that the work appends.
         chooser: one that ``is_known``.
     """
     prefix = state.prefix
@@ -105,6 +112,10 @@ def given_by(
     if padding is None:
         padding = prefix.keys[0].new_zeros(prefix.groups, 1, 1, length)
     factors = {} if noise is None else {m: noise.factors(*m) for m in moments}
+    by_key: dict[tuple[str, int], Mapping[str, Tensor]] = {}
+    if (keyed := keyed_noise(noise)) is not None:
+        positions = nn.functional.pad(key_positions(state, new), (room, 0), value=-1)
+        by_key = {m: keyed.key_factors(*m, positions) for m in moments}
     return Given(
         hidden=state.hidden,
         next_position=state.next_position,
@@ -112,7 +123,8 @@ def given_by(
         keys=tuple(_widened(key, room) for key in prefix.keys),
         values=tuple(_widened(value, room) for value in prefix.values),
         padding=nn.functional.pad(padding, (room, 0), value=torch.finfo(padding.dtype).min),
-        factors={(phase, step, site): f for (phase, step), found in factors.items() for site, f in found.items()},
+        factors={(*moment, site): f for moment, found in factors.items() for site, f in found.items()},
+        by_key={(*moment, site): f for moment, found in by_key.items() for site, f in found.items()},
         seeds=chooser.seeds if isinstance(chooser, Sampled) else None,
     )
 
@@ -127,16 +139,29 @@ def is_known(chooser: Chooser) -> bool:
 class Fixed:
     """Noise that was drawn beforehand."""
 
-    def __init__(self, factors: Mapping[Place, Tensor]) -> None:
-        self._factors = factors
+    def __init__(self, given: Given) -> None:
+        self._given = given
+
+    @property
+    def masks_keys(self) -> bool:
+        """Are attention weights multiplied?"""
+        return bool(self._given.by_key)
 
     def factors(self, phase: str, step: int) -> Mapping[str, Tensor]:
         """What was drawn for the moment."""
-        return {site: factor for (p, s, site), factor in self._factors.items() if (p, s) == (phase, step)}
+        return _of_moment(self._given.factors, phase, step)
+
+    def key_factors(self, phase: str, step: int, positions: Tensor) -> Mapping[str, Tensor]:
+        """What was drawn for the moment, of these positions and those that come after."""
+        return _of_moment(self._given.by_key, phase, step)
 
     def select(self, rows: Tensor) -> "Fixed":
         """Rows do not leave work of a fixed shape."""
         raise AssertionError("a row has left")
+
+
+def _of_moment(drawn: Mapping[Place, Tensor], phase: str, step: int) -> dict[str, Tensor]:
+    return {site: factor for (p, s, site), factor in drawn.items() if (p, s) == (phase, step)}
 
 
 def _widened(positions: Tensor, room: int) -> Tensor:

@@ -1,0 +1,78 @@
+"""Imports a function or class that a user names: ``package.module:name`` or ``path/to/file.py:name``."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dropout_grpo.errors import UserError
+
+
+def load_object(path: str, *, what: str, example: str) -> Any:
+    """The callable that ``path`` names. Runs the module's code.
+
+    Args:
+        path: ``package.module:name`` or ``path/to/file.py:name``; a file is relative to the working folder.
+        what: the start of messages, such as ``reward 'a.py:f'``.
+        example: a right path, for messages.
+
+    Raises:
+        UserError: the text has another form, the module cannot be imported, or it has no such function or class.
+    """
+    place, _, name = path.rpartition(":")
+    if not place or not name.isidentifier():
+        raise UserError(f"{what}: expected package.module:name or path/to/file.py:name, for example {example}")
+    module = _import_file(place, what) if place.endswith(".py") else _import_module(place, what)
+    found = getattr(module, name, None)
+    if not callable(found):
+        named = [key for key, value in vars(module).items() if _is_candidate(value) and key[0] != "_"]
+        raise UserError(f"{what}: {place} has no function or class {name!r}; it has: {', '.join(named) or 'none'}")
+    return found
+
+
+def _is_candidate(value: object) -> bool:
+    return inspect.isfunction(value) or inspect.isclass(value)
+
+
+def _import_module(place: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way; the cause stays attached
+        raise UserError(
+            f"{what}: importing {place} failed: {type(error).__name__}: {_text(error)}; "
+            "install the package, or give the path of a .py file"
+        ) from error
+
+
+def _import_file(place: str, what: str) -> ModuleType:
+    file = Path(place)
+    try:
+        found = file.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL character
+        raise UserError(f"{what}: {place!r} cannot be read: {error}") from error
+    if not found:
+        raise UserError(f"{what}: no such file: {place}; the path is relative to the working folder")
+    name = f"dropout_grpo_user_{blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their module by its name
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # as above
+        del sys.modules[name]
+        raise UserError(f"{what}: running {place} failed: {type(error).__name__}: {_text(error)}") from error
+    return module
+
+
+def _text(error: BaseException) -> str:
+    """The error's message, also where it cannot be printed."""
+    try:
+        return str(error)
+    except Exception as other:
+        return f"({type(other).__name__} while printing the message)"
