@@ -1,4 +1,4 @@
-"""Rollouts made different by a noise of your own: every activation is scaled by a factor between 1 - width and 1 + width.
+"""GRPO with an exploration of your own: activations are scaled by factors between 1 - width and 1 + width.
 
     make demo && python examples/own_exploration.py        # from the demo's Coconut, on the demo's problems
     python examples/own_exploration.py --checkpoint CHECKPOINT --problems problems.json --steps 300
@@ -19,7 +19,7 @@ from dropout_grpo.exploration.seeds import uniform
 
 
 class Uniform:
-    """Factors with mean 1, drawn once a rollout and held; a pure function of the rollout's seed, so it can be replayed."""
+    """Factors with mean 1, held over a rollout. They depend on its seed alone, so the update can replay them."""
 
     def __init__(self, width: float, sites: Sequence[str] = ("residual",), phases: Sequence[str] = ("latent",)) -> None:
         self.width, self.sites, self.phases = width, sites, frozenset(phases)
