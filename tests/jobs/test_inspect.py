@@ -58,7 +58,10 @@ def test_a_latent_model_by_hand(latent: Path, capsys: pytest.CaptureFixture[str]
         ("mlp_hidden", [f"input of {down}"], 2, [24], [24], 48),
         ("heads", [f"input of {out}"], 2, [16], [4], 8),
         ("thought", ["the vector fed back"], 1, [16], [16], 16),
+        ("values", [f"input of {out}"], 2, [16], [8], 16),
+        ("attention_weights", ["attention weights after the softmax, of each key position"], 2, [4], [4], 8),
     ]
+    assert found["sites_lacking"] == {}
     dry = found["dry_run"]
     assert len(dry["rollouts"]) == 4
     assert dry["logprob_difference"] < 1e-5
@@ -84,8 +87,10 @@ def test_a_model_without_latent_tokens_is_inspected_too(
     assert (found["latent_steps"], found["latent_steps_from"]) == (2, "--latent_steps")
     assert found["shares_prompt"] == (kind != "gemma3_text")
     assert found["dry_run"]["logprob_difference"] < 1e-5
+    assert list(found["sites_lacking"]) == (["attention_weights"] if kind == "gemma3_text" else [])
     assert main(["inspect", str(tmp_path)]) == 0
     text = capsys.readouterr().out
+    assert ("site attention_weights none, because it keeps its own attention" in text) == (kind == "gemma3_text")
     assert "absent: `dropout-grpo sft` adds them" in text
     assert "not recorded: give --latent_steps; the dry run takes 6" in text
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before  # in memory alone
