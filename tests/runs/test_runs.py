@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -204,3 +205,49 @@ def test_provenance_says_what_it_ran_on_and_not_where() -> None:
     text = json.dumps(found)
     assert platform.node() not in text or not platform.node()
     assert str(Path.home()) not in text
+
+
+def test_data_that_changed_is_named(tmp_path: Path) -> None:
+    config = {"data": {"train": "a.json", "valid": None}}
+    RunFolder(tmp_path / "run", "sft", config, data={"train": "1", "valid": "2"})
+    RunFolder(tmp_path / "run", "sft", config, resume=True, data={"train": "1", "valid": "2"})
+    with pytest.raises(UserError, match=r"the problems of data\.train \(a\.json\) have changed since the run was star"):
+        RunFolder(tmp_path / "run", "sft", config, resume=True, data={"train": "3", "valid": "2"})
+    with pytest.raises(UserError, match=r"data\.valid \(made by the embedded task\) have changed"):
+        RunFolder(tmp_path / "run", "sft", config, resume=True, data={"train": "1", "valid": "3"})
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_killed_while_it_wrote_its_config_is_no_dead_end(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json.part").write_text('{"comm')
+    RunFolder(tmp_path / "run", "sft", Config(), resume=resume)
+    assert resolved(tmp_path / "run")["command"] == "sft"
+    assert not (tmp_path / "run" / "config.json.part").exists()
+
+
+def test_what_a_kill_left_behind_is_removed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "sft", Config())
+    for name in ("sft-step-1", "sft-step-1.old", "coconut.old", "sft-step-2.part"):
+        run.checkpoint(name).mkdir(parents=True)
+        (run.checkpoint(name) / "x").write_text(name)
+    (run.path / "results.json.part").write_text("{")
+    RunFolder(tmp_path / "run", "sft", Config(), resume=True)
+    kept = {path.name: (path / "x").read_text() for path in (run.path / "checkpoints").iterdir()}
+    assert kept == {"sft-step-1": "sft-step-1", "coconut": "coconut.old"}
+    assert not (run.path / "results.json.part").exists()
+
+
+def test_a_folder_removed_while_the_run_writes_is_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "sft", Config())
+    shutil.rmtree(run.path)
+    with pytest.raises(UserError, match=r"cannot write .*run/metrics\.jsonl: No such file.*moved or removed"):
+        run.log({"part": "sft", "step": 1})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", "sft", Config())
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device\. Remedy: free disk space; .*resume"):
+        run.log({"part": "sft", "step": 1})

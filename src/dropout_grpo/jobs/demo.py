@@ -51,7 +51,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     clock = Clock()
     problems = clock("data", lambda: problems_of(recipe.data, SPLITS))
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
-    session = Session.start("demo", recipe, exploration, device=default_device())
+    session = Session.start("demo", recipe, exploration, device=default_device(), problems=problems)
     recipe, run = session.recipe, session.run
     (run.path / DATA_FOLDER).mkdir(exist_ok=True)
     for name, split in problems.items():
@@ -126,7 +126,7 @@ def train_temperature_only(recipe: Recipe, attention: AttentionChoices) -> None:
         attention: the attention that the first process has chosen, so that both arms use the same kernels.
     """
     follow_choices(attention)
-    session = Session.start("demo", recipe, NoExploration(), device=default_device(), resume=True)
+    session = Session.start("demo", recipe, NoExploration(), device=default_device(), joins=True)
     problems = problems_of(recipe.data, ("grpo", "valid"))
     model = _checkpoint(session, "coconut")
     train_grpo(session, model, problems["grpo"], problems["valid"], "temperature_only")

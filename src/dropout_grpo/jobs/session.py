@@ -9,6 +9,7 @@ import torch
 
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.problems.problem import Problem, problem_fingerprint
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import CONFIG_FILE
 from dropout_grpo.runs.read import started_with
@@ -60,7 +61,8 @@ class Session:
         device: torch.device,
         options: Mapping[str, Any] | None = None,
         report_to: Sequence[TrackerName] | None = None,
-        resume: bool | None = None,
+        problems: Mapping[str, Sequence[Problem]] | None = None,
+        joins: bool = False,
     ) -> "Session":
         """Make or resume the run folder of a command.
 
@@ -71,7 +73,8 @@ class Session:
             device: where models compute.
             options: further options to record, such as the checkpoint.
             report_to: experiment trackers; those of the recipe if None.
-            resume: continue the run that is in the folder; as the recipe says if None.
+            problems: by split; a resumed run must have the same.
+            joins: this process does a part of a run whose folder its parent process holds.
 
         Raises:
             UserError: see ``RunFolder``.
@@ -79,8 +82,15 @@ class Session:
         recipe = settled(recipe, device)
         record: Any = recipe if options is None else {**options, **vars(recipe)}
         trackers = recipe.report_to if report_to is None else report_to
-        again = recipe.resume if resume is None else resume
-        run = RunFolder(recipe.run_dir, command, record, resume=again, report_to=trackers)
+        run = RunFolder(
+            recipe.run_dir,
+            command,
+            record,
+            resume=recipe.resume or joins,
+            report_to=trackers,
+            data={split: problem_fingerprint(each) for split, each in (problems or {}).items()},
+            joins=joins,
+        )
         return cls(recipe=recipe, run=run, device=device, exploration=exploration)
 
     @property

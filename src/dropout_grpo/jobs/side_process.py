@@ -12,6 +12,7 @@ import torch
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.training.allocator import keep_freed_memory
+from dropout_grpo.training.interrupt import handled_signals
 
 
 @contextmanager
@@ -56,7 +57,8 @@ def _run(log: Path, threads: int, work: Callable[..., None], args: tuple[Any, ..
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
-    work(*args)
+    with handled_signals():
+        work(*args)
 
 
 def _end_with_parent() -> None:

@@ -31,7 +31,7 @@ def sft(recipe: Recipe) -> dict[str, Any]:
     refuse_lora_from_scratch(recipe)
     problems = problems_of(recipe.data, ("train", "valid"))
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
-    session = Session.start("sft", recipe, NoExploration(), device=device)
+    session = Session.start("sft", recipe, NoExploration(), device=device, problems=problems)
     start = time.monotonic()
     model = train_curriculum(session, problems["train"], problems["valid"])
     return _finish(session, model, problems["valid"], "sft", start)
@@ -51,7 +51,7 @@ def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[st
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
     record = {"checkpoint": checkpoint, **vars(options)}
-    session = Session.start("grpo", recipe, exploration, device=device, options=record)
+    session = Session.start("grpo", recipe, exploration, device=device, options=record, problems=problems)
     start = time.monotonic()
     model = train_grpo(session, model, problems["grpo"], problems["valid"], "grpo")
     return _finish(session, model, problems["valid"], "grpo", start)

@@ -1,6 +1,8 @@
 """One problem: a question, its steps and its answer."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +38,21 @@ class Problem:
         _check_text("the answer", self.answer)
         for number, step in enumerate(self.steps, start=1):
             _check_text(f"step {number}", step)
+
+
+def problem_fingerprint(problems: Iterable[Problem]) -> str:
+    """SHA-256 of problems, in hexadecimal: equal for equal problems in equal order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        fields = [
+            problem.id,
+            problem.question,
+            list(problem.steps),
+            problem.answer,
+            repr(sorted(problem.extra.items())),
+        ]
+        digest.update(json.dumps(fields).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _check_text(name: str, text: str) -> None:

@@ -1,6 +1,7 @@
 """The writer of a run folder: config, metrics, checkpoints, results. It never replaces another run silently."""
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,15 @@ from dropout_grpo.runs.layout import (
     checkpoint_folder,
     flat_options,
 )
+from dropout_grpo.runs.lock import LOCK_FILE, lock_folder
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics, started_with
 from dropout_grpo.runs.trackers import TrackerName, Trackers, require_trackers
-from dropout_grpo.runs.write import jsonable, sync, write_json, write_text, writing
+from dropout_grpo.runs.write import jsonable, reading, sync, write_json, write_text, writing
 
 _MAY_CHANGE = ("run_dir", "resume", "report_to")  # on resuming
-_BEFORE_A_RUN = {CONFIG_FILE, DATA_FOLDER}
+_DRAFTS = {CONFIG_FILE, f"{CONFIG_FILE}.part", LOCK_FILE}
+_BEFORE_A_RUN = {*_DRAFTS, DATA_FOLDER}
 
 
 class RunFolder:
@@ -37,10 +40,13 @@ class RunFolder:
         config: the resolved options, a dataclass.
         resume: continue the run in the folder; its config must be the same.
         report_to: experiment trackers that get the metrics too.
+        data: fingerprints of the problems by split; see ``problem_fingerprint``.
+        joins: this process writes a part of a run that its parent process holds.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is off, or its config differs; the folder cannot be created; a
-            tracker is not installed. A run that was refused before it wrote anything but its config may be replaced.
+        UserError: the folder holds a run and ``resume`` is off, or its config or data differ; another process writes
+            it; it cannot be created; a tracker is not installed. A run that was refused before it wrote anything but
+            its config may be replaced.
     """
 
     def __init__(
@@ -51,32 +57,39 @@ class RunFolder:
         *,
         resume: bool = False,
         report_to: Sequence[TrackerName] = (),
+        data: Mapping[str, str] | None = None,
+        joins: bool = False,
     ) -> None:
         require_trackers(report_to)
         self.path, self.report_to = Path(path), report_to
         self._trackers: Trackers | None = None
         self._config = jsonable(config)
-        record = {"command": command, "config": self._config}
+        record = {"command": command, "config": self._config, "data": dict(data or {})}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: choose another path.")
-        found = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
-        begun = not (CONFIG_FILE in found and found <= _BEFORE_A_RUN)
-        if found and begun and not resume:
+        with reading(self.path):
+            found = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
+        begun = bool(found - _BEFORE_A_RUN) or (bool(found) and not found & _DRAFTS)
+        if begun and not resume:
             raise UserError(
                 f"run folder {self.path} exists already: continue it with --resume true, or choose another --run_dir."
             )
-        if found and resume:
-            self._check_same(record)
+        if begun and not (self.path / CONFIG_FILE).is_file():
+            raise UserError(f"{self.path} holds files but no {CONFIG_FILE}: it is not a run folder, choose another.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not (found and resume):
-                write_json(self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be made: {error.strerror}; choose another path.") from error
+        self._lock = None if joins else lock_folder(self.path)
+        if resume and (self.path / CONFIG_FILE).is_file():
+            self._check_same(record)
+            if not joins:
+                self._tidy()
+            return
+        with writing(self.path / CONFIG_FILE):
+            write_json(self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
 
     def _check_same(self, record: dict[str, Any]) -> None:
-        if not (self.path / CONFIG_FILE).is_file():
-            raise UserError(f"{self.path} holds files but no {CONFIG_FILE}: it is not a run folder, choose another.")
         old = started_with(self.path)
         if old["command"] != record["command"]:
             raise UserError(f"{self.path} is a run of `{old['command']}`, not of `{record['command']}`.")
@@ -87,6 +100,24 @@ class RunFolder:
                     f"cannot resume {self.path}: {name} was {then.get(name)!r} and is now {now.get(name)!r}. Resume "
                     "with the same options or choose another --run_dir."
                 )
+        for split, fingerprint in record["data"].items():
+            if old["data"].get(split, fingerprint) != fingerprint:
+                source = now.get(f"data.{split}") or "made by the embedded task"
+                raise UserError(
+                    f"cannot resume {self.path}: the problems of data.{split} ({source}) have changed since the run "
+                    "was started. Restore them or choose another --run_dir."
+                )
+
+    def _tidy(self) -> None:
+        """Remove what a killed process had not finished or not removed."""
+        for old in checkpoint_folder(self.path, "").glob("*.old"):
+            whole = old.with_suffix("")
+            if whole.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(whole)
+        for draft in [*self.path.glob("*.part"), *checkpoint_folder(self.path, "").glob("*.part")]:
+            shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
     @contextmanager
     def tracking(self, part: str, done: int) -> Iterator[None]:

@@ -82,8 +82,16 @@ def started_with(run: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        record = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
-        return {**record, "command": record["command"], "config": dict(record["config"])}
+        with reading(run / CONFIG_FILE):
+            record = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        return {
+            **record,
+            "command": record["command"],
+            "config": dict(record["config"]),
+            "data": dict(record.get("data") or {}),
+        }
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{run / CONFIG_FILE} is damaged ({error}): choose another --run_dir.") from error
 

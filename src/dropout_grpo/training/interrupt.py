@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C: a trainer finishes the update at hand and saves; everything else stops at once.
 
-Only a process that calls ``handle_signals`` (the command line does) is affected. A program that uses the trainers as a
+Only code inside ``handled_signals`` (the command line does) is affected. A program that uses the trainers as a
 library keeps its own signal handlers.
 """
 
@@ -41,11 +41,18 @@ class Interrupted(KeyboardInterrupt):
         return f"{name}{self.saved}"
 
 
-def handle_signals() -> None:
-    """Let SIGINT and SIGTERM raise ``Interrupted`` from now on, at once or at the end of the update at hand."""
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            signal.signal(number, _handle)
+@contextmanager
+def handled_signals() -> Iterator[None]:
+    """Inside the block SIGINT and SIGTERM raise ``Interrupted``, at once or at the end of the update at hand."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python allows signal handlers in the main thread only
+        return
+    before = {number: signal.signal(number, _handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -204,7 +204,7 @@ class TrainingSession:
         """
         signum = self._signal()
         assert signum is not None, "nothing asks for a stop"
-        raise Interrupted(signum, f" after step {step} of {self.part}; saved: continue with --resume true")
+        raise Interrupted(signum, f" after step {step} of {self.part}; saved")
 
     def require_finite(self, encoded: tuple[Tensor, Tensor], where: str) -> None:
         """Check the model before it is kept as a good checkpoint: its weights, and the logits of an answer.

@@ -1,0 +1,69 @@
+"""One process at a time writes a run folder.
+
+The lock is an advisory lock of the operating system (``flock``) on the file ``lock`` of the folder. The system releases
+it when the process ends, however it ends, so a crash never leaves a folder locked.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import weakref
+from pathlib import Path
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.runs.write import writing
+
+LOCK_FILE = "lock"
+
+_held: weakref.WeakValueDictionary[tuple[int, int], "FolderLock"] = weakref.WeakValueDictionary()
+
+
+class FolderLock:
+    """Holds the lock of a folder as long as the object lives; see ``lock_folder``."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def lock_folder(folder: Path) -> FolderLock:
+    """Lock a folder for this process. A process that holds the lock already gets it again.
+
+    Raises:
+        UserError: another process holds the lock; the message names its id and host.
+    """
+    path = folder / LOCK_FILE
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    status = os.fstat(descriptor)
+    key = (status.st_dev, status.st_ino)
+    if (held := _held.get(key)) is not None:
+        os.close(descriptor)
+        return held
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = _owner(descriptor)
+        os.close(descriptor)
+        raise UserError(
+            f"run folder {folder} is in use by {owner}: wait until that process has ended, or choose another --run_dir."
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    lock = _held[key] = FolderLock(descriptor)
+    with writing(path):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+    return lock
+
+
+def _owner(descriptor: int) -> str:
+    try:
+        owner = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {owner['pid']} on host {owner['host']}"
+    except (ValueError, TypeError, KeyError):  # it has not written its name yet
+        return "another process"

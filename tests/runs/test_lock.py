@@ -1,0 +1,69 @@
+"""One process at a time writes a run folder; a lock never outlives its process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.lock import lock_folder
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dropout_grpo.runs.lock import lock_folder
+lock = lock_folder(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of a folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_process_is_refused_and_a_crash_releases_the_lock(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, "sft", {})
+    run.log({"part": "sft", "step": 1})
+    del run
+    with holder(tmp_path) as process:
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        told = rf"{tmp_path} is in use by process {process.pid} on host {socket.gethostname()}: wait"
+        with pytest.raises(UserError, match=told):
+            RunFolder(tmp_path, "sft", {}, resume=True)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        RunFolder(tmp_path, "sft", {}, resume=True, joins=True).log({"part": "b", "step": 1})  # its own second process
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        RunFolder(tmp_path, "sft", {}, resume=True)
+
+
+def test_a_process_gets_its_own_lock_again(tmp_path: Path) -> None:
+    first, second = lock_folder(tmp_path), lock_folder(tmp_path)
+    assert first is second
+    del first, second
+    with holder(tmp_path):
+        pass
+
+
+def test_a_holder_that_has_not_written_its_name(tmp_path: Path) -> None:
+    with holder(tmp_path):
+        (tmp_path / "lock").write_text("")
+        with pytest.raises(UserError, match="in use by another process"):
+            lock_folder(tmp_path)

@@ -1,0 +1,57 @@
+"""A first signal waits for the end of the update, which is saved; a second one stops at once."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_session import STEPS, lines, trainer
+
+from dropout_grpo.training.interrupt import Interrupted, finishing_updates, handled_signals
+from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_the_update_is_finished_and_saved(kind: str, number: int, status: int, tmp_path: Path) -> None:
+    whole, model = tiny_latent(), tiny_latent()
+    trainer(kind, tmp_path / "whole", whole).train()
+    made = trainer(kind, tmp_path / "run", model)
+    work, calls = made.backward, iter(range(1, 100))
+
+    def backward(*args: Any, **options: Any) -> Any:
+        if next(calls) == 3:
+            os.kill(os.getpid(), number)
+        return work(*args, **options)
+
+    made.backward = backward
+    with pytest.raises(Interrupted) as stopped, handled_signals():
+        made.train()
+    assert stopped.value.status == status
+    assert f"after step 3 of {kind}; saved" in str(stopped.value)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+    assert (tmp_path / "run" / "checkpoints" / f"{kind}-step-3").is_dir()
+    again = tiny_latent()
+    trainer(kind, tmp_path / "run", again, resume=True).train(resume=True)
+    assert len(lines(tmp_path / "run")) == STEPS[kind]
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert_same_weights(weights_of(again), weights_of(whole))
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    with pytest.raises(Interrupted) as stopped, handled_signals(), finishing_updates() as asked:
+        assert asked() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked() == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+    assert stopped.value.status == 130
+
+
+def test_elsewhere_the_first_signal_stops_and_handlers_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), handled_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not reached")
+    assert signal.getsignal(signal.SIGTERM) is before
