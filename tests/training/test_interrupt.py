@@ -39,19 +39,25 @@ def test_the_update_is_finished_and_saved(kind: str, number: int, status: int, t
     assert_same_weights(weights_of(again), weights_of(whole))
 
 
-def test_a_second_signal_stops_at_once() -> None:
-    with pytest.raises(Interrupted) as stopped, handled_signals(), finishing_updates() as asked:
+def signalled(*numbers: int) -> None:
+    """An update that is sent signals; the first is recorded."""
+    with finishing_updates() as asked:
         assert asked() is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked() == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("not reached")
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            assert asked() == numbers[0]
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    with handled_signals():
+        signalled(signal.SIGTERM)
+        with pytest.raises(Interrupted) as stopped:
+            signalled(signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
     assert stopped.value.status == 130
 
 
 def test_elsewhere_the_first_signal_stops_and_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="stopped by SIGTERM"), handled_signals():
+    with handled_signals(), pytest.raises(Interrupted, match="stopped by SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("not reached")
     assert signal.getsignal(signal.SIGTERM) is before

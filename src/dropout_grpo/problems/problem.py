@@ -44,13 +44,8 @@ def problem_fingerprint(problems: Iterable[Problem]) -> str:
     """SHA-256 of problems, in hexadecimal: equal for equal problems in equal order."""
     digest = hashlib.sha256()
     for problem in problems:
-        fields = [
-            problem.id,
-            problem.question,
-            list(problem.steps),
-            problem.answer,
-            repr(sorted(problem.extra.items())),
-        ]
+        extra = repr(sorted(problem.extra.items()))
+        fields = [problem.id, problem.question, problem.steps, problem.answer, extra]
         digest.update(json.dumps(fields).encode() + b"\n")
     return digest.hexdigest()
 
