@@ -25,6 +25,8 @@ def read(name: str) -> dict[str, Any]:
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in section.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(index): part for index, part in enumerate(value)}
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return values
 
@@ -42,8 +44,8 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
     return parse
 
 
-def test_four_recipes_are_shipped() -> None:
-    assert NAMES == ("gsm8k-gpt2", "gsm8k-llama-lora", "prosqa", "word-problems")
+def test_five_recipes_are_shipped() -> None:
+    assert NAMES == ("gsm8k-gpt2", "gsm8k-llama-lora", "gsm8k-qwen", "prosqa", "word-problems")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +102,26 @@ def test_gsm8k_on_gpt2_is_what_was_published(parsed: Callable[[str], Recipe]) ->
     assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.num_iterations) == (6e-5, "constant", 2)
     assert (grpo.epsilon, grpo.beta, grpo.temperature, grpo.max_completion_length) == (0.2, 0.02, 1.0, 64)
     assert grpo.scale_rewards == "none"  # the paper: the advantage is the reward minus the group's mean
+
+
+def test_gsm8k_on_qwen_is_the_papers_own_run(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("gsm8k-qwen")
+    grpo, curriculum = recipe.grpo, recipe.curriculum
+    assert recipe.model.name_or_path == "Qwen/Qwen2.5-1.5B"
+    assert (curriculum.c_thought, curriculum.latent_steps, curriculum.epochs_per_stage) == (2, 6, 3)
+    assert (recipe.exploration.kind, recipe.exploration.p) == ("shared_dropout", 0.1)
+    assert (grpo.num_generations, grpo.prompts_per_step, grpo.max_steps, grpo.num_iterations) == (32, 16, 3000, 1)
+    assert (grpo.max_prompt_length, grpo.max_completion_length) == (96, 32)
+    assert (grpo.answers, grpo.temperature, grpo.replay, grpo.baseline) == ("greedy", 1.0, True, "group_mean")
+    assert (grpo.loss_type, grpo.epsilon, grpo.epsilon_high, grpo.scale_rewards) == ("grpo", 0.1, 0.12, "none")
+    assert (grpo.beta, grpo.beta_schedule, grpo.kl_estimator, grpo.kl_delta) == (5e-3, "learning_rate", "k3_huber", 5)
+    assert grpo.filter_groups == (0.2, 0.95)
+    assert (grpo.sync_ref_model, grpo.ref_model_sync_steps, grpo.ref_model_mixup_alpha) == (True, 500, 1.0)
+    assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.min_lr_rate) == (1e-5, "cosine", 0.1)
+    assert (grpo.warmup_steps, grpo.weight_decay, grpo.max_grad_norm) == (200, 0.01, 10.0)
+    assert [path.rpartition(":")[2] for path in recipe.reward_funcs] == ["exact_answer", "format_penalty"]
+    assert isinstance(recipe.data.grpo, tuple)
+    assert [source.weight for source in recipe.data.grpo] == [0.8, 0.2]
 
 
 def test_prosqa_has_two_thoughts_a_level_on_the_projects_generator(parsed: Callable[[str], Recipe]) -> None:

@@ -16,6 +16,7 @@ from dropout_grpo.jobs.smoke import architecture_of, smoke
 from dropout_grpo.problems.files import load_problems, save_problems
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.runs.write import jsonable
+from helpers.grpo_run import Replays
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
 
 NAMES = recipe_names()
@@ -53,6 +54,22 @@ def test_sft_takes_two_updates_in_every_stage_with_epochs(
     latent = json.loads((run / "checkpoints/coconut/latent_config.json").read_text(encoding="utf-8"))
     assert latent["latent_steps"] == (12 if name == "prosqa" else 6)
     assert (run / "report.html").is_file()
+
+
+def test_grpo_takes_two_steps_of_exactly_the_papers_objective(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays = Replays(monkeypatch)
+    assert main(["grpo", "--recipe", "gsm8k-qwen", "--checkpoint", "no/such-checkpoint", "--smoke"]) == 0
+    lines = [line for line in read_metrics(smoke_folder(elsewhere) / "run") if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["replay/logprob_diff_max"] < 0.1 and line["grad_norm"] > 0 for line in lines)
+    assert lines[0]["kl"] == 0 < lines[1]["kl"]
+    assert [line["beta"] for line in lines] == pytest.approx([500 * line["learning_rate"] for line in lines])
+    assert len(replays.surrogates) == 4  # two groups a step, one in a micro-batch
+    for update in replays.surrogates:
+        names = ("epsilon", "epsilon_high", "loss_type", "kl_estimator", "kl_delta", "importance_sampling_level")
+        assert [update[name] for name in names] == [0.1, 0.12, "grpo", "k3_huber", 5.0, "token"]
+        assert update["batch"].rollouts == 8
+        assert update["ref_logprobs"] is not None
 
 
 @pytest.mark.parametrize("name", NAMES)

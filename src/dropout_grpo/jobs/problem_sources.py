@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.jobs.recipe import DataConfig
+from dropout_grpo.jobs.recipe import DataConfig, WeightedSource
 from dropout_grpo.problems.files import load_problems
+from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.tasks.word_tokenizer import require_known_words
@@ -29,11 +30,16 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
     unnamed = [name for name, source in given.items() if source is None]
     made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
     return {
-        name: made[name]
-        if source is None
-        else load_problems(source, columns=data.columns, require_steps=name == "train")
+        name: made[name] if source is None else _load(source, data, require_steps=name == "train")
         for name, source in given.items()
     }
+
+
+def _load(source: str | tuple[WeightedSource, ...], data: DataConfig, *, require_steps: bool) -> list[Problem]:
+    if isinstance(source, str):
+        return load_problems(source, columns=data.columns, require_steps=require_steps)
+    parts = [load_problems(one.source, columns=one.columns or data.columns, require_steps=False) for one in source]
+    return Mixture(parts, [one.weight for one in source])
 
 
 def vocabulary(data: DataConfig) -> list[str]:
@@ -50,4 +56,4 @@ def require_readable(
         UserError: see ``require_known_words``.
     """
     for name, split in problems.items():
-        require_known_words(tokenizer, split, getattr(data, name) or f"{data.task} {name}")
+        require_known_words(tokenizer, split, ", ".join(data.sources(name)) or f"{data.task} {name}")

@@ -59,6 +59,24 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightedSource:
+    """One of several sources of GRPO problems.
+
+    Args:
+        source: file or hf: dataset.
+        weight: share of the questions that come from it, up to a common factor.
+        columns: names of its columns; data.columns when not given.
+    """
+
+    source: str
+    weight: float = ranged(1.0, above=0)
+    columns: Columns | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data.grpo")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(TaskSettings):  # a field for each task of the registry
     """Where problems come from. The embedded task makes the splits that are not given.
 
@@ -67,7 +85,7 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
 
     Args:
         train: file or hf: dataset of problems with steps, for the curriculum.
-        grpo: file or hf: dataset for GRPO; steps are not needed.
+        grpo: file or hf: dataset for GRPO, where steps are not needed; or a list of them, each with source and weight.
         valid: file or hf: dataset to validate on.
         test: file or hf: dataset to measure on.
         columns: names of the columns in these files and datasets.
@@ -76,7 +94,7 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
     """
 
     train: str | None = None
-    grpo: str | None = None
+    grpo: str | tuple[WeightedSource, ...] | None = None
     valid: str | None = None
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
@@ -85,6 +103,15 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")
+        if self.grpo == ():
+            raise UserError("data.grpo is an empty list: name at least one source, or leave it out.")
+
+    def sources(self, split: str) -> tuple[str, ...]:
+        """The files and datasets of a split; none if the embedded task makes it."""
+        given = getattr(self, split)
+        if isinstance(given, tuple):
+            return tuple(part.source for part in given)
+        return () if given is None else (given,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """``--smoke``: two steps of everything that a command would do, on a small stand-in for its model, offline, in seconds.
 
-It goes on the command line that you are about to run. Kept: every choice of method, thoughts and stages, rewards, and
-the problem files that are there. Cut: the model to a random one of the same architecture with a vocabulary of its own;
-problems, batches, lengths and steps to a few. Added: a reward that divides every group, since a random model is never
-right and would have nothing to learn from. No tracker is told. The run goes to a temporary folder, which stays.
+Add it to the command line that you are about to run. It keeps every choice of method, thoughts and stages, the reward
+functions, and the problem files that exist. It replaces the model by a random one of the same architecture with its own
+vocabulary, and reduces problems, batches, lengths and steps to a few. It adds a reward that differs within every group,
+because a random model is never right and would have nothing to learn from; where groups are filtered by their reward,
+only this one counts. Trackers are not used. The run goes to a temporary folder, which is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from dropout_grpo.jobs.models import fresh_model
 from dropout_grpo.jobs.problem_sources import problems_of
-from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe
+from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.files import save_problems
@@ -40,6 +41,8 @@ _GRPO = {
     "max_completion_length": 8,
     "micro_batch_size": 4,
     "rollout_batch_size": 8,
+    "warmup_steps": 1,
+    "ref_model_sync_steps": 2,
     "eval_steps": 1,
     "save_steps": 1,
 }
@@ -64,6 +67,8 @@ def every_other(prompts: Sequence[str], completions: Sequence[str], **columns: A
 def smoke(recipe: Recipe) -> Recipe:
     """The same recipe with small numbers, a pure function. None grows: what a recipe switches off with 0 stays off."""
     data, weights = recipe.data, recipe.grpo.reward_weights
+    if recipe.grpo.filter_groups is not None:  # a random model's own rewards would leave no group in the range
+        weights = (0.0,) * len(recipe.reward_funcs)
     return replace(
         recipe,
         resume=False,
@@ -99,6 +104,8 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
         save_problems(path, few)
     paths = [str(path) for path in problems]
     sources: dict[str, Any] = dict(zip(SPLITS, paths, strict=False))
+    if isinstance(recipe.data.grpo, tuple):
+        sources["grpo"] = _mixed(recipe.data, small.data, folder)
     data = replace(small.data, columns=Columns(), **sources)
     small = replace(small, run_dir=str(folder / "run"), data=data)
 
@@ -130,16 +137,30 @@ def architecture_of(name: str) -> str | None:
 def _few(data: DataConfig, small: DataConfig, split: str) -> list[Problem]:
     """The first problems of a split's file, or of the embedded task where there is no such file here."""
     made: dict[str, Any] = {split: None}
-    (problems,) = problems_of(data if _is_here(getattr(data, split)) else replace(small, **made), [split]).values()
+    here = data.sources(split) and all(_is_here(source) for source in data.sources(split))
+    (problems,) = problems_of(data if here else replace(small, **made), [split]).values()
     return [problem for problem in problems if problem.steps or split != "train"][:_PROBLEMS]
 
 
-def _is_here(source: str | None) -> bool:
-    return source is not None and Path(source).is_file()
+def _mixed(data: DataConfig, small: DataConfig, folder: Path) -> tuple[WeightedSource, ...]:
+    """The sources of a mixture, each with a few problems in a file of its own."""
+    assert isinstance(data.grpo, tuple)
+    sources = []
+    for i, part in enumerate(data.grpo):
+        path = folder / f"grpo-{i}.json"
+        one = replace(data, grpo=part.source, columns=part.columns or data.columns)
+        save_problems(path, _few(one, small, "grpo"))
+        sources.append(WeightedSource(source=str(path), weight=part.weight))
+    return tuple(sources)
+
+
+def _is_here(source: str) -> bool:
+    return Path(source).is_file()
 
 
 def _announce(recipe: Recipe, files: Sequence[str], architecture: str, named: Sequence[str], folder: Path) -> None:
-    away = sorted({s for s in (*(getattr(recipe.data, split) for split in SPLITS), *files) if s and not _is_here(s)})
+    named_files = [source for split in SPLITS for source in recipe.data.sources(split)]
+    away = sorted({source for source in (*named_files, *files) if not _is_here(source)})
     model = f"a random {architecture} of {_MODEL['n_layer']} layers" + (f" for {named[0]}" if named else "")
     data = "problems of the embedded task" + (f" for {', '.join(away)}" if away else "")
     console.print(f"smoke run, its figures mean nothing: {model}; {data}; folder {folder}", markup=False)
