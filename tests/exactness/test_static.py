@@ -111,8 +111,8 @@ def test_all_rows_ended_ends_the_work() -> None:
 
 @pytest.mark.parametrize("stale", NEW)
 def test_a_buffer_that_is_not_loaded_is_noticed(stale: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = latent_model("llama")
-    expected = made(model, OTHERS, SEEDS[4] + 100, HELD)
+    model, everything = latent_model("llama"), EXPLORATIONS["every_site"]
+    expected = made(model, OTHERS, SEEDS[4] + 100, everything)
 
     def load(self: Given, other: Given) -> None:
         right(self, replace(other, **{stale: getattr(self, stale)}))
@@ -120,10 +120,10 @@ def test_a_buffer_that_is_not_loaded_is_noticed(stale: str, monkeypatch: pytest.
     right = Given.load
     with fixed_shapes():
         for _ in range(2):
-            made(model, QUESTIONS, SEEDS[4], HELD)
+            made(model, QUESTIONS, SEEDS[4], everything)
         monkeypatch.setattr(Given, "load", load)
         with pytest.raises(AssertionError):
-            assert_same(made(model, OTHERS, SEEDS[4] + 100, HELD), expected)
+            assert_same(made(model, OTHERS, SEEDS[4] + 100, everything), expected)
 
 
 def test_a_position_that_does_not_advance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ EXPLORATIONS = {
     "held": HELD,
     "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
     "per_step": PerStepDropout(0.3, (*ALL_SITES, *READING_SITES), ("latent", "answer")),
-    "reading": SharedDropout(0.3, READING_SITES, ("latent", "answer")),
+    "every_site": SharedDropout(0.3, (*ALL_SITES, *READING_SITES), ("latent", "answer")),
 }
 
 Played = list[tuple[type, int]]

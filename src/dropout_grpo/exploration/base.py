@@ -5,7 +5,7 @@ the command line by its import path (``examples/own_exploration.py``). Everythin
 the rollout's seed; otherwise the update cannot replay the rollout. ``HeldNoise`` (``held.py``) does most of the work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -39,6 +39,36 @@ class KeyNoise(Protocol):
 
     def key_factors(self, phase: str, step: int, positions: Tensor) -> Mapping[str, Tensor]:
         """Factors by site name, each [B, H, T], of H heads and the T keys at ``positions`` (int64 [B, T])."""
+        ...
+
+
+@runtime_checkable
+class ChangesWeights(Protocol):
+    """A noise that changes the value projections' weights (``value_weights.py``)."""
+
+    def weight_changes(self, phase: str, step: int) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """What is added to a projection's output, by its name: a function of its input."""
+        ...
+
+
+@runtime_checkable
+class Refreshed(Protocol):
+    """An exploration that depends on the weights, at which it looks every few training steps."""
+
+    def begin_step(self, step: int, sites: SiteMap) -> None:
+        """Called before every training step, counted from 1."""
+        ...
+
+    def end_training(self, sites: SiteMap) -> None:
+        """Called after the last step."""
+        ...
+
+    def tensors(self, sites: SiteMap) -> dict[str, Tensor]:
+        """What a checkpoint has to keep."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor], sites: SiteMap) -> None:
+        """The inverse of ``tensors``."""
         ...
 
 

@@ -9,6 +9,9 @@ from dropout_grpo.ranges import check_ranges, ranged
 KINDS = {
     "shared_dropout": "dropout_grpo.exploration.dropout:SharedDropout",
     "per_step_dropout": "dropout_grpo.exploration.dropout:PerStepDropout",
+    "gaussian": "dropout_grpo.exploration.gaussian:Gaussian",
+    "weight_noise": "dropout_grpo.exploration.value_weights:ValueWeightNoise",
+    "svp": "dropout_grpo.exploration.value_weights:SingularValueNoise",
     "none": "dropout_grpo.exploration.base:NoExploration",
 }
 """The import path of every exploration by its kind."""
@@ -20,7 +23,9 @@ class ExplorationConfig:
 
     Args:
         kind: shared_dropout is the method; per_step_dropout the ablation with a fresh mask at every latent step; none
-            leaves the answer's temperature as the only source. A class of your own is given by its import path:
+            leaves the answer's temperature as the only source. Rivals: gaussian multiplies activations (option sigma,
+            0.1), weight_noise adds to the value projections' weights and svp scales their singular values (options
+            alpha, 0.6, and refresh, 50 steps). A class of your own is given by its import path:
             my_noise.py:Gaussian or package.module:Gaussian.
         p: probability that a masked activation is zero, in [0, 1); for the two kinds of dropout.
         sites: activations that the noise multiplies: residual (attention and MLP outputs), attention, mlp, mlp_hidden,

@@ -147,7 +147,7 @@ class LatentModel(Recurrence):
 
     def think(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:
         """``steps`` latent steps, by CUDA graphs where ``recordings_for`` allows, else step by step."""
-        recordings = recordings_for(self, state, steps, None)
+        recordings = recordings_for(self, state, steps, None, noise)
         if recordings is not None:
             return recordings.think(self, state, steps, noise)
         return self.think_eagerly(state, steps, noise)
@@ -158,7 +158,7 @@ class LatentModel(Recurrence):
     ) -> Generation:
         """Decode answers after the end marker, greedily unless a ``chooser`` says otherwise; see ``generation.py``."""
         chooser = chooser or Greedy()
-        recordings = recordings_for(self, state, max_new_tokens, chooser)
+        recordings = recordings_for(self, state, max_new_tokens, chooser, noise)
         if recordings is not None:
             return recordings.generate(self, state, max_new_tokens, chooser, noise)
         return generate_eagerly(self, state, max_new_tokens, chooser=chooser, noise=noise)

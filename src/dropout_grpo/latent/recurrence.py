@@ -11,7 +11,8 @@ Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.base import Exploration, KeyNoise, Noise
+from dropout_grpo.exploration.base import ChangesWeights, Exploration, KeyNoise, Noise
 from dropout_grpo.exploration.sites import THOUGHT, SiteMap
 from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.fast.attention import SHARED_PREFIX, own_cache, prefix_of, shares_prefix
@@ -158,10 +159,9 @@ class Recurrence(nn.Module):
         assert input_ids.shape == attention_mask.shape, "ids and mask differ in shape"
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         cache = own_cache() if self.shares_prefix else DynamicCache(config=self.model.config)
-        factors = noise.factors("prompt", 0) if noise is not None else {}
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("prompt", 0, positions)
-        with self.sites.multiplied(factors):
+        with self._noisy(noise, "prompt", 0):
             output = self.model.get_decoder()(
                 inputs_embeds=self.model.get_input_embeddings()(input_ids),
                 attention_mask=attention_mask,
@@ -186,16 +186,25 @@ class Recurrence(nn.Module):
         """``steps`` latent steps: h_{t+1} = f(thought(h_t), cache_t; m). Nothing is detached."""
         keyed = keyed_noise(noise)
         for _ in range(steps):
-            factors = noise.factors("latent", state.latent_step) if noise is not None else {}
-            fed_back = self.thought(state.hidden)  # [B, 1, D]
-            if THOUGHT in factors:
-                fed_back = fed_back * factors[THOUGHT]
             by_key = {} if keyed is None else keyed.key_factors("latent", state.latent_step, key_positions(state, 1))
-            with self.sites.multiplied(factors):
+            fed_back = self.thought(state.hidden)  # [B, 1, D]
+            with self._noisy(noise, "latent", state.latent_step) as factors:
+                if THOUGHT in factors:
+                    fed_back = fed_back * factors[THOUGHT]
                 cache, inputs = _inputs(state, fed_back, by_key)
                 hidden = self.model.get_decoder()(**inputs).last_hidden_state  # [B, 1, D], after the final norm
             state = replace(_advanced(state, cache, 1), hidden=hidden, latent_step=state.latent_step + 1)
         return state
+
+    @contextmanager
+    def _noisy(self, noise: Noise | None, phase: str, step: int) -> Iterator[Mapping[str, Tensor]]:
+        """Inside, the noise acts on the model's modules; gives the factors, of which the thought's are the caller's."""
+        factors = {} if noise is None else noise.factors(phase, step)
+        changes: Mapping[str, Callable[[Tensor], Tensor]] = {}
+        if isinstance(noise, ChangesWeights):
+            changes = noise.weight_changes(phase, step)
+        with self.sites.multiplied(factors), self.sites.changed(changes):
+            yield factors
 
     def score(
         self, state: LatentState, token_ids: Tensor, *, temperature: float = 1.0, noise: Noise | None = None
@@ -217,10 +226,9 @@ class Recurrence(nn.Module):
 
     def logits(self, state: LatentState, token_ids: Tensor, noise: Noise | None) -> tuple[Tensor, LatentState]:
         """Logits [B, L, V] of the tokens after each of ``token_ids`` [B, L], and the state after them."""
-        factors = noise.factors("answer", 0) if noise is not None else {}
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("answer", 0, key_positions(state, token_ids.shape[1]))
-        with self.sites.multiplied(factors):
+        with self._noisy(noise, "answer", 0):
             cache, inputs = _inputs(state, self.model.get_input_embeddings()(token_ids), by_key)
             logits = self.model(**inputs).logits
         return logits, _advanced(state, cache, token_ids.shape[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.base import Exploration
+from dropout_grpo.exploration.base import Exploration, Refreshed
 from dropout_grpo.exploration.seeds import fold
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
@@ -39,6 +39,8 @@ from dropout_grpo.training.session import TrainingSession
 Evaluate = Callable[[LatentModel], float]
 
 _CLIP_RATIOS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+_EXPLORATION = "exploration."
+"""Before the names of what an exploration keeps, in a checkpoint."""
 _UPDATE_METRICS = ("loss", "grad_norm", "kl", "replay/logprob_diff_max", *_CLIP_RATIOS)
 
 
@@ -162,25 +164,36 @@ class GRPOTrainer:
                 bar.advance(reward=metrics["reward"], loss=metrics["loss"])
                 if stopping:
                     session.stop(step)
+        if isinstance(self.exploration, Refreshed):
+            self.exploration.end_training(self.model.sites)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides weights, optimiser and step, as JSON."""
         return {"updates": self.updates, "baseline": asdict(self.baseline)}
 
     def reference_tensors(self) -> dict[str, Tensor]:
-        """The reference's weights if training renews them, else nothing."""
-        return {} if self.reference is None else self.reference.tensors()
+        """The reference's weights if training renews them, and what the exploration keeps of the policy's weights."""
+        tensors = {} if self.reference is None else dict(self.reference.tensors())
+        if isinstance(self.exploration, Refreshed):
+            kept = self.exploration.tensors(self.model.sites)
+            tensors |= {_EXPLORATION + name: tensor for name, tensor in kept.items()}
+        return tensors
 
     def restore(self, state: Mapping[str, Any], reference: Mapping[str, Tensor]) -> None:
         """The inverse of ``state`` and ``reference_tensors``; ``state`` also has the key ``step``."""
         self.updates = state.get("updates", state["step"] * self.config.num_iterations)
         self.baseline = MovingAverage(**state.get("baseline", {}))
         if self.reference is not None:
-            self.reference.load(reference)
+            self.reference.load({n: tensor for n, tensor in reference.items() if not n.startswith(_EXPLORATION)})
+        if isinstance(self.exploration, Refreshed):
+            kept = {n.removeprefix(_EXPLORATION): t for n, t in reference.items() if n.startswith(_EXPLORATION)}
+            self.exploration.load(kept, self.model.sites)
 
     def step(self, step: int, optimizer: Any, schedule: Any, last_good: str = "none yet") -> dict[str, float]:
         """One batch of rollouts and ``num_iterations`` updates on it; returns the metrics."""
         config, start = self.config, time.monotonic()
+        if isinstance(self.exploration, Refreshed):
+            self.exploration.begin_step(step, self.model.sites)
         sampled, by_function = self.sampler.sample(step)
         if not bool(sampled.answers.logprobs.isfinite().all()):
             raise NonFinite(f"{self._where(step)}: rollout log-probs are not finite. {last_good_is(last_good)}")

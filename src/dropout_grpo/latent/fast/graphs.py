@@ -25,7 +25,7 @@ import torch
 from torch import clear_autocast_cache
 from transformers import PreTrainedConfig
 
-from dropout_grpo.exploration.base import Noise
+from dropout_grpo.exploration.base import ChangesWeights, Noise
 from dropout_grpo.latent.fast.static import Answers, Thoughts
 from dropout_grpo.latent.fast.static_inputs import Given, given_by, is_known
 from dropout_grpo.latent.generation import Generation, generate_eagerly
@@ -149,14 +149,16 @@ class Recordings:
 _RECORDINGS: WeakKeyDictionary[Recurrence, Recordings] = WeakKeyDictionary()
 
 
-def recordings_for(model: Recurrence, state: LatentState, steps: int, chooser: Chooser | None) -> Recordings | None:
+def recordings_for(
+    model: Recurrence, state: LatentState, steps: int, chooser: Chooser | None, noise: Noise | None = None
+) -> Recordings | None:
     """The one rule: the model's recordings where graphs are used, None where steps are run one by one.
 
     They are used on CUDA, without gradient, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that can
     be set up on buffers, and for models whose rows share prompts and whose forward pass neither reads a number from the
     device nor copies one to it. transformers marks such architectures by ``_can_compile_fullgraph``; a dynamic RoPE
     reads one all the same. The attribute is private: a version without it runs step by step. An adapter is switched off
-    and on between calls (for the KL's reference), which a graph would not see.
+    and on between calls (for the KL's reference), which a graph would not see. Changes of weights have no buffers.
     """
     if state.hidden.device.type not in PLAYERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
@@ -166,6 +168,7 @@ def recordings_for(model: Recurrence, state: LatentState, steps: int, chooser: C
     if (
         not getattr(inner, "_can_compile_fullgraph", False)
         or has_adapter(inner)
+        or isinstance(noise, ChangesWeights)
         or _rope_type(inner.config) == "dynamic"
     ):
         return None

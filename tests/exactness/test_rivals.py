@@ -1,0 +1,265 @@
+"""Rivals of dropout against the oracle: Gaussian factors, and value projections whose own weights are perturbed."""
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration import Exploration, value_weights
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.exploration.seeds import normal, stream
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl.rollout import replay, roll_out
+from helpers import splitmix
+from helpers.engine import (
+    ALL_PHASES,
+    ANSWERS,
+    END_ID,
+    QUESTIONS,
+    SEEDS,
+    TOLERANCE,
+    difference,
+    differences,
+    engine_rows,
+    gradients,
+    latent_model,
+    oracle_model,
+    oracle_rows,
+    prompts,
+)
+from helpers.oracle import Factors, oracle_run
+from helpers.test_oracle import VALUES
+from helpers.tiny import EXTRA_KINDS, KINDS
+
+both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
+every_rival = pytest.mark.parametrize("kind", ["svp", "weight_noise"])
+PUBLISHED = ("prompt", "latent")
+
+
+def rival(kind: str, phases: tuple[str, ...] = ("latent",), **options: Any) -> Exploration:
+    return build_exploration(ExplorationConfig(kind=kind, phases=phases, options=options))
+
+
+def reference_normal(seed: int, name: str, size: int) -> Tensor:
+    """From Python's integers and its own quantile function."""
+    bits = (splitmix.bits(seed, name, i) >> 48 for i in range(size))
+    return torch.tensor([NormalDist().inv_cdf((k + 0.5) / 65536) for k in bits], dtype=torch.float64)
+
+
+def test_normal_numbers_are_quantiles_of_the_seeds_bits() -> None:
+    seeds = [0, -1, 2**63 - 1]
+    found = normal(torch.tensor(seeds), stream("layers.0.mlp", 50))
+    expected = torch.stack([reference_normal(seed, "layers.0.mlp", 50) for seed in seeds])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    many = normal(torch.arange(2000), stream("thought", 40)).flatten()
+    assert kstest(many.numpy(), "norm").pvalue > 1e-4
+    assert kstest((1.02 * many).numpy(), "norm").pvalue < 1e-2
+
+
+@both_caches
+@pytest.mark.parametrize("model_kind", ["gpt2", "qwen3"])
+def test_gaussian_factors_are_the_oracles(model_kind: str, copy_prompts: bool) -> None:
+    sites = ("residual", "values", "attention_weights", "thought")
+    exploration = build_exploration(ExplorationConfig(kind="gaussian", sites=sites, options={"sigma": 0.3}))
+    model, plain = latent_model(model_kind, copy_prompts=copy_prompts), oracle_model(model_kind)
+
+    def reference(seed: int) -> Factors:
+        def factors(phase: str, step: int) -> dict[str, Tensor]:
+            if phase != "latent":
+                return {}
+            names = [f"layers.{i}.{kind}" for i in (0, 1) for kind in ("attention", "mlp", "values")] + ["thought"]
+            drawn = {name: 1 + 0.3 * reference_normal(seed, name, 16) for name in names}
+            weights = [f"layers.{i}.attention_weights" for i in (0, 1)]
+            return drawn | {n: (1 + 0.3 * reference_normal(seed, n, 4 * 64)).view(64, 4).T for n in weights}
+
+        return factors
+
+    oracle = oracle_rows(plain, 2, [reference(seed) for seed in SEEDS.flatten().tolist()])
+    _, logprobs = engine_rows(model, exploration)
+    assert difference(logprobs.detach(), oracle[1].detach()) < 1e-8
+    assert differences(gradients(model.model, logprobs), gradients(plain, oracle[1])) < 1e-8
+
+
+def with_noise(model: PreTrainedModel, kind: str, model_kind: str, seed: int, alpha: float) -> None:
+    """Perturb the weights themselves, layer by layer, by numpy-like formulas of their own."""
+    name, entries = VALUES[model_kind]
+    columns = list(entries)
+    for i in range(2):
+        weight = model.get_parameter(f"{name.format(i)}.weight")
+        w = weight.detach() if model_kind == "gpt2" else weight.detach().T  # [in, out], a view
+        w_v = w[:, columns]
+        if kind == "svp":
+            u, s, vt = torch.linalg.svd(w_v, full_matrices=False)
+            code = reference_normal(seed, f"layers.{i}.value_weight", len(s))
+            added = alpha * sum(s[r] * code[r] * torch.outer(u[:, r], vt[r]) for r in range(len(s)))
+        else:
+            sigma = alpha * w_v.square().mean().sqrt()  # ||W||_F / sqrt(in * out)
+            added = sigma * reference_normal(seed, f"layers.{i}.value_weight", w_v.numel()).view(w_v.shape)
+        w[:, columns] += added
+
+
+@every_rival
+@pytest.mark.parametrize("model_kind", KINDS + EXTRA_KINDS)
+def test_weights_perturbed_everywhere_are_the_oracles(kind: str, model_kind: str) -> None:
+    """In all phases the noise is another network: the oracle runs it without any hook."""
+    model = latent_model(model_kind)
+    _, found = engine_rows(model, rival(kind, ALL_PHASES, alpha=0.4))
+    for row, seed in enumerate(SEEDS.flatten().tolist()):
+        plain = oracle_model(model_kind)
+        with_noise(plain, kind, model_kind, seed, 0.4)
+        expected = oracle_run(plain, QUESTIONS[row // 2], 2, END_ID, ANSWERS[row]).logprobs
+        assert difference(found[row].detach(), expected.detach()) < 1e-8
+    quiet = oracle_rows(oracle_model(model_kind), 2)[1]
+    assert difference(found.detach(), quiet.detach()) > 1e-2
+
+
+@every_rival
+@both_caches
+@pytest.mark.parametrize("phases", [("latent",), PUBLISHED], ids=["latent", "published"])
+@pytest.mark.parametrize("model_kind", ["gpt2", "llama"])
+def test_weights_perturbed_in_some_phases(
+    kind: str, copy_prompts: bool, phases: tuple[str, ...], model_kind: str
+) -> None:
+    """Keys and values of a position come from the weights of its phase: two networks take turns, with one cache.
+
+    The oracle is the engine's own plain verbs on a network with perturbed weights and on the plain one.
+    """
+    model = latent_model(model_kind, copy_prompts=copy_prompts)
+    _, found = engine_rows(model, rival(kind, phases, alpha=0.4))
+    for row, seed in enumerate(SEEDS.flatten().tolist()):
+        noisy = latent_model(model_kind, copy_prompts=True)
+        with_noise(noisy.model, kind, model_kind, seed, 0.4)
+        quiet = latent_model(model_kind, copy_prompts=True)
+        ids = torch.tensor([QUESTIONS[row // 2]])
+        state = (noisy if "prompt" in phases else quiet).read(ids, torch.ones_like(ids))
+        state = noisy.think(state, 2)
+        expected = quiet.score(state, torch.tensor([ANSWERS[row]]))[0]
+        assert difference(found[row].detach(), expected.detach()) < 1e-8
+
+
+@every_rival
+def test_gradients_are_finite_differences_with_the_noise_held(kind: str) -> None:
+    """U, s, V and sigma are constants: those of the weights at the refresh, whatever the weights are now."""
+    model, exploration = latent_model("gpt2"), rival(kind, PUBLISHED, alpha=0.4)
+    exploration.begin_step(1, model.sites)  # type: ignore[attr-defined]
+
+    def total() -> Tensor:
+        logprobs = replay(model, prompts(), SEEDS, torch.tensor(ANSWERS), exploration, temperature=0.8)
+        return (logprobs * torch.linspace(-1.0, 2.0, 24, dtype=torch.float64).view(6, 4)).sum()
+
+    names = ["h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight", "h.0.attn.c_attn.bias", "h.0.mlp.c_fc.weight"]
+    parameters = [model.model.get_decoder().get_parameter(name) for name in names]
+    exact = torch.autograd.grad(total(), parameters)
+    for parameter, gradient in zip(parameters, exact, strict=True):
+        for entry in (int(gradient.abs().argmax()), parameter.numel() - 1):  # the last is of the values in c_attn
+            flat, values = parameter.detach().view(-1), []
+            start = flat[entry].item()
+            for step in (1e-5, -1e-5):
+                with torch.no_grad():
+                    flat[entry] = start + step
+                    values.append(total().item())
+                    flat[entry] = start
+            central = (values[0] - values[1]) / 2e-5
+            assert gradient.flatten()[entry].item() == pytest.approx(central, rel=1e-6, abs=1e-7)
+
+
+@every_rival
+@pytest.mark.parametrize("phases", [("latent",), PUBLISHED], ids=["latent", "published"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
+def test_replay_is_exact_also_after_an_update(kind: str, phases: tuple[str, ...], dtype: torch.dtype) -> None:
+    model, exploration = latent_model("llama", dtype), rival(kind, phases, refresh=2)
+    exploration.begin_step(1, model.sites)  # type: ignore[attr-defined]
+    made = roll_out(model, prompts(), SEEDS, exploration, temperature=1.3, max_completion_length=5)
+
+    def replayed() -> Tensor:
+        return replay(model, prompts(), SEEDS, made.token_ids, exploration, temperature=1.3).detach()
+
+    assert (replayed() - made.logprobs)[made.mask].abs().max() < TOLERANCE[dtype]
+    change = model.model.get_parameter("model.layers.0.self_attn.v_proj.weight")
+    before = exploration.tensors(model.sites)["layers.0.value_weight"]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        change.mul_(1.5)
+    after_update = replayed()
+    exploration.begin_step(2, model.sites)  # type: ignore[attr-defined]
+    assert torch.equal(replayed(), after_update), "the second step still has the weights of the first"
+    kept = exploration.tensors(model.sites)  # type: ignore[attr-defined]
+    assert torch.equal(kept["layers.0.value_weight"], before)
+    exploration.begin_step(3, model.sites)  # type: ignore[attr-defined]
+    refreshed = replayed()
+    assert difference(refreshed, after_update) > 1e-3
+    resumed = rival(kind, phases, refresh=2)
+    resumed.load(kept, model.sites)  # type: ignore[attr-defined]
+    found = replay(model, prompts(), SEEDS, made.token_ids, resumed, temperature=1.3).detach()
+    assert torch.equal(found, after_update), "a resumed run has the weights of the refresh before it"
+    resumed.end_training(model.sites)  # type: ignore[attr-defined]
+    assert torch.equal(replay(model, prompts(), SEEDS, made.token_ids, resumed, temperature=1.3).detach(), refreshed)
+
+
+@pytest.mark.parametrize("most", [0, 8 * 16 * 2, 2**26])
+def test_noise_that_is_drawn_in_parts_is_the_noise_that_is_held(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, exploration = latent_model("qwen2"), rival("weight_noise", PUBLISHED)
+    expected = engine_rows(model, exploration)[1]
+    gradient = gradients(model.model, expected)
+    monkeypatch.setattr(value_weights, "MOST_HELD", most)
+    found = engine_rows(model, exploration)[1]
+    assert difference(found.detach(), expected.detach()) < 1e-12
+    assert differences(gradients(model.model, found), gradient) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["svp", "weight_noise", "gaussian"])
+def test_a_row_is_its_seeds_in_any_company(kind: str) -> None:
+    model, exploration = latent_model("gpt2"), rival(kind, ("latent", "answer"))
+    together = engine_rows(model, exploration)[1]
+    for row in range(6):
+        seeds, tokens = SEEDS.view(-1, 1)[row : row + 1], torch.tensor(ANSWERS[row : row + 1])
+        alone = replay(model, prompts([QUESTIONS[row // 2]]), seeds, tokens, exploration, temperature=1.0)
+        assert difference(alone[0].detach(), together[row].detach()) < 1e-10
+    rows = torch.tensor([4, 1])
+    noise = model.noise(exploration, SEEDS.flatten())
+    assert noise is not None
+    state = model.read(*vars_of([QUESTIONS[2], QUESTIONS[0]]))
+    state = model.think(state, 2, noise.select(rows))
+    found = model.score(state, torch.tensor(ANSWERS)[rows], noise=noise.select(rows))
+    assert difference(found.detach(), together[rows].detach()) < 1e-10
+
+
+def vars_of(questions: list[list[int]]) -> tuple[Tensor, Tensor]:
+    given = prompts(questions)
+    return given.input_ids, given.attention_mask
+
+
+def test_alpha_and_sigma_zero_are_no_noise() -> None:
+    model = latent_model("gpt2")
+    for exploration in (rival("svp", alpha=0), rival("weight_noise", alpha=0), rival("gaussian", sigma=0)):
+        assert model.noise(exploration, torch.tensor([1])) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rival("svp", alpha=-1), r"alpha=-1: it must be a number, 0 or more"),
+        (lambda: rival("gaussian", sigma=float("nan")), r"sigma=nan: it must be a number, 0 or more"),
+        (lambda: rival("weight_noise", refresh=0), r"refresh=0: it must be a number of steps, at least 1"),
+        (lambda: rival("svp", ("latents",)), r"phase 'latents' is unknown \(did you mean 'latent'\?\)"),
+        (lambda: rival("gaussian", sigm=1), r"gaussian has no option 'sigm' \(did you mean 'sigma'\?\)"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_model_whose_values_are_not_found_is_refused_by_name() -> None:
+    model: LatentModel = latent_model("llama")
+    attention = model.model.model.layers[1].self_attn
+    attention.w_of_values = attention.v_proj
+    del attention.v_proj
+    with pytest.raises(UserError, match=r"layer 1 \(LlamaDecoderLayer\) has no value projection known by name"):
+        model.noise(rival("svp"), torch.tensor([1]))
