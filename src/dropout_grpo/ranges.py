@@ -102,20 +102,22 @@ def number_types(option: Any) -> set[type]:
 
 
 def check_ranges(config: Any, section: str = "") -> None:
-    """Check every option of a config that has a range.
+    """Check every option of a config that has a range, and that no option is None that must have a value.
 
     Args:
         config: a dataclass.
         section: its name on the command line, such as ``grpo``.
 
     Raises:
-        UserError: a value is outside its range, not finite, or not a number.
+        UserError: a value is missing, outside its range, not finite, or not a number.
     """
     for option in fields(config):
         bounds, value = range_of(option), getattr(config, option.name)
-        if bounds is None or (value is None and type(None) in get_args(option.type)):
-            continue
         name = f"{section}.{option.name}" if section else option.name
+        if value is None and type(None) not in get_args(option.type):
+            raise UserError(f"{name} must have a value: give it one, or leave it out for its default.")
+        if bounds is None or value is None:
+            continue
         whole = number_types(option.type) == {int}
         for number in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):

@@ -1,13 +1,17 @@
-"""``dropout-grpo COMMAND``: parse, run, say what the user can fix."""
+"""``dropout-grpo COMMAND``: parse the options, run the command, and print errors that the user can fix in one line."""
 
 import argparse
+import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-from dropout_grpo.cli.messages import explain
+from dropout_grpo.cli.failures import describe
+from dropout_grpo.cli.messages import explain, one_line
 from dropout_grpo.cli.options import build_parser, with_recipe_paths
 from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.recipe_file import require_sections
@@ -16,37 +20,79 @@ from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.progress import console
 
 _CAN_RESUME = ("demo", "sft", "grpo", "eval")
+_FLAGS = ("smoke", "json", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    Args:
+        argv: the words after the program's name; those of this process if None.
+
     Returns:
-        The exit status: 0 done, 1 failed, 2 a mistake of the user, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
+        The exit status: 0 for success, 2 for a mistake or a failure that the user can fix, 130 after Ctrl-C, 143
+        after SIGTERM, 141 if the reader of standard output has closed it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, commands_by_name = build_parser()
+    parser, parsers = build_parser()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jsonargparse's notes to developers
-            arguments = parser.parse_args(with_recipe_paths(words))
-            name = arguments.command
-            require_sections(arguments[name])
-            options = parser.instantiate_classes(arguments)[name]
+        name, options = _parsed(parser, words)
         keep_freed_memory()
         from dropout_grpo.cli.dispatch import run  # here, since torch and transformers take seconds to import
 
         with handled_signals():
             run(name, options)
+        sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
     except UserError as error:
         return _complain(str(error))
     except argparse.ArgumentError as error:
-        return _complain(explain(str(error), _options_of(commands_by_name.get("".join(words[:1])))))
+        return _complain(explain(str(error), _options_of(parsers.get("".join(words[:1])))))
     except KeyboardInterrupt as interrupt:
         hint = "; continue with --resume true" if words[:1] and words[0] in _CAN_RESUME else ""
-        console.print(f"{interrupt or 'interrupted'}{hint}", markup=False)
+        console.print(f"{str(interrupt) or 'interrupted'}{hint}", markup=False)
         return getattr(interrupt, "status", 130)
+    except BrokenPipeError:
+        return _without_reader()
+    except Exception as error:
+        if (message := describe(error)) is None:
+            raise
+        return _complain(message)
     return 0
+
+
+def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespace]:
+    """The command and its options, with sections as dataclasses.
+
+    Raises:
+        UserError: a value that no option can have.
+        argparse.ArgumentError: a mistake that jsonargparse finds.
+    """
+    for word in words:
+        _require_text("an option", word)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jsonargparse's notes to developers
+        arguments = parser.parse_args(with_recipe_paths(words))
+        name = arguments.command
+        for option, value in arguments[name].items():
+            _require_text(option, value)
+            if option in _FLAGS and not isinstance(value, bool):
+                raise UserError(f"{option}: {value!r} must be true or false.")
+        require_sections(arguments[name])
+        return name, parser.instantiate_classes(arguments)[name]
+
+
+def _require_text(option: str, value: Any) -> None:
+    """Check that a text, or every text of a list, can be part of a path and of a file."""
+    for text in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(text, str) and ("\0" in text or text != text.encode(errors="replace").decode()):
+            raise UserError(f"{option} has the text {text[:60]!r}: NUL and bytes that are not UTF-8 cannot be used.")
+
+
+def _without_reader() -> int:
+    """The exit status of a program that SIGPIPE ends. Standard output is replaced, since Python flushes it again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _options_of(parser: ArgumentParser | None) -> list[str]:
@@ -56,7 +102,7 @@ def _options_of(parser: ArgumentParser | None) -> list[str]:
 
 
 def _complain(message: str) -> int:
-    console.print(f"dropout-grpo: error: {message}", markup=False)
+    console.print(f"dropout-grpo: error: {one_line(message)}", markup=False)
     return 2
 
 

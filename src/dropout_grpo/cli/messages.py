@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from dropout_grpo.errors import nearest
 
+_LONGEST = 1_000  # characters of a message
 _TYPES = {
     "int": "a whole number",
     "float": "a finite number",
@@ -29,6 +30,8 @@ def explain(message: str, known: Collection[str]) -> str:
     Returns:
         The message in plain words, with a suggestion for an unknown option. An unknown message stays as it is.
     """
+    if section := re.match(r"""Parser key "([\w.]+)":\s*Unable to load config ['"](.*?)['"]""", message, re.DOTALL):
+        return f"--{section[1]} {section[2]}: it must be options with values, such as {{seed: 1}}, or a YAML file."
     if key := re.match(r'Parser key "([\w.]+)":\s', message):
         return _wrong_value(key[1], message[key.end() :]) or message
     if config := re.match(r"Unexpected config:(.*)", message, re.DOTALL):
@@ -44,6 +47,13 @@ def explain(message: str, known: Collection[str]) -> str:
         if name not in known and (near := _near(name, known)):
             return message + near
     return message
+
+
+def one_line(message: str) -> str:
+    """The message on one line without control characters, shortened if it is very long."""
+    text = "  ".join(line.strip() for line in message.splitlines() if line.strip())
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 100]} ... {text[-90:]}"
 
 
 def _wrong_value(option: str, what: str) -> str | None:

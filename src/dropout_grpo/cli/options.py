@@ -11,6 +11,7 @@ from dropout_grpo.evidence.bench.config import BenchConfig
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, TaskName, VaryOptions
 from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
+from dropout_grpo.jobs.safe_yaml import guard_yaml
 from dropout_grpo.ranges import check_ranges, seed_field
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
@@ -35,6 +36,7 @@ class TheoryOptions:
 
 def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The parser of the command line, and the parsers of its commands by name."""
+    guard_yaml()
     about = "Dropout-GRPO: post-training for language models that reason in continuous latent space."
     parser = ArgumentParser(prog="dropout-grpo", description=about, exit_on_error=False, allow_abbrev=False)
     subcommands = parser.add_subcommands(dest="command", metavar="command")

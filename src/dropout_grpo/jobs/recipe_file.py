@@ -1,14 +1,17 @@
 """Finds, checks and reads the YAML file of a recipe."""
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.errors import UserError, nearest
 from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.jobs.safe_yaml import check_yaml, guard_yaml, yaml_problem
 
 
 def load_recipe(name: str) -> Recipe:
@@ -17,6 +20,7 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         UserError: there is no such recipe, or an option is wrong.
     """
+    guard_yaml()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, as_group=False)
     options = parser.parse_path(recipe_path(name))
@@ -24,19 +28,29 @@ def load_recipe(name: str) -> Recipe:
     return Recipe(**vars(parser.instantiate_classes(options)))
 
 
-def require_sections(options: Namespace, section: type[Any] = Recipe, above: str = "") -> None:
-    """Refuse a section without options, which YAML reads as null (``grpo:``).
+def require_sections(options: Namespace | Mapping[str, Any], section: type[Any] = Recipe, above: str = "") -> None:
+    """Check that every section of a recipe holds options: YAML reads ``grpo:`` as null, and ``grpo: 3`` as a number.
+
+    Args:
+        options: of the section.
+        section: its dataclass.
+        above: what precedes the names of its options, for example ``data.``.
 
     Raises:
         UserError: names the section.
     """
     for part in fields(section):
         name = above + part.name
-        if not is_dataclass(part.default_factory) or name not in options:
+        if not is_dataclass(part.default_factory) or part.name not in options:
             continue
-        if options[name] is None:
+        value = options[part.name]
+        if value is None:
             raise UserError(f"{name} has no options in the recipe: give it some, or leave the line out.")
-        require_sections(options, cast("type[Any]", part.default_factory), f"{name}.")
+        if not isinstance(value, (Namespace, Mapping)):
+            raise UserError(
+                f"{name} must be options with values, as in the shipped recipes; found {str(value)[:60]!r}."
+            )
+        require_sections(value, part.default_factory, f"{name}.")
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -49,17 +63,28 @@ def recipe_path(name: str) -> Path:
     """The file of a recipe, given by its path or by the name of a shipped recipe.
 
     Raises:
-        UserError: there is no such recipe, or it is not a text file.
+        UserError: there is no such recipe, or it is not a text file of safe YAML.
     """
-    if Path(name).is_file():
-        try:
-            Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe {name} cannot be read: {error}.") from error
-        return Path(name)
-    if name in recipe_names():
-        return Path(str(files("dropout_grpo") / "recipes" / f"{name}.yaml"))
-    raise UserError(
-        f"recipe {name!r} is neither a file nor a shipped recipe{nearest(name, recipe_names())}; shipped are "
-        f"{', '.join(recipe_names())}."
-    )
+    if not _is_file(name):
+        if name in recipe_names():
+            return Path(str(files("dropout_grpo") / "recipes" / f"{name}.yaml"))
+        raise UserError(
+            f"recipe {name!r} is neither a file nor a shipped recipe{nearest(name, recipe_names())}; shipped are "
+            f"{', '.join(recipe_names())}."
+        )
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {name} cannot be read: {error}.") from error
+    try:
+        check_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {name}, {yaml_problem(error)}.") from error
+    return Path(name)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False

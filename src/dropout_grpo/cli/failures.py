@@ -1,0 +1,44 @@
+"""Failures of the machine, such as a full disk, in one line for the user. Any other exception is a bug."""
+
+import errno
+from pathlib import Path
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EACCES: "check the permissions, or choose another path",
+    errno.EPERM: "check the permissions, or choose another path",
+    errno.EROFS: "choose a path that can be written to",
+    errno.ENOENT: "check the path; the file may have been removed meanwhile",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def describe(error: BaseException) -> str | None:
+    """What failed and what to do about it, or None if the exception is not a failure of the machine.
+
+    An OSError names its file. SafetensorError and torch's errors are recognised without importing the packages.
+    """
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if isinstance(error.filename, (str, Path)) else ""
+        what = error.strerror or str(error) or type(error).__name__
+        return f"{place}{what}: {_REMEDIES.get(error.errno or 0, 'check the files and the machine')}."
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a path has a NUL character: remove it."
+    if type(error).__name__ == "SafetensorError":
+        return f"weights cannot be read or written: {error}: check the file and the free space."
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return "out of memory: use smaller batches, a smaller model or shorter texts."
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
+    from dropout_grpo.training.memory import is_out_of_memory  # imports torch, as whatever raised this has done
+
+    return is_out_of_memory(error)
