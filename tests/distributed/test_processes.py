@@ -24,6 +24,7 @@ def talk() -> dict[str, Any]:
     said["any"] = [processes.any_process(rank == 1), processes.any_process(False)]
     said["json"] = processes.gather_json({"rank": rank, "none": None, "text": "é" * rank})
     ragged = [torch.full((rank, 2), float(rank), dtype=torch.float64), torch.tensor(rank), torch.ones(rank) > 0]
+    ragged.append(torch.arange(4)[rank % 2 :: 4])  # one element, and a stride that is not 1
     said["tensors"] = processes.gather_tensors(ragged)
     said["nothing"] = processes.gather_tensors([])
     said["main's"] = processes.on_main(lambda: [os.getpid(), rank])
@@ -67,10 +68,11 @@ def test_processes_talk(count: int, tmp_path: Path) -> None:
         assert mine["greatest"] == [count - 1, 0]
         assert mine["any"] == [True, False]
         assert mine["json"] == [{"rank": r, "none": None, "text": "é" * r} for r in ranks]
-        for r, (matrix, scalar, flags) in enumerate(mine["tensors"]):
+        for r, (matrix, scalar, flags, strided) in enumerate(mine["tensors"]):
             assert torch.equal(matrix, torch.full((r, 2), float(r), dtype=torch.float64))
             assert matrix.shape == (r, 2)
             assert torch.equal(scalar, torch.tensor(r))
+            assert strided.tolist() == [r % 2]
             assert torch.equal(flags, torch.ones(r, dtype=torch.bool))
         assert mine["nothing"] == [[] for _ in ranks]
         assert mine["main's"] == [said[0]["pid"], 0]

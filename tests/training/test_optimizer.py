@@ -32,7 +32,15 @@ def rates(schedule: Schedule, *, warmup_steps: int, updates: int, steps: int) ->
     for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])
         parameter.grad = torch.ones(1)
-        update(optimizer, scheduler, loss=0.0, max_grad_norm=1.0, where="here", last_good="none yet")
+        update(
+            nn.ParameterList([parameter]),
+            optimizer,
+            scheduler,
+            loss=0.0,
+            max_grad_norm=1.0,
+            where="here",
+            last_good="none yet",
+        )
     return seen
 
 
@@ -87,7 +95,15 @@ def test_update_clips_steps_and_clears(max_grad_norm: float, seen: list[float]) 
     optimizer = adamw(a, b)
     schedule = build_schedule(optimizer, "linear", warmup_steps=0, updates=2)
     a.grad, b.grad = torch.tensor([[3.0]]), torch.tensor([4.0])  # norm 5 over both groups together
-    norm = update(optimizer, schedule, loss=1.0, max_grad_norm=max_grad_norm, where="here", last_good="none yet")
+    norm = update(
+        nn.ParameterList([a, b]),
+        optimizer,
+        schedule,
+        loss=1.0,
+        max_grad_norm=max_grad_norm,
+        where="here",
+        last_good="none yet",
+    )
     assert norm == pytest.approx(5.0)
     # The first moment is 0.1 of the gradient that AdamW saw.
     assert optimizer.state[a]["exp_avg"].item() == pytest.approx(0.1 * seen[0], rel=1e-5)
@@ -105,7 +121,15 @@ def test_nothing_moves_on_what_is_not_finite(loss: float, gradient: float) -> No
     schedule = build_schedule(optimizer, "linear", warmup_steps=0, updates=2)
     parameter.grad = torch.tensor([[1.0, gradient]])
     with pytest.raises(NonFinite, match=r"grpo step 7: loss .*, gradient norm .*") as error:
-        update(optimizer, schedule, loss=loss, max_grad_norm=1.0, where="grpo step 7", last_good="runs/a/checkpoints/b")
+        update(
+            nn.ParameterList([parameter]),
+            optimizer,
+            schedule,
+            loss=loss,
+            max_grad_norm=1.0,
+            where="grpo step 7",
+            last_good="runs/a/checkpoints/b",
+        )
     assert "runs/a/checkpoints/b" in str(error.value)
     assert isinstance(error.value, UserError)  # the command line prints it without a traceback
     assert parameter.tolist() == [[1.0, 2.0]]

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.stages import Stage, curriculum
+from dropout_grpo.distributed import processes
+from dropout_grpo.distributed.balance import balanced
+from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
@@ -41,6 +44,7 @@ class CurriculumTrainer:
         run: where metrics and checkpoints go.
         seed: order of the data and of stage mixing.
         bf16: matrix products in bf16.
+        fsdp: weights, gradients and optimiser state are sharded over the processes.
         evaluate: validation, with the thoughts and the length of answer of the stage; None for none.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
@@ -57,11 +61,12 @@ class CurriculumTrainer:
         *,
         seed: int,
         bf16: bool = False,
+        fsdp: bool = False,
         evaluate: Evaluate | None = None,
         part: str = "sft",
     ) -> None:
         self.model, self.config, self.problems, self.run = model, config, problems, run
-        self.seed, self.bf16, self.evaluate, self.part = seed, bf16, evaluate, part
+        self.seed, self.bf16, self.fsdp, self.evaluate, self.part = seed, bf16, fsdp, evaluate, part
         self._micro_batches = MicroBatches("micro_batch_size", config.micro_batch_size or config.batch_size)
         self.stages = curriculum(
             c_thought=config.c_thought,
@@ -109,6 +114,7 @@ class CurriculumTrainer:
         saved = session.resume() if resume else None
         step = 0 if saved is None else saved.step
         total = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
+        start_together(self.model, sharded=self.fsdp)
         optimizer = self._optimizer()
         start, before = time.monotonic(), 0  # updates before the stage
         with session.steps("curriculum", total, step) as bar:
@@ -133,6 +139,7 @@ class CurriculumTrainer:
                     rate = schedule.get_last_lr()[0]
                     loss = self.backward(stage, batch, step)
                     norm = update(
+                        self.model,
                         optimizer,
                         schedule,
                         loss=loss,
@@ -170,13 +177,14 @@ class CurriculumTrainer:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         head = self.model.model.get_output_embeddings()
-        return build_optimizer(
-            self.model.parameters(),
-            learning_rate=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-            betas=(0.9, 0.999),
-            matrices=hidden_matrices(self.model, head) if self.config.optimizer == "muon" else (),
-        )
+        with as_shards(self.model):
+            return build_optimizer(
+                self.model.parameters(),
+                learning_rate=self.config.learning_rate,
+                weight_decay=self.config.weight_decay,
+                betas=(0.9, 0.999),
+                matrices=hidden_matrices(self.model, head) if self.config.optimizer == "muon" else (),
+            )
 
     def _batches(self, stage: Stage) -> Iterator[list[int]]:
         for epoch in range(stage.epochs):
@@ -210,17 +218,23 @@ class CurriculumTrainer:
             step: updates done so far; the seed of stage mixing.
 
         Returns:
-            The loss.
+            The loss, over all processes.
         """
-        return self._micro_batches.fit(len(batch), lambda size: self._accumulate(stage, batch, step, size))
+        rows = list(zip(self._mixed_stages(stage, batch, step), batch, strict=True))
+        tokens = sum(len(self._answers[s][i]) for s, i in rows)
+        costs = [len(self._prompts[i]) + self.stages[s].latent_steps + len(self._answers[s][i]) for s, i in rows]
+        mine = [rows[place] for place in sorted(balanced(costs, processes.size())[processes.rank()])]
+        loss = 0.0
+        if mine:
+            loss = self._micro_batches.fit(len(mine), lambda size: self._accumulate(mine, size, tokens))
+        return processes.add_up(loss)[0]
 
-    def _accumulate(self, stage: Stage, batch: list[int], step: int, size: int) -> float:
-        """As ``backward``, with at most ``size`` rows at a time."""
+    def _accumulate(self, mine: Sequence[tuple[int, int]], size: int, tokens: int) -> float:
+        """Gradients of this process's rows (stage, problem), at most ``size`` at a time, and their part of the loss."""
         self.model.zero_grad(set_to_none=True)  # what an attempt that ran out of memory has left
         shown: dict[int, list[int]] = defaultdict(list)  # stage index -> problems shown as in that stage
-        for i, mixed in zip(batch, self._mixed_stages(stage, batch, step), strict=True):
-            shown[mixed].append(i)
-        tokens = sum(len(self._answers[s][i]) for s, rows in shown.items() for i in rows)
+        for index, i in mine:
+            shown[index].append(i)
         loss = 0.0
         for index, rows in sorted(shown.items()):
             for start in range(0, len(rows), size):

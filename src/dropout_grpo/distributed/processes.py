@@ -207,7 +207,7 @@ def gather_tensors(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     if size() == 1:
         return [list(tensors)]
     headers = gather_json([[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors])
-    flat = [tensor.detach().cpu().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    flat = [_bytes(tensor) for tensor in tensors]
     gathered = []
     for header, data in zip(headers, _gather_bytes(torch.cat(flat) if flat else _no_bytes()), strict=True):
         dtypes = [getattr(torch, name) for name, _ in header]
@@ -223,6 +223,11 @@ def gather_json(value: Any) -> list[Any]:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     return [json.loads(piece.numpy().tobytes()) for piece in _gather_bytes(data)]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    whole = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return whole.view(torch.uint8)
 
 
 def _no_bytes() -> Tensor:
@@ -326,6 +331,6 @@ def copy_from_main(tensors: Sequence[Tensor]) -> None:
     """Overwrites the tensors by those of rank 0: all processes start from the same bits."""
     if size() == 1:
         return
-    with others():
+    with others(), torch.no_grad():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)

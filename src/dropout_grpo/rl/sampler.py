@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
@@ -147,16 +148,25 @@ class Sampler:
         seeds = rollout_seeds(self.seed, step, ids, self.config.num_generations, repeats)  # [N, K]
         prompts = self.prompts(places)
         k = self.config.num_generations
-        answers = self.batches.fit(len(places), lambda size: self._roll_out(prompts, seeds, size), rows=k)
-        completions = self.model.decode(answers.token_ids, answers.mask)
-        rewards, scores = self._rewards([self.problems[i] for i in places], completions)
+        mine = prompts.longest_first()[processes.rank() :: processes.size()]
+        parts = []
+        if len(mine):
+            parts = [self.batches.fit(len(mine), lambda size: self._roll_out(prompts, seeds, mine.split(size)), rows=k)]
+        answers = self._of_all_processes(mine, parts, k)
+        # One process calls the reward functions, which may look at the whole batch: no reward depends on world size.
+        total, scores = processes.on_main(
+            lambda: self._rewards(
+                [self.problems[i] for i in places], self.model.decode(answers.token_ids, answers.mask)
+            )
+        )
+        rewards = torch.tensor(total, dtype=torch.float32).view(-1, k)
         return Groups(places=places, seeds=seeds, rewards=rewards, answers=answers), scores
 
-    def _roll_out(self, prompts: Prompts, seeds: Tensor, size: int) -> Generation:
-        """Rollouts of all groups, ``size`` groups of about the same length at a time, returned in their own order."""
-        parts, order = [], prompts.longest_first()
+    def _roll_out(self, prompts: Prompts, seeds: Tensor, batches: Sequence[Tensor]) -> Generation:
+        """Rollouts of the groups of each batch, in the order of the batches."""
+        parts = []
         with torch.no_grad(), autocast(self.model.device, self.bf16):
-            for groups in order.split(size):
+            for groups in batches:
                 generation = roll_out(
                     self.model,
                     prompts.select(groups),
@@ -167,15 +177,28 @@ class Sampler:
                     greedy=self.config.answers == "greedy",
                 )
                 parts.append(generation)
-        return select_answers(join_answers(parts, self.model.tokens.pad), rows_of(order.argsort(), seeds.shape[1]))
+        return join_answers(parts, self.model.tokens.pad)
 
-    def _rewards(self, batch: Sequence[Problem], completions: list[str]) -> tuple[Tensor, Scores]:
-        """Total rewards [N, K] of N problems, NaN where no function judged, and the rewards of each function."""
+    def _of_all_processes(self, mine: Tensor, parts: Sequence[Generation], k: int) -> Generation:
+        """Rollouts of all groups in their order, from those of this process's groups ``mine``, K adjacent rows each."""
+        rows = [[part.token_ids, part.mask, part.logprobs, part.entropy] for part in parts]
+        gathered = processes.gather_tensors([mine, *(tensor for part in rows for tensor in part)])
+        order = torch.cat([groups for groups, *_ in gathered])
+        answers = [
+            Generation(token_ids=ids, mask=mask, logprobs=logprobs, entropy=entropy).each(self._placed)
+            for _, ids, mask, logprobs, entropy in (found for found in gathered if len(found) > 1)
+        ]
+        return select_answers(join_answers(answers, self.model.tokens.pad), rows_of(order.argsort(), k))
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.model.device)
+
+    def _rewards(self, batch: Sequence[Problem], completions: list[str]) -> tuple[list[float], Scores]:
+        """Total rewards of N problems with K completions each, NaN where no function judged, and each function's."""
         k = self.config.num_generations
         repeated = [problem for problem in batch for _ in range(k)]
         questions = [problem.question for problem in repeated]
         scores = call_rewards(self.reward_funcs, questions, completions, reward_columns(repeated))
         weights = self.config.reward_weights or (1.0,) * len(self.reward_funcs)
         total = combine_rewards(weights, scores)
-        values = [math.nan if value is None else value for value in total]
-        return torch.tensor(values, dtype=torch.float32).view(-1, k), scores
+        return [math.nan if value is None else value for value in total], scores

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dropout_grpo.distributed import processes
+from dropout_grpo.distributed.balance import balanced, imbalance
+from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, Refreshed
 from dropout_grpo.exploration.seeds import fold
@@ -44,6 +47,17 @@ _EXPLORATION = "exploration."
 _UPDATE_METRICS = ("loss", "grad_norm", "kl", "replay/logprob_diff_max", *_CLIP_RATIOS)
 
 
+@dataclass(slots=True, kw_only=True)
+class Sums:
+    """What one process has seen in an update, to be added over processes."""
+
+    loss: float = 0.0
+    kl: float = 0.0  # summed over answer tokens
+    clipped_low: float = 0.0  # answer tokens
+    clipped_high: float = 0.0
+    difference: float = 0.0  # a maximum
+
+
 class GRPOTrainer:
     """Dropout-GRPO on problems of which only the answers are used.
 
@@ -56,6 +70,7 @@ class GRPOTrainer:
         run: where metrics and checkpoints go.
         seed: order of the data, masks and samples.
         bf16: matrix products in bf16.
+        fsdp: weights, gradients and optimiser state are sharded over the processes.
         evaluate: pass@1 on validation problems, in [0, 1]; None for no validation.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
@@ -75,6 +90,7 @@ class GRPOTrainer:
         *,
         seed: int,
         bf16: bool = False,
+        fsdp: bool = False,
         evaluate: Evaluate | None = None,
         part: str = "grpo",
     ) -> None:
@@ -88,7 +104,7 @@ class GRPOTrainer:
                 "give one each, or none for equal weights."
             )
         self.model, self.config, self.exploration, self.run = model, config, exploration, run
-        self.bf16, self.evaluate, self.part = bf16, evaluate, part
+        self.bf16, self.fsdp, self.evaluate, self.part = bf16, fsdp, evaluate, part
         self.sampler = Sampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
         self._batches = MicroBatches("micro_batch_size", config.micro_batch_size)
         self.updates = 0
@@ -120,12 +136,6 @@ class GRPOTrainer:
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         config = self.config
-        optimizer = build_optimizer(
-            self.model.parameters(),
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=(config.adam_beta1, config.adam_beta2),
-        )
         session = TrainingSession(
             self.run,
             self.part,
@@ -136,6 +146,14 @@ class GRPOTrainer:
         )
         saved = session.resume() if resume else None
         done = 0 if saved is None else saved.step
+        start_together(self.model, sharded=self.fsdp)
+        with as_shards(self.model):
+            optimizer = build_optimizer(
+                self.model.parameters(),
+                learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+                betas=(config.adam_beta1, config.adam_beta2),
+            )
         if saved is not None:
             saved.restore_optimizer(optimizer)
             self.restore(saved.state, saved.reference())
@@ -219,6 +237,7 @@ class GRPOTrainer:
                     self.updates += 1
                 continue
             seen["grad_norm"] = update(
+                self.model,
                 optimizer,
                 schedule,
                 loss=seen["loss"],
@@ -331,12 +350,34 @@ class GRPOTrainer:
             replayed = replayed[(advantages != 0).any(dim=1)[replayed]]
         if len(replayed) == 0:
             return None
+        costs = self._token_forwards(prompts, answers, seeds.shape[1])[replayed].tolist()
+        shares = balanced(costs, processes.size())
+        mine = replayed[sorted(shares[processes.rank()])]
 
-        def accumulate(size: int) -> dict[str, float]:
+        def accumulate(size: int) -> Sums:
             self.model.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
-            return self._accumulate(prompts, seeds, answers, advantages, replayed.split(size), totals, beta)
+            return self._accumulate(prompts, seeds, answers, advantages, mine.split(size), totals, beta)
 
-        return self._batches.fit(len(replayed), accumulate, rows=seeds.shape[1])
+        seen = self._batches.fit(len(mine), accumulate, rows=seeds.shape[1]) if len(mine) else Sums()
+        loss, kl, low, high = processes.add_up(seen.loss, seen.kl, seen.clipped_low, seen.clipped_high)
+        metrics = {
+            "loss": loss,
+            "kl": kl / totals.tokens,
+            "clip_ratio/low_mean": low / totals.tokens,
+            "clip_ratio/high_mean": high / totals.tokens,
+            "clip_ratio/region_mean": (low + high) / totals.tokens,
+            "replay/logprob_diff_max": processes.greatest(seen.difference)[0],
+        }
+        if processes.size() > 1:
+            metrics["replay/imbalance"] = imbalance(costs, shares)
+        return metrics
+
+    def _token_forwards(self, prompts: Prompts, answers: Generation, k: int) -> Tensor:
+        """Token-forwards of the replay of each group, int64 [N] on the CPU: the cost that processes share evenly."""
+        read = prompts.attention_mask.sum(-1)
+        if "prompt" in self.exploration.phases:
+            read = read * k
+        return (read + k * self.model.latent_steps + answers.mask.view(len(read), -1).sum(-1)).cpu()
 
     def _accumulate(
         self,
@@ -347,10 +388,9 @@ class GRPOTrainer:
         micro_batches: Sequence[Tensor],
         totals: Batch,
         beta: float,
-    ) -> dict[str, float]:
-        """Gradients of the objective, micro-batch by micro-batch, and metrics of the update."""
-        config = self.config
-        loss = kl = low = high = difference = 0.0
+    ) -> Sums:
+        """Gradients of the objective, micro-batch by micro-batch, and this process's part of the metrics."""
+        config, seen = self.config, Sums()
         for groups in micro_batches:
             rows = rows_of(groups, seeds.shape[1])
             old_logprobs, used = answers.logprobs[rows], answers.mask[rows]
@@ -376,15 +416,10 @@ class GRPOTrainer:
                 kl_delta=config.kl_delta,
             )
             part.loss.backward()
-            loss, kl = loss + float(part.loss.detach()), kl + float(part.kl)
-            low, high = low + float(part.clipped_low), high + float(part.clipped_high)
+            seen.loss += float(part.loss.detach())
+            seen.kl += float(part.kl)
+            seen.clipped_low += float(part.clipped_low)
+            seen.clipped_high += float(part.clipped_high)
             gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
-            difference = max(difference, float(gap.max()))
-        return {
-            "loss": loss,
-            "kl": kl / totals.tokens,
-            "clip_ratio/low_mean": low / totals.tokens,
-            "clip_ratio/high_mean": high / totals.tokens,
-            "clip_ratio/region_mean": (low + high) / totals.tokens,
-            "replay/logprob_diff_max": difference,
-        }
+            seen.difference = max(seen.difference, float(gap.max()))
+        return seen

@@ -3,11 +3,12 @@
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dropout_grpo.distributed.processes import is_main, on_main
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.layout import (
     CONFIG_FILE,
@@ -32,7 +33,7 @@ _BEFORE_A_RUN = {*_DRAFTS, DATA_FOLDER}
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run. Of several processes rank 0 alone writes; the others' calls do nothing.
 
     Args:
         path: the folder, created if missing.
@@ -61,10 +62,13 @@ class RunFolder:
         joins: bool = False,
     ) -> None:
         require_trackers(report_to)
-        self.path, self.report_to = Path(path), report_to
+        self.path, self.report_to = Path(path), report_to if is_main() else ()
         self._trackers: Trackers | None = None
         self._config = jsonable(config)
         record = {"command": command, "config": self._config, "data": dict(data or {})}
+        on_main(lambda: self._open(record, resume=resume, joins=joins))
+
+    def _open(self, record: dict[str, Any], *, resume: bool, joins: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: choose another path.")
         with reading(self.path):
@@ -137,6 +141,8 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl and send it to the trackers."""
+        if not is_main():
+            return
         path = self.path / METRICS_FILE
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -149,6 +155,8 @@ class RunFolder:
         Raises:
             UserError: metrics.jsonl is damaged or cannot be replaced.
         """
+        if not is_main():
+            return
         kept = [r for r in read_metrics(self.path, whole_lines=True) if r["part"] != part or r["step"] <= step]
         path = self.path / METRICS_FILE
         if path.is_file():
@@ -158,7 +166,7 @@ class RunFolder:
     def sync_metrics(self) -> None:
         """Force metrics.jsonl to disk, before a checkpoint that counts on its lines."""
         path = self.path / METRICS_FILE
-        if path.is_file():
+        if is_main() and path.is_file():
             with writing(path):
                 sync(path)
 
@@ -168,27 +176,24 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
-        self._write(RESULTS_FILE, results)
+        self._write(RESULTS_FILE, lambda path: write_json(path, results))
 
     def write_measures(self, measures: Mapping[str, Any]) -> None:
         """Write metrics.json of an evaluation."""
-        self._write(MEASURES_FILE, measures)
+        self._write(MEASURES_FILE, lambda path: write_json(path, measures))
 
     def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write samples.jsonl of an evaluation; see ``evaluation/samples.py``."""
-        path = self.path / SAMPLES_FILE
-        with writing(path):
-            write_text(path, _lines(samples))
+        self._write(SAMPLES_FILE, lambda path: write_text(path, _lines(samples)))
 
     def write_flips(self, flips: Sequence[Mapping[str, Any]]) -> None:
         """Write flips.jsonl of a demo."""
-        path = self.path / FLIPS_FILE
-        with writing(path):
-            write_text(path, _lines(flips))
+        self._write(FLIPS_FILE, lambda path: write_text(path, _lines(flips)))
 
-    def _write(self, name: str, value: Mapping[str, Any]) -> None:
-        with writing(self.path / name):
-            write_json(self.path / name, value)
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        if is_main():
+            with writing(self.path / name):
+                write(self.path / name)
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> str:

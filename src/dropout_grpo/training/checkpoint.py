@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
@@ -40,6 +41,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; an older one at the same path is replaced.
 
+    Of several processes all must call this; rank 0 writes, and the others wait until it has.
+
     Args:
         path: its folder.
         model: what to save.
@@ -50,13 +53,24 @@ def save_checkpoint(
     Raises:
         UserError: the system refuses a write. Nothing at ``path`` has been changed by then.
     """
+    tensors = None if optimizer is None else optimizer_tensors(optimizer)
+    on_main(lambda: _write(path, model, tensors, state, reference))
+
+
+def _write(
+    path: Path,
+    model: LatentModel,
+    optimizer: Mapping[str, Tensor] | None,
+    state: Mapping[str, Any] | None,
+    reference: Mapping[str, Tensor] | None,
+) -> None:
     draft, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     with writing(path):
         shutil.rmtree(draft, ignore_errors=True)
         try:
             save_latent_model(model, draft)
             if optimizer is not None:
-                save_file(optimizer_tensors(optimizer), draft / OPTIMIZER_FILE)
+                save_file(dict(optimizer), draft / OPTIMIZER_FILE)
             if reference:
                 save_file(dict(reference), draft / REFERENCE_FILE)
             if state is not None:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dropout_grpo.distributed.sharding import sharded_like, updating, whole
 from dropout_grpo.errors import UserError
 from dropout_grpo.training.config import Schedule
 from dropout_grpo.training.muon import MuonAdamW
@@ -74,27 +75,52 @@ def last_good_is(last_good: str) -> str:
 
 
 def update(
-    optimizer: Optimizer, schedule: LambdaLR, *, loss: float, max_grad_norm: float, where: str, last_good: str
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    *,
+    loss: float,
+    max_grad_norm: float,
+    where: str,
+    last_good: str,
 ) -> float:
-    """Clip, step, advance the schedule, clear the gradients; returns the gradient norm before clipping.
+    """Sum gradients over processes, clip, step, advance the schedule, clear the gradients.
+
+    Args:
+        model: holds the gradients of this process.
+        optimizer: of the model's parameters.
+        schedule: of the optimiser.
+        loss: of all processes.
+        max_grad_norm: gradients are clipped to this norm.
+        where: place for messages.
+        last_good: the checkpoint to return to, for messages.
+
+    Returns:
+        The gradient norm before clipping, the same in all processes.
 
     Raises:
-        NonFinite: the loss or the gradient is not finite; nothing has been changed by then.
+        NonFinite: the loss or the gradient is not finite; no weight has been changed. Raised in all processes.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise NonFinite(f"{where}: loss {loss}, gradient norm {norm}. {last_good_is(last_good)}")
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad(set_to_none=True)
+    with updating(model):
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        total = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
+        norm = float(total)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFinite(f"{where}: loss {loss}, gradient norm {norm}. {last_good_is(last_good)}")
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total, foreach=True)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
     return norm
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors, for safetensors: ``{parameter}.{exp_avg|exp_avg_sq|step}``."""
+    """The optimiser's whole state as named tensors, for safetensors: ``{parameter}.{exp_avg|exp_avg_sq|step}``.
+
+    Every process must ask; a state in shards is gathered.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": tensor for i, entry in state.items() for name, tensor in entry.items()}
+    return {f"{i}.{name}": whole(tensor) for i, entry in state.items() for name, tensor in entry.items()}
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -104,8 +130,8 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor
         UserError: the tensors are those of another optimiser.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    whole = optimizer.state_dict()
-    whole["state"] = {}
+    loaded = optimizer.state_dict()
+    loaded["state"] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
         if not (number.isdecimal() and int(number) < len(parameters) and name):
@@ -115,5 +141,5 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor
             raise UserError(
                 f"{key} is {tensor.dtype} of shape {list(tensor.shape)}, not floating point of shape {list(expected)}."
             )
-        whole["state"].setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict(whole)
+        loaded["state"].setdefault(int(number), {})[name] = sharded_like(tensor, parameters[int(number)])
+    optimizer.load_state_dict(loaded)

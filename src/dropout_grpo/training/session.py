@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dropout_grpo.distributed.processes import greatest, is_main, on_main
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.folder import RunFolder
@@ -81,6 +82,7 @@ class TrainingSession:
         self.run, self.part, self.model = run, part, model
         self.batches, self.save_total_limit = {b.option: b for b in batches}, save_total_limit
         self._good: Path | None = None
+        self._asked = 0
         self._signal: Callable[[], int | None] = lambda: None
         lacking = non_finite(model)
         self._start = start if lacking is None else f"none: {lacking} of the model it started from is not finite"
@@ -101,19 +103,13 @@ class TrainingSession:
         Raises:
             UserError: there are checkpoints and none of them is good, or one does not fit the model.
         """
-        for draft in self.run.checkpoint("").glob(f"{self.part}-step-*.part"):  # of a run killed while it saved
-            shutil.rmtree(draft, ignore_errors=True)
-        damaged: list[str] = []
-        for path in reversed(self.checkpoints()):
-            try:
-                state = trainer_state(path)
-            except DamagedCheckpoint as error:
-                damaged.append(str(error))
-                continue
+        name, state, damaged = on_main(self._newest_good)
+        if name is not None:
+            path = self.run.checkpoint(name)
             self._load(path)
             for batches in self.batches.values():
                 batches.size = int(state.get(_BATCH_SIZES, {}).get(batches.option, batches.size))
-            self._report(damaged, path)
+            on_main(lambda: self._report(damaged, path))
             self.run.forget_after(self.part, int(state["step"]))
             self._good = path
             return Saved(path=path, state=state)
@@ -124,6 +120,18 @@ class TrainingSession:
             )
         self.run.forget_after(self.part, 0)
         return None
+
+    def _newest_good(self) -> tuple[str | None, dict[str, Any], list[str]]:
+        """Name and state of the newest good checkpoint, None if there is none, and messages about damaged ones."""
+        for draft in self.run.checkpoint("").glob(f"{self.part}-step-*.part"):  # of a run killed while it saved
+            shutil.rmtree(draft, ignore_errors=True)
+        damaged: list[str] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                return path.name, trainer_state(path), damaged
+            except DamagedCheckpoint as error:
+                damaged.append(str(error))
+        return None, {}, damaged
 
     def _load(self, path: Path) -> None:
         try:
@@ -167,7 +175,7 @@ class TrainingSession:
         whole = {"step": step, **(state or {}), **({_BATCH_SIZES: sizes} if sizes else {})}
         save_checkpoint(path, self.model, optimizer, whole, reference)
         self._good = path
-        if self.save_total_limit is not None:
+        if self.save_total_limit is not None and is_main():
             for old in self.checkpoints()[: -self.save_total_limit]:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -193,8 +201,12 @@ class TrainingSession:
 
     @property
     def stopping(self) -> bool:
-        """Was the process asked to stop? The trainer saves and calls ``stop``."""
-        return self._signal() is not None
+        """Was any process asked to stop? The trainer saves and calls ``stop``.
+
+        All processes must look after each step: they decide together which step is the last.
+        """
+        self._asked = int(greatest(self._signal() or 0)[0])
+        return self._asked > 0
 
     def stop(self, step: int) -> None:
         """Leave the loop after a save.
@@ -202,9 +214,8 @@ class TrainingSession:
         Raises:
             Interrupted: always.
         """
-        signum = self._signal()
-        assert signum is not None, "nothing asks for a stop"
-        raise Interrupted(signum, f" after step {step} of {self.part}; saved")
+        assert self._asked, "nothing asks for a stop"
+        raise Interrupted(self._asked, f" after step {step} of {self.part}; saved")
 
     def require_finite(self, encoded: tuple[Tensor, Tensor], where: str) -> None:
         """Check the model before it is kept as a good checkpoint: its weights, and the logits of an answer.

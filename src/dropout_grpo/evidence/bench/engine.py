@@ -56,7 +56,13 @@ class UpdateAndStep:
         """Returns the gradient's norm."""
         loss = update(self._work)
         return optimizer_update(
-            self._optimizer, self._schedule, loss=loss, max_grad_norm=1.0, where="bench", last_good="none"
+            self._work.model,
+            self._optimizer,
+            self._schedule,
+            loss=loss,
+            max_grad_norm=1.0,
+            where="bench",
+            last_good="none",
         )
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.tokens import add_latent_tokens
 from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm, load_tokenizer, some
@@ -146,6 +147,6 @@ def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     weights: dict[str, Tensor] = get_peft_model_state_dict(
-        model, adapter_name=ADAPTER_NAME, save_embedding_layers=False
+        model, state_dict=whole_state(model), adapter_name=ADAPTER_NAME, save_embedding_layers=False
     )
     return weights

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
 from dropout_grpo.latent.recurrence import Recurrence
@@ -57,7 +58,7 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
     if has_adapter(model.model):
         save_adapter(model.model, folder)
     else:
-        model.model.save_pretrained(folder)
+        model.model.save_pretrained(folder, state_dict=whole_state(model.model))
         write_custom_generate(folder)
         write_card(folder, latent_steps=model.latent_steps, thought=model.thought.kind, facts=facts or CardFacts())
     model.tokenizer.save_pretrained(folder)
@@ -65,7 +66,7 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
     if isinstance(model.thought, ProjectionThought):
         config["prj_dim"] = model.thought.prj_dim
     (folder / LATENT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    parameters = {name: tensor.detach().contiguous() for name, tensor in model.thought.state_dict().items()}
+    parameters = {name: tensor.detach().contiguous() for name, tensor in whole_state(model.thought).items()}
     if parameters:
         save_file(parameters, folder / THOUGHT_WEIGHTS)
 
