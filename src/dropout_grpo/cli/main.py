@@ -19,7 +19,7 @@ from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.progress import console
 
-_CAN_RESUME = ("demo", "sft", "grpo", "eval")
+_WITH_RECIPE = ("demo", "sft", "grpo", "eval")  # which have a run folder, and can resume
 _FLAGS = ("smoke", "json", "sweep")
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         return _complain(explain(str(error), _options_of(parsers.get("".join(words[:1])))))
     except KeyboardInterrupt as interrupt:
-        hint = "; continue with --resume true" if words[:1] and words[0] in _CAN_RESUME else ""
+        hint = "; continue with --resume true" if words[:1] and words[0] in _WITH_RECIPE else ""
         console.print(f"{str(interrupt) or 'interrupted'}{hint}", markup=False)
         return getattr(interrupt, "status", 130)
     except BrokenPipeError:
@@ -77,7 +77,8 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
             _require_text(option, value)
             if option in _FLAGS and not isinstance(value, bool):
                 raise UserError(f"{option}: {value!r} must be true or false.")
-        require_sections(arguments[name])
+        if name in _WITH_RECIPE:
+            require_sections(arguments[name])
         return name, parser.instantiate_classes(arguments)[name]
 
 

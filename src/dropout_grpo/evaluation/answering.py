@@ -12,6 +12,7 @@ from dropout_grpo.evaluation.metrics import majority_vote
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import THOUGHT
+from dropout_grpo.latent.generation import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.recurrence import keyed_noise
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
@@ -113,7 +114,7 @@ def answer_problems(
         progress: told how many problems are done after each batch.
 
     Raises:
-        UserError: see ``check_evaluation``; or not even one problem fits memory.
+        UserError: see ``check_evaluation``; not even one problem fits memory; logits are not finite.
     """
     exploration = exploration or NoExploration()
     encoded = check_evaluation(model, problems, config, exploration)
@@ -146,6 +147,7 @@ def _answer_batch(
     n, length, steps = config.num_samples, config.max_new_tokens, _latent_steps(model, config)
     read = model.read(prompts.input_ids, prompts.attention_mask)
     plain = model.generate(model.think(read, steps), length)
+    require_finite_answers(plain, lambda row: _place(problems[row]))
     plain_texts = model.decode(plain.token_ids, plain.mask)
     plain_lengths = plain.mask.sum(-1).tolist()
     ended = (plain.mask & (plain.token_ids == model.tokens.eos)).any(-1).tolist()
@@ -159,6 +161,7 @@ def _answer_batch(
         if config.temperature > 0:
             chooser = Sampled(seeds.flatten().to(model.device), config.temperature)
         drawn = model.generate(state, length, chooser=chooser, noise=noise)
+        require_finite_answers(drawn, lambda row: _place(problems[row // n]))
         samples, sample_lengths = model.decode(drawn.token_ids, drawn.mask), drawn.mask.sum(-1).tolist()
         if noise is not None:
             common = model.generate(state, length, chooser=AverageOverMasks(n), noise=noise)
@@ -175,6 +178,10 @@ def _answer_batch(
         )
         for i, problem in enumerate(problems)
     ]
+
+
+def _place(problem: Problem) -> str:
+    return f"problem {problem.id + 1} ({problem.question!r:.60})"
 
 
 def _latent_steps(model: LatentModel, config: EvaluationConfig) -> int:

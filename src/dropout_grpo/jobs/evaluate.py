@@ -52,7 +52,8 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
     evaluations, samples = _finished(run.path, sets)
     for file in files[len(evaluations) :]:
         start = time.monotonic()
-        answered = measure(session, model, sets[file], Path(file).name)
+        with at_place(file):
+            answered = measure(session, model, sets[file], Path(file).name)
         seconds = time.monotonic() - start
         speed = {"seconds": round(seconds, 3), "problems_per_second": round(len(answered) / seconds, 3)}
         evaluations.append({"file": file, **measure_answers(answered), **speed})

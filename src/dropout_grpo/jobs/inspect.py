@@ -14,6 +14,7 @@ from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.recipe import CheckpointOptions
 from dropout_grpo.jobs.session import default_device
+from dropout_grpo.latent.generation import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens
@@ -124,6 +125,7 @@ def dry_run(model: LatentModel) -> dict[str, Any]:
     clock.stop("think")
     rollouts = model.generate(state, _ANSWER_TOKENS, chooser=Sampled(seeds.flatten(), 1.0), noise=noise)
     clock.stop("generate")
+    require_finite_answers(rollouts, lambda row: f"the dry run's question ({_QUESTION!r})")
     replayed = replay(model, prompts, seeds, rollouts.token_ids, exploration, temperature=1.0)
     clock.stop("replay")
     difference = (replayed - rollouts.logprobs)[rollouts.mask].abs().max().item()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.recurrence import Recurrence, at_least_float32, at_temperature
 from dropout_grpo.latent.sampling import Chooser
@@ -31,6 +32,24 @@ class Generation:
             mask=function(self.mask),
             logprobs=function(self.logprobs),
             entropy=function(self.entropy),
+        )
+
+
+def require_finite_answers(answers: Generation, place: Callable[[int], str]) -> None:
+    """Check that no token was chosen from logits that are not finite, as those of damaged weights are.
+
+    Args:
+        answers: of B rows.
+        place: names a row in a message.
+
+    Raises:
+        UserError: names the first row with such a token, and what may help.
+    """
+    damaged = answers.logprobs.isnan().any(-1)
+    if bool(damaged.any()):
+        raise UserError(
+            f"{place(int(damaged.nonzero()[0]))}: the model's logits are not finite. Its weights may be damaged, or "
+            "too large for bf16: try --bf16 false, or another checkpoint."
         )
 
 

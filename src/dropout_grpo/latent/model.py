@@ -15,7 +15,7 @@ from torch import Tensor
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.fast.graphs import recordings_for
-from dropout_grpo.latent.generation import Generation, generate_eagerly
+from dropout_grpo.latent.generation import Generation, generate_eagerly, require_finite_answers
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState
@@ -87,6 +87,7 @@ class LatentModel(Recurrence):
         with torch.no_grad():
             state = self.think(self.read(*self.encode(questions, room=max_new_tokens)), self.latent_steps)
         generation = self.generate(state, max_new_tokens)
+        require_finite_answers(generation, lambda row: f"question {row + 1} ({questions[row]!r:.60})")
         return self.decode(generation.token_ids, generation.mask)
 
     def decode(self, token_ids: Tensor, mask: Tensor) -> list[str]:
