@@ -7,16 +7,17 @@ import sys
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from dropout_grpo.errors import UserError
 
 
-def load_object(path: str, *, what: str, example: str) -> Any:
+def load_object(path: str, *, noun: Literal["function", "class"], what: str, example: str) -> Any:
     """The callable that ``path`` names. Runs the module's code.
 
     Args:
         path: ``package.module:name`` or ``path/to/file.py:name``; a file is relative to the working folder.
+        noun: what is expected, for messages.
         what: the start of messages, such as ``reward 'a.py:f'``.
         example: a right path, for messages.
 
@@ -25,17 +26,14 @@ def load_object(path: str, *, what: str, example: str) -> Any:
     """
     place, _, name = path.rpartition(":")
     if not place or not name.isidentifier():
-        raise UserError(f"{what}: expected package.module:name or path/to/file.py:name, for example {example}")
+        raise UserError(f"{what}: expected package.module:{noun} or path/to/file.py:{noun}, for example {example}")
     module = _import_file(place, what) if place.endswith(".py") else _import_module(place, what)
     found = getattr(module, name, None)
     if not callable(found):
-        named = [key for key, value in vars(module).items() if _is_candidate(value) and key[0] != "_"]
-        raise UserError(f"{what}: {place} has no function or class {name!r}; it has: {', '.join(named) or 'none'}")
+        fits = inspect.isclass if noun == "class" else inspect.isfunction
+        named = [key for key, value in vars(module).items() if fits(value) and key[0] != "_"]
+        raise UserError(f"{what}: {place} has no {noun} {name!r}; it has: {', '.join(named) or 'none'}")
     return found
-
-
-def _is_candidate(value: object) -> bool:
-    return inspect.isfunction(value) or inspect.isclass(value)
 
 
 def _import_module(place: str, what: str) -> ModuleType:
@@ -53,7 +51,8 @@ def _import_file(place: str, what: str) -> ModuleType:
     try:
         found = file.is_file()
     except (OSError, ValueError) as error:  # a name that is too long, or has a NUL character
-        raise UserError(f"{what}: {place!r} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{what}: {place!r} cannot be read: {reason}") from error
     if not found:
         raise UserError(f"{what}: no such file: {place}; the path is relative to the working folder")
     name = f"dropout_grpo_user_{blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()}"

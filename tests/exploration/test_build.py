@@ -79,7 +79,7 @@ def test_a_class_of_ones_own_by_its_path(own: str) -> None:
     [
         ("halves", {}, r"exploration\.kind halves: it must be one of shared_dropout, .*, or a class of your own"),
         ("shared_dropuot", {}, r"\(did you mean 'shared_dropout'\?\)"),
-        ("{own}:Halfs", {}, r"kind '.*own\.py:Halfs': .*own\.py has no function or class 'Halfs'; it has: .*Halves"),
+        ("{own}:Halfs", {}, r"kind '.*own\.py:Halfs': .*own\.py has no class 'Halfs'; it has: .*Halves"),
         ("nowhere.py:Halves", {}, r"no such file: nowhere\.py; the path is relative to the working folder"),
         ("no_such_package.x:Halves", {}, r"importing no_such_package\.x failed: ModuleNotFoundError"),
         ("{own}:Halves", {"facter": 2}, r"has no option 'facter' \(did you mean 'factor'\?\); it takes factor, sites"),

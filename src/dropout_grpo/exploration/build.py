@@ -19,7 +19,7 @@ def build_exploration(config: ExplorationConfig) -> Exploration:
             out of range or unknown.
     """
     what = f"exploration.kind {config.kind!r}"
-    kind = load_object(KINDS.get(config.kind, config.kind), what=what, example="my_noise.py:Gaussian")
+    kind = load_object(KINDS.get(config.kind, config.kind), noun="class", what=what, example="my_noise.py:Gaussian")
     if not inspect.isclass(kind):
         raise UserError(f"{what}: it is not a class. Name a class with phases and noise.")
     parameters = inspect.signature(kind).parameters

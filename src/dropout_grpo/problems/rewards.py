@@ -6,22 +6,17 @@ same length. None means that the function does not judge this completion. The li
 them.
 """
 
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from hashlib import blake2b
-from pathlib import Path
 from statistics import fmean, stdev
-from types import ModuleType
 from typing import Any
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.import_path import load_object
 from dropout_grpo.problems.answers import MARKER, answers_match, candidates, chosen, extract_answer
 from dropout_grpo.problems.problem import Problem
 
@@ -293,49 +288,6 @@ def load_reward(path: str) -> RewardFunction:
     Raises:
         UserError: the text has another form, the module cannot be imported, or it has no such function.
     """
-    place, _, name = path.rpartition(":")
-    if not place or not name.isidentifier():
-        raise UserError(
-            f"reward {path!r}: expected package.module:function or path/to/file.py:function, "
-            "for example dropout_grpo.problems.rewards:exact_answer"
-        )
-    module = _import_file(place, path) if place.endswith(".py") else _import_module(place, path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        has = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
-        raise UserError(f"reward {path!r}: {place} has no function {name!r}; it has: {', '.join(has) or 'none'}")
+    example = "dropout_grpo.problems.rewards:exact_answer"
+    function: RewardFunction = load_object(path, noun="function", what=f"reward {path!r}", example=example)
     return function
-
-
-def _import_module(place: str, path: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except (Exception, SystemExit) as error:  # a user's module may fail in any way; the cause stays attached
-        raise UserError(
-            f"reward {path!r}: importing {place} failed: {type(error).__name__}: {_shown(error, str)}; "
-            "install the package, or give the path of a .py file"
-        ) from error
-
-
-def _import_file(place: str, path: str) -> ModuleType:
-    file = Path(place)
-    try:
-        found = file.is_file()
-    except OSError as error:  # a name that is too long
-        raise UserError(f"reward {path!r}: {place} cannot be read: {error.strerror}") from error
-    if not found:
-        raise UserError(f"reward {path!r}: no such file: {place}; the path is relative to the working folder")
-    name = f"dropout_grpo_reward_{blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by its name
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # as above
-        del sys.modules[name]
-        raise UserError(
-            f"reward {path!r}: running {place} failed: {type(error).__name__}: {_shown(error, str)}"
-        ) from error
-    return module
