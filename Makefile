@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test lint test-slow docs theory bench gpu clean
+.PHONY: demo test lint test-slow docs theory bench gpu gsm8k clean
 
 demo: $(READY)
 	$(BIN)/dropout-grpo demo --seed $(SEED) --data.word_problems.seed $(SEED) --run_dir runs/demo-seed$(SEED)
@@ -42,6 +42,11 @@ bench: $(READY)  # on an idle machine; see docs/benchmark.md
 
 gpu: $(READY)  # tests and benchmark on a GPU
 	$(BIN)/python -m dropout_grpo.evidence.studies.gpu
+	$(MAKE) docs
+
+gsm8k: $(READY)  # a real model on GSM8K; DATA is the folder with the problem files; continues an interrupted run
+	@test -n "$(DATA)" || { echo "Name the folder with GSM8K's files: make gsm8k DATA=..."; exit 2; }
+	$(BIN)/python -m dropout_grpo.evidence.studies.smollm2 --data $(DATA)
 	$(MAKE) docs
 
 $(READY): pyproject.toml constraints.txt

@@ -12,6 +12,7 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.evidence.places import ROOT
 from dropout_grpo.evidence.studies import prosqa, prosqa_tables
 from dropout_grpo.evidence.studies.results_page import block
+from dropout_grpo.evidence.studies.side_by_side import finished
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
 
@@ -34,7 +35,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     lines = {name: words for each in prosqa.rounds(str(valid), out) for name, words in each.items()}
     for name, words in lines.items():
         assert main([*words[1:], *SMALL[name.split("-")[0]]]) in (0, None)
-        assert prosqa.finished(out, name), name
+        assert finished(out, name), name
     measured: dict[str, Any] = prosqa.measured(out)
     return {"commands": {name: " ".join(words) for name, words in lines.items()}, **measured}
 

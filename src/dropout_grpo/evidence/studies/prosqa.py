@@ -9,16 +9,13 @@ docs/results/prosqa.json, from which a section of docs/RESULTS.md is made. Takes
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dropout_grpo.evidence.places import RESULTS_FOLDER
+from dropout_grpo.evidence.studies.side_by_side import finished, run_side_by_side
 from dropout_grpo.jobs.compare import compare
 
 _SFT = "dropout-grpo sft --recipe prosqa --data.valid {valid}"
@@ -66,34 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines: dict[str, str] = {}
     for each in rounds(options.valid, options.out):
         lines |= {name: shlex.join(words) for name, words in each.items()}
-        _side_by_side({name: words for name, words in each.items() if not finished(out, name)}, out)
+        run_side_by_side({name: words for name, words in each.items() if not finished(out, name)}, out)
     target = RESULTS_FOLDER / "prosqa.json"
     record = {"commands": lines, **measured(out)}
     target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(target)
-
-
-def finished(out: str, name: str) -> bool:
-    """True if the run folder of a command has its results."""
-    return any(Path(f"{out}-{name}", file).is_file() for file in ("results.json", "test.json"))
-
-
-def _side_by_side(commands: dict[str, list[str]], out: str) -> None:
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    cores = os.cpu_count() or 1
-    threads = str(max(1, cores // max(1, len(commands))))  # two processes that share cores slow each other
-
-    def run(name: str, words: list[str]) -> int:
-        print(f"$ {shlex.join(words)}", flush=True)
-        program = [sys.executable, "-m", "dropout_grpo.cli.main", *words[1:]]
-        with Path(f"{out}-{name}.log").open("w", encoding="utf-8") as log:
-            env = {**os.environ, "OMP_NUM_THREADS": threads}
-            return subprocess.run(program, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode
-
-    with ThreadPoolExecutor(cores) as pool:
-        running = {name: pool.submit(run, name, words) for name, words in commands.items()}
-    if failed := [name for name, process in running.items() if process.result()]:
-        sys.exit(f"{', '.join(failed)} failed: see {out}-{failed[0]}.log")
 
 
 def measured(out: str) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from functools import partial
 from pathlib import Path
 
 from dropout_grpo.evidence.pages.blocks import fill_file, unknown_block
-from dropout_grpo.evidence.studies import demo_tables, gsm8k_tables, prosqa_tables, sweep_tables
+from dropout_grpo.evidence.studies import demo_tables, gsm8k_tables, prosqa_tables, smollm2_tables, sweep_tables
 
 _TABLES = {
     f"{study}.{name}": make
     for study, module in (
         ("demo", demo_tables),
         ("sweep", sweep_tables),
+        ("smollm2", smollm2_tables),
         ("gsm8k", gsm8k_tables),
         ("prosqa", prosqa_tables),
     )

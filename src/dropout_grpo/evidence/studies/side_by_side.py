@@ -1,0 +1,40 @@
+"""Runs the commands of a study, each in its own process, as many at a time as there are cores."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+_RESULTS = ("results.json", "test.json")
+
+
+def finished(out: str, name: str) -> bool:
+    """True if the run folder of a command, ``OUT-NAME``, has its results."""
+    return any(Path(f"{out}-{name}", file).is_file() for file in _RESULTS)
+
+
+def run_side_by_side(commands: Mapping[str, Sequence[str]], out: str) -> None:
+    """Run commands to their end; exits if one fails. Each writes its output to ``OUT-NAME.log``.
+
+    Args:
+        commands: by name, the words of the command line; the first is the program.
+        out: what the names of the run folders start with.
+    """
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    cores = os.cpu_count() or 1
+    threads = str(max(1, cores // max(1, len(commands))))  # two processes that share cores slow each other
+
+    def run(name: str, words: Sequence[str]) -> int:
+        print(f"$ {shlex.join(words)}", flush=True)
+        program = [sys.executable, "-m", "dropout_grpo.cli.main", *words[1:]]
+        with Path(f"{out}-{name}.log").open("a", encoding="utf-8") as log:
+            env = {**os.environ, "OMP_NUM_THREADS": threads}
+            return subprocess.run(program, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode
+
+    with ThreadPoolExecutor(cores) as pool:
+        running = {name: pool.submit(run, name, words) for name, words in commands.items()}
+    if failed := [name for name, process in running.items() if process.result()]:
+        sys.exit(f"{', '.join(failed)} failed: see {out}-{failed[0]}.log")

@@ -1,0 +1,198 @@
+"""GSM8K with a real pre-trained model: Coconut, GRPO arms from it, and the test files, which are read at the end.
+
+python -m dropout_grpo.evidence.studies.smollm2 --data FOLDER      (make gsm8k DATA=FOLDER)
+
+The folder has gsm8k_train.jsonl and gsm8k_test.jsonl as published, and may have gsm8k_aug_valid.json,
+mawps_asdiva_train.coconut.json and further test files (svamp*, multiarith*, asdiv*; .json or .jsonl).
+
+Rounds, one after the other; the commands of a round share the cores:
+
+1. the weights, checked; the problem files (smollm2_weights.py, smollm2_data.py)
+2. pilots on short problems choose the curriculum's learning rate and thoughts_predict, by pass@1 on validation problems
+3. the curriculum
+4. GRPO from its checkpoint: held masks with sampled answers, held masks with greedy answers, temperature alone, and
+   greedy answers without masks, which can learn nothing and runs a few steps to show it
+5. evaluation on the test files: Coconut, the GRPO arms, and the chain of thought of the curriculum's stage 0
+
+Every command is a user's and continues after an interruption: a command with results does not run again, and one that
+was stopped resumes from its last checkpoint. Writes docs/results/gsm8k-smollm2.json. The plan in hours is in
+docs/gsm8k.md.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dropout_grpo.evidence.places import RESULTS_FOLDER
+from dropout_grpo.evidence.studies.side_by_side import finished, run_side_by_side
+from dropout_grpo.evidence.studies.smollm2_data import test_files, write_files
+from dropout_grpo.evidence.studies.smollm2_weights import prepare_weights
+from dropout_grpo.jobs.compare import compare
+from dropout_grpo.runs.write import write_json
+
+_RECIPE = "--recipe gsm8k-smollm2 --resume true"
+_SFT = f"dropout-grpo sft {_RECIPE} --model.name_or_path {{out}}-model --data.valid {{out}}-data/valid.json"
+_PILOT = (
+    f"{_SFT} --data.train {{out}}-data/pilot.json --curriculum.max_latent_stage 2 --curriculum.cot_epochs 1 "
+    "--curriculum.final_epochs 1 --curriculum.save_stages false"
+)
+_GRPO = (
+    f"dropout-grpo grpo {_RECIPE} --checkpoint {{out}}-sft/checkpoints/coconut --data.grpo {{out}}-data/grpo.json "
+    "--data.valid {out}-data/valid.json"
+)
+_EVAL = f"dropout-grpo eval {_RECIPE} --files {{tests}}"
+
+CHOICES = {
+    f"pilot-{rate}{'-predict' if predict == 'true' else ''}": (
+        f"--curriculum.learning_rate {rate} --curriculum.thoughts_predict {predict}"
+    )
+    for predict in ("false", "true")
+    for rate in ("1e-4", "3e-4")
+}
+"""The pilots, and the options of the curriculum that each stands for."""
+
+ARMS = {
+    "masks-sampled": "",
+    "temperature": "--exploration.kind none",
+    "masks-greedy": "--grpo.answers greedy",
+    "deterministic": "--exploration.kind none --grpo.answers greedy --grpo.max_steps 10",
+}
+EVALUATED = {"coconut": "sft/checkpoints/coconut", **{arm: f"{arm}/checkpoints/grpo" for arm in list(ARMS)[:3]}}
+WORDS = "--latent_steps 0 --evaluation.num_samples 0 --evaluation.max_new_tokens 110"
+"""Chain of thought: no thoughts, and room for all steps."""
+
+CURVES = ("sft", *ARMS)
+PAIRS = (
+    ("coconut", "masks-sampled"),
+    ("coconut", "masks-greedy"),
+    ("coconut", "temperature"),
+    ("temperature", "masks-sampled"),
+    ("temperature", "masks-greedy"),
+)
+
+
+def pilots(out: str) -> dict[str, list[str]]:
+    """The command lines of the pilots by name, as words."""
+    return {name: _words(f"{_PILOT} {options} --run_dir {{out}}-{name}", out=out) for name, options in CHOICES.items()}
+
+
+def curriculum(out: str, choice: str) -> dict[str, list[str]]:
+    """The command line of the curriculum with the options of a pilot."""
+    line = f"{_SFT} --data.train {{out}}-data/train.json {CHOICES[choice]} --run_dir {{out}}-sft"
+    return {"sft": _words(line, out=out)}
+
+
+def arms(out: str) -> dict[str, list[str]]:
+    """The command lines of the GRPO arms."""
+    return {name: _words(f"{_GRPO} {options} --run_dir {{out}}-{name}", out=out) for name, options in ARMS.items()}
+
+
+def evaluations(out: str, tests: Sequence[str]) -> dict[str, list[str]]:
+    """The command lines of the evaluations."""
+    files = f"[{','.join(tests)}]"
+    lines = {
+        f"eval-{name}": f"{_EVAL} --checkpoint {{out}}-{checkpoint} --run_dir {{out}}-eval-{name}"
+        for name, checkpoint in EVALUATED.items()
+    }
+    words = f"{_EVAL} --checkpoint {{out}}-sft/checkpoints/sft-stage-0 {WORDS} --run_dir {{out}}-eval-words"
+    return {name: _words(line, out=out, tests=files) for name, line in {**lines, "eval-words": words}.items()}
+
+
+def _words(line: str, **paths: str) -> list[str]:
+    return [word.format(**paths) for word in line.split()]
+
+
+def best(out: str) -> str:
+    """The pilot with the highest pass@1 on the validation problems; of equals the first."""
+    passed = {name: _results(out, name)["evaluations"][0]["pass@1"] for name in CHOICES}
+    return max(passed, key=lambda name: passed[name])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what has no results yet, then records all results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with GSM8K's files")
+    parser.add_argument("--out", default="runs/gsm8k", help="what the names of the run folders start with")
+    options = parser.parse_args(argv)
+    out, data = options.out, Path(f"{options.out}-data")
+    prepare_weights(Path(f"{out}-model"))
+    write_files(options.data, data)
+    lines = _run(pilots(out), out)
+    lines |= _run(curriculum(out, best(out)), out)
+    lines |= _run(arms(out), out)
+    lines |= _run(evaluations(out, [str(file) for file in test_files(options.data, data)]), out)
+    target = RESULTS_FOLDER / "gsm8k-smollm2.json"
+    write_json(target, {"commands": lines, "cores": os.cpu_count(), **measured(out)})
+    print(target)
+
+
+def _run(commands: dict[str, list[str]], out: str) -> dict[str, str]:
+    """Runs the commands without results and adds the time to what was spent before; returns all command lines."""
+    missing = {name: words for name, words in commands.items() if not finished(out, name)}
+    start = time.monotonic()
+    try:
+        if missing:
+            run_side_by_side(missing, out)
+    finally:  # an interrupted round counts too
+        spent = _spent(out)
+        spent["+".join(commands)] = spent.get("+".join(commands), 0.0) + time.monotonic() - start
+        write_json(_clock(out), spent)
+    return {name: shlex.join(words) for name, words in commands.items()}
+
+
+def _clock(out: str) -> Path:
+    return Path(f"{out}-hours.json")
+
+
+def _spent(out: str) -> dict[str, float]:
+    """Seconds of each round so far, by the names of its commands."""
+    return _json(_clock(out)) if _clock(out).is_file() else {}
+
+
+def measured(out: str) -> dict[str, Any]:
+    """Reads the run folders: the choice, curves of pass@1, measures, and comparisons on the same problems."""
+    record: dict[str, Any] = {
+        "choice": best(out),
+        "pilots": {name: _results(out, name)["evaluations"][0]["pass@1"] for name in CHOICES},
+        "problems": {file.stem: len(_json(file)) for file in sorted(Path(f"{out}-data").glob("*.json"))},
+        "seconds": _spent(out),
+        "runs": {},
+        "curves": {},
+        "evaluations": {},
+        "pairs": {},
+    }
+    for name in CURVES:
+        record["runs"][name] = _results(out, name)
+        steps = _lines(Path(f"{out}-{name}", "metrics.jsonl"))
+        keys = ("step", "stage", "eval/pass@1")
+        record["curves"][name] = [{k: line[k] for k in keys if k in line} for line in steps if keys[-1] in line]
+        mixed = [1 - line["frac_reward_zero_std"] for line in steps if "frac_reward_zero_std" in line]
+        if mixed:
+            record["runs"][name]["mixed_groups"] = [sum(part) / len(part) for part in (mixed[:10], mixed[-10:])]
+    for name in (*EVALUATED, "words"):
+        record["evaluations"][name] = _json(Path(f"{out}-eval-{name}", "metrics.json"))["evaluations"]
+    for a, b in PAIRS:
+        pairs = compare(f"{out}-eval-{a}", f"{out}-eval-{b}")["comparisons"]
+        record["pairs"][f"{a} {b}"] = [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
+    return record
+
+
+def _results(out: str, name: str) -> Any:
+    return _json(Path(f"{out}-{name}", "results.json"))
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The tables on SmolLM2 in ``docs/RESULTS.md``, from ``docs/results/gsm8k-smollm2.json``."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dropout_grpo.evidence.pages.markdown import console, percent, percent_range, table
+
+Record = Mapping[str, Any]
+"""What ``smollm2.py`` writes."""
+
+FILE = "gsm8k-smollm2.json"
+NO_RECORD = "No run is recorded yet: `make gsm8k DATA=FOLDER` makes this table."
+
+_NAMES = {
+    "words": "chain of thought in words",
+    "coconut": "Coconut",
+    "masks-sampled": "held masks, sampled answers",
+    "masks-greedy": "held masks, greedy answers",
+    "temperature": "temperature alone",
+    "deterministic": "deterministic",
+    "sft": "curriculum",
+}
+
+
+def measures(record: Record) -> str:
+    """Every checkpoint on every test file."""
+    columns = ["checkpoint", "file", "n", "pass@1, percent", "95 % interval", "pass@8", "maj@8", "model average"]
+    rows = []
+    for name in ("words", *(name for name in record["evaluations"] if name != "words")):
+        for e in record["evaluations"][name]:
+            sampled = [e[curve][-1]["value"] for curve in ("pass@k", "maj@k") if curve in e]
+            averaged = [e["bma"]["value"]] if "bma" in e else []
+            others = [percent(share) for share in (*sampled, *averaged)]
+            passed = [percent(e["pass@1"]["value"]), percent_range(e["pass@1"]["ci95"])]
+            row = [_NAMES[name], Path(e["file"]).name, e["n"], *passed, *others]
+            rows.append(row + [""] * (len(columns) - len(row)))
+    return table(columns, rows)
+
+
+def pairs(record: Record) -> str:
+    """Two checkpoints on the same problems."""
+    columns = ["from", "to", "file", "difference, points", "95 % interval", "wins", "losses", "McNemar p"]
+    rows = []
+    for names, comparisons in record["pairs"].items():
+        a, b = (_NAMES[name] for name in names.split())
+        for c in comparisons:
+            difference = [percent(c["difference"]), percent_range(c["ci95"])]
+            rows.append([a, b, Path(c["file"]).name, *difference, c["wins"], c["losses"], f"{c['mcnemar_p']:.1g}"])
+    return table(columns, rows)
+
+
+def curve(record: Record) -> str:
+    """pass@1 on the validation problems: pilots, stages of the curriculum, GRPO steps."""
+    rows = [[f"pilot {name.removeprefix('pilot-')}", "", percent(value)] for name, value in record["pilots"].items()]
+    for name, points in record["curves"].items():
+        for point in points:
+            where = f"stage {point['stage']}, update" if "stage" in point else "step"
+            rows.append([_NAMES[name], f"{where} {point['step']}", percent(point["eval/pass@1"])])
+    return table(["run", "after", "pass@1, percent"], rows)
+
+
+def notes(record: Record) -> str:
+    """The choice, the problems, the hours and the versions in one paragraph."""
+    spent = ", ".join(f"{_round(names)} {seconds / 3600:.2f}" for names, seconds in record["seconds"].items())
+    total = sum(record["seconds"].values()) / 3600
+    counts = ", ".join(f"{name} {count:,}" for name, count in record["problems"].items())
+    mixed = "; ".join(
+        f"{_NAMES[name]} {100 * run['mixed_groups'][0]:.0f} and {100 * run['mixed_groups'][1]:.0f} %"
+        for name, run in record["runs"].items()
+        if "mixed_groups" in run
+    )
+    first = record["runs"]["sft"]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    return (
+        f"The curriculum has the options of {record['choice']}, chosen on the validation problems. Problems: {counts}. "
+        f"Hours on {record['cores']} cores: {spent}; {total:.1f} together. Mixed groups in the first and last ten "
+        f"steps: {mixed}. Seed {first['seed']}; {versions}; commit {first['commit']}."
+    )
+
+
+def _round(names: str) -> str:
+    first = names.split("+")[0]
+    return {"sft": "curriculum", "masks-sampled": "GRPO", "eval-coconut": "evaluation"}.get(first, "pilots")
+
+
+def commands(record: Record) -> str:
+    """The commands as they were run."""
+    return console(record["commands"].values())
+
+
+def _of(make: Callable[[Record], str]) -> Callable[[Path], str]:
+    def block(folder: Path) -> str:
+        file = folder / FILE
+        return make(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else NO_RECORD
+
+    return block
+
+
+BLOCKS = {
+    "measures": _of(measures),
+    "pairs": _of(pairs),
+    "curve": _of(curve),
+    "notes": _of(notes),
+    "commands": _of(commands),
+}

@@ -1,0 +1,109 @@
+"""The commands of ``make gsm8k`` made small, what it records of them, and the tables made of that."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from dropout_grpo.cli.main import main
+from dropout_grpo.evidence.studies import smollm2
+from dropout_grpo.evidence.studies.results_page import block
+from dropout_grpo.evidence.studies.side_by_side import finished
+from dropout_grpo.latent.weights.causal_lm import load_causal_lm
+from dropout_grpo.problems.files import save_problems
+from dropout_grpo.problems.problem import Problem
+from helpers.tiny_gguf import write_gguf
+
+SFT = ["--curriculum.cot_epochs", "1", "--curriculum.final_epochs", "1", "--curriculum.batch_size", "4"]
+GRPO = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.max_steps", "2"]
+SMALL = {
+    "pilot": SFT,
+    "sft": SFT,
+    "grpo": [*GRPO, "--grpo.eval_steps", "1"],
+    "eval": ["--evaluation.max_new_tokens", "4"],
+}
+SAMPLED = ["--evaluation.num_samples", "2"]
+
+
+def problems(count: int, first: int) -> list[Problem]:
+    made = []
+    for i in range(count):
+        a, b = first + i, 2 * first + i
+        question, steps = f"{a} pens and {b}?", (f"<<{a}+{b}={a + b}>>",)
+        made.append(Problem(id=i, question=question, steps=steps, answer=str(a + b)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("smollm2")
+    out = str(folder / "gsm8k")
+    write_gguf(folder / "tiny.gguf", "llama")
+    model, tokenizer = load_causal_lm(folder / "tiny.gguf")
+    model.save_pretrained(f"{out}-model")
+    tokenizer.save_pretrained(f"{out}-model")
+    Path(f"{out}-data").mkdir()
+    for i, name in enumerate(("train", "grpo", "valid", "pilot", "short-test")):
+        save_problems(Path(f"{out}-data", f"{name}.json"), problems(4 + i, 10 * (i + 1)))
+    run(smollm2.pilots(out), SMALL["pilot"], out)
+    run(smollm2.curriculum(out, smollm2.best(out)), SMALL["sft"], out)
+    run(smollm2.arms(out), SMALL["grpo"], out)
+    for name, words in smollm2.evaluations(out, [f"{out}-data/short-test.json"]).items():
+        run({name: words}, SMALL["eval"] + ([] if "words" in name else SAMPLED), out)
+    return out
+
+
+def run(commands: dict[str, list[str]], small: list[str], out: str) -> None:
+    for name, words in commands.items():
+        assert main([*words[1:], *small]) == 0, name
+        assert finished(out, name)
+
+
+def test_what_is_recorded_and_the_tables(out: str, tmp_path: Path) -> None:
+    record: dict[str, Any] = {"commands": {"sft": "dropout-grpo sft"}, "cores": 2, **smollm2.measured(out)}
+    assert record["choice"] in record["pilots"]
+    assert record["pilots"][record["choice"]] == max(record["pilots"].values())
+    assert record["problems"] == {"train": 4, "grpo": 5, "valid": 6, "pilot": 7, "short-test": 8}
+    assert [p["stage"] for p in record["curves"]["sft"]] == [0, 1, 2, 3, 4]
+    assert [p["step"] for p in record["curves"]["masks-sampled"]] == [1, 2]
+    measured = ["coconut", "masks-sampled", "temperature", "masks-greedy", "words"]
+    assert [(name, [e["n"] for e in es]) for name, es in record["evaluations"].items()] == [(m, [8]) for m in measured]
+    for names, (c,) in record["pairs"].items():
+        a, b = (record["evaluations"][name][0]["pass@1"]["value"] for name in names.split())
+        assert c["pass@1"] == {"a": a, "b": b}
+    record["seconds"] = {"+".join(smollm2.CHOICES): 1800.0, "sft": 7200.0}
+    (tmp_path / "gsm8k-smollm2.json").write_text(json.dumps(record), encoding="utf-8")
+    found = record["evaluations"]["words"][0]["pass@1"]["value"]
+    assert f"| chain of thought in words | short-test.json | 8 | {100 * found:.1f} |" in block(
+        tmp_path, "smollm2.measures"
+    )
+    assert "Hours on 2 cores: pilots 0.50, curriculum 2.00; 2.5 together." in block(tmp_path, "smollm2.notes")
+    assert block(tmp_path, "smollm2.pairs").count("\n") == 1 + len(smollm2.PAIRS)
+    assert "| curriculum | stage 4, update 5 |" in block(tmp_path, "smollm2.curve")
+    assert "$ dropout-grpo sft" in block(tmp_path, "smollm2.commands")
+
+
+def test_without_masks_greedy_answers_leave_the_weights_as_they_were(out: str) -> None:
+    before = load_file(f"{out}-sft/checkpoints/coconut/model.safetensors")
+    after = load_file(f"{out}-deterministic/checkpoints/grpo/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(bool((before[name] == after[name]).all()) for name in before)
+
+
+def test_without_a_record_the_page_says_so(tmp_path: Path) -> None:
+    assert "make gsm8k" in block(tmp_path, "smollm2.measures")
+
+
+def test_rounds_are_run_once_and_their_time_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, ran = str(tmp_path / "gsm8k"), []
+    monkeypatch.setattr(smollm2, "run_side_by_side", lambda commands, out: ran.append(sorted(commands)))
+    commands = {"sft": ["dropout-grpo", "sft"], "other": ["dropout-grpo", "sft"]}
+    Path(f"{out}-other").mkdir()
+    Path(f"{out}-other", "results.json").touch()
+    assert smollm2._run(commands, out) == {"sft": "dropout-grpo sft", "other": "dropout-grpo sft"}
+    first = smollm2._spent(out)["sft+other"]
+    smollm2._run(commands, out)
+    assert ran == [["sft"], ["sft"]]
+    assert smollm2._spent(out)["sft+other"] >= first

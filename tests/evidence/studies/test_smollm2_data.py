@@ -1,0 +1,81 @@
+"""The problem files of ``make gsm8k``: nothing that is measured on is trained on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.evidence.studies import smollm2_data
+from dropout_grpo.evidence.studies.smollm2_data import SPLITS, key, split, test_files as files_to_measure, write_files
+from dropout_grpo.problems.files import load_problems
+from dropout_grpo.problems.problem import Problem
+
+NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kay", "Lee")
+
+
+def problem(name: str, steps: int, thing: str = "pens") -> Problem:
+    """Of ``steps`` additions of other numbers."""
+    numbers = [11, 13, 17, 19, 23, 29, 31][: steps + 1]
+    marks, total = [], numbers[0]
+    for number in numbers[1:]:
+        marks.append(f"<<{total}+{number}={total + number}>>")
+        total += number
+    question = f"{name} has {', '.join(map(str, numbers))} {thing}. How many?"
+    return Problem(id=0, question=question, steps=tuple(marks), answer=str(total), extra={"x": 1})
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Problem]]:
+    for name, value in {"_SHORT_VALID": 2, "_SHORT_TEST": 3, "_PILOT": 4}.items():
+        monkeypatch.setattr(smollm2_data, name, value)
+    gsm8k = [problem(name, 1 + i % 6) for i, name in enumerate(NAMES)]
+    short = [problem(name, 1, "cups") for name in (*NAMES, "Ann")]  # Ann's twice
+    return split(gsm8k, [gsm8k[0], gsm8k[1]], short, seed=0)
+
+
+def test_no_question_is_in_two_files_that_must_differ(made: dict[str, list[Problem]]) -> None:
+    keys = {name: {key(p) for p in problems} for name, problems in made.items()}
+    for one, other in (("train", "valid"), ("train", "short-test"), ("grpo", "valid"), ("grpo", "short-test")):
+        assert not keys[one] & keys[other], (one, other)
+    assert not keys["train"] & keys["grpo"]
+    assert not keys["pilot"] & (keys["valid"] | keys["short-test"])
+    held_out = {p.question.split()[0] for p in made["valid"] if "pens" in p.question}
+    assert held_out == {"Ann", "Bob"}
+    for name in ("train", "grpo"):  # variations of what is held out are held out too
+        assert not held_out & {p.question.split()[0] for p in made[name] if "pens" in p.question}
+
+
+def test_sizes_steps_and_ids(made: dict[str, list[Problem]]) -> None:
+    assert [len(made[name]) for name in ("valid", "short-test", "pilot")] == [2 + 2, 3, 4]
+    cups = [p for p in made["train"] if "cups" in p.question]
+    assert len(cups) == 2 * (12 - 5)  # every other one and a variation
+    pens = [p for p in made["train"] if "pens" in p.question]
+    assert len(pens) == 3 * (10 - 2)  # two of the ten have six steps; two variations each
+    assert max(len(p.steps) for p in made["train"]) == 5
+    assert max(len(p.steps) for p in made["grpo"]) == 3
+    for problems in made.values():
+        assert [p.id for p in problems] == list(range(len(problems)))
+        assert not any(p.extra for p in problems)
+
+
+def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    with pytest.raises(UserError, match=r"gsm8k_train.jsonl is missing: give the folder"):
+        write_files(data, out)
+    lines = [
+        {"question": p.question, "answer": "".join(p.steps) + "\n#### " + p.answer}
+        for p in (problem(name, 2) for name in NAMES)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (data / "gsm8k_train.jsonl").write_text(text, encoding="utf-8")
+    (data / "gsm8k_test.jsonl").write_text(text, encoding="utf-8")
+    (data / "gsm8k_aug_valid.json").write_text(json.dumps([{**lines[0], "steps": [], "answer": "41"}]))
+    (data / "svamp.coconut.json").write_text(text, encoding="utf-8")
+    write_files(data, out)
+    assert {file.stem for file in out.glob("*.json")} == set(SPLITS)
+    assert len(load_problems(out / "train.json")) == 11 * 3
+    assert files_to_measure(data, out) == [data / "gsm8k_test.jsonl", data / "svamp.coconut.json"]
+    (data / "gsm8k_train.jsonl").unlink()
+    write_files(data, out)  # nothing is made again
