@@ -1,18 +1,15 @@
 """Loads a plain causal language model with its tokenizer, and says in one line why it cannot."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.weights.foreign import check_folder, loading, require_whole
 from dropout_grpo.latent.weights.gguf import gguf_file, load_gguf, load_gguf_tokenizer
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_causal_lm(
@@ -28,14 +25,17 @@ def load_causal_lm(
         model, missing = load_gguf(file, dtype=dtype, attn_implementation=attn_implementation)
         _require_all(path, missing)
         return model, tokenizer
-    try:
+    with loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+            str(path),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _cannot(path, error) from error
     model, found = loaded
     _require_all(path, sorted(found["missing_keys"]))
+    require_whole(path, model.state_dict(), found["unexpected_keys"])
     return model, tokenizer
 
 
@@ -47,10 +47,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     if file := gguf_file(path):
         return load_gguf_tokenizer(file)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _cannot(path, error) from error
+    check_folder(path)
+    with loading(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     return tokenizer
 
 
@@ -67,9 +66,3 @@ def some(names: list[str]) -> str:
 def _require_all(path: str | Path, missing: list[str]) -> None:
     if missing:
         raise UserError(f"{path} lacks weights: {some(missing)}.")
-
-
-def _cannot(path: str | Path, error: Exception) -> UserError:
-    if not Path(path).exists() and not _HUB_NAME.fullmatch(str(path)):
-        return UserError(f"cannot load a causal language model from {path}: there is no such folder.")
-    return UserError(f"cannot load a causal language model from {path}: {error}")

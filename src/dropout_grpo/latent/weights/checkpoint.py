@@ -71,6 +71,11 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
         save_file(parameters, folder / THOUGHT_WEIGHTS)
 
 
+_KINDS = {int: "a whole number", str: "text"}
+_MOST = 65_536
+"""Of a number in latent_config.json; no model is as wide, or thinks as long."""
+
+
 def load_parts(
     path: str | Path,
     *,
@@ -154,4 +159,10 @@ def latent_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{LATENT_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{LATENT_CONFIG} of {path} is no JSON object.")
+    for name, kind in (("latent_steps", int), ("thought", str), ("prj_dim", int)):
+        value = config.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(f"{LATENT_CONFIG} of {path}: {name}={value!r:.40} must be {_KINDS[kind]}.")
+        if isinstance(value, int) and not 0 <= value <= _MOST:
+            raise UserError(f"{LATENT_CONFIG} of {path}: {name}={str(value)[:40]} must be 0 to {_MOST}.")
     return config

@@ -1,0 +1,124 @@
+"""Checks of folders that others have written, and messages for what their files make a library raise.
+
+Nothing here runs code of a checkpoint: all loaders pass ``trust_remote_code=False``.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dropout_grpo.errors import UserError
+
+_OBJECTS = (
+    *("config.json", "generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("latent_config.json", "adapter_config.json"),
+)
+"""Files of a checkpoint that are JSON objects."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MAX_LAYERS, _MAX_SIZE = 10_000, 10**9
+
+
+def check_folder(path: str | Path) -> None:
+    """Check the JSON files of a checkpoint folder before a library reads them. A hub name passes.
+
+    Raises:
+        UserError: a file is not a JSON object, weights are said to be outside the folder, or a size is impossible.
+    """
+    for name in _OBJECTS:
+        file = Path(path) / name
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file} cannot be read: {error}.") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{file} must be a JSON object: the checkpoint is damaged.")
+        if name.endswith("index.json"):
+            _check_index(file, content)
+        if name == "config.json":
+            _check_sizes(file, content)
+
+
+def _check_index(file: Path, content: dict[str, Any]) -> None:
+    files = content.get("weight_map")
+    if not isinstance(files, dict):
+        raise UserError(f"{file} has no weight_map: the checkpoint is damaged.")
+    for weight, name in files.items():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise UserError(f"{file}: {weight} is said to be in {name!r}, which is not a file name in the folder.")
+
+
+def _check_sizes(file: Path, content: dict[str, Any]) -> None:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            _check_sizes(file, value)
+        most = _MAX_LAYERS if "layer" in name else _MAX_SIZE
+        if isinstance(value, int) and abs(value) > most and "token_id" not in name:
+            raise UserError(f"{file}: {name}={str(value)[:30]} is larger than any model's ({most}).")
+
+
+@contextmanager
+def loading(path: str | Path) -> Iterator[None]:
+    """Turns whatever a library raises while it reads a checkpoint into a UserError of one line.
+
+    Malformed files make transformers, tokenizers and PEFT raise exceptions of almost every type.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers' Rust code
+            raise
+        raise UserError(f"cannot load a causal language model from {path}: {_reason(path, error)}") from error
+
+
+def _reason(path: str | Path, error: BaseException) -> str:
+    text = str(error)
+    if not Path(path).exists() and not _HUB_NAME.fullmatch(str(path)):
+        return "there is no such folder."
+    if "trust_remote_code" in text or "custom code" in text:
+        return (
+            "it needs code of its own (auto_map in config.json), and code of a checkpoint is never run. Use a "
+            "checkpoint whose model_type transformers has a class for."
+        )
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        return (
+            "its weights are a pickle with more than tensors in it, which could run code. Use a checkpoint with "
+            "safetensors, or convert the weights to safetensors where you trust them."
+        )
+    if isinstance(error, (OSError, ValueError, RuntimeError)) or type(error).__name__ == "SafetensorError":
+        return text
+    return f"a file of it is malformed ({type(error).__name__}: {text})."
+
+
+def require_whole(path: str | Path, known: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse weights of layers that the config does not have: the model would be a truncated one.
+
+    Args:
+        path: of the checkpoint, for the message.
+        known: names of the model's weights.
+        unexpected: names of weights in the checkpoint that the model has no place for.
+
+    Raises:
+        UserError: names such weights.
+    """
+    layered = {_pattern(name) for name in known if _pattern(name) != name}
+    extra = sorted(name for name in unexpected if _pattern(name) in layered)
+    if extra:
+        raise UserError(
+            f"{path} has weights of layers that its config.json does not have ({extra[0]} and {len(extra) - 1} more): "
+            "the config or the weights are of another model."
+        )
+
+
+def _pattern(name: str) -> str:
+    """The name with every number of a layer replaced."""
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
