@@ -9,6 +9,10 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message names the value, the place and the remedy."""
 
 
+class LostProcess(RuntimeError):
+    """Another process of the run has been killed, has failed, or does not arrive. The message names its rank."""
+
+
 @contextmanager
 def at_place(place: str) -> Iterator[None]:
     """Prefixes the message of a UserError with its location, for example a file name."""

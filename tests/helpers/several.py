@@ -52,7 +52,8 @@ def in_processes(
 def _run(
     rank: int, count: int, port: int, result: Path, patience: float, work: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    from dropout_grpo.distributed.processes import LostProcess, connected
+    from dropout_grpo.distributed.processes import connected
+    from dropout_grpo.errors import LostProcess
 
     torch.set_num_threads(1)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(count)}

@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from dropout_grpo.cli.options import TheoryOptions
+from dropout_grpo.distributed.processes import connected, is_main
 from dropout_grpo.errors import UserError
 from dropout_grpo.evidence.bench.command import bench
 from dropout_grpo.evidence.bench.config import BenchConfig
@@ -32,6 +33,8 @@ from dropout_grpo.report import write_report
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console
 
+_IN_SEVERAL_PROCESSES = ("demo", "sft", "grpo", "eval")
+
 
 def run(name: str, options: Namespace) -> None:
     """Run a command.
@@ -41,14 +44,22 @@ def run(name: str, options: Namespace) -> None:
     """
     # Progress bars and advice of transformers would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()
-    if options.get("smoke"):
-        _put_stand_ins(options)
-    _RUN[name](options)
+    with connected():
+        if name not in _IN_SEVERAL_PROCESSES and not is_main():
+            return
+        console.quiet = not is_main()
+        try:
+            if options.get("smoke"):
+                _put_stand_ins(options)
+            _RUN[name](options)
+        except Exception:
+            console.quiet = False  # each process tells its own error; that it was asked to stop, rank 0 tells for all
+            raise
 
 
 def _demo(options: Namespace) -> None:
     results = demo(_recipe(options))
-    if options.json:
+    if options.json and is_main():
         print(json.dumps(results))
 
 
@@ -63,7 +74,7 @@ def _data(options: Namespace) -> None:
 
 def _eval(options: Namespace) -> None:
     results = evaluate(_recipe(options), options.checkpoint, options.files, _checkpoint_options(options))
-    if options.json:
+    if options.json and is_main():
         print(json.dumps(results))
 
 

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from dropout_grpo.cli.failures import describe
 from dropout_grpo.cli.messages import explain, one_line
 from dropout_grpo.cli.options import build_parser, with_recipe_paths
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import LostProcess, UserError
 from dropout_grpo.jobs.recipe_file import require_sections
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import handled_signals
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of this process if None.
 
     Returns:
-        The exit status: 0 for success, 2 for a mistake or a failure that the user can fix, 130 after Ctrl-C, 143
+        The exit status: 0 for success, 1 if another process of the run is lost, 2 for a mistake or a failure that the user can fix, 130 after Ctrl-C, 143
         after SIGTERM, 141 if the reader of standard output has closed it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "; continue with --resume true" if words[:1] and words[0] in _WITH_RECIPE else ""
         console.print(f"{str(interrupt) or 'interrupted'}{hint}", markup=False)
         return getattr(interrupt, "status", 130)
+    except LostProcess as error:
+        console.print(f"dropout-grpo: error: {one_line(str(error))}", markup=False)
+        return 1
     except BrokenPipeError:
         return _without_reader()
     except Exception as error:

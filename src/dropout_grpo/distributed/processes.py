@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import LostProcess, UserError
 
 _T = TypeVar("_T")
 
@@ -31,10 +31,6 @@ PATIENCE = timedelta(minutes=30)
 _PULSE_SECONDS = 0.5
 _MISSED_PULSES = 6  # then a process counts as gone
 _BUCKET = 2**25  # elements of gradient in one all-reduce
-
-
-class LostProcess(RuntimeError):
-    """Another process of the run has been killed, has failed, or does not arrive."""
 
 
 def rank() -> int:

@@ -1,11 +1,13 @@
 """Answers of a model to a set of problems: plain, under many masks, and of the Bayesian model average."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
+from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.metrics import majority_vote
@@ -118,7 +120,8 @@ def answer_problems(
     """
     exploration = exploration or NoExploration()
     encoded = check_evaluation(model, problems, config, exploration)
-    order = sorted(range(len(problems)), key=lambda i: len(encoded[i]))
+    by_length = sorted(range(len(problems)), key=lambda i: len(encoded[i]))
+    order = by_length[processes.rank() :: processes.size()]
 
     def answer_first(places: list[int], size: int) -> list[Answered]:
         prompts = Prompts(*model.pad([encoded[i] for i in places[:size]]))
@@ -131,8 +134,17 @@ def answer_problems(
         said = batches.fit(len(rest), partial(answer_first, rest), rows=max(1, config.num_samples))
         answered |= dict(zip(rest, said, strict=False))
         if progress is not None:
-            progress(len(answered))
-    return [answered[i] for i in range(len(problems))]
+            progress(min(len(problems), len(answered) * processes.size()))
+    records = [{"place": i, **asdict(said), "problem": None} for i, said in answered.items()]
+    everyones = [record for of_rank in processes.gather_json(records) for record in of_rank]
+    return [_from_record(record, problems) for record in sorted(everyones, key=lambda record: record["place"])]
+
+
+def _from_record(record: dict[str, Any], problems: Sequence[Problem]) -> Answered:
+    """What another process was answered; JSON has turned tuples into lists."""
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+    values["problem"] = problems[values.pop("place")]
+    return Answered(**values)
 
 
 def _answer_batch(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dropout_grpo.distributed.processes import is_main, on_main, size
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import Answered, vote_table
 from dropout_grpo.evaluation.measures import summarize
@@ -53,9 +54,10 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
     session = Session.start("demo", recipe, exploration, device=default_device(), problems=problems)
     recipe, run = session.recipe, session.run
-    (run.path / DATA_FOLDER).mkdir(exist_ok=True)
-    for name, split in problems.items():
-        save_problems(run.path / DATA_FOLDER / f"{name}.json", split)
+    if is_main():
+        (run.path / DATA_FOLDER).mkdir(exist_ok=True)
+        for name, split in problems.items():
+            save_problems(run.path / DATA_FOLDER / f"{name}.json", split)
     train, grpo, valid, test = (problems[name] for name in SPLITS)
 
     def check(model: LatentModel) -> None:
@@ -81,7 +83,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     nothing = clock("evaluation", lambda: collapse(model, test[:_COLLAPSE_PROBLEMS], recipe.grpo))
 
     # The two arms run at the same time where there are two threads. A resumed run seldom has both left to do.
-    parallel = torch.get_num_threads() > 1 and session.device.type == "cpu" and not recipe.resume
+    parallel = torch.get_num_threads() > 1 and session.device.type == "cpu" and not recipe.resume and size() == 1
     log = run.path / "temperature_only.log"
     second = side_process(log, train_temperature_only, recipe, attention_choices()) if parallel else _no_process()
     with second as wait:
@@ -105,7 +107,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     }
     run.write_results(results)
     write_flips(run, before, after)
-    console.print(f"report: {write_report(run.path)}", markup=False)
+    console.print(f"report: {on_main(lambda: str(write_report(run.path)))}", markup=False)
     return results
 
 

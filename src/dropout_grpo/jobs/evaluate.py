@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import check_evaluation
 from dropout_grpo.evaluation.intervals import CI95
@@ -65,7 +66,7 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
     run.write_results(results)
     for row in rows:
         console.print(_line(row), markup=False)
-    console.print(f"report: {write_report(run.path)}", markup=False)
+    console.print(f"report: {on_main(lambda: str(write_report(run.path)))}", markup=False)
     return results
 
 

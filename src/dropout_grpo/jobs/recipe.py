@@ -176,6 +176,8 @@ class Recipe:
         resume: continue the run that is in run_dir.
         seed: seed of weights, data order, masks and samples.
         bf16: compute matrix products in bf16, with float32 weights; if not given, where bf16 is faster.
+        fsdp: shard weights, gradients and optimiser state over the processes of torchrun or accelerate launch (FSDP2),
+            instead of a copy in each.
         report_to: trackers that get the training metrics, besides metrics.jsonl: tensorboard, wandb, trackio.
         data: problems.
         model: model that the curriculum starts from.
@@ -191,6 +193,7 @@ class Recipe:
     resume: bool = False
     seed: int = seed_field()
     bf16: bool | None = None
+    fsdp: bool = False
     report_to: tuple[TrackerName, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

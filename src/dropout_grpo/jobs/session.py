@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.problems.problem import Problem, problem_fingerprint
@@ -30,9 +31,13 @@ def settled(recipe: Recipe, device: torch.device | None = None) -> Recipe:
         device: where the run computes; ``default_device()`` if None.
     """
     run = Path(recipe.run_dir)
-    if recipe.bf16 is None and recipe.resume and (run / CONFIG_FILE).is_file():
-        return replace(recipe, bf16=started_with(run)["config"].get("bf16"))
-    return replace(recipe, bf16=bf16_or_not(recipe.bf16, device or default_device()))
+
+    def bf16() -> bool:
+        if recipe.bf16 is None and recipe.resume and (run / CONFIG_FILE).is_file():
+            return bool(started_with(run)["config"].get("bf16"))
+        return bf16_or_not(recipe.bf16, device or default_device())
+
+    return replace(recipe, bf16=on_main(bf16))
 
 
 @dataclass(frozen=True, kw_only=True)

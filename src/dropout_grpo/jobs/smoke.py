@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
+from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.jobs.models import fresh_model
 from dropout_grpo.jobs.problem_sources import problems_of
 from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
@@ -107,7 +108,7 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
     if isinstance(recipe.data.grpo, tuple):
         sources["grpo"] = _mixed(recipe.data, small.data, folder)
     data = replace(small.data, columns=Columns(), **sources)
-    small = replace(small, run_dir=str(folder / "run"), data=data)
+    small = replace(small, run_dir=on_main(lambda: str(folder / "run")), data=data)
 
     named = [name for name in (checkpoint, recipe.model.name_or_path) if name is not None]
     architecture = next((found for name in named if (found := architecture_of(name))), "gpt2")

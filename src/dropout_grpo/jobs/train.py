@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
@@ -67,5 +68,7 @@ def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part
         **provenance(),
     }
     run.write_results(results)
-    console.print(f"pass@1 {metrics['pass@1']:.4f}; report: {write_report(run.path)}", markup=False)
+    console.print(
+        f"pass@1 {metrics['pass@1']:.4f}; report: {on_main(lambda: str(write_report(run.path)))}", markup=False
+    )
     return results

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.jobs.measure import require_askable, validator
 from dropout_grpo.jobs.models import fresh_model
 from dropout_grpo.jobs.problem_sources import vocabulary
@@ -48,6 +49,7 @@ def train_curriculum(
         run,
         seed=session.seed,
         bf16=session.bf16,
+        fsdp=recipe.fsdp,
         evaluate=validator(session, valid),
     )
     require_askable(model, valid, "valid", recipe.evaluation)
@@ -83,10 +85,11 @@ def grpo_trainer(
         session.run,
         seed=session.seed,
         bf16=session.bf16,
+        fsdp=recipe.fsdp,
         evaluate=validator(session, valid),
         part=part,
     )
-    try_rewards(rewards, recipe.grpo.reward_weights or (1.0,) * len(rewards), problems)
+    on_main(lambda: try_rewards(rewards, recipe.grpo.reward_weights or (1.0,) * len(rewards), problems))
     require_askable(model, valid, "valid", recipe.evaluation)
     return trainer
 

@@ -27,7 +27,7 @@ from dropout_grpo.runs.read import read_metrics, started_with
 from dropout_grpo.runs.trackers import TrackerName, Trackers, require_trackers
 from dropout_grpo.runs.write import jsonable, reading, sync, write_json, write_text, writing
 
-_MAY_CHANGE = ("run_dir", "resume", "report_to")  # on resuming
+_MAY_CHANGE = ("run_dir", "resume", "report_to", "fsdp")  # on resuming
 _DRAFTS = {CONFIG_FILE, f"{CONFIG_FILE}.part", LOCK_FILE}
 _BEFORE_A_RUN = {*_DRAFTS, DATA_FOLDER}
 
