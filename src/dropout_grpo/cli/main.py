@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of this process if None.
 
     Returns:
-        The exit status: 0 for success, 1 if another process of the run is lost, 2 for a mistake or a failure that the user can fix, 130 after Ctrl-C, 143
-        after SIGTERM, 141 if the reader of standard output has closed it.
+        The exit status: 0 for success, 1 if another process of the run is lost, 2 for a mistake or a failure that the
+        user can fix, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of standard output has closed it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser, parsers = build_parser()
