@@ -171,6 +171,10 @@ def _coupling(found: Found) -> Figure:
     for axes, title in ((left, "toy, exact"), (right, "trained model, measured")):
         axes.set(xlabel="|d| / |theta|", title=title)
         axes.title.set_size(10)
+        axes.xaxis.set_major_locator(LogLocator(numticks=4))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
     left.set_ylabel("Var[g(theta + d) - g(theta)] / (2 Var g)")
     left.legend(loc="lower right")
     return figure
@@ -184,7 +188,7 @@ def _greedy(found: Found) -> Figure:
         axes.plot(check.column("p"), check.column(column), "o-", color=BLUE, label="greedy answers")
         axes.axhline(1 - i, color=ORANGE, linestyle="--", label="sampled answers")
         axes.set_ylim(bottom=-1 if i else 0)
-        axes.legend(loc="center right")
+    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(0, 0.92))
     return figure
 
 
