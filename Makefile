@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test lint test-slow docs theory bench gpu gsm8k clean
+.PHONY: demo test lint test-slow docs theory bench study gpu gsm8k clean
 
 demo: $(READY)
 	$(BIN)/dropout-grpo demo --seed $(SEED) --data.word_problems.seed $(SEED) --run_dir runs/demo-seed$(SEED)
@@ -38,6 +38,10 @@ bench: $(READY)  # on an idle machine; see docs/benchmark.md
 	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
 	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
+	$(MAKE) docs
+
+study: $(READY)  # the paper's tables, in under 3 hours on 2 idle cores; the same command resumes it
+	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study
 	$(MAKE) docs
 
 gpu: $(READY)  # tests and benchmark on a GPU

@@ -1,31 +1,53 @@
 """Finds, checks and reads the YAML file of a recipe."""
 
+import warnings
+from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from dropout_grpo.errors import UserError, nearest
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.safe_yaml import check_yaml, guard_yaml, yaml_problem
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, options: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a YAML file, or a shipped one.
+
+    Args:
+        name: path of a YAML file, or name of a shipped recipe.
+        options: options that replace those of the recipe, by their names on the command line, as text.
 
     Raises:
         UserError: there is no such recipe, or an option is wrong.
     """
     guard_yaml()
+    parser = _parser()
+    words = [f"--{option}={value}" for option, value in (options or {}).items()]
+    try:
+        found = parser.parse_args([f"--recipe={recipe_path(name)}", *words])
+    except ArgumentError as error:
+        raise UserError(f"recipe {name} with {' '.join(words) or 'no options'}: {error}") from error
+    require_sections(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jsonargparse's notes to developers
+        made = parser.instantiate_classes(found)
+    return Recipe(**{part.name: made[part.name] for part in fields(Recipe)})
+
+
+@lru_cache(maxsize=1)
+def _parser() -> ArgumentParser:
+    """Parser of all options of a recipe, which takes long to build."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, as_group=False)
-    options = parser.parse_path(recipe_path(name))
-    require_sections(options)
-    return Recipe(**vars(parser.instantiate_classes(options)))
+    parser.add_argument("--recipe", action=ActionConfigFile)
+    return parser
 
 
 def require_sections(options: Namespace | Mapping[str, Any], section: type[Any] = Recipe, above: str = "") -> None:

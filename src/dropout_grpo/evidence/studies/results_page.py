@@ -4,11 +4,19 @@ from functools import partial
 from pathlib import Path
 
 from dropout_grpo.evidence.pages.blocks import fill_file, unknown_block
-from dropout_grpo.evidence.studies import demo_tables, gsm8k_tables, prosqa_tables, smollm2_tables, sweep_tables
+from dropout_grpo.evidence.studies import (
+    demo_tables,
+    gsm8k_tables,
+    prosqa_tables,
+    smollm2_tables,
+    study_tables,
+    sweep_tables,
+)
 
 _TABLES = {
     f"{study}.{name}": make
     for study, module in (
+        ("study", study_tables),
         ("demo", demo_tables),
         ("sweep", sweep_tables),
         ("smollm2", smollm2_tables),
@@ -33,5 +41,6 @@ def block(folder: Path, name: str) -> str:
 def write_page(page: Path) -> None:
     """Fills the page and draws its figures from the result files next to it."""
     folder = page.parent / "results"
+    study_tables.draw(folder)
     prosqa_tables.draw(folder)
     fill_file(page, partial(block, folder))

@@ -1,0 +1,138 @@
+"""Reads the run folders of the study and computes what its tables show."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from dropout_grpo.evaluation.paired import compare
+from dropout_grpo.evidence.studies.study_plan import Plan, command_lines, places
+from dropout_grpo.runs.layout import RESULTS_FILE
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.read import read_metrics, read_run, read_samples
+
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t, two-sided 95 %, for 1 to 9 degrees of freedom."""
+
+_ENDS = 10  # steps at the beginning and the end that mixed groups are averaged over
+_POINTS = 20  # of the curve of mixed groups
+_SIGNS = {"kl": max, "grad_norm": max, "entropy": min}
+"""Metrics that show instability, and which end of their range does."""
+
+
+def summarize_study(plan: Plan, out: Path, split: str) -> dict[str, Any]:
+    """The record of a study.
+
+    Returns:
+        ``baselines`` and ``arms`` with pass@1, comparisons, mixed groups, signs of instability, seconds and commands;
+        ``tables`` with the rows in order; what it was run with.
+    """
+    right = {
+        name: {seed: _right(places(out, seed).test(name)) for seed in plan.seeds}
+        for name in (*plan.baselines, *plan.arms)
+    }
+
+    def to(others: Sequence[str], name: str) -> dict[str, Any]:
+        return {other: pooled(right[other], right[name]) for other in others if other != name}
+
+    arms = {}
+    for name, arm in plan.arms.items():
+        folders = [places(out, seed).run(name) for seed in plan.seeds]
+        arms[name] = {
+            "label": arm.label,
+            "baseline": arm.baseline,
+            "group": arm.group,
+            "p": arm.p,
+            "options": dict(arm.options),
+            **passed(right[name]),
+            "to_baseline": pooled(right[arm.baseline], right[name]),
+            **training([read_metrics(folder) for folder in folders]),
+            "seconds": fmean(_seconds(folder) for folder in folders),
+            "commands": command_lines(plan, name, out, plan.seeds[0]),
+        }
+    baselines = {
+        name: {
+            **passed(right[name]),
+            "options": dict(baseline.options),
+            "seconds": fmean(_seconds(places(out, seed).run(name)) for seed in plan.seeds),
+            "commands": command_lines(plan, name, out, plan.seeds[0]),
+        }
+        for name, baseline in plan.baselines.items()
+    }
+    return {
+        "split": split,
+        "problems": len(next(iter(next(iter(right.values())).values()))),
+        "seeds": list(plan.seeds),
+        "baselines": baselines,
+        "arms": arms,
+        "tables": {
+            name: {"against": list(t.against), "rows": [{"arm": arm, "to": to(t.against, arm)} for arm in t.rows]}
+            for name, t in plan.tables.items()
+        },
+        **provenance(),
+    }
+
+
+def passed(right: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
+    """pass@1 of each seed, their mean and its interval (Student's t over seeds; None for one seed)."""
+    shares = [sum(problems) / len(problems) for problems in right.values()]
+    return {"pass@1": fmean(shares), "ci95": t_interval(shares), "by_seed": shares}
+
+
+def t_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean of independent values, by Student's t; None for a single value."""
+    freedom = len(values) - 1
+    if freedom < 1:
+        return None
+    assert freedom <= len(_T_95), "more seeds than the table of t has"
+    half = _T_95[freedom - 1] * stdev(values) / sqrt(len(values))
+    return [fmean(values) - half, fmean(values) + half]
+
+
+def pooled(first: Mapping[int, Sequence[bool]], second: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
+    """Paired comparison, problem by problem, pooled over seeds; ``seeds_ahead`` counts seeds that the second wins."""
+    pairs = [(first[seed], second[seed]) for seed in first]
+    found = compare([r for a, _ in pairs for r in a], [r for _, b in pairs for r in b])
+    return {**found, "seeds_ahead": sum(sum(b) > sum(a) for a, b in pairs)}
+
+
+def training(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Mixed groups over time and signs of instability, averaged over the runs of all seeds.
+
+    Args:
+        runs: the metrics of each run.
+    """
+    mixed = [[1 - record["frac_reward_zero_std"] for record in run if "frac_reward_zero_std" in record] for run in runs]
+    curves = [_thinned(values) for values in mixed]
+    best = [[record["eval/pass@1"] for record in run if "eval/pass@1" in record] for run in runs]
+    return {
+        "mixed_first": fmean(fmean(values[:_ENDS]) for values in mixed),
+        "mixed_last": fmean(fmean(values[-_ENDS:]) for values in mixed),
+        "mixed_curve": [fmean(points) for points in zip(*curves, strict=True)],
+        "steps": len(mixed[0]),
+        "signs": {
+            name: fmean(worst((r[name] for r in run if r.get(name) is not None), default=0.0) for run in runs)
+            for name, worst in _SIGNS.items()
+        },
+        "fall": fmean(max(values) - values[-1] for values in best) if all(best) else None,
+    }
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Means over equal stretches of the steps."""
+    points = min(_POINTS, len(values))
+    ends = [round(i * len(values) / points) for i in range(points + 1)]
+    return [fmean(values[a:b]) for a, b in pairwise(ends)]
+
+
+def _right(test: Path) -> list[bool]:
+    """Whether the plain network solved each problem."""
+    return [bool(line["plain_correct"]) for line in read_samples(test)]
+
+
+def _seconds(folder: Path) -> float:
+    results = read_run(folder).results
+    assert results, f"{folder / RESULTS_FILE} is missing"
+    return float(next(iter(results["seconds"].values())))

@@ -1,0 +1,193 @@
+"""The study's tables and figures in ``docs/RESULTS.md``, from ``docs/results/study.json``."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dropout_grpo.evidence.pages.figures import BLUE, GREEN, INK, LIGHT, MUTED, ORANGE, PURPLE, save
+from dropout_grpo.evidence.pages.markdown import console, percent, percent_range, table
+
+Study = Mapping[str, Any]
+"""What ``study_summary.summarize_study`` returns."""
+
+TABLES = ("variants", "refinements", "rates", "group_size", "questions", "long")
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
+_NOT_RUN = "*Not run yet.*"
+
+
+def baselines(study: Study) -> str:
+    """pass@1 of the Coconuts that arms start from."""
+    columns = ["baseline", "pass@1, percent", "95 % interval over seeds", "by seed", "seconds"]
+    rows = [
+        [name, percent(b["pass@1"]), _interval(b["ci95"]), _by_seed(b), f"{b['seconds']:.0f}"]
+        for name, b in study["baselines"].items()
+    ]
+    return table(columns, rows)
+
+
+def rows(study: Study, name: str) -> str:
+    """One table of the study.
+
+    Differences are paired problem by problem and pooled over seeds, in points; p is McNemar's exact test.
+    """
+    found = study["tables"][name]
+    labels = {arm: study["arms"][arm]["label"] for arm in found["against"]}
+    columns = ["arm", "pass@1, percent", "95 % interval over seeds", "to its baseline, points", "p"]
+    for arm in found["against"]:
+        columns += [f"to {labels[arm]}, points", "p", "seeds ahead"]
+    columns += ["mixed groups, first 10 steps, percent", "last 10", "seconds"]
+    lines = []
+    for row in found["rows"]:
+        arm = study["arms"][row["arm"]]
+        line = [arm["label"], percent(arm["pass@1"]), _interval(arm["ci95"]), *_difference(arm["to_baseline"])]
+        for other in found["against"]:
+            to = row["to"].get(other)
+            line += [*_difference(to), f"{to['seeds_ahead']} of {len(study['seeds'])}"] if to else ["", "", ""]
+        mixed = [percent(arm["mixed_first"], 0), percent(arm["mixed_last"], 0)]
+        lines.append([*line, *mixed, f"{arm['seconds']:.0f}"])
+    return table(columns, lines)
+
+
+def signs(study: Study) -> str:
+    """Signs of instability of the arms with and without refinements, means over seeds."""
+    columns = ["arm", "largest KL", "largest gradient norm", "lowest entropy", "fall of pass@1 from its best, points"]
+    lines = []
+    for row in study["tables"]["refinements"]["rows"]:
+        arm = study["arms"][row["arm"]]
+        fall = "" if arm["fall"] is None else percent(arm["fall"])
+        seen = [f"{arm['signs'][name]:.3g}" for name in ("kl", "grad_norm", "entropy")]
+        lines.append([arm["label"], *seen, fall])
+    return table(columns, lines)
+
+
+def notes(study: Study) -> str:
+    """Problems, seeds, versions and commit."""
+    versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
+    seeds = ", ".join(map(str, study["seeds"]))
+    return (
+        f"{study['problems']:,} {study['split']} problems for each of the seeds {seeds}. {versions}; commit "
+        f"{study['commit']}."
+    )
+
+
+def commands(study: Study) -> str:
+    """The commands of the first arm of each table, with its baseline, for the first seed."""
+    first = [study["tables"][name]["rows"][0]["arm"] for name in study["tables"]]
+    starts = dict.fromkeys(study["arms"][arm]["baseline"] for arm in first)
+    lines = [line for name in starts for line in study["baselines"][name]["commands"]]
+    return console(dict.fromkeys([*lines, *(line for arm in first for line in study["arms"][arm]["commands"])]))
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "" if interval is None else percent_range(interval)
+
+
+def _by_seed(measured: Mapping[str, Any]) -> str:
+    return ", ".join(map(percent, measured["by_seed"]))
+
+
+def _difference(found: Mapping[str, Any]) -> list[str]:
+    low, high = found["ci95"]
+    return [f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", f"{found['mcnemar_p']:.1g}"]
+
+
+def variants_figure(study: Study) -> Figure:
+    """pass@1 of every variant: each seed, the mean and its interval; the baseline as a line."""
+    arms = [study["arms"][row["arm"]] for row in study["tables"]["variants"]["rows"]]
+    drawn = Figure(figsize=(7.2, 0.42 * len(arms) + 1.0))
+    axes = drawn.add_subplot(xlabel="pass@1, percent")
+    for place, arm in enumerate(arms):
+        axes.plot([100 * share for share in arm["by_seed"]], [place] * len(arm["by_seed"]), "|", color=LIGHT)
+        if arm["ci95"] is not None:
+            axes.hlines(place, *(100 * end for end in arm["ci95"]), color=BLUE, linewidth=3, alpha=0.4)
+        axes.plot(100 * arm["pass@1"], place, "o", color=BLUE)
+    axes.axvline(100 * study["baselines"][arms[0]["baseline"]]["pass@1"], color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(arms)), [arm["label"] for arm in arms])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return drawn
+
+
+def rates_figure(study: Study) -> Figure:
+    """Difference to temperature alone over p, a line for each kind of mask, with intervals."""
+    drawn = Figure(figsize=(7.2, 3.4))
+    axes = drawn.add_subplot(xlabel="p", ylabel="to temperature alone, points")
+    lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    (against,) = study["tables"]["rates"]["against"]
+    for row in study["tables"]["rates"]["rows"]:
+        arm = study["arms"][row["arm"]]
+        if arm["group"] is not None:
+            lines.setdefault(arm["group"], []).append((arm["p"], row["to"][against]))
+    for place, (colour, (group, points)) in enumerate(zip(_COLOURS, lines.items(), strict=False)):
+        rates = [p + 0.002 * place for p, _ in points]  # so that intervals do not hide each other
+        middle = [100 * to["difference"] for _, to in points]
+        for rate, (_, to) in zip(rates, points, strict=True):
+            axes.vlines(rate, *(100 * end for end in to["ci95"]), color=colour, linewidth=2, alpha=0.4)
+        axes.plot(rates, middle, "o-", color=colour, label=group)
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return drawn
+
+
+def long_figure(study: Study) -> Figure:
+    """Share of mixed groups over the steps of the long runs, mean over seeds."""
+    drawn = Figure(figsize=(7.2, 3.0))
+    axes = drawn.add_subplot(xlabel="GRPO steps", ylabel="mixed groups, percent")
+    for colour, row in zip((MUTED, *_COLOURS), study["tables"]["long"]["rows"], strict=False):
+        arm = study["arms"][row["arm"]]
+        points = arm["mixed_curve"]
+        steps = [(i + 0.5) * arm["steps"] / len(points) for i in range(len(points))]
+        axes.plot(steps, [100 * share for share in points], color=colour, label=arm["label"])
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    return drawn
+
+
+_FIGURES = {"variants": variants_figure, "rates": rates_figure, "long": long_figure}
+
+
+def draw(folder: Path) -> None:
+    """Writes the figures of the tables that the study has; nothing before it has run."""
+    study = _read(folder)
+    for name, figure in _FIGURES.items():
+        if study is not None and name in study["tables"]:
+            save(folder / f"study-{name}.svg", lambda figure=figure: figure(study))  # type: ignore[misc]
+
+
+def figure_link(study: Study, name: str) -> str:
+    """The figure of a table as Markdown."""
+    del study
+    alt = {"variants": "pass@1 of every variant", "rates": "difference over p", "long": "mixed groups over steps"}
+    return f"![{alt[name]}](results/study-{name}.svg)"
+
+
+def _read(folder: Path) -> Any:
+    file = folder / "study.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _block(make: Callable[[Study], str], needs: str | None = None) -> Callable[[Path], str]:
+    """A block that says so where the study, or the table that it needs, has not been run."""
+
+    def block(folder: Path) -> str:
+        study = _read(folder)
+        missing = study is None or (needs is not None and needs not in study["tables"])
+        return _NOT_RUN if missing else make(study)
+
+    return block
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "baselines": _block(baselines),
+    **{name: _block(lambda study, name=name: rows(study, name), name) for name in TABLES},  # type: ignore[misc]
+    **{
+        f"{name}_figure": _block(lambda study, name=name: figure_link(study, name), name)  # type: ignore[misc]
+        for name in _FIGURES
+    },
+    "signs": _block(signs, "refinements"),
+    "notes": _block(notes),
+    "commands": _block(commands),
+}

@@ -1,0 +1,213 @@
+"""The study: its settings, a tiny run of everything through one command, its statistics and its tables."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dropout_grpo.errors import UserError
+from dropout_grpo.evidence.studies import study, study_tables
+from dropout_grpo.evidence.studies.results_page import block
+from dropout_grpo.evidence.studies.study_plan import Plan, arm_options, command_lines, places, read_plan
+from dropout_grpo.evidence.studies.study_summary import pooled, t_interval, training
+from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.jobs.recipe_file import load_recipe
+from dropout_grpo.latent.model import LatentModel
+
+TINY = Path(__file__).parents[2] / "helpers" / "tiny_study.yaml"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny study and its record."""
+    folder = tmp_path_factory.mktemp("study")
+    run(folder)
+    return folder
+
+
+def run(folder: Path, *options: str) -> None:
+    """The command, with paths relative to a folder, so that a copy of the folder can be resumed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        study.main(["--settings", str(TINY), "--out", "runs", "--record", "study.json", "--workers", "1", *options])
+
+
+@pytest.fixture(scope="module")
+def record(made: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((made / "study.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_arm_is_a_run_folder(made: Path, record: dict[str, Any]) -> None:
+    assert set(record["arms"]) == {"temperature", "greedy", "held_05", "old"}
+    assert (record["seeds"], record["problems"], record["split"]) == ([1], 6, "test")
+    where = places(made / "runs", 1)
+    for name in (*record["arms"], "demo"):
+        config = json.loads((where.run(name) / "config.json").read_text(encoding="utf-8"))
+        assert config["command"] == ("sft" if name == "demo" else "grpo")
+        assert config["config"]["seed"] == config["config"]["data"]["word_problems"]["seed"] == 1
+        assert (where.test(name) / "samples.jsonl").is_file()
+
+
+def test_the_record_follows_from_the_run_folders(made: Path, record: dict[str, Any]) -> None:
+    lines = (places(made / "runs", 1).test("held_05") / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert record["arms"]["held_05"]["by_seed"] == [sum(json.loads(line)["plain_correct"] for line in lines) / 6]
+    (row,) = (row for row in record["tables"]["rates"]["rows"] if row["arm"] == "held_05")
+    assert row["to"]["temperature"]["difference"] == pytest.approx(
+        record["arms"]["held_05"]["pass@1"] - record["arms"]["temperature"]["pass@1"]
+    )
+    assert record["arms"]["old"]["steps"] == 2
+    assert "train.json" in record["arms"]["old"]["commands"][0]
+
+
+def test_what_has_finished_does_not_run_again_and_what_was_interrupted_does(made: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "study"
+    shutil.copytree(made, copy)
+    where = places(copy / "runs", 1)
+    lost = {folder / "results.json" for folder in (where.run("held_05"), where.test("held_05"))}
+    weights = LatentModel.from_pretrained(where.checkpoint("held_05", "grpo")).model.state_dict()
+    shutil.rmtree(where.checkpoint("held_05", "grpo"))
+    for file in lost:
+        file.unlink()
+    before = {file: file.stat().st_mtime_ns for file in copy.rglob("results.json")}
+    run(copy, "--only", "rates")
+    after = {file: file.stat().st_mtime_ns for file in copy.rglob("results.json")}
+    assert {file for file in after if after[file] != before.get(file)} == lost
+    again = LatentModel.from_pretrained(where.checkpoint("held_05", "grpo")).model.state_dict()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    assert list(json.loads((copy / "study.json").read_text("utf-8"))["tables"]) == ["rates"]
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "study"
+    shutil.copytree(made / "runs", copy / "runs")
+    where = places(copy / "runs", 1)
+    shutil.rmtree(where.run("old"))
+    (where.data("demo") / "train.json").write_text("no problems", encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        run(copy, "--only", "questions")
+    assert stopped.value.code == 2
+    assert "old of seed 1" in capsys.readouterr().err
+    assert "train.json" in (where.folder / "old.log").read_text(encoding="utf-8")
+    assert not (copy / "study.json").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same_numbers(made: Path, record: dict[str, Any], tmp_path: Path) -> None:
+    run(tmp_path, "--workers", "2")
+    other = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+    for name, arm in record["arms"].items():
+        assert other["arms"][name]["by_seed"] == arm["by_seed"]
+        assert other["arms"][name]["signs"] == arm["signs"]
+
+
+def test_tables_and_figures(made: Path, record: dict[str, Any]) -> None:
+    study_tables.draw(made)
+    assert {file.stem for file in made.glob("*.svg")} == {"study-variants", "study-rates", "study-long"}
+    lines = block(made, "study.rates").splitlines()
+    assert lines[3].startswith("| latent, p = 0.5 |")
+    assert lines[0].count("|") == lines[3].count("|")
+    assert block(made, "study.group_size") == "*Not run yet.*"
+    assert "| masks, greedy |" in block(made, "study.signs")
+    assert "dropout-grpo grpo --recipe word-problems --checkpoint" in block(made, "study.commands")
+
+
+def test_before_it_has_run_the_page_says_so(tmp_path: Path) -> None:
+    study_tables.draw(tmp_path)
+    assert block(tmp_path, "study.variants") == "*Not run yet.*"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return read_plan()
+
+
+@pytest.fixture(scope="module")
+def recipes(plan: Plan) -> dict[str, Recipe]:
+    """The recipe of every arm: its options are accepted."""
+    return {name: load_recipe(plan.recipe, arm_options(plan, name, Path("runs"), 1)) for name in plan.arms}
+
+
+def test_the_settings_are_what_the_labels_say(plan: Plan, recipes: dict[str, Recipe]) -> None:
+    assert (recipes["naive"].exploration.kind, recipes["naive"].grpo.replay) == ("per_step_dropout", False)
+    no_filter = recipes["no_filter"].grpo
+    assert (no_filter.filter_groups, no_filter.kl_estimator) == (None, "k3_huber")
+    assert (recipes["prompt_01"].exploration.p, recipes["prompt_01"].exploration.phases) == (0.1, ("prompt", "latent"))
+    assert 0 not in plan.seeds
+    assert len(plan.seeds) == 5
+
+
+def test_budgets_match_within_a_table(plan: Plan, recipes: dict[str, Recipe]) -> None:
+    for table in plan.tables.values():
+        budgets = [recipes[name].grpo for name in table.rows]
+        assert len({b.max_steps * b.prompts_per_step * b.num_generations for b in budgets}) == 1, table
+
+
+def test_the_whole_study_takes_well_under_three_hours_on_two_cores(plan: Plan) -> None:
+    assert plan.core_seconds / 2 < 2.6 * 3600
+    assert f"{plan.core_seconds:.0f} CPU seconds" in study.arithmetic(plan, 2)
+
+
+def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
+    part = plan.only(["long"], [3])
+    assert (list(part.baselines), list(part.arms), part.seeds) == (["demo"], list(plan.tables["long"].rows), (3,))
+    with pytest.raises(UserError, match="no table 'rate'"):
+        plan.only(["rate"], [])
+
+
+@pytest.mark.parametrize(
+    ("found", "replaced", "message"),
+    [
+        ("use: [held, greedy]", "use: [held, gredy]", "arm greedy uses 'gredy'"),
+        ("against: [temperature]", "against: [temprature]", "compares with 'temprature'"),
+        ("    baseline: demo", "    baseline: dmeo", "has baseline 'dmeo'"),
+    ],
+)
+def test_settings_that_name_nothing_are_refused(tmp_path: Path, found: str, replaced: str, message: str) -> None:
+    (tmp_path / "study.yaml").write_text(TINY.read_text("utf-8").replace(found, replaced), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_plan(tmp_path / "study.yaml")
+
+
+def test_commands_are_those_of_a_user(plan: Plan) -> None:
+    data, sft, tested = command_lines(plan, "overfitted", Path("runs/study"), 1)
+    assert "dropout-grpo data --word_problems.seed 1 --word_problems.n_train 1500" in data
+    assert "sft --recipe word-problems" in sft
+    assert tested.startswith("dropout-grpo eval --recipe word-problems --checkpoint runs/study/seed1/overfitted/")
+    (grpo, _) = command_lines(plan, "old_greedy", Path("runs/study"), 1)
+    assert "--grpo.answers greedy" in grpo
+    assert "--data.grpo runs/study/seed1/overfitted-data/train.json" in grpo
+
+
+def test_interval_by_hand() -> None:
+    """Mean 2, standard deviation 1, three values: half width 4.303 / sqrt(3)."""
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx([2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5])
+    assert t_interval([1.0]) is None
+
+
+def test_pooled_comparison_by_hand() -> None:
+    first = {1: [True, False, False], 2: [True, True, False]}
+    second = {1: [True, True, True], 2: [False, True, False]}
+    found = pooled(first, second)
+    assert (found["wins"], found["losses"], found["seeds_ahead"]) == (2, 1, 1)
+    assert found["difference"] == pytest.approx(1 / 6)
+
+
+def test_training_by_hand() -> None:
+    runs = [
+        [
+            {"frac_reward_zero_std": 0.5, "kl": 0.1, "entropy": 0.3, "grad_norm": 1.0, "eval/pass@1": 0.6},
+            {"frac_reward_zero_std": 0.9, "kl": 0.4, "entropy": 0.2, "grad_norm": None, "eval/pass@1": 0.5},
+        ],
+        [{"frac_reward_zero_std": 0.7, "kl": 0.2, "entropy": 0.1, "eval/pass@1": 0.4}] * 2,
+    ]
+    found = training(runs)
+    assert (found["mixed_first"], found["steps"]) == (pytest.approx(0.3), 2)
+    assert found["mixed_curve"] == pytest.approx([0.4, 0.2])
+    assert found["signs"] == pytest.approx({"kl": 0.3, "grad_norm": 0.5, "entropy": 0.15})
+    assert found["fall"] == pytest.approx(0.05)
