@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from dropout_grpo import GRPOConfig, GRPOTrainer, LatentModel, RunFolder, SharedDropout, extract_answer, load_problems
+from dropout_grpo import GRPOConfig, GRPOTrainer, LatentModel, RunFolder, extract_answer, load_problems
 
 
 def near_miss(
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = load_problems(options.problems, require_steps=False)
     config = GRPOConfig(max_steps=options.steps, prompts_per_step=options.prompts, num_generations=8)
     run = RunFolder(options.out, "own_reward", config)  # its metrics.jsonl has rewards/near_miss/mean
-    GRPOTrainer(model, config, SharedDropout(p=0.1), [near_miss], problems, run, seed=0).train()
+    GRPOTrainer(model, near_miss, config, problems, run=run).train()
     model.save_pretrained(run.checkpoint("own_reward"))
 
     for problem, said in zip(problems[:4], model.answer([p.question for p in problems[:4]], 8), strict=True):

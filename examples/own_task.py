@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     dg.CurriculumTrainer(model, curriculum, train, run, seed=0).train()
     print(f"after the curriculum {right():.3f} (guessing 0.25)")
-    dg.GRPOTrainer(model, grpo, dg.SharedDropout(p=0.1), [dg.exact_answer], more, run, seed=0).train()
+    dg.GRPOTrainer(model, dg.exact_answer, grpo, more, run=run).train()
     print(f"after Dropout-GRPO   {right():.3f}")
 
 

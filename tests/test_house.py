@@ -16,7 +16,7 @@ FLOORS = (
     ("rl", "curriculum", "evaluation", "report"),
     ("jobs",),
     ("evidence", "integrations"),
-    ("cli",),
+    ("cli", "__main__"),
 )
 """From the ground up. A room may import from its own floor and from those below. Modules outside of rooms
 (errors.py and others) are below them all."""

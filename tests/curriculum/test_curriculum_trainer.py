@@ -285,17 +285,17 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path, reset:
         trainer(tmp_path / "parts", replace(config, eval_steps=1), evaluate=stop).train()
     assert len(updates(tmp_path / "parts")) == 6
     model = tiny_latent()  # the model that the run started from: its weights come from the checkpoint
-    trainer(tmp_path / "parts", config, model=model, resume=True).train(resume=True)
+    trainer(tmp_path / "parts", config, model=model, resume=True).train(resume_from_checkpoint=True)
     assert updates(tmp_path / "parts") == updates(tmp_path / "whole")
     assert_same_weights(weights_of(model), weights_of(whole))
 
 
 def test_resuming_what_never_began_or_has_ended(tmp_path: Path) -> None:
     model = tiny_latent()
-    trainer(tmp_path, model=model).train(resume=True)  # nothing there: from the start
+    trainer(tmp_path, model=model).train(resume_from_checkpoint=True)  # nothing there: from the start
     assert len(updates(tmp_path)) == 4
     before = weights_of(model)
-    trainer(tmp_path, model=model, resume=True).train(resume=True)  # nothing left
+    trainer(tmp_path, model=model, resume=True).train(resume_from_checkpoint=True)  # nothing left
     assert len(updates(tmp_path)) == 4
     assert_same_weights(weights_of(model), before)
 

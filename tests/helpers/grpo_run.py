@@ -48,7 +48,7 @@ def trainer(tmp_path: Path, config: GRPOConfig = CONFIG, **options: Any) -> GRPO
     run = RunFolder(tmp_path, "grpo", {}, resume=given.pop("resume", False))
     problems = given.pop("problems", tiny_problems(5))
     model, exploration, rewards = given.pop("model"), given.pop("exploration"), given.pop("reward_funcs")
-    return GRPOTrainer(model, config, exploration, rewards, problems, run, **given)
+    return GRPOTrainer(model, rewards, config, problems, exploration=exploration, run=run, **given)
 
 
 def steps_of(tmp_path: Path) -> list[dict[str, float]]:

@@ -74,20 +74,22 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
     if part == "sft":
         config = CurriculumConfig(**{**SFT, **case})
         problems = tiny_problems(7, steps=2)
-        CurriculumTrainer(model, config, problems, folder, seed=1, fsdp=fsdp, bf16=bf16).train(resume=resume)
+        CurriculumTrainer(model, config, problems, folder, seed=1, fsdp=fsdp, bf16=bf16).train(
+            resume_from_checkpoint=resume
+        )
         return
     trainer = GRPOTrainer(
         model,
+        reward,
         GRPOConfig(**{**GRPO, **case}),
-        SharedDropout(0.2),
-        [reward],
         tiny_problems(7),
-        folder,
+        exploration=SharedDropout(0.2),
+        run=folder,
         seed=2,
         fsdp=fsdp,
         bf16=bf16,
     )
-    trainer.train(resume=resume)
+    trainer.train(resume_from_checkpoint=resume)
 
 
 def train_all(folder: Path, cases: dict[str, dict[str, Any]]) -> None:

@@ -141,7 +141,7 @@ def test_grpo_that_goes_on_is_grpo_that_never_stopped(kind: str, tmp_path: Path)
     with pytest.raises(Stopped):  # after the third step; the last checkpoint is of the second
         stopping.train()
     again = tiny_lora(tmp_path / "b", kind)  # a new process: the model to start from, with a fresh adapter
-    trainer(tmp_path / "parts", GRPO, model=again, resume=True, **options).train(resume=True)
+    trainer(tmp_path / "parts", GRPO, model=again, resume=True, **options).train(resume_from_checkpoint=True)
     assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
     assert_same_weights(weights_of(again), weights_of(whole))
 
@@ -162,5 +162,5 @@ def test_a_curriculum_that_goes_on_is_one_that_never_stopped(kind: str, tmp_path
     with pytest.raises(Stopped):
         run(tmp_path / "parts", tiny_lora(tmp_path / "b", kind), evaluate=stop_in_stage_1).train()
     again = tiny_lora(tmp_path / "b", kind)
-    run(tmp_path / "parts", again, resume=True).train(resume=True)
+    run(tmp_path / "parts", again, resume=True).train(resume_from_checkpoint=True)
     assert_same_weights(weights_of(again), weights_of(whole))

@@ -100,7 +100,7 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path, schedu
     trainer(tmp_path / "whole", config, model=whole).train()
     stopped_at_step_3(tmp_path / "parts", config)
     model = tiny_latent()
-    trainer(tmp_path / "parts", config, model=model, resume=True).train(resume=True)
+    trainer(tmp_path / "parts", config, model=model, resume=True).train(resume_from_checkpoint=True)
     assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
     assert_same_weights(weights_of(model), weights_of(whole))
 
@@ -110,13 +110,13 @@ def test_a_run_that_goes_on_keeps_the_reference_that_it_started_from(tmp_path: P
     trainer(tmp_path / "whole", config).train()
     stopped_at_step_3(tmp_path / "parts", config)
     # The model to start from is given again, and its weights come from the run.
-    trainer(tmp_path / "parts", config, model=tiny_latent(), resume=True).train(resume=True)
+    trainer(tmp_path / "parts", config, model=tiny_latent(), resume=True).train(resume_from_checkpoint=True)
     kl = [[line["kl"] for line in steps_of(tmp_path / run)] for run in ("parts", "whole")]
     assert kl[0] == kl[1]
 
 
 def test_resuming_what_never_began_starts_it(tmp_path: Path) -> None:
-    trainer(tmp_path / "a").train(resume=True)
+    trainer(tmp_path / "a").train(resume_from_checkpoint=True)
     trainer(tmp_path / "b").train()
     assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b")
 

@@ -146,7 +146,7 @@ def test_a_policy_that_an_update_has_broken_is_no_good_checkpoint(tmp_path: Path
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="GRPO file has no problems"):
+    with pytest.raises(UserError, match="train_dataset is empty"):
         trainer(tmp_path / "a", problems=[])
     with pytest.raises(UserError, match="latent_steps 0"):
         trainer(tmp_path / "b", model=tiny_latent(latent_steps=0))

@@ -34,7 +34,7 @@ def resumed_like_whole(tmp_path: Path, config: GRPOConfig, **options: Any) -> li
     with pytest.raises(Stopped):
         trainer(tmp_path / "parts", replace(config, eval_steps=4), evaluate=stop, **options).train()
     model = tiny_latent()
-    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume=True)
+    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume_from_checkpoint=True)
     assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
     assert_same_weights(weights_of(model), weights_of(whole))
     return steps_of(tmp_path / "whole")

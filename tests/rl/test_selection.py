@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> Non
     with pytest.raises(Stopped):
         trainer(tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop, **options).train()
     model = tiny_latent()
-    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume=True)
+    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume_from_checkpoint=True)
     assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
     assert len({line["groups/sampled"] for line in steps_of(tmp_path / "whole")}) > 1, "all steps are alike"
     assert_same_weights(weights_of(model), weights_of(whole))

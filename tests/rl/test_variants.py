@@ -146,7 +146,7 @@ def test_reinforce_resumes_with_its_baseline(tmp_path: Path) -> None:
 
     with pytest.raises(Stopped):
         trainer(tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop).train()
-    trainer(tmp_path / "parts", config, resume=True).train(resume=True)
+    trainer(tmp_path / "parts", config, resume=True).train(resume_from_checkpoint=True)
     assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
     assert len({line["baseline"] for line in steps_of(tmp_path / "whole")}) > 3
 

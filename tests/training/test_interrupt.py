@@ -33,7 +33,7 @@ def test_the_update_is_finished_and_saved(kind: str, number: int, status: int, t
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
     assert (tmp_path / "run" / "checkpoints" / f"{kind}-step-3").is_dir()
     again = tiny_latent()
-    trainer(kind, tmp_path / "run", again, resume=True).train(resume=True)
+    trainer(kind, tmp_path / "run", again, resume=True).train(resume_from_checkpoint=True)
     assert len(lines(tmp_path / "run")) == STEPS[kind]
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     assert_same_weights(weights_of(again), weights_of(whole))

@@ -36,7 +36,9 @@ def trainer(kind: str, run: Path, model: LatentModel, *, resume: bool = False, *
     if kind == "sft":
         return CurriculumTrainer(model, SFT, tiny_problems(4, steps=2), folder, seed=0, **options)
     config = replace(GRPO, max_steps=6, save_steps=1, warmup_steps=2)
-    return GRPOTrainer(model, config, SharedDropout(0.2), [alternating], tiny_problems(5), folder, seed=0, **options)
+    return GRPOTrainer(
+        model, alternating, config, tiny_problems(5), exploration=SharedDropout(0.2), run=folder, **options
+    )
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -77,7 +79,7 @@ def test_the_trainer_loads_the_weights_of_the_run(reference: Any, tmp_path: Path
     kind, whole, weights, died = reference
     run = shutil.copytree(died, tmp_path / "run")
     model = tiny_latent(seed=5 if kind == "sft" else 0)
-    trainer(kind, run, model, resume=True).train(resume=True)
+    trainer(kind, run, model, resume=True).train(resume_from_checkpoint=True)
     assert lines(run) == lines(whole)
     assert_same_weights(weights_of(model), weights)
 
@@ -141,7 +143,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     newest = run / "checkpoints" / f"{kind}-step-4"
     DAMAGES[damage](newest)
     model = tiny_latent()
-    trainer(kind, run, model, resume=True).train(resume=True)
+    trainer(kind, run, model, resume=True).train(resume_from_checkpoint=True)
     said = capsys.readouterr().err
     assert f"{kind}-step-4" in said
     assert "the checkpoint is damaged and is not used" in said
@@ -159,7 +161,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(reference: Any, tmp_path: 
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     model = tiny_latent(seed=3)
     with pytest.raises(UserError, match=rf"no checkpoint of {kind} in .*step-4/trainer_state.json has changed.*step-3"):
-        trainer(kind, run, model, resume=True).train(resume=True)
+        trainer(kind, run, model, resume=True).train(resume_from_checkpoint=True)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert_same_weights(weights_of(model), weights_of(tiny_latent(seed=3)))
 
@@ -168,7 +170,7 @@ def test_a_checkpoint_of_another_model_is_refused(reference: Any, tmp_path: Path
     kind, _, _, died = reference
     run = shutil.copytree(died, tmp_path / "run")
     with pytest.raises(UserError, match=r"step-4 does not fit the model that is trained"):
-        trainer(kind, run, tiny_latent(n_layer=1), resume=True).train(resume=True)
+        trainer(kind, run, tiny_latent(n_layer=1), resume=True).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("text", [b'{"part": "sft", "step": 1}\n\xff\xfe\n', b'{"part": "sft"\n{}\n', b"null\n"])
@@ -177,7 +179,7 @@ def test_damaged_metrics_are_named(reference: Any, text: bytes, tmp_path: Path) 
     run = shutil.copytree(died, tmp_path / "run")
     (run / "metrics.jsonl").write_bytes(text)
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
-        trainer(kind, run, tiny_latent(), resume=True).train(resume=True)
+        trainer(kind, run, tiny_latent(), resume=True).train(resume_from_checkpoint=True)
     assert (run / "metrics.jsonl").read_bytes() == text
 
 
@@ -197,10 +199,10 @@ def test_killed_while_it_saves(reference: Any, stop: str, tmp_path: Path, monkey
             good, first = getattr(checkpoint_module, target), run / "checkpoints" / f"{kind}-step-5.part"
             patch.setattr(checkpoint_module, target, lambda *a, **o: killed() if first in a else good(*a, **o))
         with pytest.raises(KeyboardInterrupt):
-            trainer(kind, run, tiny_latent(), resume=True).train(resume=True)
+            trainer(kind, run, tiny_latent(), resume=True).train(resume_from_checkpoint=True)
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5]
     model = tiny_latent()
-    trainer(kind, run, model, resume=True).train(resume=True)
+    trainer(kind, run, model, resume=True).train(resume_from_checkpoint=True)
     assert lines(run) == lines(whole)
     assert_same_weights(weights_of(model), weights)
     assert not list((run / "checkpoints").glob("*.part"))
@@ -225,7 +227,7 @@ def test_a_size_that_memory_forced_is_that_of_the_resumed_run(reference: Any, tm
     state["batch_sizes"]["micro_batch_size"] = 1
     (saved / "trainer_state.json").write_text(json.dumps(state))
     (saved / "manifest.json").write_text(json.dumps(checkpoint_module._manifest(saved)))
-    trainer(kind, run, tiny_latent(), resume=True).train(resume=True)
+    trainer(kind, run, tiny_latent(), resume=True).train(resume_from_checkpoint=True)
     states = [json.loads((c / "trainer_state.json").read_text()) for c in (run / "checkpoints").iterdir()]
     assert [state["batch_sizes"]["micro_batch_size"] for state in states] == [1, 1]
 

@@ -100,8 +100,11 @@ class CurriculumTrainer:
         """Updates that one pass over the problems takes; the last batch may be smaller."""
         return math.ceil(len(self.problems) / self.config.batch_size)
 
-    def train(self, *, resume: bool = False) -> None:
-        """Run all stages. With ``resume``, load the newest good checkpoint of the run and continue after it.
+    def train(self, resume_from_checkpoint: bool = False) -> None:
+        """Run all stages.
+
+        Args:
+            resume_from_checkpoint: load the newest good checkpoint of the run and continue after it.
 
         Raises:
             NonFinite: loss, gradient or logits are not finite.
@@ -111,7 +114,7 @@ class CurriculumTrainer:
         session = TrainingSession(
             self.run, self.part, self.model, batches=[self._micro_batches], save_total_limit=config.save_total_limit
         )
-        saved = session.resume() if resume else None
+        saved = session.resume() if resume_from_checkpoint else None
         step = 0 if saved is None else saved.step
         total = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
         start_together(self.model, sharded=self.fsdp)

@@ -54,7 +54,7 @@ def train_curriculum(
     )
     require_askable(model, valid, "valid", recipe.evaluation)
     check(model)
-    trainer.train(resume=recipe.resume)
+    trainer.train(resume_from_checkpoint=recipe.resume)
     save_checkpoint(run.checkpoint("coconut"), model)
     return model
 
@@ -78,11 +78,11 @@ def grpo_trainer(
     rewards = [load_reward(path) for path in recipe.reward_funcs]
     trainer = GRPOTrainer(
         model,
-        recipe.grpo,
-        session.exploration,
         rewards,
+        recipe.grpo,
         problems,
-        session.run,
+        exploration=session.exploration,
+        run=session.run,
         seed=session.seed,
         bf16=session.bf16,
         fsdp=recipe.fsdp,
@@ -98,6 +98,6 @@ def train_grpo(
     session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
 ) -> LatentModel:
     """Post-train a model and save it as the checkpoint named like the part; the arguments of ``grpo_trainer``."""
-    grpo_trainer(session, model, problems, valid, part).train(resume=session.recipe.resume)
+    grpo_trainer(session, model, problems, valid, part).train(resume_from_checkpoint=session.recipe.resume)
     save_checkpoint(session.run.checkpoint(part), model)
     return model

@@ -70,6 +70,8 @@ class GRPOConfig:
         save_steps: save a checkpoint, from which the run can be resumed, every so many steps; 0 never.
         save_total_limit: how many of these checkpoints are kept, the newest ones; null keeps all.
         logging_steps: write metrics every so many steps.
+        log_completions: print a table of questions, answers under masks, rewards and advantages with the metrics.
+        num_completions_to_print: questions in that table.
     """
 
     max_steps: int = ranged(200, at_least=1)
@@ -117,6 +119,8 @@ class GRPOConfig:
     save_steps: int = ranged(100, at_least=0)
     save_total_limit: int | None = ranged(2, at_least=1)
     logging_steps: int = ranged(1, at_least=1)
+    log_completions: bool = False
+    num_completions_to_print: int = ranged(2, at_least=1)
 
     def __post_init__(self) -> None:
         """Check ranges, and refuse options that contradict each other, before anything is trained.

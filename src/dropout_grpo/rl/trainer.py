@@ -1,21 +1,33 @@
 """The GRPO loop: sample rollouts, compute rewards and advantages, replay under the same masks, update."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
+from transformers import TrainerCallback
 
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced, imbalance
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.base import Exploration, Refreshed
+from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import fold
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.weights.card import CardFacts
+from dropout_grpo.latent.weights.checkpoint import save_latent_model
+from dropout_grpo.latent.weights.publish import push_folder
+from dropout_grpo.problems.from_python import as_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import RewardFunction
 from dropout_grpo.rl.advantage import (
@@ -26,6 +38,8 @@ from dropout_grpo.rl.advantage import (
     standard_deviations,
     zero_variance,
 )
+from dropout_grpo.rl.callbacks import Callbacks
+from dropout_grpo.rl.completions import completions_table
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.groups import Groups, rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
@@ -59,19 +73,23 @@ class Sums:
 
 
 class GRPOTrainer:
-    """Dropout-GRPO on problems of which only the answers are used.
+    """Dropout-GRPO on problems of which only the answers are used. Names are TRL's.
 
     Args:
-        model: the policy, trained in place.
-        config: options.
-        exploration: where the randomness of the latent phase comes from.
-        reward_funcs: as in TRL, ``f(prompts, completions, **columns) -> list[float | None]``.
-        problems: questions with answers.
-        run: where metrics and checkpoints go.
+        model: the policy, trained in place; or the folder or hub name of one.
+        reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``.
+        args: options.
+        train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
+            ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions.
+        eval_dataset: what to validate on, in the same forms.
+        exploration: where the randomness of the latent phase comes from; ``SharedDropout(0.1)`` when not given.
+        run: where metrics and checkpoints go: a run folder, or the path of one.
         seed: order of the data, masks and samples.
         bf16: matrix products in bf16.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
-        evaluate: pass@1 on validation problems, in [0, 1]; None for no validation.
+        evaluate: a function of the model that returns pass@1 on validation problems, in [0, 1]. When not given, it is
+            measured on ``eval_dataset``, with the plain network and greedy answers.
+        callbacks: transformers' ``TrainerCallback`` objects; see `rl/callbacks.py` for what is called.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
@@ -81,21 +99,30 @@ class GRPOTrainer:
 
     def __init__(
         self,
-        model: LatentModel,
-        config: GRPOConfig,
-        exploration: Exploration,
-        reward_funcs: Sequence[RewardFunction],
-        problems: Sequence[Problem],
-        run: RunFolder,
+        model: LatentModel | str | Path,
+        reward_funcs: RewardFunction | Sequence[RewardFunction],
+        args: GRPOConfig | None = None,
+        train_dataset: Iterable[Any] = (),
+        eval_dataset: Iterable[Any] | None = None,
         *,
-        seed: int,
+        exploration: Exploration | None = None,
+        run: RunFolder | str | Path = "runs/grpo",
+        seed: int = 0,
         bf16: bool = False,
         fsdp: bool = False,
         evaluate: Evaluate | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
         part: str = "grpo",
     ) -> None:
-        if not problems:
-            raise UserError("the GRPO file has no problems.")
+        config = GRPOConfig() if args is None else args
+        exploration = SharedDropout(0.1) if exploration is None else exploration
+        reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        problems = as_problems(train_dataset, "train_dataset")
+        if not isinstance(model, LatentModel):
+            model = LatentModel.from_pretrained(model)
+            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if evaluate is None and eval_dataset is not None:
+            evaluate = partial(_pass_at_1, as_problems(eval_dataset, "eval_dataset"), config, bf16)
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):
@@ -103,8 +130,9 @@ class GRPOTrainer:
                 f"reward_weights has {len(config.reward_weights)} numbers for {len(reward_funcs)} reward functions: "
                 "give one each, or none for equal weights."
             )
-        self.model, self.config, self.exploration, self.run = model, config, exploration, run
-        self.bf16, self.fsdp, self.evaluate, self.part = bf16, fsdp, evaluate, part
+        self.model, self.config, self.exploration, self._run = model, config, exploration, run
+        self.bf16, self.fsdp, self.part, self._validate = bf16, fsdp, part, evaluate
+        self._callbacks = Callbacks(callbacks, config, model)
         self.sampler = Sampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
         self._batches = MicroBatches("micro_batch_size", config.micro_batch_size)
         self.updates = 0
@@ -126,25 +154,30 @@ class GRPOTrainer:
         if config.beta > 0 and not self.deterministic:  # a policy that stays where it is has no KL
             self.reference = Reference(model, config, exploration)
 
-    def train(self, *, resume: bool = False) -> None:
-        """Run ``max_steps`` batches. With ``resume``, load the newest good checkpoint of the run and continue after it.
+    def train(self, resume_from_checkpoint: bool = False) -> None:
+        """Run ``max_steps`` batches.
 
-        The model that the trainer was given stays the reference of a resumed run.
+        Args:
+            resume_from_checkpoint: load the newest good checkpoint of the run and continue after it. The model that the
+                trainer was given stays the reference.
 
         Raises:
             NonFinite: loss, gradient or logits are not finite.
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
-        config = self.config
+        config, callbacks = self.config, self._callbacks
+        if not isinstance(self._run, RunFolder):
+            self._run = RunFolder(self._run, "grpo", config, resume=resume_from_checkpoint)
+        run = self._run
         session = TrainingSession(
-            self.run,
+            run,
             self.part,
             self.model,
             batches=[self._batches, self.sampler.batches],
             save_total_limit=config.save_total_limit,
             start=f"the one it started from, {self.model.name}",
         )
-        saved = session.resume() if resume else None
+        saved = session.resume() if resume_from_checkpoint else None
         done = 0 if saved is None else saved.step
         start_together(self.model, sharded=self.fsdp)
         with as_shards(self.model):
@@ -166,24 +199,63 @@ class GRPOTrainer:
             min_lr_rate=config.min_lr_rate,
         )
         with session.steps(self.part.replace("_", "-"), config.max_steps, done) as bar:
+            callbacks.state.global_step = done
+            callbacks.call("on_train_begin")
             for step in range(done + 1, config.max_steps + 1):
+                callbacks.begin_step(step)
                 metrics = self.step(step, optimizer, schedule, session.last_good)
-                if self.evaluate is not None and config.eval_steps and step % config.eval_steps == 0:
-                    metrics["eval/pass@1"] = self.evaluate(self.model)
+                callbacks.call("on_step_end")
+                asked = callbacks.control
+                due = config.eval_steps > 0 and step % config.eval_steps == 0
+                if self._validate is not None and (due or asked.should_evaluate):
+                    metrics |= self.evaluate()
                 if step % config.logging_steps == 0 or "eval/pass@1" in metrics:
-                    self.run.log({"part": self.part, "step": step, **metrics})
-                stopping = session.stopping
-                save = stopping or (config.save_steps > 0 and step % config.save_steps == 0)
+                    run.log({"part": self.part, "step": step, **metrics})
+                    callbacks.call("on_log", logs=metrics)
+                interrupted = session.stopping
+                stopping = interrupted or asked.should_training_stop
+                save = stopping or asked.should_save or (config.save_steps > 0 and step % config.save_steps == 0)
                 if save or step == config.max_steps:
                     first = self.sampler.prompts([0])
                     session.require_finite((first.input_ids, first.attention_mask), self._where(step))
                 if save:
                     session.save(step, optimizer, self.state(), self.reference_tensors())
+                    callbacks.call("on_save")
                 bar.advance(reward=metrics["reward"], loss=metrics["loss"])
-                if stopping:
+                if interrupted:
                     session.stop(step)
+                if asked.should_training_stop:
+                    break
+            callbacks.call("on_train_end")
         if isinstance(self.exploration, Refreshed):
             self.exploration.end_training(self.model.sites)
+
+    def evaluate(self) -> dict[str, float]:
+        """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.
+
+        Raises:
+            UserError: the trainer was given nothing to validate on.
+        """
+        if self._validate is None:
+            raise UserError("there is nothing to evaluate on: give the trainer an eval_dataset.")
+        found = {"eval/pass@1": self._validate(self.model)}
+        self._callbacks.call("on_evaluate", metrics=found)
+        return found
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload the model with its model card to the Hugging Face Hub; returns the address.
+
+        Args:
+            repo_id: ``user/name``.
+            private: whether a new repository is private.
+
+        Raises:
+            UserError: the upload fails.
+        """
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / repo_id.rpartition("/")[2]
+            save_latent_model(self.model, path, CardFacts(base=self.model.name, method="Dropout-GRPO"))
+            return push_folder(path, repo_id, private=private)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides weights, optimiser and step, as JSON."""
@@ -218,6 +290,8 @@ class GRPOTrainer:
         metrics = {**self._metrics(sampled), "learning_rate": schedule.get_last_lr()[0], **by_function}
         groups, advantages, selection = self._for_update(sampled)
         metrics |= selection
+        if config.log_completions and step % config.logging_steps == 0:
+            console.print(self._completions(step, groups, advantages))
         rollout_seconds = time.monotonic() - start
         for iteration in range(config.num_iterations):
             seen, beta = None, self._beta(schedule)
@@ -287,6 +361,21 @@ class GRPOTrainer:
         if len(judged) < rewards.numel():
             metrics["completions/unjudged"] = rewards.numel() - len(judged)
         return metrics
+
+    def _completions(self, step: int, groups: Groups, advantages: Tensor) -> Table:
+        """The first ``num_completions_to_print`` questions of a step with their rollouts."""
+        shown = torch.arange(min(self.config.num_completions_to_print, len(groups.places)))
+        few, k = groups.select(shown), groups.seeds.shape[1]
+        problems = [self.sampler.problems[place] for place in few.places]
+        texts = self.model.decode(few.answers.token_ids, few.answers.mask)
+        return completions_table(
+            step,
+            [problem.question for problem in problems],
+            [texts[i * k : i * k + k] for i in range(len(problems))],
+            few.rewards.tolist(),
+            advantages[shown].tolist(),
+            [problem.answer for problem in problems],
+        )
 
     def _truncated(self, answers: Generation) -> Tensor:
         """True for answers cut at ``max_completion_length``, bool [R]."""
@@ -423,3 +512,11 @@ class GRPOTrainer:
             gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
             seen.difference = max(seen.difference, float(gap.max()))
         return seen
+
+
+def _pass_at_1(problems: Sequence[Problem], config: GRPOConfig, bf16: bool, model: LatentModel) -> float:
+    asked = EvaluationConfig(
+        num_samples=0, max_new_tokens=config.max_completion_length, batch_size=config.rollout_batch_size
+    )
+    answered = answer_problems(model, problems, asked, bf16=bf16)
+    return sum(a.plain_correct for a in answered) / len(answered)

@@ -213,7 +213,14 @@ class Workload:
         with TemporaryDirectory() as folder:  # nothing is written while measuring
             run = RunFolder(folder, "bench", config)
             return GRPOTrainer(
-                self.model, config, self.exploration, [], self.problems, run, seed=setting.seed, bf16=setting.bf16
+                self.model,
+                [],
+                config,
+                self.problems,
+                exploration=self.exploration,
+                run=run,
+                seed=setting.seed,
+                bf16=setting.bf16,
             )
 
     @property
