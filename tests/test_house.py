@@ -56,7 +56,7 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
 
 def upward(arrows: dict[str, set[str]]) -> list[str]:
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    floor |= dict.fromkeys((name for name in arrows if "." not in name), -1)
+    floor = dict.fromkeys((name for name in arrows if "." not in name), -1) | floor
     new = {name.split(".")[0] for name in arrows} - floor.keys()
     assert not new, f"give {', '.join(sorted(new))} a floor in FLOORS"
     return sorted(
