@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.weights import coconut_checkpoint
+from dropout_grpo.latent.weights.causal_lm import load_causal_lm
 from helpers.oracle import oracle_greedy
 from helpers.tiny import EOS_ID, PAD_ID, tiny_model, tiny_tokenizer
 
@@ -212,6 +214,63 @@ def test_a_file_that_is_none_is_named(content: bytes, made: tuple[Path, Path, St
         LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
     assert "weights_only=False" not in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_wrapped_dictionary_is_read(made: tuple[Path, Path, State]) -> None:
+    """As Dropout-GRPO's authors save it, among other things."""
+    file, base, state = made
+    torch.save({"model_state_dict": state, "epoch": 3, "optimizer_state_dict": {"state": {0: torch.ones(2)}}}, file)
+    loaded = LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
+    assert answers_of(loaded) == expected_answers(trained("gpt2"))
+    torch.save({"model_state_dict": 3}, file)
+    with pytest.raises(UserError, match="is not a state_dict: it holds a int, not tensors by name"):
+        LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_an_untied_head_over_a_tied_base_is_kept(kind: str, tmp_path: Path) -> None:
+    model = trained(kind)
+    model.config.tie_word_embeddings = False
+    generator = torch.Generator().manual_seed(9)
+    head = torch.randn(model.get_input_embeddings().weight.shape, generator=generator)
+    model.lm_head.weight = nn.Parameter(head)
+    table = model.get_input_embeddings().weight
+    torch.save(Coconut(model).state_dict(), tmp_path / "checkpoint_33")
+    base = tiny_model(kind, torch.float32, seed=4, vocab_size=28)
+    base.config.tie_word_embeddings = True
+    base.tie_weights()
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    loaded = LatentModel.from_pretrained(tmp_path / "checkpoint_33", base=tmp_path / "base", latent_steps=STEPS)
+    assert torch.equal(loaded.model.get_output_embeddings().weight, head)
+    assert torch.equal(loaded.model.get_input_embeddings().weight, table)
+    assert answers_of(loaded) == expected_answers(model)
+    loaded.save_pretrained(tmp_path / "converted")
+    again = LatentModel.from_pretrained(tmp_path / "converted")
+    assert torch.equal(again.model.get_output_embeddings().weight, head)
+    assert torch.equal(again.model.get_input_embeddings().weight, table)
+    assert answers_of(again) == expected_answers(model)
+
+
+def test_other_shared_weights_that_differ_are_refused_by_name(
+    made: tuple[Path, Path, State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base may share more than its head; here the two layers share a bias."""
+    file, base, state = made
+    torch.save(state, file)
+
+    def sharing(path: Path, **options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        model, tokenizer = load_causal_lm(path)
+        layers = model.get_decoder().h
+        layers[1].mlp.c_fc.bias = layers[0].mlp.c_fc.bias
+        return model, tokenizer
+
+    state["base_causallm.transformer.h.1.mlp.c_fc.bias"] += 1
+    torch.save(state, file)
+    monkeypatch.setattr(coconut_checkpoint, "load_causal_lm", sharing)
+    names = r"transformer\.h\.0\.mlp\.c_fc\.bias, transformer\.h\.1\.mlp\.c_fc\.bias"
+    with pytest.raises(UserError, match=rf"checkpoint_3 has different values for {names}, which are one weight in the"):
+        LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
 
 
 def test_a_nested_dictionary_is_no_state_dict(made: tuple[Path, Path, State]) -> None:

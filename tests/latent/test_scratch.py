@@ -1,13 +1,17 @@
 """Models made from nothing, and the vocabulary of a task of one's own."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.weights.causal_lm import load_tokenizer
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
+from helpers.tiny import tiny_tokenizer
 from helpers.tiny_latent import assert_same_weights
 
 WORDS = ["ann", "has", "3", "figs"]
@@ -63,3 +67,21 @@ def test_words_of_problems_are_their_vocabulary() -> None:
     tokenizer = word_tokenizer(words)
     texts = [text for p in problems for text in (p.question, *p.steps, p.answer)]
     assert tokenizer.unk_token_id not in {token for text in texts for token in tokenizer.encode(text)}
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen2", "qwen3", "gemma"])
+def test_a_saved_word_tokenizer_is_the_same_when_loaded_whatever_the_models_type(
+    model_type: str, tmp_path: Path
+) -> None:
+    """transformers would read it as the tokenizer of Qwen2, for example, which drops words."""
+    tokenizer = tiny_tokenizer()
+    scratch_model(tokenizer, n_embd=16, n_layer=1, n_head=2, n_positions=16, model_type=model_type).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    text = "Ann has 3 ### how many ?\n"
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == 8
+    loaded = load_tokenizer(tmp_path)
+    assert loaded(text)["input_ids"] == ids
+    assert loaded.get_vocab() == tokenizer.get_vocab()

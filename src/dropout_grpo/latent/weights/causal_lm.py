@@ -1,10 +1,17 @@
 """Loads a plain causal language model with its tokenizer, and says in one line why it cannot."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError
@@ -50,7 +57,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     check_folder(path)
     with loading(path):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        if _is_generic(path) and type(tokenizer) is not PreTrainedTokenizerFast:
+            # AutoTokenizer prefers the class of the model's type, such as Qwen2's, which splits words in its own way.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
     return tokenizer
+
+
+def _is_generic(path: str | Path) -> bool:
+    """Whether a folder's tokenizer was saved as what its tokenizer.json says, and as no class of a model."""
+    file = file_of(path, "tokenizer_config.json")
+    config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return isinstance(config, dict) and config.get("tokenizer_class") == "TokenizersBackend"
 
 
 def file_of(path: str | Path, name: str) -> str | None:

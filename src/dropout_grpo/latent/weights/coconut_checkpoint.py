@@ -3,6 +3,8 @@
 Its keys are those of the language model with ``base_causallm.`` before them, and ``embedding.weight``, the input
 embeddings a second time. Everything else is the base model's: config, tokenizer, and the three latent tokens, which
 follow the vocabulary in the order in which Coconut's run.py adds them.
+
+Files of Dropout-GRPO's authors hold the same ``state_dict`` as the entry ``model_state_dict`` of a dictionary.
 """
 
 import pickle
@@ -10,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, some
 
-INNER, DUPLICATE = "base_causallm.", "embedding.weight"
+INNER, DUPLICATE, WRAPPED = "base_causallm.", "embedding.weight", "model_state_dict"
 
 
 def load_coconut_checkpoint(
@@ -61,6 +63,7 @@ def load_coconut_checkpoint(
     unexpected = [name for name in saved if not name.startswith(INNER) and name != DUPLICATE]
     if duplicate is not None and name in weights and not torch.equal(duplicate, weights[name]):
         raise UserError(f"{file} is damaged: {DUPLICATE} is not {INNER}{name}.")
+    _untie_what_differs(model, weights, file)
     _fill(model, weights, unexpected, f"{file} does not fit {base}")
     model.name_or_path = str(file)
     return model, tokenizer
@@ -72,6 +75,8 @@ def _state_dict(file: str | Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} is not a state_dict that torch.load can read with weights_only: {first}.") from error
+    if isinstance(saved, Mapping) and WRAPPED in saved:
+        saved = saved[WRAPPED]
     if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
         raise UserError(f"{file} is not a state_dict: it holds a {type(saved).__name__}, not tensors by name.")
     return dict(saved)
@@ -80,6 +85,36 @@ def _state_dict(file: str | Path) -> dict[str, Tensor]:
 def _embedding_name(model: PreTrainedModel) -> str:
     table = embedding_table(model)
     return next(name for name, parameter in model.named_parameters() if parameter is table)
+
+
+def _untie_what_differs(model: PreTrainedModel, weights: Mapping[str, Tensor], file: str | Path) -> None:
+    """Give the output head weights of its own if the file has other values for it than for the embeddings.
+
+    Raises:
+        UserError: other weights that the base shares differ in the file.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in weights:
+            names.setdefault(id(parameter), []).append(name)
+    table, head = _embedding_name(model), model.get_output_embeddings()
+    for shared in names.values():
+        differing = [name for name in shared[1:] if not torch.equal(weights[name], weights[shared[0]])]
+        if not differing:
+            continue
+        tied_head = head is not None and head.weight is embedding_table(model) and set(shared) == _both(model, table)
+        if not tied_head:
+            raise UserError(f"{file} has different values for {some(shared)}, which are one weight in the base.")
+        assert head is not None
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _both(model: PreTrainedModel, table: str) -> set[str]:
+    """The names of the embeddings and of the output head."""
+    head = model.get_output_embeddings()
+    return {table} | {f"{name}.weight" for name, module in model.named_modules() if module is head}
 
 
 def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:
