@@ -38,7 +38,7 @@ def test_the_files_of_a_run_hold_what_was_measured(checkpoint: Path, tmp_path: P
     files, run = save_files(tmp_path), tmp_path / "run"
     assert evaluate(checkpoint, files, run) == 0
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.json", "results.json", "samples.jsonl", "report.html",
+        "config.json", "metrics.json", "results.json", "samples.jsonl", "report.html", "lock",
     }  # fmt: skip
     config = read(run, "config.json")
     assert (config["command"], config["config"]["checkpoint"]) == ("eval", str(checkpoint))

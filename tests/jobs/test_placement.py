@@ -12,8 +12,6 @@ import torch
 from dropout_grpo.cli.main import main
 from dropout_grpo.evidence.studies import sweep
 from dropout_grpo.jobs import demo, models, session, trainers
-from dropout_grpo.latent.fast import attention_choice
-from dropout_grpo.latent.fast.attention import AttentionChoices, attention_choices, follow_choices
 from dropout_grpo.latent.model import LatentModel
 from helpers.tiny_latent import tiny_latent
 from helpers.tiny_recipe import TINY
@@ -90,10 +88,10 @@ def test_the_second_process_of_the_demo_is_given_the_choices_of_the_first(
         pass
 
     @contextmanager
-    def side_process(log: Path, work: Any, recipe: Any, choices: AttentionChoices) -> Iterator[None]:
+    def side_process(log: Path, work: Any, recipe: Any) -> Iterator[None]:
         assert work is demo.train_temperature_only
         assert recipe.bf16 is not None
-        assert choices == attention_choices()
+        assert recipe.attention == "products"
         raise Stop
         yield
 
@@ -102,15 +100,3 @@ def test_the_second_process_of_the_demo_is_given_the_choices_of_the_first(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(Stop):
         main(["demo", "--recipe", str(tmp_path / "tiny.yaml"), "--run_dir", str(tmp_path / "run")])
-
-
-def test_choices_of_another_process_are_followed_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    def clock(*args: Any) -> None:
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(attention_choice, "_fixed", None)
-    monkeypatch.setattr(attention_choice, "_followed", {})
-    monkeypatch.setattr(attention_choice, "_seconds", clock)
-    choices: AttentionChoices = {"cpu": {"float32": "sdpa", "bfloat16": "products"}}
-    follow_choices(choices)
-    assert attention_choices()["cpu"] == choices["cpu"]

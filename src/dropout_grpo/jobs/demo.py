@@ -21,7 +21,6 @@ from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.session import Session, default_device
 from dropout_grpo.jobs.side_process import side_process
 from dropout_grpo.jobs.trainers import grpo_trainer, train_curriculum, train_grpo
-from dropout_grpo.latent.fast.attention import AttentionChoices, attention_choices, follow_choices
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.report import write_report
@@ -85,7 +84,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     # The two arms run at the same time where there are two threads. A resumed run seldom has both left to do.
     parallel = torch.get_num_threads() > 1 and session.device.type == "cpu" and not recipe.resume and size() == 1
     log = run.path / "temperature_only.log"
-    second = side_process(log, train_temperature_only, recipe, attention_choices()) if parallel else _no_process()
+    second = side_process(log, train_temperature_only, recipe) if parallel else _no_process()
     with second as wait:
         model = arm("dropout_grpo", session)
         after = test_of("dropout-grpo", model)
@@ -120,14 +119,12 @@ def _no_process() -> AbstractContextManager[Callable[[], None]]:
     return nullcontext(lambda: None)
 
 
-def train_temperature_only(recipe: Recipe, attention: AttentionChoices) -> None:
+def train_temperature_only(recipe: Recipe) -> None:
     """Train the arm without masks in a second process, from the checkpoint ``coconut`` of the run.
 
     Args:
-        recipe: as the first process settled it.
-        attention: the attention that the first process has chosen, so that both arms use the same kernels.
+        recipe: as the first process settled it, so that both arms use the same precision and attention.
     """
-    follow_choices(attention)
     session = Session.start("demo", recipe, NoExploration(), device=default_device(), joins=True)
     problems = problems_of(recipe.data, ("grpo", "valid"))
     model = _checkpoint(session, "coconut")

@@ -175,7 +175,9 @@ class Recipe:
         run_dir: folder of the run.
         resume: continue the run that is in run_dir.
         seed: seed of weights, data order, masks and samples.
-        bf16: compute matrix products in bf16, with float32 weights; if not given, where bf16 is faster.
+        bf16: compute matrix products in bf16, with float32 weights; if not given, on hardware that multiplies bf16
+            matrices.
+        attention: what reads prompts, plain matrix products or transformers' SDPA; if not given, by type of device.
         fsdp: shard weights, gradients and optimiser state over the processes of torchrun or accelerate launch (FSDP2),
             instead of a copy in each.
         report_to: trackers that get the training metrics, besides metrics.jsonl: tensorboard, wandb, trackio.
@@ -193,6 +195,7 @@ class Recipe:
     resume: bool = False
     seed: int = seed_field()
     bf16: bool | None = None
+    attention: Literal["products", "sdpa"] | None = None
     fsdp: bool = False
     report_to: tuple[TrackerName, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)

@@ -10,12 +10,13 @@ import torch
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.latent.fast.attention_choice import attention_for, fix_attention
 from dropout_grpo.problems.problem import Problem, problem_fingerprint
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import CONFIG_FILE
 from dropout_grpo.runs.read import started_with
 from dropout_grpo.runs.trackers import TrackerName
-from dropout_grpo.training.precision import bf16_or_not
+from dropout_grpo.training.precision import bf16_for, bf16_or_not
 
 
 def default_device() -> torch.device:
@@ -24,20 +25,36 @@ def default_device() -> torch.device:
 
 
 def settled(recipe: Recipe, device: torch.device | None = None) -> Recipe:
-    """The recipe with ``bf16`` decided: as recorded in the run that it resumes, else for the device.
+    """The recipe with ``bf16`` and ``attention`` decided: as recorded in the run that it resumes, else for the device.
 
     Args:
         recipe: the options of a run.
         device: where the run computes; ``default_device()`` if None.
     """
+    return on_main(lambda: _settled(recipe, device or default_device()))
+
+
+def _settled(recipe: Recipe, device: torch.device) -> Recipe:
     run = Path(recipe.run_dir)
+    if recipe.resume and (run / CONFIG_FILE).is_file():
+        recorded = started_with(run)["config"]
+        if recipe.bf16 is None:
+            recipe = replace(recipe, bf16=recorded.get("bf16"))
+        if recipe.attention is None:
+            recipe = replace(recipe, attention=recorded.get("attention"))
+    return replace(
+        recipe,
+        bf16=bf16_or_not(recipe.bf16, device),
+        attention=recipe.attention or attention_for(device.type)[0],
+    )
 
-    def bf16() -> bool:
-        if recipe.bf16 is None and recipe.resume and (run / CONFIG_FILE).is_file():
-            return bool(started_with(run)["config"].get("bf16"))
-        return bf16_or_not(recipe.bf16, device or default_device())
 
-    return replace(recipe, bf16=on_main(bf16))
+def _reasons(given: Recipe, device: torch.device) -> dict[str, str]:
+    """Why ``settled`` decides as it does, to record with a new run."""
+    return {
+        "bf16": bf16_for(device)[1] if given.bf16 is None else "given as an option",
+        "attention": attention_for(device.type)[1] if given.attention is None else "given as an option",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +62,7 @@ class Session:
     """A command while it runs.
 
     Attributes:
-        recipe: its options; ``bf16`` is decided.
+        recipe: its options; ``bf16`` and ``attention`` are decided.
         run: its run folder.
         device: where models compute.
         exploration: where the randomness of the latent phase comes from.
@@ -84,7 +101,8 @@ class Session:
         Raises:
             UserError: see ``RunFolder``.
         """
-        recipe = settled(recipe, device)
+        reasons, recipe = _reasons(recipe, device), settled(recipe, device)
+        fix_attention(recipe.attention)
         record: Any = recipe if options is None else {**options, **vars(recipe)}
         trackers = recipe.report_to if report_to is None else report_to
         run = RunFolder(
@@ -94,6 +112,7 @@ class Session:
             resume=recipe.resume or joins,
             report_to=trackers,
             data={split: problem_fingerprint(each) for split, each in (problems or {}).items()},
+            reasons=reasons,
             joins=joins,
         )
         return cls(recipe=recipe, run=run, device=device, exploration=exploration)

@@ -42,6 +42,7 @@ class RunFolder:
         resume: continue the run in the folder; its config must be the same.
         report_to: experiment trackers that get the metrics too.
         data: fingerprints of the problems by split; see ``problem_fingerprint``.
+        reasons: of the options that the program has decided by itself, by name of the option.
         joins: this process writes a part of a run that its parent process holds.
 
     Raises:
@@ -59,6 +60,7 @@ class RunFolder:
         resume: bool = False,
         report_to: Sequence[TrackerName] = (),
         data: Mapping[str, str] | None = None,
+        reasons: Mapping[str, str] | None = None,
         joins: bool = False,
     ) -> None:
         require_trackers(report_to)
@@ -91,7 +93,10 @@ class RunFolder:
                 self._tidy()
             return
         with writing(self.path / CONFIG_FILE):
-            write_json(self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
+            write_json(
+                self.path / CONFIG_FILE,
+                {**record, "reasons": dict(reasons or {}), "id": uuid.uuid4().hex[:12], **provenance()},
+            )
 
     def _check_same(self, record: dict[str, Any]) -> None:
         old = started_with(self.path)

@@ -22,15 +22,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, Dyna
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from dropout_grpo.latent.fast.attention_choice import Choice, chosen, follow
+from dropout_grpo.latent.fast.attention_choice import Choice, chosen
 
 SHARED_PREFIX = "shared_prefix"
 """The name of this attention in transformers' registry."""
-
-AttentionChoices = dict[str, dict[str, Choice]]
-"""The attention that reads a prompt, by type of device and name of the dtype."""
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +135,7 @@ def shared_prefix_attention(
     """
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if (
-        prefix is None
-        and key_factors is None
-        and chosen(shared_prefix_attention, query.device.type, query.dtype) == "sdpa"
-    ):
+    if prefix is None and key_factors is None and chosen(query.device.type) == "sdpa":
         mask = _of_dtype(attention_mask, query.dtype)
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     layer = int(module.layer_idx) if prefix is not None or key_factors is not None else 0  # type: ignore[arg-type]
@@ -177,20 +168,10 @@ def shared_prefix_attention(
     return _output(from_shared + from_own, heads, length), None
 
 
-def attention_choices() -> AttentionChoices:
-    """How a prompt is read, by type of device and dtype, measured where it has not been: to write down with a run."""
+def attention_choices() -> dict[str, Choice]:
+    """How a prompt is read, by type of device, to record with a run."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    return {
-        device: {name: chosen(shared_prefix_attention, device, dtype) for name, dtype in _DTYPES.items()}
-        for device in devices
-    }
-
-
-def follow_choices(choices: AttentionChoices) -> None:
-    """Make this process read prompts as ``attention_choices`` of another process says."""
-    for device, by_dtype in choices.items():
-        for name, choice in by_dtype.items():
-            follow(choice, device, _DTYPES[name])
+    return {device: chosen(device) for device in devices}
 
 
 def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,0 +1,160 @@
+"""Kills ``dropout-grpo sft`` and ``grpo`` with SIGKILL, resumes them, and compares with a run that was never killed.
+
+A fork server imports torch once, so that a start costs a fraction of a second.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+TIMES = ("seconds", "rollout_time", "step_time")
+RECIPE = """
+bf16: false
+data:
+  max_valid: 4
+  word_problems: {n_train: 16, n_grpo: 8, n_valid: 4, n_test: 4, max_steps: 2}
+model: {n_embd: 16, n_layer: 1, n_head: 2, n_positions: 96}
+curriculum:
+  c_thought: 1
+  max_latent_stage: 1
+  cot_epochs: 4
+  epochs_per_stage: 3
+  final_epochs: 3
+  batch_size: 4
+  warmup_steps: 2
+  uniform_prob: 0.2
+  reset_optimizer: false
+  save_steps: 3
+grpo:
+  max_steps: 24
+  prompts_per_step: 2
+  num_generations: 4
+  max_completion_length: 4
+  micro_batch_size: 8
+  save_steps: 2
+reward_funcs: ["dropout_grpo.jobs.smoke:every_other"]
+evaluation: {num_samples: 0, max_new_tokens: 4, batch_size: 8}
+"""
+LAST = {"sft": "coconut", "grpo": "grpo"}
+_KILLS_A_RUN = 5
+
+
+def start(argv: Sequence[str], log: Path) -> BaseProcess:
+    """``dropout-grpo`` in a process of its own."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["dropout_grpo.cli.main", "dropout_grpo.cli.dispatch"])
+    process = server.Process(target=_run, args=(list(argv), str(log)))
+    process.start()
+    return process
+
+
+def _run(argv: list[str], log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    import torch
+
+    from dropout_grpo.cli.main import main
+
+    torch.set_num_threads(1)
+    os._exit(main(argv))
+
+
+def finish(argv: Sequence[str], log: Path) -> None:
+    """Run to the end, which must be a success."""
+    process = start(argv, log)
+    process.join()
+    assert process.exitcode == 0, f"{' '.join(argv)}: exit status {process.exitcode}\n{log.read_text()[-2000:]}"
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that two equal runs have in common: weights, optimiser, metrics and results, bit for bit, without times."""
+    command = json.loads((run / "config.json").read_text())["command"]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    results = json.loads((run / "results.json").read_text())
+    found: dict[str, Any] = {
+        "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in metrics],
+        "results": [{k: v for k, v in e.items() if k not in TIMES} for e in results["evaluations"]],
+    }
+    for file in sorted((run / "checkpoints").rglob("*")):
+        if file.suffix == ".safetensors" or file.name == "trainer_state.json":
+            found[str(file.relative_to(run))] = file.read_bytes()
+    assert any(name.startswith(f"checkpoints/{LAST[command]}/") for name in found)
+    return found
+
+
+@dataclass
+class Tally:
+    """What the kills have hit."""
+
+    kills: int = 0
+    while_saving: int = 0
+    runs: int = 0
+
+
+@dataclass
+class Killer:
+    """Kills one command again and again.
+
+    Args:
+        argv: the command, without its run folder.
+        folder: for run folders and logs.
+        seed: of the moments.
+    """
+
+    argv: Sequence[str]
+    folder: Path
+    seed: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        finish([*self.argv, "--run_dir", str(self.folder / "whole")], self.folder / "whole.log")
+        self.expected = outcome(self.folder / "whole")
+
+    def kill(self, kills: int) -> Tally:
+        """Kill so many times, half of them while a checkpoint is written, and compare every run at its end."""
+        while self.tally.kills < kills:
+            self.tally.runs += 1
+            run = self.folder / f"killed-{self.tally.runs}"
+            log = run.with_suffix(".log")
+            argv = [*self.argv, "--run_dir", str(run), "--resume", "true"]
+            for _ in range(min(_KILLS_A_RUN, kills - self.tally.kills)):
+                process = start(argv, log)
+                self._wait(process, run)
+                process.kill()
+                process.join()
+                if process.exitcode == 0:
+                    break
+                assert process.exitcode == -9, log.read_text()[-2000:]
+                self.tally.kills += 1
+                self.tally.while_saving += any((run / "checkpoints").glob("*.part"))
+            finish(argv, log)
+            found = outcome(run)
+            assert found.keys() == self.expected.keys(), f"{run}: {found.keys() ^ self.expected.keys()}"
+            for name, expected in self.expected.items():
+                assert found[name] == expected, f"{run}: {name} differs from the run that was not killed"
+        return self.tally
+
+    def _wait(self, process: BaseProcess, run: Path) -> None:
+        """Until a random step, and for every other kill until the next save after it."""
+        saving = self.tally.while_saving * 2 <= self.tally.kills
+        done, total = _lines(run), len(self.expected["metrics"])
+        target = done + self._random.randrange(max(1, (total - done) * 2 // 3))
+        while process.is_alive() and _lines(run) < target:
+            time.sleep(0.001)
+        while saving and process.is_alive() and not any((run / "checkpoints").glob("*.part")):
+            time.sleep(0.0002)
+        time.sleep(self._random.uniform(0, 0.01))
+
+
+def _lines(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
