@@ -67,7 +67,7 @@ class RunFolder:
         self.path, self.report_to = Path(path), report_to if is_main() else ()
         self._trackers: Trackers | None = None
         self._config = jsonable(config)
-        record = {"command": command, "config": self._config, "data": dict(data or {})}
+        record = {"command": command, "config": self._config, "data": dict(data or {}), "reasons": dict(reasons or {})}
         on_main(lambda: self._open(record, resume=resume, joins=joins))
 
     def _open(self, record: dict[str, Any], *, resume: bool, joins: bool) -> None:
@@ -93,10 +93,7 @@ class RunFolder:
                 self._tidy()
             return
         with writing(self.path / CONFIG_FILE):
-            write_json(
-                self.path / CONFIG_FILE,
-                {**record, "reasons": dict(reasons or {}), "id": uuid.uuid4().hex[:12], **provenance()},
-            )
+            write_json(self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
 
     def _check_same(self, record: dict[str, Any]) -> None:
         old = started_with(self.path)

@@ -46,7 +46,6 @@ from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.recipe_file import load_recipe
 from dropout_grpo.jobs.session import default_device
 from dropout_grpo.jobs.train import grpo, sft
-from dropout_grpo.latent.fast.attention import AttentionChoices, attention_choices, follow_choices
 from dropout_grpo.runs.layout import RESULTS_FILE
 from dropout_grpo.runs.write import write_json
 from dropout_grpo.training.allocator import keep_freed_memory
@@ -149,8 +148,7 @@ def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Excep
         for task in tasks:
             yield task, _raised_by(task)
         return
-    setting = (attention_choices(),)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=setting) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
         futures = {pool.submit(_raised_by, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -167,11 +165,10 @@ def _raised_by(task: Task) -> Exception | None:
     return None
 
 
-def _start_worker(attention: AttentionChoices) -> None:
-    """One thread per worker, and the same attention kernels in all of them."""
+def _start_worker() -> None:
+    """One thread per worker."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    follow_choices(attention)
 
 
 def finished(task: Task) -> bool:
