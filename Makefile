@@ -36,6 +36,7 @@ measure = $(BIN)/dropout-grpo bench --device cpu $(2) --json > docs/performance/
 bench: $(READY)  # on an idle machine; see docs/benchmark.md
 	$(call measure,tiny-cpu,--size tiny)
 	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
+	$(call measure,smollm2-cpu,--size smollm2 --repeats 3 --num_generations [32])
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
 	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
 	$(MAKE) docs

@@ -44,8 +44,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
     return parse
 
 
-def test_five_recipes_are_shipped() -> None:
-    assert NAMES == ("gsm8k-gpt2", "gsm8k-llama-lora", "gsm8k-qwen", "prosqa", "word-problems")
+def test_six_recipes_are_shipped() -> None:
+    expected = ("gsm8k-gpt2", "gsm8k-llama-lora", "gsm8k-qwen", "gsm8k-smollm2", "prosqa", "word-problems")
+    assert expected == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

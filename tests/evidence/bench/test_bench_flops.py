@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dropout_grpo.evidence.bench import arms
@@ -19,6 +20,8 @@ from dropout_grpo.evidence.bench.flops import (
     published_phases,
     triangle,
 )
+from dropout_grpo.evidence.bench.workload import _smollm2, shape_of
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from helpers.bench_setting import SMALL, networks, workload
 
 SHAPE = Shape(layers=2, width=3, mlp=12, vocab=10)
@@ -30,6 +33,25 @@ def test_forward_by_hand() -> None:
     attention = (2 * 3 + 2 * 3) * 15 * 2  # a pair: a dot product over the width, and a sum of values
     head = 2 * 3 * 10
     assert forward_flops(SHAPE, [phase]) == linear + attention + head == 2160 + 360 + 60
+
+
+def test_a_llama_s_products_by_hand() -> None:
+    """Queries, keys and values apart, with a key head for several query heads, and an MLP with a gate."""
+    shape = Shape(layers=2, width=6, mlp=10, vocab=10, key_width=2)
+    phase = Phase(name="any", tokens=5, pairs=15, logits=0, rows=5)
+    linear = 2 * (6 * 6 + 6 * 2 + 6 * 2 + 6 * 6 + 3 * 6 * 10) * 5 * 2
+    assert forward_flops(shape, [phase]) == linear + 4 * 6 * 15 * 2  # attention costs what it does without groups
+
+
+def test_smollm2_has_its_published_sizes() -> None:
+    tokenizer = word_tokenizer([str(i) for i in range(49_152 - 5)])
+    with torch.device("meta"):
+        model = _smollm2(tokenizer, replace(SMALL, size="smollm2"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    shape = shape_of(model.config)
+    layers = shape.layers * sum(a * b for a, b in shape.products())
+    norms = (2 * 30 + 1) * 576
+    assert layers + shape.width * shape.vocab + norms == 134_515_008
 
 
 def test_the_design_s_token_forwards() -> None:

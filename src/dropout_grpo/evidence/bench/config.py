@@ -7,7 +7,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
 
 Job = Literal["rollouts", "update", "curriculum", "evaluation"]
-Size = Literal["tiny", "gpt2"]
+Size = Literal["tiny", "gpt2", "smollm2"]
 OtherWay = Literal["plain", "published", "cot"]
 Axis = Literal["num_generations", "latent_steps", "prompt_tokens", "questions"]
 
@@ -26,9 +26,10 @@ class _Defaults:
     positions: int
 
 
-_DEFAULTS: dict[str, _Defaults] = {  # gpt2's batches make a run of minutes on 2 cores
+_DEFAULTS: dict[str, _Defaults] = {  # batches of the larger sizes make a run of minutes on 2 cores
     "tiny": _Defaults(questions=32, problems=64, micro_batch_size=512, positions=256),
     "gpt2": _Defaults(questions=2, problems=16, micro_batch_size=64, positions=1024),
+    "smollm2": _Defaults(questions=2, problems=16, micro_batch_size=64, positions=1024),
 }
 
 
@@ -37,8 +38,8 @@ class BenchConfig:
     """What to measure.
 
     Args:
-        size: tiny is the demo's model (GPT-2 shape, 3 layers of width 128), gpt2 the one with 124 M parameters. Both
-            have random weights.
+        size: tiny is the demo's model (GPT-2 shape, 3 layers of width 128), gpt2 the one with 124 M parameters, smollm2
+            a Llama of 135 M (30 layers of width 576, grouped heads, gated MLPs). All have random weights.
         jobs: rollouts, update, curriculum, evaluation.
         beside: the ways that the engine is compared with: plain (every rollout reads its own prompt), published (one
             row at a time, no cache), cot (chain of thought in tokens, with transformers).

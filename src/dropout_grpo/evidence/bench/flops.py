@@ -1,4 +1,4 @@
-"""Model FLOPs: matrix products of a GPT-2-shaped decoder, 2 m n k each, and nothing else.
+"""Model FLOPs: matrix products of a decoder shaped like GPT-2 or Llama, 2 m n k each, and nothing else.
 
 The count is the work that an arm needs, even where its kernels do more: a causal position attends to itself and to
 earlier positions, and the language-model head runs where a token is chosen or scored. A backward pass counts as two
@@ -15,17 +15,24 @@ FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of a decoder."""
+    """Sizes of a decoder: like Llama's where ``key_width`` is given, else like GPT-2's."""
 
     layers: int
     width: int
     mlp: int
     vocab: int
+    key_width: int | None = None  # of all key heads together
 
     def products(self) -> tuple[tuple[int, int], ...]:
-        """Sizes (in, out) of a layer's matrix products: queries, keys and values; attention output; MLP up and down."""
+        """Sizes (in, out) of a layer's matrix products, in the order in which they run.
+
+        GPT-2 has queries, keys and values in one product, then attention's output, MLP up and down. Llama has queries,
+        keys and values apart, attention's output, and the MLP's gate, up and down.
+        """
         d, m = self.width, self.mlp
-        return (d, 3 * d), (d, d), (d, m), (m, d)
+        if self.key_width is None:
+            return (d, 3 * d), (d, d), (d, m), (m, d)
+        return (d, d), (d, self.key_width), (d, self.key_width), (d, d), (d, m), (d, m), (m, d)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

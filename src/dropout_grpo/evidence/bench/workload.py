@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
@@ -42,7 +42,8 @@ Their cost does not depend on p.
 """
 
 _SIZES = {"tiny": (128, 3, 4), "gpt2": (768, 12, 12)}  # width, layers, heads
-_GPT2_WORDS = 50_257 - 5  # the word tokenizer has five tokens of its own
+_WORDS = {"gpt2": 50_257, "smollm2": 49_152}  # the size of the vocabulary
+_OWN_TOKENS = 5  # the word tokenizer's
 
 
 class Networks:
@@ -50,19 +51,11 @@ class Networks:
 
     def __init__(self, setting: Setting) -> None:
         words = vocabulary(WordProblemsConfig(max_number=20))
-        if setting.size == "gpt2":
-            words = [str(i) for i in range(_GPT2_WORDS)]
+        if setting.size in _WORDS:
+            words = [str(i) for i in range(_WORDS[setting.size] - _OWN_TOKENS)]
         self.words = words
         self.tokenizer: PreTrainedTokenizerFast = word_tokenizer(words)
-        width, layers, heads = _SIZES[setting.size]
-        model = scratch_model(
-            self.tokenizer,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
-            n_positions=setting.positions,
-            seed=setting.seed,
-        )
+        model = _smollm2(self.tokenizer, setting) if setting.size == "smollm2" else _gpt2(self.tokenizer, setting)
         add_latent_tokens(model, self.tokenizer)
         self.model: PreTrainedModel = model
         self.latent(1).to(setting.device)  # moves what it wraps
@@ -75,13 +68,7 @@ class Networks:
     @property
     def shape(self) -> Shape:
         """The sizes that FLOPs are counted from."""
-        config = self.model.config
-        return Shape(
-            layers=config.n_layer,
-            width=config.n_embd,
-            mlp=config.n_inner or 4 * config.n_embd,
-            vocab=config.vocab_size,
-        )
+        return shape_of(self.model.config)
 
     def latent(self, latent_steps: int) -> LatentModel:
         """The engine's model, with EOS in the vocabulary."""
@@ -92,6 +79,49 @@ class Networks:
         model = self.latent(latent_steps)
         model.tokens = replace(model.tokens, eos=self.shape.vocab)
         return model
+
+
+def shape_of(config: PreTrainedConfig) -> Shape:
+    """The sizes of a GPT-2 or a Llama."""
+    if config.model_type == "llama":
+        return Shape(
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            mlp=config.intermediate_size,
+            vocab=config.vocab_size,
+            key_width=config.num_key_value_heads * config.head_dim,
+        )
+    return Shape(
+        layers=config.n_layer, width=config.n_embd, mlp=config.n_inner or 4 * config.n_embd, vocab=config.vocab_size
+    )
+
+
+def _gpt2(tokenizer: PreTrainedTokenizerFast, setting: Setting) -> PreTrainedModel:
+    width, layers, heads = _SIZES[setting.size]
+    return scratch_model(
+        tokenizer, n_embd=width, n_layer=layers, n_head=heads, n_positions=setting.positions, seed=setting.seed
+    )
+
+
+def _smollm2(tokenizer: PreTrainedTokenizerFast, setting: Setting) -> PreTrainedModel:
+    """SmolLM2-135M's sizes."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=setting.positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+        torch.manual_seed(setting.seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 class Reference:
