@@ -51,7 +51,7 @@ def test_sizes_steps_and_ids(made: dict[str, list[Problem]]) -> None:
     cups = [p for p in made["train"] if "cups" in p.question]
     assert len(cups) == 2 * (12 - 5)  # every other one and a variation
     pens = [p for p in made["train"] if "pens" in p.question]
-    assert len(pens) == 3 * (10 - 2)  # two of the ten have six steps; two variations each
+    assert len(pens) == 2 * (10 - 2)  # two of the ten have six steps
     assert max(len(p.steps) for p in made["train"]) == 5
     assert max(len(p.steps) for p in made["grpo"]) == 3
     for problems in made.values():
@@ -75,7 +75,7 @@ def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
     (data / "svamp.coconut.json").write_text(text, encoding="utf-8")
     write_files(data, out)
     assert {file.stem for file in out.glob("*.json")} == set(SPLITS)
-    assert len(load_problems(out / "train.json")) == 11 * 3
+    assert len(load_problems(out / "train.json")) == 11 * 2
     assert files_to_measure(data, out) == [data / "gsm8k_test.jsonl", data / "svamp.coconut.json"]
     (data / "gsm8k_train.jsonl").unlink()
     write_files(data, out)  # nothing is made again

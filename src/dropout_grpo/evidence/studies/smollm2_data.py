@@ -67,9 +67,8 @@ def split(
     random.Random(seed).shuffle(few)
     short_valid, short_test = few[:_SHORT_VALID], few[_SHORT_VALID : _SHORT_VALID + _SHORT_TEST]
     short_train = few[_SHORT_VALID + _SHORT_TEST :]
-    trained = [p for p in [*long, *short_train] if fits(p, _MOST_STEPS)]
-    train = [*trained, *vary(filtered(long, _MOST_STEPS), 2, seed=seed)]
-    train += vary(filtered(short_train, _MOST_STEPS), 1, seed=seed)
+    trained = filtered([*long, *short_train], _MOST_STEPS)
+    train = [*trained, *vary(trained, 1, seed=seed)]
     varied = {key(p) for p in train}
     fresh = vary(filtered([*long, *short_train], _GRPO_STEPS), 1, seed=seed + 1)
     pilot = short_train if short_train else filtered(long, 2)

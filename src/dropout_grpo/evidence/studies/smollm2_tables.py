@@ -11,7 +11,7 @@ Record = Mapping[str, Any]
 """What ``smollm2.py`` writes."""
 
 FILE = "gsm8k-smollm2.json"
-NO_RECORD = "No run is recorded yet: `make gsm8k DATA=FOLDER` makes this table."
+NO_RECORD = "No run is recorded yet: `make gsm8k DATA=FOLDER` makes the tables."
 
 _NAMES = {
     "words": "chain of thought in words",
@@ -90,16 +90,16 @@ def commands(record: Record) -> str:
     return console(record["commands"].values())
 
 
-def _of(make: Callable[[Record], str]) -> Callable[[Path], str]:
+def _of(make: Callable[[Record], str], without: str = "") -> Callable[[Path], str]:
     def block(folder: Path) -> str:
         file = folder / FILE
-        return make(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else NO_RECORD
+        return make(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else without
 
     return block
 
 
 BLOCKS = {
-    "measures": _of(measures),
+    "measures": _of(measures, NO_RECORD),
     "pairs": _of(pairs),
     "curve": _of(curve),
     "notes": _of(notes),
