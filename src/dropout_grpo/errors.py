@@ -9,17 +9,21 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message names the value, the place and the remedy."""
 
 
+class QuestionTooLong(UserError):
+    """A question does not fit into the model's positions."""
+
+
 class LostProcess(RuntimeError):
     """Another process of the run has been killed, has failed, or does not arrive. The message names its rank."""
 
 
 @contextmanager
-def at_place(place: str) -> Iterator[None]:
-    """Prefixes the message of a UserError with its location, for example a file name."""
+def at_place(place: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Prefixes the message of a UserError of this kind with its location, for example a file name."""
     try:
         yield
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+    except kind as error:
+        raise kind(f"{place}: {error}") from error
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:

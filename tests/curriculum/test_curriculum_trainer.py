@@ -144,13 +144,22 @@ def test_mixed_stages_weigh_every_word_the_same(tmp_path: Path) -> None:
 
 
 def test_how_often_stages_are_mixed(tmp_path: Path) -> None:
-    made = trainer(tmp_path, replace(CONFIG, uniform_prob=0.4))
-    stage, rows = made.stages[1], list(range(4000))
+    """The stages that a problem can be drawn to are those of its steps; past the last stage there is no other."""
+    problems = [replace(tiny_problems(1, steps=i % 3 * 2)[0], id=i) for i in range(6000)]
+    made = trainer(tmp_path, replace(CONFIG, uniform_prob=0.4), problems=problems)
+    stage, rows = made.stages[1], list(range(6000))
     drawn = torch.tensor(made._mixed_stages(stage, rows, step=7))
-    # A share of 0.4 is spread over 4 stages, the current one among them: 0.1, 0.6 + 0.1, 0.1, 0.1.
-    shares = torch.bincount(drawn, minlength=4) / len(rows)
-    expected = torch.tensor([0.1, 0.7, 0.1, 0.1])
-    assert bool(((shares - expected).abs() < 4 * (expected * (1 - expected) / len(rows)).sqrt()).all())
+    # A share of 0.4 is spread over the stages of a problem; 0.6 stay at stage 1.
+    expected = {
+        0: [1.0 - 0.6, 0.6, 0.0, 0.0],  # no steps: stage 0 alone
+        2: [0.4 / 3, 0.6 + 0.4 / 3, 0.4 / 3, 0.0],  # two steps: 0, 1, 2
+        4: [0.08, 0.68, 0.08, 0.16],  # four steps: 0, 1, 2, and 3 and 4, which both are the last
+    }
+    for kind, shares in enumerate(expected.values()):
+        of_kind = drawn[kind::3]
+        found = torch.bincount(of_kind, minlength=4) / len(of_kind)
+        wanted = torch.tensor(shares)
+        assert bool(((found - wanted).abs() <= 4 * (wanted * (1 - wanted) / len(of_kind)).sqrt()).all()), (kind, found)
     # A draw belongs to (seed, step, problem), not to a place in the batch.
     backwards = made._mixed_stages(stage, rows[::-1], step=7)
     assert backwards[::-1] == drawn.tolist()

@@ -1,6 +1,7 @@
 """``dropout-grpo eval``: what it leaves in the run folder and prints, what it refuses, how it goes on after a stop."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,32 @@ def test_the_report_draws_the_curves(checkpoint: Path, tmp_path: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     for file in files:
         assert f"pass@k and maj@k on {file}" in page
+
+
+def test_rounded_answers_count_within_the_tolerance(checkpoint: Path, tmp_path: Path) -> None:
+    """The model says 9 to the first problem; 9.4 is right within 0.5, 9.6 is not."""
+    rounded = [replace(problems()[0], answer=answer) for answer in ("9", "9.4", "9.6")]
+    save_problems(tmp_path / "a.json", rounded)
+    for run, tolerance, expected in (("exact", "0", 1), ("near", "0.5", 2)):
+        options = (*OPTIONS, "--evaluation.tolerance", tolerance)
+        assert evaluate(checkpoint, [tmp_path / "a.json"], tmp_path / run, *options) == 0
+        assert [line["plain_correct"] for line in lines(tmp_path / run)].count(True) == expected
+        (results,) = read(tmp_path / run, "results.json")["evaluations"]
+        assert results["pass@1"] == expected / 3
+        for line in lines(tmp_path / run):
+            judged = dict(zip(line["samples"], line["samples_correct"], strict=True))
+            assert judged.get(line["plain"], line["plain_correct"]) == line["plain_correct"]
+
+
+def test_a_file_that_shares_problems_with_the_validation_file_is_warned_of(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = save_files(tmp_path)
+    save_problems(tmp_path / "valid.json", problems()[3:6])
+    valid = ("--data.valid", str(tmp_path / "valid.json"))
+    assert evaluate(checkpoint, [first, second], tmp_path / "run", *OPTIONS, *valid) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"warning: 2 of 5 questions of {first} are also in data.valid" in said
+    assert f"warning: 1 of 3 questions of {second} are also in data.valid" in said
+    assert evaluate(checkpoint, [first], tmp_path / "gone", *OPTIONS, "--data.valid", "gone.json") == 0
+    assert "warning" not in capfd.readouterr().err

@@ -118,3 +118,43 @@ def test_sft_from_scratch_refuses_unknown_words_before_a_run_begins(
 def test_a_tokenizer_that_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot load a causal language model from .*none: there is no such folder"):
         starting_tokenizer(ModelConfig(name_or_path=str(tmp_path / "none")), [])
+
+
+def save(path: Path, *questions: str) -> str:
+    record = {"steps": ["<<7+6=13>>"], "answer": "13"}
+    path.write_text(json.dumps([{"question": question, **record} for question in questions]))
+    return str(path)
+
+
+def test_problems_that_were_seen_before_are_warned_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train, valid = save(tmp_path / "train.json", "a b", "c"), save(tmp_path / "valid.json", "A  b", "d")
+    test = save(tmp_path / "test.json", "c", "D", "a b", "e")
+    problems_of(DataConfig(train=train, valid=valid, test=test), ("train", "valid", "test"))
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"warning: 1 of 2 questions of data.valid {valid} are also in data.train {train}" in said
+    assert f"warning: 2 of 4 questions of data.test {test} are also in data.train {train}" in said
+    assert f"warning: 2 of 4 questions of data.test {test} are also in data.valid {valid}" in said
+    problems_of(DataConfig(train=train, valid=save(tmp_path / "other.json", "d")), ("train", "valid"))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_question_that_is_too_long_is_named_with_its_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Among the problems of the curriculum, of GRPO and of validation. All words are known."""
+    short, long = "tom has 7 stamps . how many stamps does tom have now ?", "tom has 7 stamps . " * 40
+    fine, over = save(tmp_path / "fine.json", short), save(tmp_path / "over.json", short, long)
+    tiny = ["--model.n_embd", "16", "--model.n_layer", "1", "--model.n_head", "2", "--curriculum.batch_size", "1"]
+    tiny += ["--curriculum.cot_epochs", "1", "--curriculum.epochs_per_stage", "1", "--curriculum.final_epochs", "1"]
+
+    def refused(command: str, train: str, valid: str, *more: str) -> str:
+        run = ["--run_dir", str(tmp_path / f"{command}-refused")]
+        split = "train" if command == "sft" else "grpo"
+        assert main([command, f"--data.{split}", train, "--data.valid", valid, *run, *tiny, *more]) == 2
+        return " ".join(capfd.readouterr().err.split())
+
+    assert f"data.train {over}: question 2 ('tom has 7" in refused("sft", over, fine)
+    assert f"data.valid {over}: question 2 ('tom has 7" in refused("sft", fine, over)
+    run = tmp_path / "run"
+    assert main(["sft", "--data.train", fine, "--data.valid", fine, "--run_dir", str(run), *tiny]) == 0
+    checkpoint = ("--checkpoint", str(run / "checkpoints" / "coconut"), "--grpo.prompts_per_step", "1")
+    capfd.readouterr()
+    assert f"data.grpo {over}: question 2 ('tom has 7" in refused("grpo", over, fine, *checkpoint)

@@ -18,7 +18,8 @@ class CurriculumConfig:
         cot_epochs: epochs of stage 0, all steps in words.
         epochs_per_stage: epochs of each latent stage.
         final_epochs: epochs of the final stage, answers alone.
-        uniform_prob: probability that a problem is shown as in a random stage instead of the current one.
+        uniform_prob: probability that a problem is shown as in a random stage instead of the current one: one of 0
+            to its number of steps, as in Coconut.
         thoughts_predict: the hidden states that are fed back, or will be in the next stage, are trained as well: each
             predicts the words that it stands in for, which a step's thoughts take in turn, so that it becomes the set
             of what the words would have said. Not in Coconut.

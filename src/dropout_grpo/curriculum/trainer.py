@@ -251,9 +251,10 @@ class CurriculumTrainer:
         if self.config.uniform_prob == 0:
             return [stage.index] * len(batch)
         draws = uniform(fold(fold(torch.tensor([self.seed]), step), torch.tensor(batch)), torch.arange(2))  # [B, 2]
-        return [
-            int(where * len(self.stages)) if mix < self.config.uniform_prob else stage.index
-            for mix, where in draws.tolist()
+        last = len(self.stages) - 1
+        return [  # as Coconut's code: a problem with s steps is drawn to one of the stages 0 .. s, at most the last
+            min(int(where * (len(self.problems[i].steps) + 1)), last) if mix < self.config.uniform_prob else stage.index
+            for i, (mix, where) in zip(batch, draws.tolist(), strict=True)
         ]
 
     def _loss(self, stage: Stage, rows: list[int]) -> Tensor:

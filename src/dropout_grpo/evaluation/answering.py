@@ -25,21 +25,22 @@ from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
 
 EVAL_STEP = -1
-"""In the place of a training step in ``rollout_seeds``: evaluation never reuses a training mask."""
+"""The step that ``rollout_seeds`` gets in an evaluation, so that it never reuses a training mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What a model said to one problem, as decoded.
+    """The answers of a model to one problem, as decoded.
 
     Attributes:
-        problem: what was asked.
+        problem: the problem.
         plain: the plain network's answer.
-        plain_length: its tokens, EOS among them.
-        plain_clipped: it was cut off at ``max_new_tokens``.
+        plain_length: its number of tokens, including EOS.
+        plain_clipped: whether it was cut off at ``max_new_tokens``.
         samples: n answers under masks, or at a temperature.
-        sample_lengths: their tokens.
+        sample_lengths: their numbers of tokens.
         average: the model average's answer; None without masks.
+        tolerance: two numbers count as equal if they differ by at most this.
     """
 
     problem: Problem
@@ -49,38 +50,44 @@ class Answered:
     samples: tuple[str, ...] = ()
     sample_lengths: tuple[int, ...] = ()
     average: str | None = None
+    tolerance: float = 0.0
 
     @property
     def plain_correct(self) -> bool:
-        """Is the plain network's answer right?"""
-        return is_correct(self.plain, self.problem)
+        """Whether the plain network's answer is right."""
+        return is_correct(self.plain, self.problem, self.tolerance)
+
+    @property
+    def average_correct(self) -> bool | None:
+        """Whether the model average's answer is right; None without masks."""
+        return None if self.average is None else is_correct(self.average, self.problem, self.tolerance)
 
     def samples_correct(self) -> list[bool]:
-        """Which samples are right; what the samples have in common is read once."""
-        right = {said: is_correct(said, self.problem) for said in set(self.samples)}
+        """Whether each sample is right. Equal samples are compared once."""
+        right = {said: is_correct(said, self.problem, self.tolerance) for said in set(self.samples)}
         return [right[said] for said in self.samples]
 
     def votes(self) -> list[str | None]:
-        """The samples' answers in canonical form; None where there is none to parse."""
+        """The samples' answers in canonical form; None for a sample without an answer."""
         read = {said: _vote(said) for said in set(self.samples)}
         return [read[said] for said in self.samples]
 
 
-def is_correct(completion: str, problem: Problem) -> bool:
-    """Does the text after the last ``###`` match the gold answer?"""
-    return answers_match(extract_answer(completion), problem.answer)
+def is_correct(completion: str, problem: Problem, tolerance: float = 0.0) -> bool:
+    """Whether the text after the last ``###`` matches the gold answer; see `answers.answers_match`."""
+    return answers_match(extract_answer(completion), problem.answer, tolerance)
 
 
 def check_evaluation(
     model: LatentModel, problems: Sequence[Problem], config: EvaluationConfig, exploration: Exploration
 ) -> list[list[int]]:
-    """Refuse what ``answer_problems`` could not measure, before anything is asked.
+    """Check, before any question is asked, that ``answer_problems`` can measure the problems.
 
     Returns:
         The encoded questions.
 
     Raises:
-        UserError: no problems, a question too long for the model, or samples asked for with nothing random.
+        UserError: there are no problems, a question is too long for the model, or all samples would be the same.
     """
     if not problems:
         raise UserError("there are no problems to evaluate on.")
@@ -104,16 +111,16 @@ def answer_problems(
     bf16: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answered]:
-    """Ask a model everything.
+    """Ask a model all problems.
 
     Args:
         model: the checkpoint.
-        problems: what to ask, in any order; batches are bucketed by length.
-        config: how.
+        problems: in any order; batches are formed by length.
+        config: options.
         exploration: masks for the samples and the average.
-        seed: of the masks and samples.
+        seed: seed of the masks and samples.
         bf16: matrix products in bf16.
-        progress: told how many problems are done after each batch.
+        progress: called with the number of finished problems after each batch.
 
     Raises:
         UserError: see ``check_evaluation``; not even one problem fits memory; logits are not finite.
@@ -155,7 +162,7 @@ def _answer_batch(
     exploration: Exploration,
     seed: int,
 ) -> list[Answered]:
-    """Each question is read once, and thinks once plain and once under its masks."""
+    """Read each question once; think once with the plain network and once under each mask."""
     n, length, steps = config.num_samples, config.max_new_tokens, _latent_steps(model, config)
     read = model.read(prompts.input_ids, prompts.attention_mask)
     plain = model.generate(model.think(read, steps), length)
@@ -187,6 +194,7 @@ def _answer_batch(
             samples=tuple(samples[i * n : i * n + n]),
             sample_lengths=tuple(sample_lengths[i * n : i * n + n]),
             average=averages[i],
+            tolerance=config.tolerance,
         )
         for i, problem in enumerate(problems)
     ]
@@ -201,7 +209,7 @@ def _latent_steps(model: LatentModel, config: EvaluationConfig) -> int:
 
 
 def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: int) -> bool:
-    """Does a mask multiply anything on the way to an answer? Not in the latent phase of a model without thoughts."""
+    """Whether a mask changes an answer. One in the latent phase of a model without thoughts does not."""
     noise = model.noise(exploration, torch.zeros(1, dtype=torch.int64))
     if noise is None:
         return False
@@ -211,7 +219,7 @@ def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: in
     keyed, keys = keyed_noise(noise), torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     if keyed is not None and any(keyed.key_factors(phase, 0, keys) for phase in phases):
         return True
-    # What is fed back is fed back in the latent phase only.
+    # The thought is fed back in the latent phase only.
     return any(site != THOUGHT or phase == "latent" for phase in phases for site in noise.factors(phase, 0))
 
 
@@ -221,11 +229,11 @@ def _vote(completion: str) -> str | None:
 
 
 def vote_table(answered: Answered) -> dict[str, int]:
-    """How the masks voted on one problem, most votes first; what cannot be parsed is ``(unparsable)``."""
+    """The votes of the masks on one problem, most frequent first; ``(unparsable)`` counts samples without an answer."""
     names = ["(unparsable)" if vote is None else vote for vote in answered.votes()]
     return {name: names.count(name) for name in sorted(set(names), key=lambda name: (-names.count(name), name))}
 
 
 def vote(answered: Answered) -> str | None:
-    """The majority's answer."""
+    """The most frequent answer of the masks; None if none has an answer."""
     return majority_vote(answered.votes())

@@ -10,11 +10,13 @@ class EvaluationConfig:
     """How to evaluate.
 
     Args:
-        num_samples: n, answers under masks for each problem; 0 measures the plain network alone.
-        temperature: of the answers under masks; 0 decodes greedily, so that only the masks differ.
-        max_new_tokens: answer tokens at most.
-        batch_size: rows (answers) at once; halved where memory runs out.
-        latent_steps: thoughts an answer takes; the checkpoint's own number when not given.
+        num_samples: n, number of answers under masks for each problem; 0 measures the plain network alone.
+        temperature: of the answers under masks; 0 decodes greedily, and only the masks differ.
+        max_new_tokens: maximum number of answer tokens.
+        batch_size: number of rows (answers) at once; halved when memory runs out.
+        latent_steps: number of thoughts before an answer; the checkpoint's own number if not given.
+        tolerance: two numbers count as equal if they differ by at most this; 0.005 for right answers that are rounded
+            to two decimals.
     """
 
     num_samples: int = ranged(8, at_least=0, at_most=65536)
@@ -22,6 +24,7 @@ class EvaluationConfig:
     max_new_tokens: int = ranged(8, at_least=1)
     batch_size: int = ranged(1024, at_least=1)
     latent_steps: int | None = ranged(None, at_least=0)
+    tolerance: float = ranged(0.0, at_least=0)
 
     def __post_init__(self) -> None:
         """Check the ranges.

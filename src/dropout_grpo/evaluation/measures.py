@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
-from dropout_grpo.evaluation.answering import Answered, is_correct
+from dropout_grpo.evaluation.answering import Answered
 from dropout_grpo.evaluation.intervals import mean_interval
 from dropout_grpo.evaluation.metrics import majorities, pass_at_k_curves
 from dropout_grpo.problems.answers import answers_match
@@ -44,7 +44,7 @@ def measure_answers(answered: Sequence[Answered]) -> dict[str, Any]:
     measures["maj@k"] = _curve([_majorities_correct(a) for a in answered])
     measures["coverage"] = _share([c > 0 for c in corrects])
     if answered[0].average is not None:
-        measures["bma"] = _share([is_correct(a.average or "", a.problem) for a in answered])
+        measures["bma"] = _share([bool(a.average_correct) for a in answered])
     measures["masked_completions/mean_length"] = _mean([length for a in answered for length in a.sample_lengths])
     return measures
 
@@ -82,7 +82,8 @@ def _curve(by_problem: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
 def _majorities_correct(answered: Answered) -> list[bool]:
     """Whether the vote of the first k samples is right, for k = 1 ... n."""
     winners = majorities(answered.votes())
-    right = {winner: answers_match(winner, answered.problem.answer) for winner in set(winners)}
+    gold, tolerance = answered.problem.answer, answered.tolerance
+    right = {winner: answers_match(winner, gold, tolerance) for winner in set(winners)}
     return [right[winner] for winner in winners]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dropout_grpo.evaluation.answering import Answered, is_correct
+from dropout_grpo.evaluation.answering import Answered
 
 
 def sample(file: str, answered: Answered) -> dict[str, Any]:
@@ -20,5 +20,5 @@ def sample(file: str, answered: Answered) -> dict[str, Any]:
         "samples_correct": answered.samples_correct(),
         "samples_length": list(answered.sample_lengths),
         "average": answered.average,
-        "average_correct": None if answered.average is None else is_correct(answered.average, problem),
+        "average_correct": answered.average_correct,
     }

@@ -61,7 +61,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
 
     def check(model: LatentModel) -> None:
         grpo_trainer(session, model, grpo, valid, "dropout_grpo")
-        require_askable(model, test, "test", recipe.evaluation)
+        require_askable(model, test, "test", recipe)
 
     def finished_or(name: str, make: Callable[[], LatentModel]) -> LatentModel:
         """The checkpoint of that name, of a resumed run or of the second process; made if there is none."""

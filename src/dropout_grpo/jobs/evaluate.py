@@ -14,6 +14,7 @@ from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure
 from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.problem_sources import place_of, warn_of_overlap
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.session import Session, default_device
 from dropout_grpo.problems.files import load_problems
@@ -41,6 +42,7 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
         raise UserError(f"--files names {twice[0]} twice.")
     exploration = build_exploration(recipe.exploration)
     sets = {file: load_problems(file, columns=recipe.data.columns, require_steps=False) for file in files}
+    _warn_of_validation_problems(recipe, sets)
     device = default_device()
     model = load_model(checkpoint, options, device=device)
     for file, problems in sets.items():
@@ -68,6 +70,16 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
         console.print(_line(row), markup=False)
     console.print(f"report: {on_main(lambda: str(write_report(run.path)))}", markup=False)
     return results
+
+
+def _warn_of_validation_problems(recipe: Recipe, sets: dict[str, list[Problem]]) -> None:
+    """Print a warning for each file that shares questions with the recipe's validation file, if that is here."""
+    valid = recipe.data.valid
+    if valid is None or not Path(valid).is_file() or valid in sets:
+        return
+    seen = load_problems(valid, columns=recipe.data.columns, require_steps=False)
+    for file, problems in sets.items():
+        warn_of_overlap(problems, file, seen, place_of(recipe.data, "valid"))
 
 
 def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import Answered, answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.jobs.problem_sources import place_of
+from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
@@ -45,10 +46,10 @@ def validator(session: Session, problems: Sequence[Problem]) -> Callable[..., fl
     used = problems[: recipe.data.max_valid]
 
     def validate(model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None) -> float:
-        config = EvaluationConfig(
+        config = replace(
+            recipe.evaluation,
             num_samples=0,
             max_new_tokens=max_new_tokens or recipe.evaluation.max_new_tokens,
-            batch_size=recipe.evaluation.batch_size,
             latent_steps=latent_steps,
         )
         answered = answer_problems(model, used, config, bf16=session.bf16)
@@ -57,7 +58,7 @@ def validator(session: Session, problems: Sequence[Problem]) -> Callable[..., fl
     return validate
 
 
-def require_askable(model: LatentModel, problems: Sequence[Problem], split: str, config: EvaluationConfig) -> None:
+def require_askable(model: LatentModel, problems: Sequence[Problem], split: str, recipe: Recipe) -> None:
     """Check, before training, that a split can be measured once training is over.
 
     Raises:
@@ -65,5 +66,5 @@ def require_askable(model: LatentModel, problems: Sequence[Problem], split: str,
     """
     if not problems:
         raise UserError(f"the split {split} has no problems: give a file for data.{split}, or have some made.")
-    with at_place(f"data.{split}"):
-        model.encode_rows([p.question for p in problems], room=config.max_new_tokens)
+    with at_place(place_of(recipe.data, split)):
+        model.encode_rows([p.question for p in problems], room=recipe.evaluation.max_new_tokens)

@@ -11,6 +11,7 @@ from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.tasks.word_tokenizer import require_known_words
+from dropout_grpo.training.progress import console
 
 
 def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Problem]]:
@@ -29,10 +30,51 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
         )
     unnamed = [name for name, source in given.items() if source is None]
     made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
-    return {
+    problems = {
         name: made[name] if source is None else _load(source, data, require_steps=name == "train")
         for name, source in given.items()
     }
+    for measured_on, seen in (("valid", ("train", "grpo")), ("test", ("train", "grpo", "valid"))):
+        for name in seen:
+            if measured_on in problems and name in problems and given[name] is not None:
+                warn_of_overlap(
+                    problems[measured_on],
+                    place_of(data, measured_on),
+                    problems[name],
+                    place_of(data, name),
+                )
+    return problems
+
+
+def place_of(data: DataConfig, split: str) -> str:
+    """The name of a split in messages: its option, with the sources if any are given."""
+    source = getattr(data, split)
+    if source is None:
+        return f"data.{split}"
+    return f"data.{split} {source if isinstance(source, str) else ', '.join(one.source for one in source)}"
+
+
+def warn_of_overlap(measured: Sequence[Problem], measured_place: str, seen: Sequence[Problem], seen_place: str) -> None:
+    """Print a warning if questions to measure on are also among those that training or validation has used.
+
+    Args:
+        measured: problems to measure on.
+        measured_place: their name in the warning.
+        seen: problems that training or validation uses.
+        seen_place: their name in the warning.
+    """
+    questions = {_normalized(problem.question) for problem in seen}
+    shared = sum(_normalized(problem.question) in questions for problem in measured)
+    if shared:
+        console.print(
+            f"warning: {shared:,} of {len(measured):,} questions of {measured_place} are also in {seen_place}: what is "
+            "measured on them does not hold for unseen problems.",
+            markup=False,
+        )
+
+
+def _normalized(question: str) -> str:
+    return " ".join(question.split()).casefold()
 
 
 def _load(source: str | tuple[WeightedSource, ...], data: DataConfig, *, require_steps: bool) -> list[Problem]:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed.processes import on_main
+from dropout_grpo.errors import QuestionTooLong, at_place
 from dropout_grpo.jobs.measure import require_askable, validator
 from dropout_grpo.jobs.models import fresh_model
-from dropout_grpo.jobs.problem_sources import vocabulary
+from dropout_grpo.jobs.problem_sources import place_of, vocabulary
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
@@ -42,17 +43,18 @@ def train_curriculum(
     )
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
-    trainer = CurriculumTrainer(
-        model,
-        curriculum,
-        train,
-        run,
-        seed=session.seed,
-        bf16=session.bf16,
-        fsdp=recipe.fsdp,
-        evaluate=validator(session, valid),
-    )
-    require_askable(model, valid, "valid", recipe.evaluation)
+    with at_place(place_of(recipe.data, "train"), QuestionTooLong):
+        trainer = CurriculumTrainer(
+            model,
+            curriculum,
+            train,
+            run,
+            seed=session.seed,
+            bf16=session.bf16,
+            fsdp=recipe.fsdp,
+            evaluate=validator(session, valid),
+        )
+    require_askable(model, valid, "valid", recipe)
     check(model)
     trainer.train(resume_from_checkpoint=recipe.resume)
     save_checkpoint(run.checkpoint("coconut"), model)
@@ -76,21 +78,22 @@ def grpo_trainer(
     """
     recipe = session.recipe
     rewards = [load_reward(path) for path in recipe.reward_funcs]
-    trainer = GRPOTrainer(
-        model,
-        rewards,
-        recipe.grpo,
-        problems,
-        exploration=session.exploration,
-        run=session.run,
-        seed=session.seed,
-        bf16=session.bf16,
-        fsdp=recipe.fsdp,
-        evaluate=validator(session, valid),
-        part=part,
-    )
+    with at_place(place_of(recipe.data, "grpo"), QuestionTooLong):
+        trainer = GRPOTrainer(
+            model,
+            rewards,
+            recipe.grpo,
+            problems,
+            exploration=session.exploration,
+            run=session.run,
+            seed=session.seed,
+            bf16=session.bf16,
+            fsdp=recipe.fsdp,
+            evaluate=validator(session, valid),
+            part=part,
+        )
     on_main(lambda: try_rewards(rewards, recipe.grpo.reward_weights or (1.0,) * len(rewards), problems))
-    require_askable(model, valid, "valid", recipe.evaluation)
+    require_askable(model, valid, "valid", recipe)
     return trainer
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import QuestionTooLong, UserError
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.latent.fast.graphs import recordings_for
 from dropout_grpo.latent.generation import Generation, generate_eagerly, require_finite_answers
@@ -133,14 +133,14 @@ class LatentModel(Recurrence):
         """Check that every prompt leaves room for ``room`` more positions.
 
         Raises:
-            UserError: names the longest prompt.
+            QuestionTooLong: names the longest prompt.
         """
         longest = max(range(len(rows)), key=lambda i: len(rows[i]), default=None)
         if longest is None or self.max_positions is None:
             return
         if len(rows[longest]) + room > self.max_positions:
             begins = self.tokenizer.decode(list(rows[longest][:12]))
-            raise UserError(
+            raise QuestionTooLong(
                 f"question {longest + 1} ({begins!r} ...) has {len(rows[longest])} tokens and needs {room} more for "
                 f"thoughts and answer; the model has {self.max_positions} positions. Shorten or drop it, or have fewer "
                 "thoughts or answer tokens."
