@@ -1,5 +1,6 @@
 """The same training with 1, 2 and 4 processes, weights replicated or sharded: one result."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from helpers.several import in_processes
 from helpers.tiny_latent import read_metrics
-from helpers.world_size import train_all
+from helpers.world_size import asked_to_stop, killed, train, train_all, with_faults
 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"part": "grpo", "num_iterations": 2},
@@ -52,12 +53,52 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_every_world_size_gives_the_same_update(count: int, single: Path, tmp_path: Path) -> None:
-    in_processes(count, train_all, tmp_path / "results", tmp_path, {**CASES, **SHARDED})
-    for name in {**CASES, **SHARDED}:
+ALL = {**CASES, **SHARDED}
+FOUR = ("grpo, one mixed group", "sft", "grpo, dynamic sampling and KL, sharded", "llama, sharded")
+
+
+@pytest.mark.parametrize(("count", "names"), [(2, tuple(ALL)), (4, FOUR)])
+def test_every_world_size_gives_the_same_update(
+    count: int, names: tuple[str, ...], single: Path, tmp_path: Path
+) -> None:
+    in_processes(count, train_all, tmp_path / "results", tmp_path, {name: ALL[name] for name in names})
+    for name in names:
         assert difference(single / name.removesuffix(", sharded"), tmp_path / name) < 1e-10, name
         shares = [line["replay/imbalance"] for line in read_metrics(tmp_path / name) if "replay/imbalance" in line]
         assert all(1 <= share <= count for share in shares)
         if name == "grpo, one mixed group":
             assert shares == [count] * 3
+
+
+def test_faults_are_noticed(single: Path, tmp_path: Path) -> None:
+    """The comparison sees gradients that are averaged, and seeds that depend on the rank."""
+    in_processes(2, with_faults, tmp_path / "results", tmp_path, CASES["grpo"])
+    for fault in ("averaged", "by_rank"):
+        assert difference(single / "grpo", tmp_path / fault) > 1e-6, fault
+
+
+LONG: dict[str, Any] = {"part": "grpo", "num_iterations": 2, "save_steps": 1}
+
+
+def test_a_killed_run_resumes_with_any_number_of_processes(single: Path, tmp_path: Path) -> None:
+    """Two processes with sharded weights; one is killed, the other names it; one process, or two, end the run."""
+    said = in_processes(2, killed, tmp_path / "results", tmp_path / "a", {**LONG, "fsdp": True}, may_die=True)
+    assert said[1] is None
+    assert said[0].startswith("lost rank 1 of 2: killed")
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1]
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    train(tmp_path / "a", LONG, resume=True)
+    in_processes(2, train, tmp_path / "results", tmp_path / "b", {**LONG, "fsdp": True}, resume=True)
+    for run in ("a", "b"):
+        assert [line["step"] for line in read_metrics(tmp_path / run)] == [1, 2, 3]
+        assert difference(single / "grpo", tmp_path / run) < 1e-10
+    in_processes(2, train, tmp_path / "results", tmp_path / "c", {**LONG, "fsdp": True})
+    assert difference(tmp_path / "b", tmp_path / "c") == 0, "on the same number of processes, bit for bit"
+
+
+def test_one_process_is_asked_to_stop_and_all_stop_after_the_same_step(single: Path, tmp_path: Path) -> None:
+    said = in_processes(2, asked_to_stop, tmp_path / "results", tmp_path / "a", {**LONG, "save_steps": 0})
+    assert said == [143, 143]
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1, 2]
+    train(tmp_path / "a", {**LONG, "save_steps": 3}, resume=True)
+    assert difference(single / "grpo", tmp_path / "a") < 1e-10

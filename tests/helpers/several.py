@@ -5,6 +5,7 @@ import os
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ _CONTEXT.set_forkserver_preload(["dropout_grpo.rl.trainer", "dropout_grpo.curric
 
 
 def in_processes(
-    count: int, work: Callable[..., Any], folder: Path, *args: Any, patience: float = 30.0, may_die: bool = False
+    count: int,
+    work: Callable[..., Any],
+    folder: Path,
+    *args: Any,
+    patience: float = 30.0,
+    may_die: bool = False,
+    **options: Any,
 ) -> list[Any]:
     """``work(*args)`` in ``count`` connected processes; what it returned in each, by rank.
 
@@ -25,6 +32,7 @@ def in_processes(
         work: a function of a module; what it returns goes through ``torch.save`` of tensors and plain values.
         folder: for the results.
         *args: arguments of ``work``.
+        **options: keyword arguments of ``work``.
         patience: seconds that a process waits for another.
         may_die: a process that was killed is None in the result; else it fails the test.
 
@@ -33,7 +41,9 @@ def in_processes(
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # held by torchrun's agent
     folder.mkdir(parents=True, exist_ok=True)
     processes = [
-        _CONTEXT.Process(target=_run, args=(rank, count, store.port, folder / str(rank), patience, work, args))
+        _CONTEXT.Process(
+            target=_run, args=(rank, count, store.port, folder / str(rank), patience, partial(work, *args, **options))
+        )
         for rank in range(count)
     ]
     for process in processes:
@@ -49,9 +59,7 @@ def in_processes(
     return [torch.load(file, weights_only=True) if file.is_file() else None for file in files]
 
 
-def _run(
-    rank: int, count: int, port: int, result: Path, patience: float, work: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
+def _run(rank: int, count: int, port: int, result: Path, patience: float, work: Callable[[], Any]) -> None:
     from dropout_grpo.distributed.processes import connected
     from dropout_grpo.errors import LostProcess
 
@@ -60,7 +68,7 @@ def _run(
     os.environ.update(place, LOCAL_RANK=str(rank), TORCHELASTIC_USE_AGENT_STORE="True")
     try:
         with connected(timedelta(seconds=patience)):
-            torch.save(work(*args), result)
+            torch.save(work(), result)
     except LostProcess as lost:
         torch.save(str(lost), result)
     except BaseException:

@@ -1,19 +1,24 @@
 """The same small training in any number of processes: what it ends with."""
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.distributed import processes
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.training.interrupt import Interrupted, handled_signals
 from helpers.grpo_run import digits
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
@@ -96,3 +101,63 @@ def train_all(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Trains every case in a folder of its name."""
     for name, case in cases.items():
         train(folder / name, case)
+
+
+def train_until(run: Path, case: dict[str, Any], number: int) -> int:
+    """Trains with GRPO until rank 1 gets a signal in its second step; the exit status of a process that was stopped."""
+    step_of = GRPOTrainer.step
+
+    def step(trainer: GRPOTrainer, count: int, *args: Any) -> dict[str, float]:
+        if count == 2 and processes.rank() == 1:
+            os.kill(os.getpid(), number)
+        return step_of(trainer, count, *args)
+
+    try:
+        with patch.object(GRPOTrainer, "step", step), handled_signals():
+            train(run, case)
+    except Interrupted as stopped:
+        return stopped.status
+    return 0
+
+
+def killed(run: Path, case: dict[str, Any]) -> int:
+    """Rank 1 is killed in its second step."""
+    return train_until(run, case, signal.SIGKILL)
+
+
+def asked_to_stop(run: Path, case: dict[str, Any]) -> int:
+    """Rank 1 alone gets SIGTERM in its second step."""
+    return train_until(run, case, signal.SIGTERM)
+
+
+def averaged(folder: Path, case: dict[str, Any]) -> None:
+    """Trains with a fault: gradients are averaged over the processes, as DDP does, though the loss has all totals."""
+    from dropout_grpo.distributed import sharding
+
+    def average(parameters: Sequence[torch.nn.Parameter]) -> None:
+        processes.add_up_gradients(parameters)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= processes.size()
+
+    with patch.object(sharding, "add_up_gradients", average):
+        train(folder, case)
+
+
+def by_rank(folder: Path, case: dict[str, Any]) -> None:
+    """Trains with a fault: the seeds of the rollouts depend on the rank that makes them."""
+    from dropout_grpo.rl import sampler
+
+    seeds_of = sampler.rollout_seeds
+
+    def seeds(*args: Any) -> torch.Tensor:
+        return seeds_of(*args) + processes.rank()
+
+    with patch.object(sampler, "rollout_seeds", seeds):
+        train(folder, case)
+
+
+def with_faults(folder: Path, case: dict[str, Any]) -> None:
+    """Trains once with each fault, in folders of their names."""
+    for fault in (averaged, by_rank):
+        fault(folder / fault.__name__, case)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from test_session import STEPS, lines, trainer
 
+from dropout_grpo.training import interrupt
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates, handled_signals
 from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
 
@@ -54,6 +55,15 @@ def test_a_second_signal_stops_at_once() -> None:
         with pytest.raises(Interrupted) as stopped:
             signalled(signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
     assert stopped.value.status == 130
+
+
+def test_a_signal_that_torchrun_passes_on_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with handled_signals():
+        signalled(signal.SIGINT, signal.SIGTERM)
+        monkeypatch.setattr(interrupt, "_ECHO_SECONDS", 0.0)
+        with pytest.raises(Interrupted):
+            signalled(signal.SIGINT, signal.SIGTERM)
 
 
 def test_elsewhere_the_first_signal_stops_and_handlers_are_given_back() -> None:

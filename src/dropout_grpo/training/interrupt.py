@@ -4,8 +4,10 @@ Only code inside ``handled_signals`` (the command line does) is affected. A prog
 library keeps its own signal handlers.
 """
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +17,9 @@ from dropout_grpo.training.progress import console
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _deferring = False
 _asked: int | None = None
+_asked_at = 0.0
+_ECHO_SECONDS = 3.0
+"""torchrun passes a signal on that its processes may have got themselves, from the terminal or from SLURM."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -71,9 +76,11 @@ def finishing_updates() -> Iterator[Callable[[], int | None]]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _asked_at
     if _deferring and _asked is None:
-        _asked = number
+        _asked, _asked_at = number, time.monotonic()
         console.print("stopping after this update; a second signal stops at once", markup=False)
+        return
+    if _deferring and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - _asked_at < _ECHO_SECONDS:
         return
     raise Interrupted(number)
