@@ -1,6 +1,8 @@
 """What a command reads: the problems of its sources or of an embedded task, in words that its model knows."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
+from dropout_grpo.jobs import data as data_command
 from dropout_grpo.jobs.models import fresh_model, starting_tokenizer
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import DataConfig, ModelConfig
@@ -39,6 +42,24 @@ def test_data_writes_the_splits_of_a_task(tmp_path: Path, arguments: list[str]) 
         assert len(problems) == FEW[f"n_{split}"]
         assert all(("edges" in p.extra) == ("prosqa" in arguments) for p in problems)
     assert main(["data", "--out", str(tmp_path / "data"), *arguments]) == 2, "existing files are not replaced"
+
+
+def test_a_full_disk_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "--out", str(tmp_path / "data"), *options_of("word_problems")]
+
+    def save(path: Path, problems: Any) -> None:
+        path.write_text("[")
+        if "valid" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_command, "save_problems", save)
+        assert main(words) == 2
+    assert "No space left on device: free some space" in capfd.readouterr().err
+    assert list((tmp_path / "data").iterdir()) == []
+    assert main(words) == 0
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,13 @@ def _write(out: Path, made: Mapping[Path, Sequence[Problem]]) -> dict[Path, int]
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another.") from error
-    for file, problems in made.items():
-        save_problems(file, problems)
+    drafts = {file: file.with_name(f".{file.stem}.part.json") for file in made}
+    try:  # all or none: a file that a full disk has cut would be in the way of the next try
+        for file, problems in made.items():
+            save_problems(drafts[file], problems)
+        for file, draft in drafts.items():
+            draft.rename(file)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
     return {file: len(problems) for file, problems in made.items()}
