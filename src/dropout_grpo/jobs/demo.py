@@ -1,8 +1,11 @@
 """The command ``demo``: data, curriculum, Dropout-GRPO, the same GRPO without masks, measures, report."""
 
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -106,8 +109,32 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     }
     run.write_results(results)
     write_flips(run, before, after)
-    console.print(f"report: {on_main(lambda: str(write_report(run.path)))}", markup=False)
+    report = on_main(lambda: str(write_report(run.path)))
+    if is_main():
+        console.print(what_next(run.path, report, test[0].question), markup=False)
     return results
+
+
+def what_next(run: Path, report: str, question: str) -> str:
+    """How to look at the report, and what to try next.
+
+    Args:
+        run: the run folder of the demo.
+        report: its report.
+        question: one that the model can be asked.
+    """
+    program = shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "dropout-grpo" else "dropout-grpo"
+    checkpoint = run / "checkpoints" / "dropout_grpo"
+    test_file = run / DATA_FOLDER / "test.json"
+    measure_it = f"eval --checkpoint {checkpoint} --files '[{test_file}]' --run_dir {run}-eval"
+    return (
+        f"report: {report}\n"
+        f"open it in a browser:   python3 -m webbrowser {shlex.quote(Path(report).resolve().as_uri())}\n"
+        f"ask the model:          {program} ask {checkpoint} {shlex.quote(question)}\n"
+        f"measure it again:       {program} {measure_it}\n"
+        f"look inside:            {program} inspect {checkpoint}\n"
+        "other models and data:  README.md, 'Your own model, data, reward'"
+    )
 
 
 def _checkpoint(session: Session, name: str) -> LatentModel:
