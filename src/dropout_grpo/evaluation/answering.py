@@ -169,7 +169,7 @@ def _answer_batch(
     require_finite_answers(plain, lambda row: _place(problems[row]))
     plain_texts = model.decode(plain.token_ids, plain.mask)
     plain_lengths = plain.mask.sum(-1).tolist()
-    ended = (plain.mask & (plain.token_ids == model.tokens.eos)).any(-1).tolist()
+    ended = (plain.mask & model.tokens.end_answer(plain.token_ids)).any(-1).tolist()
     samples: list[str] = []
     sample_lengths: list[int] = []
     averages: list[str | None] = [None] * len(problems)

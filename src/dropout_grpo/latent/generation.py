@@ -74,7 +74,7 @@ def generate_eagerly(
         out.mask[places, position] = True
         out.logprobs[places, position] = token.logprobs[alive]
         out.entropy[places, position] = token.entropy[alive]
-        alive = alive & (chosen != model.tokens.eos)
+        alive = alive & ~model.tokens.end_answer(chosen)
         if not alive.any():
             length = position + 1
             break

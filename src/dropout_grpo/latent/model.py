@@ -91,9 +91,13 @@ class LatentModel(Recurrence):
         return self.decode(generation.token_ids, generation.mask)
 
     def decode(self, token_ids: Tensor, mask: Tensor) -> list[str]:
-        """Texts of answers [B, L] where ``mask`` [B, L] is on, without special tokens."""
+        """Texts of answers [B, L] where ``mask`` [B, L] is on, without special tokens and the tokens that end them."""
         lengths = mask.sum(-1).tolist()  # an answer ends once, so its tokens are the first ones
-        rows = [ids[:length] for ids, length in zip(token_ids.tolist(), lengths, strict=True)]
+        stops = self.tokens.stops
+        rows = [
+            [token for token in ids[:length] if token not in stops]
+            for ids, length in zip(token_ids.tolist(), lengths, strict=True)
+        ]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     @property

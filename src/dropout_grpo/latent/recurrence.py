@@ -71,7 +71,8 @@ class Recurrence(nn.Module):
                 f"latent_steps={latent_steps!r} of {model.name_or_path or type(model).__name__}: it must be the number "
                 "of thoughts an answer takes, 0 or more."
             )
-        self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__)
+        stops = getattr(model.generation_config, "eos_token_id", None)
+        self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__, stops)
         self.tokenizer, self.latent_steps = tokenizer, latent_steps
         self.model = model
         switch_off_dropout(model)

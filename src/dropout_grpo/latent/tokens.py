@@ -19,17 +19,36 @@ ANSWER_PREFIX = "### "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentTokens:
-    """Ids of the markers. A prompt ends in ``start``; the answer is decoded after ``end``."""
+    """Ids of the markers. A prompt ends in ``start``; the answer is decoded after ``end``.
+
+    Training ends answers with ``eos``. A generated answer also ends with any of ``stops``.
+    """
 
     start: int
     latent: int
     end: int
     eos: int
     pad: int
+    stops: tuple[int, ...] = ()
+
+    def end_answer(self, token_ids: Tensor) -> Tensor:
+        """True for tokens that end an answer, of the shape of ``token_ids``."""
+        ends = token_ids == self.eos
+        for stop in self.stops:
+            ends = ends | (token_ids == stop)
+        return ends
 
 
-def latent_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> LatentTokens:
+def latent_tokens(
+    tokenizer: PreTrainedTokenizerBase, where: str, stops: int | Sequence[int] | None = None
+) -> LatentTokens:
     """The ids of the latent tokens in a tokenizer.
+
+    Args:
+        tokenizer: of the model.
+        where: name of the model, for messages.
+        stops: tokens that end an answer besides the tokenizer's end-of-sequence token, as a generation config has them
+            in ``eos_token_id``.
 
     Raises:
         UserError: the tokenizer lacks one of them, or an end-of-sequence token.
@@ -44,7 +63,15 @@ def latent_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> LatentToken
         raise UserError(f"the tokenizer of {where} has no end-of-sequence token: set tokenizer.eos_token.")
     eos = int(tokenizer.eos_token_id)
     pad = eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-    return LatentTokens(start=vocabulary[START], latent=vocabulary[LATENT], end=vocabulary[END], eos=eos, pad=pad)
+    others = [] if stops is None else [stops] if isinstance(stops, int) else stops
+    return LatentTokens(
+        start=vocabulary[START],
+        latent=vocabulary[LATENT],
+        end=vocabulary[END],
+        eos=eos,
+        pad=pad,
+        stops=tuple(sorted(set(others) - {eos})),
+    )
 
 
 def missing_latent_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

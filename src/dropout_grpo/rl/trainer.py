@@ -380,7 +380,7 @@ class GRPOTrainer:
     def _truncated(self, answers: Generation) -> Tensor:
         """True for answers cut at ``max_completion_length``, bool [R]."""
         full = answers.mask.sum(-1) == self.config.max_completion_length
-        return full & (answers.token_ids[:, -1] != self.model.tokens.eos)
+        return full & ~self.model.tokens.end_answer(answers.token_ids[:, -1])
 
     def _for_update(self, sampled: Groups) -> tuple[Groups, Tensor, dict[str, float]]:
         """The groups that make the update with their advantages, and metrics of the selection."""

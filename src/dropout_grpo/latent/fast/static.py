@@ -102,7 +102,7 @@ class Answers:
             out.mask[:, position] = alive
             out.logprobs[:, position] = token.logprobs.masked_fill(ended, 0.0)
             out.entropy[:, position] = token.entropy.masked_fill(ended, 0.0)
-            alive = alive & (token.ids != tokens.eos)
+            alive = alive & ~tokens.end_answer(token.ids)
             inputs, chooser = token.ids[:, None], token.chooser
             if (position + 1) % BLOCK == 0 or position + 1 == length:
                 self.going.copy_(alive.any())
