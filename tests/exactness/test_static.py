@@ -221,10 +221,10 @@ def meta(given: Given) -> Given:
 @torch.no_grad()
 def run_without_values(model: LatentModel, chooser: Chooser) -> None:
     """Two thoughts and six tokens on tensors without values, which cannot be read."""
-    state, noise = think_in_groups(model, prompts(), SEEDS[4], HELD, 0)
-    thinking = given_by(state, noise, [("latent", 0), ("latent", 1)])
+    state, noise = think_in_groups(model, prompts(), SEEDS[4], EXPLORATIONS["every_site"], 0)
+    thinking = given_by(state, noise, [("latent", 0), ("latent", 1)], 2)
     state = model.think(state, 2, noise)
-    answering = given_by(state, noise, [("answer", 0)], chooser)
+    answering = given_by(state, noise, [("answer", 0)], 6, chooser)
     model.to("meta")
     state = replace(state, hidden=state.hidden.to("meta"))
     for work in (Thoughts(meta(thinking), 2, 0), Answers(model, meta(answering), state, chooser, 6)):
