@@ -26,6 +26,12 @@ LATENT = SharedDropout(0.3)
 SEEDS = rollout_seeds(0, 1, torch.arange(2), 3)
 
 
+def fitting(kind: str, exploration: SharedDropout) -> SharedDropout:
+    """Gemma 2 keeps its own attention, whose weights cannot be multiplied."""
+    sites = [site for site in exploration.sites if kind != "gemma2" or site != "attention_weights"]
+    return SharedDropout(exploration.p, sites=sites, phases=exploration.phases)
+
+
 def rollouts(model: LatentModel, exploration: SharedDropout) -> Generation:
     """Three rollouts of two questions under masks, [6, L]."""
     prompts = Prompts(*model.encode(["Ann has 3 ?", "Bob has 4 ? ?"]))
@@ -36,6 +42,7 @@ def rollouts(model: LatentModel, exploration: SharedDropout) -> Generation:
 @pytest.mark.parametrize("exploration", [EVERYWHERE, LATENT])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_adapter_changes_nothing(kind: str, exploration: SharedDropout, tmp_path: Path) -> None:
+    exploration = fitting(kind, exploration)
     plain, adapted = LatentModel.from_pretrained(saved_base(tmp_path / "a", kind)), tiny_lora(tmp_path / "b", kind)
     assert torch.equal(said(plain), said(adapted))
     expected, found = rollouts(plain, exploration), rollouts(adapted, exploration)
@@ -46,6 +53,7 @@ def test_a_fresh_adapter_changes_nothing(kind: str, exploration: SharedDropout, 
 @pytest.mark.parametrize("exploration", [EVERYWHERE, LATENT])
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_multiply_layer_and_adapter_together(kind: str, exploration: SharedDropout, tmp_path: Path) -> None:
+    exploration = fitting(kind, exploration)
     # The oracle is the merged model, whose masked layers have no adapter beside them that could escape the mask.
     adapted = tiny_lora(tmp_path, kind, trained=True)
     adapted.save_pretrained(tmp_path / "adapter")

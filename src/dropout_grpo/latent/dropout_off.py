@@ -1,4 +1,4 @@
-"""Sets a model's own dropout to zero, wherever it keeps it."""
+"""Sets a model's own dropout to zero."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 def switch_off_dropout(model: PreTrainedModel) -> None:
     """Zero every ``nn.Dropout`` and every float attribute or config entry that names a dropout probability.
 
-    Attention dropout is often a plain number handed to a function (``attention_dropout`` in Llama and Qwen), and
-    GPT-2 ships 0.1 for it: both have to go, or ``train()`` would switch on noise that no seed can replay.
+    Attention dropout is often a plain number that is passed to a function (``attention_dropout`` in Llama and Qwen),
+    and GPT-2's default is 0.1. If one were left, ``train()`` would switch on noise that no seed can replay.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -1,4 +1,4 @@
-"""What a latent model carries from verb to verb. Verbs return new states and leave the old one as it was."""
+"""The state that a latent model passes from verb to verb. Verbs return new states and do not change old ones."""
 
 import copy
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from dropout_grpo.latent.fast.attention import Prefix
 class LatentState:
     """Shapes: B rows, S positions in the cache, D width.
 
-    ``attention_mask`` is 1 where a cached position counts and 0 on left padding; ``next_position`` is the position id
-    that the next input of each row gets, so padding never shifts a row's positions. Where the model can share it, the
-    prompt stands once a group in ``prefix``, and cache and mask hold what each row has of its own.
+    ``attention_mask`` is 1 for cached tokens and thoughts and 0 for left padding. ``next_position`` is the position id
+    of each row's next input, so padding does not shift positions. If the model can share prompts, ``prefix`` holds one
+    copy per group, and cache and mask hold each row's own positions only.
     """
 
     cache: Cache
-    hidden: Tensor  # [B, 1, D], the last hidden state: what the next thought is made of
+    hidden: Tensor  # [B, 1, D], the last hidden state, from which the next thought is made
     attention_mask: Tensor  # [B, S] int64
     next_position: Tensor  # [B, 1] int64
     latent_step: int = 0
@@ -35,27 +35,27 @@ class LatentState:
 
     @property
     def group_size(self) -> int:
-        """Adjacent rows that share a prompt: K after ``repeat(K)`` where the model can share, else 1."""
+        """Number of adjacent rows that share a prompt: K after ``repeat(K)`` if the model can share, else 1."""
         return 1 if self.prefix is None else self.rows // self.prefix.groups
 
     def repeat(self, times: int) -> "LatentState":
-        """Each row ``times`` times in a row, [B * times]: row i becomes rows i * times to (i + 1) * times - 1.
+        """Repeat each row: row i becomes rows i * times to (i + 1) * times - 1.
 
-        The prompt is shared where the model can, copied where not. Differentiable: the gradients of all repetitions add
-        up in the row they were made of.
+        The prompt is shared if the model can share it, and else copied. Differentiable: the gradients of all
+        repetitions of a row add up.
         """
         return self if times == 1 else self._rows(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
     def select(self, rows: Tensor) -> "LatentState":
         """The rows of an index tensor, in its order.
 
-        Rows that share prompts must stay rectangular: the same number of each group that stays, side by side.
+        If rows share prompts, every group that stays must keep the same number of rows, side by side.
         """
         state = self._rows(lambda tensor: tensor[rows])
         if self.prefix is None:
             return state
         groups = torch.unique_consecutive(rows // self.group_size)
-        assert len(rows) % len(groups) == 0, "rows of a group left unevenly"
+        assert len(rows) % len(groups) == 0, "groups keep unequal numbers of rows: left unevenly"
         return replace(state, prefix=self.prefix.select(groups))
 
     def _rows(self, rows: Callable[[Tensor], Tensor]) -> "LatentState":
@@ -69,10 +69,10 @@ class LatentState:
 
 
 def rectangle(alive: Tensor, group_size: int) -> Tensor:
-    """Rows to keep so that groups stay rectangular: int64 indices from ``alive``, bool [groups * group_size].
+    """Rows to keep so that all groups keep the same number: int64 indices from ``alive``, bool [groups * group_size].
 
-    Groups without a living row go; of the others each keeps as many rows as the liveliest has, its living rows first
-    chosen, in their old order.
+    Groups without a living row are dropped. Every other group keeps as many rows as the group with the most living
+    rows. Its own living rows are chosen first. The order of rows stays.
     """
     grid = alive.view(-1, group_size)
     most = int(grid.sum(1).max())
@@ -94,7 +94,7 @@ def map_cache(cache: Cache, function: Callable[[Tensor], Tensor]) -> Cache:
 
 
 def share_cache(cache: Cache) -> Cache:
-    """A cache over the same tensors that can grow without the old one growing."""
+    """A cache over the same tensors. When it grows, the old one does not."""
     return map_cache(cache, lambda tensor: tensor)
 
 

@@ -1,10 +1,10 @@
-"""What is fed back as the next input embedding.
+"""Turns the last hidden state into the next input embedding.
 
 It is made of the last hidden state in the sense of transformers, ``hidden_states[-1]``, which is what Coconut and CODI
 feed back: after the final norm where the model has one (GPT-2, Llama, Qwen, Gemma, GPT-NeoX, OPT), after the last
 layer's own norm in a post-norm model, and projected to the embeddings' width where that is another (OPT-350m). It
-enters the model as ``inputs_embeds``, where token embeddings enter: in Gemma after the scaling of embeddings by the
-square root of the width, which is the embedding module's and so not the thought's.
+enters the model as ``inputs_embeds``. In Gemma this is after the scaling of embeddings by the square root of the width,
+which the embedding module does, so thoughts are not scaled.
 """
 
 from collections import OrderedDict
@@ -26,13 +26,13 @@ class HiddenStateThought(nn.Module):
 
 
 class PauseThought(nn.Module):
-    """The control: one learned vector in place of every hidden state, so steps give compute but carry no content.
+    """The control: one learned vector replaces every hidden state, so steps add compute but carry no content.
 
     Goyal et al., "Think before you speak: training language models with pause tokens" (2024); Coconut's
     "pause as thought" ablation.
 
     Args:
-        start: what the vector starts from, [D]; it keeps the dtype.
+        start: the vector's initial value, [D]; it keeps the dtype.
     """
 
     kind = "pause"
@@ -49,10 +49,9 @@ class PauseThought(nn.Module):
 class ProjectionThought(nn.Module):
     """CODI: the last hidden state through linear, GELU, linear, layer norm (Shen et al. 2025, arXiv 2502.21074).
 
-    Layout and parameter names are those of CODI's ``prj`` (its place 0 is a dropout; here noise is an argument). It
-    starts as CODI's does, from torch's own initialisation, and not near the identity: between a GELU and a layer norm
-    there is no identity to start near without doubling the width, and the norm alone already gives thoughts the scale
-    of a normed hidden state.
+    Layout and parameter names are those of CODI's ``prj`` (its layer 0 is a dropout; here noise is an argument). As in
+    CODI, it starts from torch's own initialisation and not near the identity, which a GELU between two linear maps
+    cannot represent without twice the width. The layer norm gives thoughts the scale of a normed hidden state.
 
     Args:
         width: D, of thoughts and embeddings.

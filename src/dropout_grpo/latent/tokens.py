@@ -117,20 +117,20 @@ def encode_questions(
 
 
 def encode_steps(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-    """Of each problem each step in words, a line of its own."""
+    """The token ids of each step of each problem; every step is a line."""
     lines = iter(_encode(tokenizer, [step + "\n" for steps in problems for step in steps], special=False))
     return [list(islice(lines, len(steps))) for steps in problems]
 
 
 def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], tokens: LatentTokens) -> list[list[int]]:
-    """What ends a completion: ``### ``, the answer, EOS."""
+    """The end of a completion: ``### ``, the answer, EOS."""
     return [[*ids, tokens.eos] for ids in _encode(tokenizer, [ANSWER_PREFIX + a for a in answers], special=False)]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
-    """All texts in one call, which is many times as fast as a call each.
+    """Encode all texts in one call, which is many times as fast as one call per text.
 
-    Without transformers' warning of a text too long for the model: ``check_length`` refuses it, by its number.
+    transformers' warning about long texts is off: ``check_length`` refuses them and names the question.
     """
     if not texts:
         return []

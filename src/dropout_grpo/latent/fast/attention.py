@@ -1,12 +1,12 @@
-"""Attention in which a group shares its question: K rollouts attend to one copy of the prompt's keys and values.
+"""Attention with a shared prompt: the K rollouts of a group attend to one copy of the prompt's keys and values.
 
-Masks live in the latent phase, so the K rollouts of a group have the same prompt cache. Instead of repeating it K
-times, the queries of a group are laid side by side against the one copy, as one matrix product, and the few positions
-that a rollout has of its own (thoughts, answer) are attended to beside it under one softmax. The result is that of
-ordinary attention over the concatenation, gradients included.
+Without noise in the prompt phase, the K rollouts of a group have the same prompt cache. It is not repeated K times.
+Instead, the queries of a group are multiplied with the one copy in a single matrix product. The positions that a
+rollout has of its own (thoughts, answer) join them under one softmax. The result equals ordinary attention over the
+concatenation, gradients included.
 
-transformers lets a model take its attention from a registry and passes unknown keyword arguments down to it: ``prefix``
-below reaches every layer that way, so any model that supports the registry has this without a change of its code.
+transformers lets a model take its attention from a registry and passes unknown keyword arguments to it. This is how
+``prefix`` and ``key_factors`` reach every layer of any model that supports the registry, without changes to its code.
 
 Shapes: G groups, K rollouts a group, H query heads, N key heads (R = H / N queries a key head), L new positions, S
 prompt positions, T own positions, E head size.
@@ -30,14 +30,13 @@ SHARED_PREFIX = "shared_prefix"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:
-    """The prompt's cache, one copy a group.
+    """The prompt's cache, one copy per group.
 
-    ``padding`` is what is added to attention scores: 0 where a position counts and the lowest number on padding; None
-    without padding.
+    ``padding`` is added to attention scores: 0 for tokens and the lowest number for padding; None if there is none.
     """
 
-    keys: tuple[Tensor, ...]  # a layer: [G, N, S, E]
-    values: tuple[Tensor, ...]  # a layer: [G, N, S, E]
+    keys: tuple[Tensor, ...]  # of each layer: [G, N, S, E]
+    values: tuple[Tensor, ...]  # of each layer: [G, N, S, E]
     padding: Tensor | None  # [G, 1, 1, S]
     groups: int  # G
 
@@ -52,10 +51,10 @@ class Prefix:
 
 
 class OwnLayer(DynamicLayer):
-    """One layer's keys and values; the first are not copied to an empty tensor but laid out once for all to come.
+    """One layer's keys and values, stored contiguously from the start.
 
-    Models cut keys and values out of a wider projection. Products over such views copy them, a prompt's keys and values
-    again at every thought and once more going back, which took an eighth of a curriculum step.
+    Models cut keys and values out of a wider projection. Matrix products copy such views, a prompt's keys and values
+    at every thought and once more in the backward pass, which took an eighth of a curriculum step.
     """
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -68,12 +67,12 @@ class OwnLayer(DynamicLayer):
 
 
 def own_cache() -> Cache:
-    """An empty cache for the positions that rows have of their own."""
+    """An empty cache for a row's own positions."""
     return Cache(layer_class_to_replicate=OwnLayer)
 
 
 def prefix_of(cache: Cache, attention_mask: Tensor) -> Prefix:
-    """The prefix that groups share, from the cache of G prompts and their mask [G, S]."""
+    """The shared prefix, from the cache of G prompts and their mask [G, S]."""
     keys, values = zip(*cache_tensors(cache), strict=True)
     dtype = keys[0].dtype
     padded = not bool(attention_mask.all())
@@ -92,7 +91,7 @@ def cache_tensors(cache: Cache) -> list[tuple[Tensor, Tensor]]:
 
 
 def shares_prefix(model: PreTrainedModel) -> bool:
-    """Can this model's rollouts share a prompt?
+    """True if this model's rollouts can share a prompt.
 
     It must take its attention from the registry, and attend to all positions with a plain softmax: a sliding window, a
     soft cap or attention sinks need the model's own attention. transformers marks models that use the registry by the
@@ -124,14 +123,14 @@ def shared_prefix_attention(
         module: the attention module; its ``layer_idx`` says which layer of the prefix is its own.
         query: of the new positions.
         key: of the positions that rows have of their own.
-        value: likewise.
+        value: of the same positions.
         attention_mask: added to the scores of own positions, [B or 1, 1, L, T], or None.
         scaling: of the scores; 1 / sqrt(E) when None.
-        dropout: must be 0; noise is never the attention's business.
-        prefix: what the rows of a group share, or None.
-        key_factors: a layer each, [B, H, S + T] or with more positions behind: what attention weights are multiplied by
-            after the softmax, the prefix's keys first.
-        **kwargs: whatever else a model hands down; not used.
+        dropout: must be 0; the model's own dropout is never used.
+        prefix: the prompt that the rows of a group share, or None.
+        key_factors: for each layer the factors of the attention weights, [B, H, S + T] or longer, applied after the
+            softmax. The prefix's keys come first.
+        **kwargs: other arguments that a model passes; not used.
     """
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -175,10 +174,10 @@ def attention_choices() -> dict[str, Choice]:
 
 
 def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask that is added to scores of a narrower dtype, its lowest number still finite.
+    """The mask in a narrower dtype, with a lowest number that is still finite.
 
-    Autocast would round it to minus infinity, and a row of padding, which sees nothing, would be what a kernel makes of
-    a softmax over nothing: where that is NaN, it is NaN times 0 for all who see that row's keys and values in the next.
+    Autocast would round it to minus infinity. A padding row sees no position, and a softmax over minus infinities may
+    be NaN. In the next layer this NaN would reach every row that multiplies the row's values by a weight of 0.
     """
     return mask if mask is None or mask.dtype == dtype else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 

@@ -1,17 +1,16 @@
-"""CUDA graphs of thinking and answering: recorded when a shape comes for the second time, replayed from then on.
+"""CUDA graphs of thinking and answering: recorded when a shape occurs for the second time, replayed from then on.
 
-A latent step or an answer token is some hundred small kernels, and launching them can take longer than running them; a
-graph launches them all at once. The verbs of ``LatentModel`` use it by themselves, by one rule (``recordings_for``);
-whatever the rule leaves out runs step by step, with the same results.
+A latent step or an answer token consists of about a hundred small kernels, and launching them can take longer than
+running them. A graph launches them all at once. ``LatentModel`` uses graphs where ``recordings_for`` allows. Everything
+else runs step by step, with the same results.
 
-``torch.compile`` was not used: it does not guard on hooks, so a mask, which is a hook, could be left out unnoticed.
-Here the hooks run while the graph is recorded, and multiply by buffers that hold each batch's own masks. A hook of
-one's own on the model does not run when a graph is replayed.
+``torch.compile`` is not used: it does not guard on hooks, so a mask, which is a hook, could silently be left out. Here
+the hooks run while the graph is recorded, and multiply by buffers that hold each batch's masks. Other hooks on the
+model do not run when a graph is replayed.
 
-Autocast: casts of weights to bf16 are recorded too, so a replay casts the weights as they are then, once a graph.
-Autocast keeps a cast for as long as its outermost block lasts, and must not carry any across the border of a recording:
-one made before would be freed while the graph still reads it, one made inside has no values until a replay. Hence its
-cache is emptied before and after.
+Autocast: casts of weights to bf16 are recorded too, so each replay casts the current weights. Autocast caches a cast
+until its outermost block ends. A cast from before a recording would be freed while the graph still reads it, and one
+from inside a recording has no values until a replay. So the cache is emptied before and after each recording.
 """
 
 from collections import OrderedDict
@@ -35,9 +34,9 @@ from dropout_grpo.latent.sampling import Chooser
 from dropout_grpo.latent.state import LatentState
 
 MOST_STEPS = 64
-"""Thoughts, or answer tokens: a graph grows with them, and with it what recording it costs."""
+"""Thoughts or answer tokens in a graph, at most: its size and the cost of recording it grow with them."""
 MOST_SHAPES = 32
-"""Shapes a model remembers, the latest used. Each that is recorded holds buffers of its own for a batch."""
+"""Shapes that are kept for a model, the most recently used. Each recorded shape holds buffers for a batch."""
 
 Work = Thoughts | Answers
 
@@ -78,7 +77,7 @@ class Recorded:
             clear_autocast_cache()
 
     def play(self, model: Recurrence) -> None:
-        """Replay the blocks, until no row is left that has not ended."""
+        """Replay the blocks until all rows have ended."""
         for i, graph in enumerate(self.graphs):
             if i > 0 and not self._work.go_on():
                 break
@@ -91,11 +90,11 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 PLAYERS: dict[str, Callable[[Recurrence, Work, "Recorded | None"], Player]] = {"cuda": Recorded}
-"""How work of a fixed shape is done, by type of device; on others it is not."""
+"""What does work of a fixed shape, by type of device; on other devices nothing does."""
 
 
 class Recordings:
-    """The shapes that one model has met, and their graphs."""
+    """The shapes that have occurred for one model, and their graphs."""
 
     def __init__(self) -> None:
         self._met: OrderedDict[Hashable, tuple[Work, Player] | None] = OrderedDict()
@@ -121,7 +120,7 @@ class Recordings:
         return generate_eagerly(model, state, max_new_tokens, chooser=chooser, noise=noise)
 
     def _done(self, model: Recurrence, key: Hashable, given: Given, make: Callable[[], Work]) -> Work | None:
-        """The work done on what is given; None where its shape has not been met before."""
+        """Do the work on the given inputs; None if their shape has not occurred before."""
         device = model.device.type
         precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         key = (key, given.layout(), precision, _weights(model))
@@ -177,7 +176,7 @@ def recordings_for(
 
 @contextmanager
 def step_by_step() -> Iterator[None]:
-    """Inside, no graph is used: to see what graphs change."""
+    """Inside the block no graph is used, for comparisons."""
     players = dict(PLAYERS)
     PLAYERS.clear()
     try:
@@ -187,7 +186,7 @@ def step_by_step() -> Iterator[None]:
 
 
 def forget_recordings() -> None:
-    """Give back all graphs and their buffers, for when memory runs out."""
+    """Free all graphs and their buffers, for example when memory runs out."""
     _RECORDINGS.clear()
 
 
@@ -197,5 +196,5 @@ def _rope_type(config: PreTrainedConfig) -> str | None:
 
 
 def _weights(model: Recurrence) -> Hashable:
-    """Where the weights are, and so where a graph reads them: an optimiser leaves them there, ``to`` may not."""
+    """The addresses that a graph reads weights from. An optimiser keeps them; ``to`` may not."""
     return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))

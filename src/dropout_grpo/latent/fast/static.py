@@ -1,9 +1,9 @@
-"""Thinking and answering as work of one fixed shape, in places of memory that stay: what a CUDA graph can record.
+"""Thinking and answering with fixed shapes and fixed memory addresses, so that a CUDA graph can record them.
 
-The verbs are the engine's own; what differs is what they are given. Inputs are copied to buffers (``given.py``), the
-own keys and values of a row are written into room made beforehand (``RoomLayer``), and rows that have ended go on,
-their tokens masked out. Nothing is read back to the host inside a block of work, so a block does the same whether it is
-run or recorded and replayed. ``graphs.py`` decides when.
+The verbs are those of ``recurrence.py``; only their inputs differ. Inputs are copied to buffers (``static_inputs.py``).
+A row's own keys and values are written into memory allocated beforehand (``RoomLayer``). Rows that have ended stay in
+the batch, and their tokens are masked out. A block of work reads nothing back to the host, so it does the same whether
+it is run or recorded and replayed. ``graphs.py`` decides when it is used.
 
 Shapes: B rows, T own positions, N key heads, L new positions, E head size.
 """
@@ -24,16 +24,16 @@ from dropout_grpo.latent.sampling import Chooser, Sampled
 from dropout_grpo.latent.state import LatentState, extended
 
 BLOCK = 4
-"""Answer tokens in a block of work; only between blocks is it asked whether all rows have ended."""
+"""Answer tokens in a block of work. Whether all rows have ended is checked between blocks."""
 
 
 class Thoughts:
     """``steps`` latent steps, in one block.
 
     Args:
-        given: of the first batch; later ones are loaded into its buffers.
-        steps: thoughts.
-        latent_step: thoughts that there were before.
+        given: inputs of the first batch; those of later batches are loaded into its buffers.
+        steps: number of thoughts.
+        latent_step: number of thoughts before them.
     """
 
     blocks = 1
@@ -43,17 +43,17 @@ class Thoughts:
         self._after: LatentState | None = None
 
     def run(self, model: Recurrence) -> Generator[None, None, None]:
-        """Each ``next`` is a block of work on what is in the buffers."""
+        """Each ``next`` does one block of work on the contents of the buffers."""
         state = _state(self.given, self.steps, self.latent_step)
         self._after = model.think_eagerly(state, self.steps, Fixed(self.given))
         yield
 
     def go_on(self) -> bool:
-        """Never asked: there is one block."""
+        """Not called, since there is one block."""
         return True
 
     def result(self, before: LatentState) -> LatentState:
-        """The state after the thoughts, in memory of its own; ``before`` is the one that was loaded."""
+        """The state after the thoughts, in memory of its own; ``before`` is the state that was loaded."""
         assert self._after is not None, "nothing has been run"
         return replace(
             before,
@@ -70,10 +70,10 @@ class Answers:
 
     Args:
         model: for the special tokens.
-        given: of the first batch; later ones are loaded into its buffers.
-        state: of the first batch.
-        chooser: of the first batch; a later one's seeds are loaded.
-        max_new_tokens: at most.
+        given: inputs of the first batch; those of later batches are loaded into its buffers.
+        state: the first batch's state.
+        chooser: the first batch's chooser; the seeds of later ones are loaded.
+        max_new_tokens: the most tokens an answer may have.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Answers:
         self.going = torch.ones((), dtype=torch.bool, device=model.device)
 
     def run(self, model: Recurrence) -> Generator[None, None, None]:
-        """Each ``next`` is a block of work on what is in the buffers."""
+        """Each ``next`` does one block of work on the contents of the buffers."""
         out, tokens = self.out, model.tokens
         length = out.token_ids.shape[1]
         out.token_ids.fill_(tokens.pad)
@@ -109,11 +109,11 @@ class Answers:
                 yield
 
     def go_on(self) -> bool:
-        """Has a row not ended? Waits for the device."""
+        """True while a row has not ended. Waits for the device."""
         return bool(self.going)
 
     def result(self) -> Generation:
-        """The answers, in memory of their own, as long as the longest."""
+        """The answers, in memory of their own, cut to the longest."""
         length = int(self.out.mask.any(0).sum())
         return self.out.each(lambda part: part[:, :length].clone())
 
@@ -127,9 +127,9 @@ def _on_buffers(chooser: Chooser, seeds: Tensor | None) -> Chooser:
 
 
 class RoomLayer(OwnLayer):
-    """One layer's keys and values, written in place into room for ``positions`` of them: nothing is copied to grow.
+    """One layer's keys and values, written into memory allocated for ``positions`` of them, so growing copies nothing.
 
-    Copies of a layer share the room, so of all states that follow from one only a single line may go on.
+    Copies of a layer share this memory, so only one continuation of a state may be computed.
     """
 
     def __init__(self, positions: int) -> None:
@@ -141,7 +141,7 @@ class RoomLayer(OwnLayer):
         """Append [B, N, L, E] each; returns all, [B, N, T, E] each, as views of the room."""
         begin = self.get_seq_length()
         end = begin + key_states.shape[-2]
-        assert end <= self.positions, "there is no room for another position"
+        assert end <= self.positions, "there is no memory for another position"
         if self.room is None:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.room = (self._make(key_states), self._make(value_states))

@@ -1,4 +1,4 @@
-"""What a batch gives to work of a fixed shape (``static.py``): all tensors that it reads, the weights apart.
+"""The inputs of work with a fixed shape (``static.py``): all tensors that it reads, except the weights.
 
 Shapes: B rows, G prompts, S prompt positions, T own positions, N key heads, E head size, D width, F features of a site.
 """
@@ -16,25 +16,25 @@ from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Samp
 from dropout_grpo.latent.state import LatentState
 
 PROMPT_BUCKET = 32
-"""Prompts are widened to a multiple of this many positions, so that shapes come again."""
+"""Prompts are padded to a multiple of this many positions, so that shapes recur."""
 
 Place = tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """Tensors to be copied to buffers, and the buffers.
+    """The tensors of a batch, or the buffers that they are copied to.
 
     Attributes:
         hidden: [B, 1, D].
         next_position: int64 [B, 1].
-        own: keys and values of each layer, [B, N, T, E]; empty where rows have no positions of their own yet.
+        own: keys and values of each layer, [B, N, T, E]; empty if rows have no positions of their own yet.
         keys: of the prompts, a layer each, [G, N, S, E] with S a multiple of ``PROMPT_BUCKET``.
-        values: likewise.
+        values: the same for values.
         padding: added to the scores of the prompts' positions, [G, 1, 1, S].
         factors: the noise by phase, step and site, [B, 1, F].
         by_key: factors of attention weights likewise, [B, H, S + T and all positions to come].
-        seeds: of a chooser that draws, int64 [B].
+        seeds: of a chooser that samples, int64 [B].
     """
 
     hidden: Tensor
@@ -48,11 +48,11 @@ class Given:
     seeds: Tensor | None
 
     def tensors(self) -> list[Tensor]:
-        """Each once: masks that are held are the same tensor at every step."""
+        """Each tensor once: a held mask is the same tensor at every step."""
         return list({id(tensor): tensor for tensor in self._references()}.values())
 
     def buffers(self) -> "Given":
-        """A copy at places of its own."""
+        """A copy in memory of its own."""
         copies = {id(tensor): tensor.clone() for tensor in self.tensors()}
 
         def copy(tensor: Tensor) -> Tensor:
@@ -71,12 +71,12 @@ class Given:
         )
 
     def load(self, other: "Given") -> None:
-        """Into these buffers what is in others of the same ``layout``."""
+        """Copy the contents of ``other``, which has the same ``layout``, into these buffers."""
         for buffer, tensor in zip(self.tensors(), other.tensors(), strict=True):
             buffer.copy_(tensor)
 
     def layout(self) -> Hashable:
-        """Shapes, dtypes, places of the noise, and which of them share a tensor."""
+        """Shapes, dtypes, places of the noise, and which places share a tensor."""
         numbers = {id(tensor): number for number, tensor in enumerate(self.tensors())}
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in self.tensors())
         places = (tuple(self.factors), tuple(self.by_key))
@@ -95,12 +95,12 @@ class Given:
 def given_by(
     state: LatentState, noise: Noise | None, moments: list[tuple[str, int]], new: int, chooser: Chooser | None = None
 ) -> Given:
-    """What a state, the noise at these moments (phase and step) and a chooser give to work of a fixed shape.
+    """The inputs of work with a fixed shape.
 
     Args:
-        state: its rows share prompts.
-        noise: drawn here, outside of the work: a graph would hold on to whatever tensors its drawing has cached.
-        moments: at which the work asks for noise.
+        state: a state whose rows share prompts.
+        noise: drawn here and not inside the work: a graph would keep the tensors that drawing has cached.
+        moments: phases and steps at which the work asks for noise.
         new: positions that the work appends.
         chooser: one that ``is_known``.
     """
@@ -130,14 +130,14 @@ def given_by(
 
 
 def is_known(chooser: Chooser) -> bool:
-    """Can the chooser be set up anew on buffers? One of another type, or that has begun, cannot."""
+    """True if the chooser can run on buffers: it has a known type and has not chosen a token yet."""
     if isinstance(chooser, AverageOverMasks) and chooser.log_weights is not None:
         return False
     return type(chooser) in (Greedy, Sampled, AverageOverMasks)  # a subclass may choose in its own way
 
 
 class Fixed:
-    """Noise that was drawn beforehand."""
+    """Noise that has been drawn already."""
 
     def __init__(self, given: Given) -> None:
         self._given = given
@@ -148,15 +148,15 @@ class Fixed:
         return bool(self._given.by_key)
 
     def factors(self, phase: str, step: int) -> Mapping[str, Tensor]:
-        """What was drawn for the moment."""
+        """The factors drawn for this phase and step."""
         return _of_moment(self._given.factors, phase, step)
 
     def key_factors(self, phase: str, step: int, positions: Tensor) -> Mapping[str, Tensor]:
-        """What was drawn for the moment, of these positions and those that come after."""
+        """The factors drawn for this phase and step, of these positions and of later ones."""
         return _of_moment(self._given.by_key, phase, step)
 
     def select(self, rows: Tensor) -> "Fixed":
-        """Rows do not leave work of a fixed shape."""
+        """Not called: rows do not leave a batch of a fixed shape."""
         raise AssertionError("a row has left")
 
 
@@ -165,5 +165,5 @@ def _of_moment(drawn: Mapping[Place, Tensor], phase: str, step: int) -> dict[str
 
 
 def _widened(positions: Tensor, room: int) -> Tensor:
-    """[G, N, S, E] -> [G, N, room + S, E], zeros first."""
+    """Pad on the left with zeros: [G, N, S, E] -> [G, N, room + S, E]."""
     return nn.functional.pad(positions, (0, 0, room, 0)) if room else positions

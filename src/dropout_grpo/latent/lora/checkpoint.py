@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_NAME = "default"
-"""PEFT's name for the one adapter of a model; it is in no file."""
+"""PEFT's name for a model's only adapter; no file contains it."""
 
 _WRAPPERS = "base_model.model."
-"""Before each name in a file, for the two objects that PEFT wraps around a model."""
+"""The prefix of every name in a file, from the two objects that PEFT wraps around a model."""
 
 
 def require_peft() -> None:
-    """Refuse LoRA where PEFT is not installed.
+    """Check that PEFT is installed.
 
     Raises:
         UserError: says what to install.
@@ -40,19 +40,19 @@ def require_peft() -> None:
 
 
 def has_adapter(model: PreTrainedModel) -> bool:
-    """Is there an adapter in the model?"""
+    """True if the model has an adapter."""
     return hasattr(model, "peft_config")
 
 
 def peft_config(model: PreTrainedModel) -> "LoraConfig":
-    """The config of the adapter that is in the model."""
+    """The config of the model's adapter."""
     configs: Any = model.peft_config
     config: LoraConfig = configs[ADAPTER_NAME]
     return config
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Is it the folder or hub name of an adapter? False as well for what is not there at all."""
+    """True for the folder or hub name of an adapter; False also if there is no such folder."""
     try:
         return file_of(path, ADAPTER_CONFIG) is not None
     except (OSError, ValueError):
@@ -60,7 +60,7 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter alone; ``adapter_config.json`` records its base."""
+    """Write the adapter without its base; ``adapter_config.json`` records where the base is."""
     named = {_WRAPPERS + name: tensor.detach().contiguous() for name, tensor in _weights(model).items()}
     save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     peft_config(model).save_pretrained(str(folder))
@@ -132,7 +132,7 @@ def _load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Copy saved weights into the adapter that is in the model; all of them, and nothing left out."""
+    """Copy saved weights into the model's adapter. None may be missing and none left over."""
     from peft import set_peft_model_state_dict
 
     if lacking := sorted(_weights(model).keys() - weights.keys()):
@@ -143,7 +143,7 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The adapter's tensors by name. Never whole embeddings: PEFT would write them all for three new rows."""
+    """The adapter's tensors by name, without whole embedding tables, which PEFT would write for three new rows."""
     from peft import get_peft_model_state_dict
 
     weights: dict[str, Tensor] = get_peft_model_state_dict(

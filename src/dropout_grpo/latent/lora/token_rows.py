@@ -1,8 +1,8 @@
 """An adapter's own rows for the latent tokens, without a copy of the table at every call.
 
-PEFT writes its rows into a copy of the whole table, embeddings and head alike, whenever one is called: at GPT-2's size
-that more than doubles the time of a decoding step. Here the table is called as it is, and what concerns the rows is put
-in its place. Weights, names and files stay PEFT's.
+At every call, PEFT copies the whole table, of embeddings or head, and writes its rows into the copy. At GPT-2's size
+this more than doubles the time of a decoding step. Here the table is called as it is, and the results for the adapter's
+rows are replaced. Weights, names and files stay PEFT's.
 
 Imports PEFT, so it is imported only where there is an adapter.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 class TokenRows(TrainableTokensLayer):
     """PEFT's layer with another forward pass. Shapes: R rows, D width, V vocabulary."""
 
-    rows: Tensor  # [R], their places in the table
+    rows: Tensor  # [R], their indices in the table
 
     def forward_adapters(self, x: Tensor, active_adapters: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Embeddings [B, L, D] of ids [B, L], or logits [B, L, V] of hidden states [B, L, D]."""
@@ -37,7 +37,7 @@ class TokenRows(TrainableTokensLayer):
 
 
 def without_copies(model: nn.Module, adapter: str) -> None:
-    """Give all of a model's token layers, just made by PEFT, the forward pass above."""
+    """Give every token layer that PEFT has made in the model the forward pass above."""
     for module in model.modules():
         if type(module) is TrainableTokensLayer:
             module.__class__ = TokenRows
