@@ -85,6 +85,21 @@ def test_what_is_recorded_and_the_tables(out: str, tmp_path: Path) -> None:
     assert "$ dropout-grpo sft" in block(tmp_path, "smollm2.commands")
 
 
+def test_a_finished_study_runs_nothing_and_records_everything(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smollm2, "prepare_weights", lambda folder: None)
+    monkeypatch.setattr(smollm2, "RESULTS_FOLDER", tmp_path)
+    (tmp_path / "mine").mkdir()
+    smollm2.main(["--data", str(tmp_path / "mine"), "--out", out])
+    text = (tmp_path / "gsm8k-smollm2.json").read_text(encoding="utf-8")
+    record = json.loads(text)
+    assert set(record["commands"]) >= {"sft", *smollm2.CHOICES, *smollm2.ARMS, "eval-words", "eval-coconut"}
+    assert f"{smollm2.CHOICES[record['choice']]} --run_dir" in record["commands"]["sft"]
+    assert "--files '[DATA/gsm8k_test.jsonl]'" in record["commands"]["eval-coconut"]
+    assert str(tmp_path) not in text  # where the user's folder is, stays private
+
+
 def test_without_masks_greedy_answers_leave_the_weights_as_they_were(out: str) -> None:
     before = load_file(f"{out}-sft/checkpoints/coconut/model.safetensors")
     after = load_file(f"{out}-deterministic/checkpoints/grpo/model.safetensors")

@@ -31,6 +31,7 @@ from typing import Any
 from dropout_grpo.evidence.places import RESULTS_FOLDER
 from dropout_grpo.evidence.studies.side_by_side import finished, run_side_by_side
 from dropout_grpo.evidence.studies.smollm2_data import test_files, write_files
+from dropout_grpo.evidence.studies.smollm2_tables import FILE
 from dropout_grpo.evidence.studies.smollm2_weights import prepare_weights
 from dropout_grpo.jobs.compare import compare
 from dropout_grpo.runs.write import write_json
@@ -125,10 +126,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = _run(pilots(out), out)
     lines |= _run(curriculum(out, best(out)), out)
     lines |= _run(arms(out), out)
-    lines |= _run(evaluations(out, [str(file) for file in test_files(options.data, data)]), out)
-    target = RESULTS_FOLDER / "gsm8k-smollm2.json"
-    write_json(target, {"commands": lines, "cores": os.cpu_count(), **measured(out)})
-    print(target)
+    tests = test_files(options.data, data)
+    lines |= _run(evaluations(out, [str(file) for file in tests]), out)
+    text = json.dumps({"commands": lines, "cores": os.cpu_count(), **measured(out)})
+    for file in tests:
+        if file.parent == options.data:  # a place on the user's disk
+            text = text.replace(str(file), f"DATA/{file.name}")
+    write_json(RESULTS_FOLDER / FILE, json.loads(text))
+    print(RESULTS_FOLDER / FILE)
 
 
 def _run(commands: dict[str, list[str]], out: str) -> dict[str, str]:
