@@ -158,6 +158,7 @@ def test_a_state_dict_file_is_replaced_as_a_folder_is(elsewhere: Path) -> None:
     [
         ("openai-community/gpt2", "gpt2"),
         ("meta-llama/Llama-3.2-1B", "llama"),
+        ("HuggingFaceTB/SmolLM2-135M", "llama"),
         ("Qwen/Qwen2.5-0.5B", "qwen2"),
         ("Qwen/Qwen3-0.6B", "qwen3"),
         ("google/gemma-2b", "gemma"),

@@ -11,6 +11,7 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.inspect import inspect
 from dropout_grpo.jobs.recipe import CheckpointOptions
+from dropout_grpo.jobs.smoke import architecture_of
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import LATENT_TOKENS, add_latent_tokens
 from dropout_grpo.latent.weights import gguf as weights_gguf
@@ -101,6 +102,11 @@ def test_a_missing_package_is_named_with_the_remedy(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(weights_gguf, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"needs the package gguf and accelerate: pip install 'dropout-grpo\[gguf\]'"):
         load_causal_lm(tmp_path / "a.gguf")
+
+
+def test_a_stand_in_has_the_architecture_of_the_file(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", "qwen2")
+    assert architecture_of(str(tmp_path / "tiny.gguf")) == architecture_of(str(tmp_path)) == "qwen2"
 
 
 def test_a_gguf_without_latent_tokens_is_no_checkpoint(tmp_path: Path) -> None:

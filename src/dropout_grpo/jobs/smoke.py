@@ -19,6 +19,7 @@ from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.jobs.models import fresh_model
 from dropout_grpo.jobs.problem_sources import problems_of
 from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
+from dropout_grpo.latent.weights.gguf import gguf_architecture, gguf_file
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.files import save_problems
@@ -52,6 +53,7 @@ _EVALUATION = {"num_samples": 4, "max_new_tokens": 8, "batch_size": 8}
 _ARCHITECTURES = {  # a word of a model's name -> what transformers calls its architecture
     "gpt2": "gpt2",
     "llama": "llama",
+    "smollm": "llama",
     "qwen3": "qwen3",
     "qwen2": "qwen2",
     "gemma": "gemma",
@@ -126,7 +128,9 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
 
 
 def architecture_of(name: str) -> str | None:
-    """``model_type`` of a folder, or of a hub model in the cache; else the one that the name speaks of; else None."""
+    """``model_type`` of a folder, GGUF file or cached hub model; else the one that the name speaks of; else None."""
+    if file := gguf_file(name):
+        return gguf_architecture(file)
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
     except OSError:  # neither: its name is all there is to go by

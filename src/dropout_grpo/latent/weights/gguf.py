@@ -80,6 +80,19 @@ def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None
     return model.eval(), sorted(found["missing_keys"])
 
 
+def gguf_architecture(file: Path) -> str:
+    """The ``model_type`` that transformers has for a GGUF file's model.
+
+    Raises:
+        UserError: the package gguf is missing, a damaged file, or an unknown architecture.
+    """
+    source = _source(file)
+    try:
+        return str(AutoConfig.from_pretrained(**source, trust_remote_code=False).model_type)
+    except _UNREADABLE as error:
+        raise _cannot(file, error) from error
+
+
 def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a GGUF file, with its special tokens and chat template.
 
