@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dropout_grpo.curriculum import trainer as curriculum_trainer
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
+from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems, evaluation_batches
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl import trainer as grpo_trainer
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.memory import MicroBatches, is_out_of_memory
+from dropout_grpo.training.memory import MicroBatches, free_memory, is_out_of_memory, saved_bytes
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
@@ -71,9 +73,7 @@ def test_what_is_there_is_halved_and_not_what_was_allowed() -> None:
 
 def test_less_than_one_item_there_is_not() -> None:
     work = Attempts(fits=0)
-    with pytest.raises(
-        UserError, match=r"out of memory with micro_batch_size=8, the least there can be: use a smaller"
-    ):
+    with pytest.raises(UserError, match=r"out of memory with micro_batch_size=8, the smallest value: use a smaller"):
         MicroBatches("micro_batch_size", 16).fit(4, work, rows=8)
     assert work.sizes == [2, 1]
 
@@ -249,6 +249,98 @@ def test_evaluation_of_a_problem_that_does_not_fit() -> None:
     config = EvaluationConfig(num_samples=4, batch_size=8)
     with (
         forward_fails_above(3, model),
-        pytest.raises(UserError, match=r"out of memory with evaluation.batch_size=4, the least there can be"),
+        pytest.raises(UserError, match=r"out of memory with evaluation.batch_size=4, the smallest value"),
     ):
         answer_problems(model, tiny_problems(5), config, exploration=SharedDropout(0.3))
+
+
+def test_onednn_says_it_in_other_words() -> None:
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+
+
+def test_a_failed_attempt_leaves_random_numbers_and_gradients_as_they_were() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    drawn: list[float] = []
+
+    def work(size: int) -> float:
+        assert weight.grad is None
+        drawn.append(float(torch.rand(())))
+        weight.sum().backward()
+        if size > 1:
+            raise RuntimeError(WORDS)
+        return drawn[-1]
+
+    def clear() -> None:
+        weight.grad = None
+
+    MicroBatches("micro_batch_size", 4).fit(4, work, clear=clear)
+    assert drawn == [drawn[0]] * 3
+    clear()
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match="out of memory"):
+        MicroBatches("micro_batch_size", 4).fit(4, lambda size: work(size + 1), clear=clear)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert weight.grad is None
+
+
+def test_what_autograd_keeps_is_counted_by_hand() -> None:
+    layer, rows = nn.Linear(4, 3, bias=False), torch.ones(5, 4)
+    # The product keeps its input, 5 x 4 floats, and the weight, a parameter; tanh keeps its output, 5 x 3 floats.
+    assert saved_bytes(lambda: layer(rows).tanh().sum().backward(), layer) == 4 * (5 * 4 + 5 * 3)
+
+
+@pytest.mark.parametrize(
+    ("free", "size"), [(None, 64), (10**9, 64), (64 * 150, 64), (64 * 149, 32), (8 * 150, 8), (1, 4)]
+)
+def test_the_size_is_halved_until_it_fits(free: int | None, size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row takes 70 bytes, 105 at the peak, and 0.7 of the memory is used: 150 bytes of free memory a row."""
+    batches = MicroBatches("micro_batch_size", 64)
+    batches.limit(70, free, rows=4)
+    assert batches.size == size
+    assert (f"micro_batch_size {size}: 6.68e-05 MiB of activations a row" in capsys.readouterr().err) == (
+        free is not None
+    )
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_group(tmp_path: Path) -> None:
+    assert free_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n")
+    assert free_memory(tmp_path) == 50 * 1024
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("9000\n")
+    assert free_memory(tmp_path) == 50 * 1024
+    (group / "memory.max").write_text("10000\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 500\n")
+    assert free_memory(tmp_path) == 10000 - 9000 + 500
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_little_memory_makes_small_micro_batches(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = curriculum_trainer if kind == "sft" else grpo_trainer
+    monkeypatch.setattr(module, "free_memory", lambda: 1)
+    if kind == "sft":
+        config = replace(MIXED, cot_epochs=1, epochs_per_stage=0, final_epochs=0)
+        made: Any = CurriculumTrainer(
+            tiny_latent(), config, tiny_problems(7, steps=3), RunFolder(tmp_path, "sft", {}), seed=0
+        )
+    else:
+        made = trainer(tmp_path, replace(CONFIG, max_steps=1))
+    made.train()
+    smallest = 1 if kind == "sft" else CONFIG.num_generations
+    said = capsys.readouterr().err
+    assert f"micro_batch_size {smallest}: " in said
+
+
+def test_validation_remembers_the_size_that_memory_forced(capsys: pytest.CaptureFixture[str]) -> None:
+    model, config = tiny_latent(), EvaluationConfig(num_samples=0, max_new_tokens=3, batch_size=4)
+    batches = evaluation_batches(config)
+    for _ in range(2):
+        with forward_fails_above(3, model):
+            answer_problems(model, tiny_problems(7), config, batches=batches)
+    assert batches.size == 2
+    assert capsys.readouterr().err.count("out of memory") == 1

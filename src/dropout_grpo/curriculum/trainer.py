@@ -21,7 +21,7 @@ from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training.checkpoint import save_checkpoint
-from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
@@ -119,6 +119,8 @@ class CurriculumTrainer:
         total = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
         start_together(self.model, sharded=self.fsdp)
         optimizer = self._optimizer()
+        if saved is None and self.model.device.type == "cpu":
+            self._limit_micro_batches()
         start, before = time.monotonic(), 0  # updates before the stage
         with session.steps("curriculum", total, step) as bar:
             for stage in self.stages:
@@ -175,6 +177,22 @@ class CurriculumTrainer:
                     if stopping:
                         session.stop(step)
 
+    def _limit_micro_batches(self) -> None:
+        """Size the micro-batches by the longest row of all stages that train."""
+        rows = [(stage.index, i) for stage in self.stages if stage.epochs for i in range(len(self.problems))]
+        longest = max(rows, key=lambda row: self._cost(*row))
+        kept = saved_bytes(lambda: self._accumulate([longest], 1, 1), self.model)
+        self._clear_gradients()
+        self._micro_batches.limit(kept, free_memory())
+
+    def _cost(self, stage: int, problem: int) -> int:
+        """Positions of a problem as in a stage."""
+        latent_steps = self.stages[stage].latent_steps
+        return len(self._prompts[problem]) + latent_steps + len(self._answers[stage][problem])
+
+    def _clear_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+
     def _where(self, step: int, stage: Stage) -> str:
         return f"curriculum seed {self.seed}, step {step}, stage {stage.index}"
 
@@ -225,16 +243,17 @@ class CurriculumTrainer:
         """
         rows = list(zip(self._mixed_stages(stage, batch, step), batch, strict=True))
         tokens = sum(len(self._answers[s][i]) for s, i in rows)
-        costs = [len(self._prompts[i]) + self.stages[s].latent_steps + len(self._answers[s][i]) for s, i in rows]
+        costs = [self._cost(s, i) for s, i in rows]
         mine = [rows[place] for place in sorted(balanced(costs, processes.size())[processes.rank()])]
         loss = 0.0
         if mine:
-            loss = self._micro_batches.fit(len(mine), lambda size: self._accumulate(mine, size, tokens))
+            loss = self._micro_batches.fit(
+                len(mine), lambda size: self._accumulate(mine, size, tokens), clear=self._clear_gradients
+            )
         return processes.add_up(loss)[0]
 
     def _accumulate(self, mine: Sequence[tuple[int, int]], size: int, tokens: int) -> float:
         """Gradients of this process's rows (stage, problem), at most ``size`` at a time, and their part of the loss."""
-        self.model.zero_grad(set_to_none=True)  # what an attempt that ran out of memory has left
         shown: dict[int, list[int]] = defaultdict(list)  # stage index -> problems shown as in that stage
         for index, i in mine:
             shown[index].append(i)

@@ -101,6 +101,11 @@ def check_evaluation(
     return model.encode_rows([p.question for p in problems], room=config.max_new_tokens + more_thoughts)
 
 
+def evaluation_batches(config: EvaluationConfig) -> MicroBatches:
+    """Batches of the size in the config, halved where memory runs out. Keep them to remember the size."""
+    return MicroBatches("evaluation.batch_size", config.batch_size)
+
+
 def answer_problems(
     model: LatentModel,
     problems: Sequence[Problem],
@@ -110,6 +115,7 @@ def answer_problems(
     seed: int = 0,
     bf16: bool = False,
     progress: Callable[[int], None] | None = None,
+    batches: MicroBatches | None = None,
 ) -> list[Answered]:
     """Ask a model all problems.
 
@@ -121,6 +127,7 @@ def answer_problems(
         seed: seed of the masks and samples.
         bf16: matrix products in bf16.
         progress: called with the number of finished problems after each batch.
+        batches: of an earlier call, whose size is then used; new ones if None.
 
     Raises:
         UserError: see ``check_evaluation``; not even one problem fits memory; logits are not finite.
@@ -136,7 +143,7 @@ def answer_problems(
             return _answer_batch(model, [problems[i] for i in places[:size]], prompts, config, exploration, seed)
 
     answered: dict[int, Answered] = {}
-    batches = MicroBatches("evaluation.batch_size", config.batch_size)
+    batches = batches or evaluation_batches(config)
     while rest := order[len(answered) :]:
         said = batches.fit(len(rest), partial(answer_first, rest), rows=max(1, config.num_samples))
         answered |= dict(zip(rest, said, strict=False))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dropout_grpo.errors import UserError, at_place
-from dropout_grpo.evaluation.answering import Answered, answer_problems
+from dropout_grpo.evaluation.answering import Answered, answer_problems, evaluation_batches
 from dropout_grpo.jobs.problem_sources import place_of
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.session import Session
@@ -43,7 +43,7 @@ def measure(
 def validator(session: Session, problems: Sequence[Problem]) -> Callable[..., float]:
     """A function that returns pass@1 of a model's plain network on validation problems, in [0, 1]."""
     recipe = session.recipe
-    used = problems[: recipe.data.max_valid]
+    used, batches = problems[: recipe.data.max_valid], evaluation_batches(recipe.evaluation)
 
     def validate(model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None) -> float:
         config = replace(
@@ -52,7 +52,7 @@ def validator(session: Session, problems: Sequence[Problem]) -> Callable[..., fl
             max_new_tokens=max_new_tokens or recipe.evaluation.max_new_tokens,
             latent_steps=latent_steps,
         )
-        answered = answer_problems(model, used, config, bf16=session.bf16)
+        answered = answer_problems(model, used, config, bf16=session.bf16, batches=batches)
         return sum(a.plain_correct for a in answered) / len(answered)
 
     return validate

@@ -111,6 +111,10 @@ class Sampler:
         """The questions of the problems at these places."""
         return Prompts(*self.model.pad([self._prompts[i] for i in places]))
 
+    def longest_prompt(self) -> Prompts:
+        """The question with the most tokens."""
+        return self.prompts([max(range(len(self._prompts)), key=lambda place: len(self._prompts[place]))])
+
     def sample(self, step: int) -> tuple[Groups, dict[str, float]]:
         """All groups sampled in a step, and statistics of each reward function."""
         parts: list[Groups] = []

@@ -47,7 +47,7 @@ from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import console
@@ -190,6 +190,8 @@ class GRPOTrainer:
         if saved is not None:
             saved.restore_optimizer(optimizer)
             self.restore(saved.state, saved.reference())
+        if saved is None and self.model.device.type == "cpu":
+            self._limit_micro_batches()
         schedule = build_schedule(
             optimizer,
             config.lr_scheduler_type,
@@ -256,6 +258,22 @@ class GRPOTrainer:
             path = Path(folder) / repo_id.rpartition("/")[2]
             save_latent_model(self.model, path, CardFacts(base=self.model.name, method="Dropout-GRPO"))
             return push_folder(path, repo_id, private=private)
+
+    def _limit_micro_batches(self) -> None:
+        """Size the micro-batches by a group with the longest question and the longest answers."""
+        k, length = self.config.num_generations, self.config.max_completion_length
+        if isinstance(self.exploration, Refreshed):
+            self.exploration.begin_step(1, self.model.sites)
+        zeros = torch.zeros(k, length, device=self.model.device)
+        answers = Generation(token_ids=zeros.long(), mask=zeros == 0, logprobs=zeros, entropy=zeros)
+        totals = Batch(rollouts=k, tokens=k * length, max_completion_length=length)
+        group = (self.sampler.longest_prompt(), torch.arange(k)[None], answers, torch.ones(1, k), [torch.tensor([0])])
+        kept = saved_bytes(lambda: self._accumulate(*group, totals, self.config.beta), self.model)
+        self._clear_gradients()
+        self._batches.limit(kept / k, free_memory(), rows=k)
+
+    def _clear_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides weights, optimiser and step, as JSON."""
@@ -444,10 +462,11 @@ class GRPOTrainer:
         mine = replayed[sorted(shares[processes.rank()])]
 
         def accumulate(size: int) -> Sums:
-            self.model.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
             return self._accumulate(prompts, seeds, answers, advantages, mine.split(size), totals, beta)
 
-        seen = self._batches.fit(len(mine), accumulate, rows=seeds.shape[1]) if len(mine) else Sums()
+        seen = Sums()
+        if len(mine):
+            seen = self._batches.fit(len(mine), accumulate, rows=seeds.shape[1], clear=self._clear_gradients)
         loss, kl, low, high = processes.add_up(seen.loss, seen.kl, seen.clipped_low, seen.clipped_high)
         metrics = {
             "loss": loss,

@@ -1,10 +1,17 @@
-"""Micro-batches that fit memory: where memory runs out, the size is halved and that part of the step is done again."""
+"""Micro-batches that fit memory: where memory runs out, the size is halved and that part of the step is done again.
+
+On a CPU memory runs out without an exception: the kernel kills the process. There the size is chosen before, from the
+bytes that autograd keeps for one row and the memory that is free.
+"""
 
 import gc
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.fast.graphs import forget_recordings
@@ -15,16 +22,22 @@ _MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",  # CUDA's matrix library keeps memory of its own
+    "could not create a primitive",  # oneDNN, the CPU's matrix library, when it gets no memory for its kernels
 )
+_SHARE = 0.7
+"""Of the free memory that activations may take."""
+
+_PEAK = 1.5
+"""Peak of memory in a forward and backward pass, as a multiple of what autograd keeps."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Did an allocator say so? Only CUDA's has a type of error for it."""
+    """Is this an allocator's error? Only CUDA's allocator has an exception class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)
 
 
 class MicroBatches:
-    """How many rows are worked on at once. A size that memory has forced is kept for the rest of the run.
+    """How many rows are worked on at once. A size that memory forces is kept for the rest of the run.
 
     Args:
         option: the option that sets the size, for messages.
@@ -34,20 +47,41 @@ class MicroBatches:
     def __init__(self, option: str, size: int) -> None:
         self.option, self.size = option, size
 
-    def fit(self, items: int, work: Callable[[int], _T], *, rows: int = 1) -> _T:
-        """``work(n)``: all the items, n at a time, where n is halved until memory suffices, and never below 1.
+    def limit(self, row_bytes: float, free: int | None, *, rows: int = 1) -> None:
+        """Halve the size until it fits the free memory, and print the choice.
 
-        ``work`` is called again from its beginning, so it must itself clear what it adds to: the gradients of a
-        backward pass that failed half way are no gradients.
+        Args:
+            row_bytes: bytes that autograd keeps for one row.
+            free: bytes of free memory; None if unknown, and then the size stays.
+            rows: the smallest size.
+        """
+        if free is None:
+            return
+        fits = free * _SHARE / (row_bytes * _PEAK) if row_bytes else float("inf")
+        while self.size > fits and self.size // 2 >= rows:
+            self.size //= 2
+        console.print(
+            f"{self.option} {self.size}: {row_bytes / 2**20:.3g} MiB of activations a row, {free / 2**30:.3g} GiB free",
+            markup=False,
+        )
+
+    def fit(
+        self, items: int, work: Callable[[int], _T], *, rows: int = 1, clear: Callable[[], None] | None = None
+    ) -> _T:
+        """Return ``work(n)``, which does all the items, n at a time. n is halved until memory suffices, never below 1.
+
+        ``work`` is called again from its beginning. The random number generators are then as before the first call.
 
         Args:
             items: how many there are.
             work: does them all, n at a time.
             rows: rows of an item, which stay together: the rollouts of a group.
+            clear: drops what a failed attempt has added to, the gradients of a backward pass.
 
         Raises:
             UserError: not even one item fits.
         """
+        states = _random_states()
         while True:
             size = min(max(1, self.size // rows), items)
             try:
@@ -55,9 +89,12 @@ class MicroBatches:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                _restore_random_states(states)
+                if clear is not None:
+                    clear()
                 if size <= 1:
                     raise UserError(
-                        f"out of memory with {self.option}={rows}, the least there can be: use a smaller model, "
+                        f"out of memory with {self.option}={rows}, the smallest value: use a smaller model, "
                         "shorter questions and answers, or bf16."
                     ) from error
             # Only here, past the except block, is the traceback gone that held the failed attempt's tensors.
@@ -68,6 +105,55 @@ class MicroBatches:
                 torch.cuda.empty_cache()
             console.print(
                 f"warning: out of memory with {size * rows} rows at once: going on with {self.option}={self.size}. "
-                "Set it so, and nothing has to fail first.",
+                "Set the option to this value to avoid the failed attempt.",
                 markup=False,
             )
+
+
+def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of ``work``, without the model's parameters.
+
+    Unlike the size of the process, this does not depend on the allocator or on other processes.
+    """
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(kept.values())
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process can still take: of the machine and of its control group; None if unknown."""
+    found = [_free_of_machine(root / "proc/meminfo"), _free_of_group(root / "sys/fs/cgroup")]
+    known = [free for free in found if free is not None]
+    return min(known) if known else None
+
+
+def _free_of_machine(meminfo: Path) -> int | None:
+    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return None if match is None else int(match[1]) * 1024
+
+
+def _free_of_group(group: Path) -> int | None:
+    limit, used, details = (group / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not (limit.is_file() and used.is_file()) or not limit.read_text().strip().isdecimal():
+        return None  # no limit
+    cache = re.search(r"inactive_file (\d+)", details.read_text()) if details.is_file() else None  # freed when needed
+    return int(limit.read_text()) - int(used.read_text()) + (int(cache[1]) if cache else 0)
+
+
+def _random_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def _restore_random_states(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
