@@ -1,5 +1,6 @@
 """Recipes that are not options with values: one line names the file and the line, and nothing is built from them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,17 @@ def test_yaml_on_the_command_line_is_checked_too(capsys: pytest.CaptureFixture[s
 def test_a_path_that_cannot_be(name: str) -> None:
     with pytest.raises(UserError, match="is neither a file nor a shipped recipe"):
         recipe_path(name)
+
+
+def test_options_replace_those_of_the_recipe() -> None:
+    """As on the command line: lists in brackets, null for nothing; what is not named stays."""
+    given = {"seed": "3", "exploration.phases": "[prompt,latent]", "grpo.filter_groups": "[0.2,0.95]"}
+    made, shipped = load_recipe("word-problems", given), load_recipe("word-problems")
+    assert (made.seed, made.exploration.phases, made.grpo.filter_groups) == (3, ("prompt", "latent"), (0.2, 0.95))
+    assert replace(made, seed=0, exploration=shipped.exploration, grpo=shipped.grpo) == shipped
+
+
+@pytest.mark.parametrize("given", [{"grpo.max_step": "3"}, {"grpo.max_steps": "many"}])
+def test_options_that_are_none_or_wrong_are_refused(given: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=next(iter(given)).replace(".", r"\.")):
+        load_recipe("word-problems", given)

@@ -44,7 +44,7 @@ def load_recipe(name: str, options: Mapping[str, str] | None = None) -> Recipe:
 @lru_cache(maxsize=1)
 def _parser() -> ArgumentParser:
     """Parser of all options of a recipe, which takes long to build."""
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Recipe, as_group=False)
     parser.add_argument("--recipe", action=ActionConfigFile)
     return parser
