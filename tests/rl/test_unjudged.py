@@ -94,10 +94,12 @@ def test_the_update_leaves_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(update["advantages"].tolist())[:3] == [-0.5] * 3
 
 
-def test_a_step_that_nobody_judges_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_step_that_nobody_judges_changes_nothing(tmp_path: Path, beta: float) -> None:
     model = tiny_latent()
     before = weights_of(model)
-    trainer(tmp_path, model=model, reward_funcs=[scripted([[None] * 4] * 3)]).train()
+    config = replace(CONFIG, beta=beta, weight_decay=0.1)
+    trainer(tmp_path, config, model=model, reward_funcs=[scripted([[None] * 4] * 3)]).train()
     assert_same_weights(weights_of(model), before)
     assert [(line["completions/unjudged"], line["grad_norm"]) for line in read_metrics(tmp_path)] == [(12, 0.0)] * 3
 

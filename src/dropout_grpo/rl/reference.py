@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dropout_grpo.distributed.sharding import whole
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
@@ -49,7 +50,7 @@ class Reference:
             return
         alpha = self.config.ref_model_mixup_alpha
         for mine, theirs in zip(self.model.parameters(), policy.parameters(), strict=True):
-            mine.mul_(1.0 - alpha).add_(theirs, alpha=alpha)
+            mine.mul_(1.0 - alpha).add_(whole(theirs), alpha=alpha)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint has to keep: the weights if they are renewed, else nothing."""

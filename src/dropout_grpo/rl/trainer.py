@@ -453,8 +453,11 @@ class GRPOTrainer:
             max_completion_length=self.config.max_completion_length,
         )
         replayed = prompts.longest_first()
-        if self.reference is None:  # else the KL has a gradient in every group
-            replayed = replayed[(advantages != 0).any(dim=1)[replayed]]
+        if self.reference is None:
+            wanted = (advantages != 0).any(dim=1)
+        else:  # the KL has a gradient in every group with a token in the update
+            wanted = answers.mask.view(len(seeds), -1).any(dim=1).cpu()
+        replayed = replayed[wanted[replayed]]
         if len(replayed) == 0:
             return None
         costs = self._token_forwards(prompts, answers, seeds.shape[1])[replayed].tolist()
