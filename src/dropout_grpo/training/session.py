@@ -135,7 +135,8 @@ class TrainingSession:
 
     def _load(self, path: Path) -> None:
         try:
-            self.model.load_state_dict(LatentModel.from_pretrained(path).state_dict())
+            dtype = next(self.model.parameters()).dtype
+            self.model.load_state_dict(LatentModel.from_pretrained(path, dtype=dtype).state_dict())
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"checkpoint {path} does not fit the model that is trained: {reason}") from error
