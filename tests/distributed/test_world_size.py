@@ -18,6 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "grpo, no mixed group": {"part": "grpo", "reward": "nobody"},
     "grpo, dynamic sampling and KL": {"part": "grpo", "dynamic_sampling_max_gen_batches": 2, "beta": 0.1},
     "sft": {"part": "sft"},
+    "sft, float32": {"part": "sft", "dtype": "float32"},
 }
 SHARDED = {f"{name}, sharded": {**case, "fsdp": True} for name, case in CASES.items()}
 SHARDED["llama, sharded"] = {"part": "sft", "kind": "llama_tied", "fsdp": True}
@@ -63,7 +64,9 @@ def test_every_world_size_gives_the_same_update(
 ) -> None:
     in_processes(count, train_all, tmp_path / "results", tmp_path, {name: ALL[name] for name in names})
     for name in names:
-        assert difference(single / name.removesuffix(", sharded"), tmp_path / name) < 1e-10, name
+        # In float32 AdamW divides gradients that are rounding errors by their own size; its steps are 1e-2.
+        bound = 1e-3 if "float32" in name else 1e-10
+        assert difference(single / name.removesuffix(", sharded"), tmp_path / name) < bound, name
         shares = [line["replay/imbalance"] for line in read_metrics(tmp_path / name) if "replay/imbalance" in line]
         assert all(1 <= share <= count for share in shares)
         if name == "grpo, one mixed group":

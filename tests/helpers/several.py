@@ -71,6 +71,7 @@ def _run(rank: int, count: int, port: int, result: Path, patience: float, work: 
             torch.save(work(), result)
     except LostProcess as lost:
         torch.save(str(lost), result)
+        result.with_name(f"{rank}.error").write_text(str(lost), encoding="utf-8")
     except BaseException:
         result.with_name(f"{rank}.error").write_text(traceback.format_exc(), encoding="utf-8")
         raise

@@ -55,12 +55,12 @@ def launched() -> bool:
 
 @contextmanager
 def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
-    """Joins the processes of a launched run inside the block; does nothing in a run of one process.
+    """Joins the processes of a launched run inside the block; does nothing in a run of one process, or if it has.
 
     Args:
         patience: how long a process waits for one that is alive but does not arrive.
     """
-    if not launched():
+    if dist.is_initialized() or not launched():
         yield
         return
     global _pulse

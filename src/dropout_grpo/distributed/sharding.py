@@ -49,6 +49,7 @@ def shard(model: nn.Module) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)  # losses are divided by totals over all processes already
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no division
     # FSDP takes the first module that runs for the root, and reduces gradients when the backward of the root ends.
     root: Any = model
     root.forward = lambda tensor: tensor * 1.0

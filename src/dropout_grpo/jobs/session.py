@@ -31,10 +31,12 @@ def settled(recipe: Recipe, device: torch.device | None = None) -> Recipe:
         recipe: the options of a run.
         device: where the run computes; ``default_device()`` if None.
     """
-    return on_main(lambda: _settled(recipe, device or default_device()))
+    bf16, attention = on_main(lambda: _decided(recipe, device or default_device()))
+    return replace(recipe, bf16=bf16, attention=attention)
 
 
-def _settled(recipe: Recipe, device: torch.device) -> Recipe:
+def _decided(recipe: Recipe, device: torch.device) -> tuple[bool, Any]:
+    """``bf16`` and ``attention``."""
     run = Path(recipe.run_dir)
     if recipe.resume and (run / CONFIG_FILE).is_file():
         recorded = started_with(run)["config"]
@@ -42,11 +44,7 @@ def _settled(recipe: Recipe, device: torch.device) -> Recipe:
             recipe = replace(recipe, bf16=recorded.get("bf16"))
         if recipe.attention is None:
             recipe = replace(recipe, attention=recorded.get("attention"))
-    return replace(
-        recipe,
-        bf16=bf16_or_not(recipe.bf16, device),
-        attention=recipe.attention or attention_for(device.type)[0],
-    )
+    return bf16_or_not(recipe.bf16, device), recipe.attention or attention_for(device.type)[0]
 
 
 def _reasons(given: Recipe, device: torch.device) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
-from dropout_grpo.distributed.processes import on_main
+from dropout_grpo.distributed.processes import is_main, on_main
 from dropout_grpo.jobs.models import fresh_model
 from dropout_grpo.jobs.problem_sources import problems_of
 from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
@@ -96,33 +96,41 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
     Raises:
         UserError: a problem file that is there is malformed.
     """
-    folder = Path(mkdtemp(prefix="dropout-grpo-smoke-"))
+    folder = Path(on_main(lambda: mkdtemp(prefix="dropout-grpo-smoke-")))
     small = smoke(recipe)
     problems = {folder / f"{split}.json": _few(recipe.data, small.data, split) for split in SPLITS}
     problems |= {
         folder / f"file-{i}.json": _few(replace(recipe.data, test=file), small.data, "test")
         for i, file in enumerate(files)
     }
-    for path, few in problems.items():
-        save_problems(path, few)
+    if is_main():
+        for path, few in problems.items():
+            save_problems(path, few)
     paths = [str(path) for path in problems]
     sources: dict[str, Any] = dict(zip(SPLITS, paths, strict=False))
     if isinstance(recipe.data.grpo, tuple):
         sources["grpo"] = _mixed(recipe.data, small.data, folder)
     data = replace(small.data, columns=Columns(), **sources)
-    small = replace(small, run_dir=on_main(lambda: str(folder / "run")), data=data)
+    small = replace(small, run_dir=str(folder / "run"), data=data)
 
     named = [name for name in (checkpoint, recipe.model.name_or_path) if name is not None]
     architecture = next((found for name in named if (found := architecture_of(name))), "gpt2")
     if named:
-        tokenizer = word_tokenizer(words_of([problem for few in problems.values() for problem in few]))
-        for part in (scratch_model(tokenizer, n_positions=_POSITIONS, model_type=architecture, **_MODEL), tokenizer):
-            part.save_pretrained(folder / "base")
         small = replace(small, model=ModelConfig(name_or_path=str(folder / "base")))
+    steps, thought = recipe.curriculum.latent_steps, recipe.curriculum.thought
+
+    def write_models() -> None:
+        if named:
+            tokenizer = word_tokenizer(words_of([problem for few in problems.values() for problem in few]))
+            model = scratch_model(tokenizer, n_positions=_POSITIONS, model_type=architecture, **_MODEL)
+            for part in (model, tokenizer):
+                part.save_pretrained(folder / "base")
+        if checkpoint is not None:
+            fresh_model(small.model, [], steps, thought, recipe.seed).save_pretrained(folder / "checkpoint")
+
+    on_main(write_models)
     if checkpoint is not None:
-        steps, thought = recipe.curriculum.latent_steps, recipe.curriculum.thought
         checkpoint = str(folder / "checkpoint")
-        fresh_model(small.model, [], steps, thought, recipe.seed).save_pretrained(checkpoint)
     _announce(recipe, files, architecture, named, folder)
     return small, checkpoint, paths[len(SPLITS) :]
 
@@ -154,7 +162,8 @@ def _mixed(data: DataConfig, small: DataConfig, folder: Path) -> tuple[WeightedS
     for i, part in enumerate(data.grpo):
         path = folder / f"grpo-{i}.json"
         one = replace(data, grpo=part.source, columns=part.columns or data.columns)
-        save_problems(path, _few(one, small, "grpo"))
+        if is_main():
+            save_problems(path, _few(one, small, "grpo"))
         sources.append(WeightedSource(source=str(path), weight=part.weight))
     return tuple(sources)
 

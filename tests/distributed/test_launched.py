@@ -1,0 +1,37 @@
+"""Commands in two processes, as torchrun starts them."""
+
+import json
+from pathlib import Path
+
+from helpers.several import in_processes
+
+
+def commands(folder: Path) -> list[int]:
+    """The exit statuses of sft, grpo and eval, all small; output goes to a file for each process."""
+    import contextlib
+    import tempfile
+
+    from dropout_grpo.cli.main import main
+    from dropout_grpo.distributed.processes import rank
+
+    tempfile.tempdir = str(folder)
+    out, err = (folder / f"stdout-{rank()}").open("w"), (folder / f"stderr-{rank()}").open("w")
+    with out, err, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return [
+            main(["sft", "--smoke", "--fsdp", "true"]),
+            main(["grpo", "--checkpoint", "none", "--smoke"]),
+            main(["eval", "--checkpoint", "none", "--files", "[a.json]", "--smoke", "--json"]),
+            main(["sft", "--recipe", "word-problems", "--data.train", "missing.json"]),
+        ]
+
+
+def test_commands_end_together_and_one_process_writes(tmp_path: Path) -> None:
+    assert in_processes(2, commands, tmp_path / "results", tmp_path) == [[0, 0, 0, 2]] * 2
+    runs = [path.parent for path in tmp_path.glob("*/run/results.json")]
+    assert len(runs) == 3
+    for run in runs:
+        assert (run / "report.html").is_file()
+    assert json.loads((tmp_path / "stdout-0").read_text())["evaluations"][0]["n"] > 0
+    assert (tmp_path / "stdout-1").read_text() == ""
+    assert (tmp_path / "stderr-0").read_text().count("report: ") == 3
+    assert "report: " not in (tmp_path / "stderr-1").read_text()
