@@ -1,4 +1,4 @@
-"""Without exploration, greedy rollouts of a group are one and the same, and GRPO has nothing to learn from."""
+"""Without exploration, the greedy rollouts of a group are identical, and GRPO has nothing to learn from."""
 
 import torch
 

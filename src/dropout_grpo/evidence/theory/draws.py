@@ -1,4 +1,4 @@
-"""Gradients of a trained model, drawn in all the ways that are compared, by the product's rollouts and objective."""
+"""Gradients of a trained model, sampled in all compared ways, with the library's rollouts and objective."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dropout_grpo.rl.advantage import group_advantages, zero_variance
 from dropout_grpo.rl.rollout import replay
 
 K = 8
-_SCORED = 4  # batches whose rollouts are differentiated one by one
+_SCORED = 4  # batches whose rollouts are differentiated one at a time
 _UNCLIPPED: dict[str, Any] = {"importance_sampling_level": "sequence", "epsilon": float("inf")}
 
 
@@ -39,7 +39,7 @@ class Draws:
         return ((found - found.mean(0)).square().sum(1) * (n / (n - 1))).tolist()
 
     def cosines(self, way: str, other: str) -> list[float]:
-        """Of two ways' gradients of the same rollouts."""
+        """Cosines between the gradients of two ways on the same rollouts."""
         pairs = zip(self.gradients[way], self.gradients[other], strict=True)
         return [float(a @ b / (a.norm() * b.norm())) for a, b in pairs]
 
@@ -102,7 +102,9 @@ def score_squares(setting: Setting, rollouts: Rollouts) -> Tensor:
     """|grad log pi(a | x, m)|^2 of every rollout, [G, K]."""
     squares = []
     k = rollouts.seeds.shape[1]
-    for group in range(len(rollouts.questions)):  # a group at a time: batched backward passes cost rows squared
+    for group in range(
+        len(rollouts.questions)
+    ):  # one group at a time: the cost of a batched backward pass grows with the square of its rows
         rows = slice(group * k, group * k + k)
         logprobs = replay(
             setting.model,

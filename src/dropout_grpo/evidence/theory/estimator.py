@@ -4,7 +4,7 @@ The K rollouts of a group are independent and A depends on rewards alone. ``from
 every atom (a mask and an answer), which n^K limits to K = 2 and 3. ``from_patterns`` sums over the 2^K patterns of
 right and wrong instead: given its reward a rollout is independent of the others, so the first two moments of v given
 the reward are all that is needed, and K = 8 costs 256 terms. Both are exact and take the advantages as a function, so
-what is summed over is the product's own ``group_advantages``.
+the sums run over the library's own ``group_advantages``.
 
 Shapes: n atoms, P parameters.
 """

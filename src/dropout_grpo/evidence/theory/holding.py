@@ -1,4 +1,4 @@
-"""One mask held over all latent steps against a fresh mask at each, at equal p: measured, as nothing is claimed."""
+"""One mask held over all latent steps against a fresh mask at each step, at equal p: measured, not claimed."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The law of a rollout of the toy, term by term: every mask, every answer, its probability, reward and score.
+"""The distribution of a rollout of the toy: the probability, reward and score of every mask and answer.
 
 Shapes: M masks, A answers, L tokens of an answer, P parameters.
 """
@@ -17,7 +17,7 @@ from dropout_grpo.rl.rollout import replay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
-    """One question."""
+    """The distribution of the rollouts of one question."""
 
     weights: Tensor  # [M], q(m)
     logprobs: Tensor  # [M, A, L], log pi(a_t | x, m, a_<t), 0 after the end
@@ -64,7 +64,9 @@ def answer_logprobs(toy: Toy, masks: Masks, exploration: Exploration, question: 
 def enumerate_law(toy: Toy, masks: Masks, exploration: Exploration, question: int) -> Law:
     """The law of one question's rollouts."""
     parts, scores = [], []
-    for i in range(len(masks.seeds)):  # a mask at a time: batched backward passes cost rows squared
+    for i in range(
+        len(masks.seeds)
+    ):  # one mask at a time: the cost of a batched backward pass grows with the square of its rows
         one = Masks(seeds=masks.seeds[i : i + 1], weights=masks.weights[i : i + 1], codes=masks.codes[i : i + 1])
         logprobs = answer_logprobs(toy, one, exploration, question)
         scores.append(flat_gradients(logprobs, toy.setting.model))
@@ -84,7 +86,7 @@ def enumerate_laws(toy: Toy, masks: Masks, exploration: Exploration) -> list[Law
 
 
 def objective_gradients(toy: Toy, masks: Masks, exploration: Exploration) -> Tensor:
-    """grad J(x) of every question, [N, P]: automatic differentiation of the finite sum J itself, no score in sight."""
+    """grad J(x) of every question, [N, P], by automatic differentiation of the finite sum J; no scores are used."""
     gradients = []
     for question in range(QUESTIONS):
         policy = answer_logprobs(toy, masks, exploration, question).sum(-1).exp()

@@ -1,9 +1,9 @@
 """Every (m, m', a): the mask of a rollout, the mask of its update, and its answer.
 
 A rollout draws mask m and answer a; the update scores a under m'. With a fresh mask m' is independent of m. The
-contribution of the rollout to the gradient is then A v(m, m', a), where v comes from the product's own objective:
-differentiated with respect to the log-probabilities it gives the weight of each token's score. The surrogate is
-positively homogeneous in A and the sign of A is that of r - 1/2, so the weights at A = +1 and A = -1 are all there is.
+contribution of the rollout to the gradient is then A v(m, m', a), where v comes from the library's own objective:
+its derivative by the log-probabilities is the weight of each token's score. The surrogate is
+positively homogeneous in A and the sign of A is that of r - 1/2, so the weights at A = +1 and -1 determine all others.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def update_vectors(pairs: Pairs, options: dict[str, Any] | None) -> Tensor:
     mask = pairs.answer_mask.expand(shape).flatten(0, 2)
     old = torch.zeros_like(pairs.log_ratio).flatten(0, 2)
     new = (torch.zeros_like(old) if options is None else pairs.log_ratio.flatten(0, 2)).requires_grad_()
-    # One rollout a loss, so that the weights are not divided by the number of rollouts.
+    # One rollout per loss, so that the weights are not divided by the number of rollouts.
     batch = Batch(rollouts=1, tokens=1, max_completion_length=shape[-1])
     loss = surrogate(new, old, mask, sign, batch=batch, **(options or {})).loss
     (slope,) = torch.autograd.grad(-loss, new)

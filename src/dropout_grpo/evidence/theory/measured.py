@@ -1,4 +1,4 @@
-"""The same questions asked of a trained model, by Monte Carlo: every number has an interval."""
+"""The same checks on a trained model, by Monte Carlo; every number has an interval."""
 
 from collections.abc import Sequence
 from statistics import fmean

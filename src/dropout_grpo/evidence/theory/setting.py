@@ -1,4 +1,4 @@
-"""A batch of GRPO without the optimiser: the product's own rollouts, advantages, replay and objective."""
+"""A batch of GRPO without the optimiser, with the library's own rollouts, advantages, replay and objective."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Advantages = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A policy and what it is rewarded for."""
+    """A policy, its prompts and its rewards."""
 
     model: LatentModel
     prompts: Prompts  # N questions
@@ -55,7 +55,7 @@ def sample(
     exploration: Exploration | None = None,
     temperature: float | None = None,
 ) -> Rollouts:
-    """Roll out one group for each of ``questions`` [G] under ``seeds`` [G, K]; the setting's noise unless told."""
+    """Roll out one group for each of ``questions`` [G] under ``seeds`` [G, K]; the setting's noise unless given."""
     with torch.no_grad():
         answers = roll_out(
             setting.model,

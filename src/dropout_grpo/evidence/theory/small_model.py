@@ -1,4 +1,4 @@
-"""A small Coconut, trained on the spot, for what cannot be enumerated: sums of four digits, with three thoughts.
+"""A small Coconut for what cannot be enumerated, trained when needed: sums of four digits, with three thoughts.
 
     question "3 5 0 7", steps "8", "8", "15", answer "15"
 
@@ -34,7 +34,7 @@ P = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmallModel:
-    """A trained model and problems that it has not seen."""
+    """A trained model and problems that it was not trained on."""
 
     setting: Setting  # over ``problems``
     problems: list[Problem]

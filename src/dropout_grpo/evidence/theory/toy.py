@@ -1,9 +1,9 @@
-"""A latent model small enough to enumerate: every mask, every answer, every group is a term of a finite sum.
+"""A latent model small enough to enumerate: every mask, answer and group is a term of a finite sum.
 
-It is the product's own ``LatentModel`` around a GPT-2 of one layer and width 4 in float64, with five tokens and two
+It is the library's own ``LatentModel`` around a GPT-2 of one layer and width 4 in float64, with five tokens and two
 latent steps. Masks multiply the fed-back thought, so there are 2^4 = 16 of them, and answers have at most two tokens,
-so there are 21. The seed and scale of the weights were chosen by how much masks matter: the policies of single masks
-are about 0.2 away from their average (total variation), and no mask's scores dwarf the others'.
+so there are 21. The seed and scale of the weights are chosen so that masks matter: the policies of single masks are
+about 0.2 away from their average (total variation), and no mask's scores are much larger than the others'.
 """
 
 from dataclasses import dataclass
@@ -43,20 +43,20 @@ class Toy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masks:
-    """Every mask there is, each as a seed that draws it. M masks."""
+    """All M masks, each given by a seed that draws it."""
 
     seeds: Tensor  # [M] int64
     weights: Tensor  # [M] float64, the probability of each
     codes: Tensor  # [M] int64, the bits of each as one number, ascending
 
     def index(self, toy: Toy, exploration: SharedDropout, seeds: Tensor) -> Tensor:
-        """Which of the masks other seeds draw, [*seeds.shape]."""
+        """Index of the mask that each seed draws, [*seeds.shape]."""
         codes = _bits(toy.setting.model, exploration, seeds.flatten()) @ _powers(exploration, toy)
         return torch.searchsorted(self.codes, codes).view_as(seeds)
 
 
 def build_toy() -> Toy:
-    """The toy; always the same one."""
+    """Builds the toy; it is the same every time."""
     model = LatentModel(_gpt2(), _tokenizer(), latent_steps=2)
     firsts = range(1, len(_WORDS))
     answers = torch.tensor([[_EOS, _EOS], *([i, j] for i in firsts for j in range(len(_WORDS)))])
@@ -158,6 +158,6 @@ def _gpt2() -> GPT2LMHeadModel:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = _WEIGHTS_SCALE * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            # Biases and gains are spread around their start of 0 or 1, so that none is special.
+            # Biases and gains are spread around their initial 0 or 1, so that no parameter is special.
             parameter.copy_(noise + parameter if parameter.ndim == 1 else noise)
     return model
