@@ -8,8 +8,9 @@ expected reward (``rl/objective.py``). Both selections change the objective to t
   factor, groups sampled over groups kept, that changes from step to step. Dropped groups count for nothing in the KL
   either.
 - *The group filter* (public draft of the paper) keeps groups whose mean reward lies in a range: questions that are
-  neither hopeless nor solved. The objective is that of the filtered question distribution. A step that keeps no group
-  changes nothing, neither the weights nor the learning rate.
+  neither hopeless nor solved. The draft calls the objective that of the filtered question distribution; as the filter
+  reads the rewards of the group itself, it is a reweighted one (``docs/theory.md``, "Filtered groups"). A step that
+  keeps no group changes nothing, neither the weights nor the learning rate.
 
 Every function here is pure. The questions of a batch depend on seed and step alone, and the kept groups on the rewards
 of the whole step alone, so several processes that exchange their rewards decide alike, and so does a resumed run. A
