@@ -12,6 +12,7 @@ from helpers.engine import (
     ALL_PHASES,
     QUESTIONS,
     TOLERANCE,
+    both_caches,
     differences,
     gradients,
     latent_model,
@@ -28,7 +29,6 @@ USED = torch.arange(5) < (torch.arange(12) % 5 + 1)[:, None]  # of 1 to 5 of the
 ADVANTAGES = torch.linspace(-1, 1, 12, dtype=torch.float64)
 ROLLOUT = {"temperature": 1.5, "max_completion_length": 6}
 
-both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
 every_exploration = pytest.mark.parametrize(
     "exploration",
     [NoExploration(), HELD, EVERYWHERE, READING],

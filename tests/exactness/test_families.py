@@ -18,6 +18,7 @@ from helpers.engine import (
     READING_SITES,
     SEEDS,
     TOLERANCE,
+    both_caches,
     difference,
     differences,
     engine_rows,
@@ -55,7 +56,7 @@ def test_variants_equal_the_oracle(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-@pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
+@both_caches
 def test_variants_under_masks_of_what_is_read_equal_the_oracle(kind: str, copy_prompts: bool) -> None:
     """Values and attention weights; a model that keeps its own attention has values alone."""
     masks = READING_VALUES if kind in KEEPS_ITS_ATTENTION else READING

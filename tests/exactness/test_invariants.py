@@ -23,13 +23,16 @@ from helpers.engine import (
     READING_SITES,
     SEEDS,
     TOLERANCE,
+    both_caches,
+    both_dtypes,
     difference,
+    every_kind,
     gradients,
     latent_model,
     oracle_model,
     prompts,
 )
-from helpers.tiny import EXTRA_KINDS, KINDS, tiny_model, tiny_tokenizer
+from helpers.tiny import KINDS, tiny_model, tiny_tokenizer
 
 HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.3, ALL_SITES, ALL_PHASES)
@@ -37,9 +40,6 @@ READING = SharedDropout(0.3, READING_SITES, ("latent", "answer"))
 VALUES = SharedDropout(0.3, ("values",), ALL_PHASES)
 TOKENS = torch.tensor(ANSWERS)
 
-every_kind = pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
-both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
-both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
 every_exploration = pytest.mark.parametrize(
     "exploration",
     [NoExploration(), HELD, EVERYWHERE, READING],

@@ -23,9 +23,12 @@ from helpers.engine import (
     READING_SITES,
     SEEDS,
     TOLERANCE,
+    both_caches,
+    both_dtypes,
     difference,
     differences,
     engine_rows,
+    every_kind,
     gradients,
     latent_model,
     oracle_model,
@@ -40,9 +43,6 @@ EVERYWHERE = SharedDropout(0.25, ALL_SITES, ALL_PHASES)
 READING = SharedDropout(0.25, READING_SITES, ("latent",))
 READING_EVERYWHERE = SharedDropout(0.25, (*ALL_SITES, *READING_SITES), ALL_PHASES)
 
-every_kind = pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
-both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
-both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
 
 # Gemma 2 caps its scores, Gemma 2 and 3 have sliding windows: their groups always copy their prompt.
 KINDS_AND_CACHES = [

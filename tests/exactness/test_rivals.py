@@ -25,6 +25,7 @@ from helpers.engine import (
     QUESTIONS,
     SEEDS,
     TOLERANCE,
+    both_caches,
     difference,
     differences,
     engine_rows,
@@ -38,7 +39,6 @@ from helpers.oracle import Factors, oracle_run
 from helpers.test_oracle import VALUES
 from helpers.tiny import EXTRA_KINDS, KINDS
 
-both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
 every_rival = pytest.mark.parametrize("kind", ["svp", "weight_noise"])
 PUBLISHED = ("prompt", "latent")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -27,7 +28,7 @@ from dropout_grpo.latent.tokens import END, LATENT, START, pad_left
 from dropout_grpo.rl.rollout import Prompts
 from helpers import splitmix
 from helpers.oracle import Factors, OracleResult, identity, no_noise, oracle_run
-from helpers.tiny import EOS_ID, tiny_model, tiny_tokenizer
+from helpers.tiny import EOS_ID, EXTRA_KINDS, KINDS, tiny_model, tiny_tokenizer
 
 START_ID, LATENT_ID, END_ID = 28, 29, 30
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -40,8 +41,14 @@ ANSWERS = [  # two for each question, as K = 2 rollouts would give
 ]
 SEEDS = torch.tensor([[3, -4], [5, 2**63 - 1], [-(2**63), 8]])
 
+both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
+every_kind = pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
+
 KEEPS_ITS_ATTENTION = ("gemma2", "gemma3_text", "mistral", "qwen2_window")
 """Sliding windows and soft caps need the model's own attention, so groups copy their prompt."""
+
+both_caches = pytest.mark.parametrize("copy_prompts", [False, True], ids=["shared", "copied"])
+"""Groups share their prompt's cache, or copy it."""
 
 WIDTHS = {"attention": 16, "mlp": 16, "mlp_hidden": 24, "heads": 4, "thought": 16}  # of all tiny models but opt_350m
 WIDTHS |= {"values": 16}  # of Llama and Qwen2 the first 8: four query heads of width 4 share two value heads

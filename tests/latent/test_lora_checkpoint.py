@@ -52,6 +52,7 @@ def test_the_folder_holds_the_adapter_alone(tmp_path: Path) -> None:
         "adapter_model.safetensors",
         "adapter_config.json",
         "latent_config.json",
+        "manifest.json",
         "optimizer.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -1,4 +1,4 @@
-"""What each exploration costs, beside masks on ``residual``: seconds of rollouts and of their update, taking turns.
+"""What each exploration costs, beside masks on ``residual``: CPU seconds of rollouts and of their update, taking turns.
 
     python -m dropout_grpo.evidence.studies.noise_cost
     python -m dropout_grpo.evidence.studies.noise_cost --questions 16 --repeats 9
@@ -38,19 +38,19 @@ CASES = {
 
 
 def seconds(work: Workload, exploration: Exploration) -> tuple[float, float]:
-    """Of the rollouts of all questions, and of replaying them with gradient."""
+    """CPU seconds of the rollouts of all questions, and of replaying them with gradient."""
     model, prompts, length = work.model, work.prompts, work.setting.answer_tokens
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.no_grad():
         made = roll_out(model, prompts, work.seeds, exploration, temperature=1.0, max_completion_length=length)
-    middle = time.perf_counter()
+    middle = time.process_time()
     replay(model, prompts, work.seeds, made.token_ids, exploration, temperature=1.0).sum().backward()
     model.zero_grad(set_to_none=True)
-    return middle - start, time.perf_counter() - middle
+    return middle - start, time.process_time() - middle
 
 
 def measure(questions: int, num_generations: int, repeats: int) -> dict[str, tuple[float, float]]:
-    """Median seconds of rollouts and update for every case, after one run that is not counted."""
+    """Median CPU seconds of rollouts and update for every case, after one run that is not counted."""
     config = BenchConfig(size="tiny", questions=questions, device="cpu")
     work = Workload(resolve(config, num_generations), Networks(resolve(config, num_generations)))
     built = {name: build_exploration(case) for name, case in CASES.items()}
@@ -65,7 +65,7 @@ def measure(questions: int, num_generations: int, repeats: int) -> dict[str, tup
 def table(measured: dict[str, tuple[float, float]]) -> str:
     """Markdown."""
     base = sum(measured["residual"])
-    lines = ["| exploration | rollouts, s | update, s | both, of residual's |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| exploration | rollouts, CPU s | update, CPU s | both, of residual's |", "| --- | ---: | ---: | ---: |"]
     for name, (rollouts, update) in measured.items():
         lines.append(f"| {name} | {rollouts:.3f} | {update:.3f} | {(rollouts + update) / base:.2f} |")
     return "\n".join(lines)
