@@ -31,7 +31,7 @@ def tiny(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(self: Any, *, resume: bool = False) -> None:
+    def train(self: Any, resume_from_checkpoint: bool = False) -> None:
         raise Trained
 
     monkeypatch.setattr(trainers.CurriculumTrainer, "train", train)

@@ -42,7 +42,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[LatentModel]:
     """The models that the trainers get; nothing is trained."""
     found: list[LatentModel] = []
 
-    def train(self: Any, *, resume: bool = False) -> None:
+    def train(self: Any, resume_from_checkpoint: bool = False) -> None:
         found.append(self.model)
 
     monkeypatch.setattr(trainers.CurriculumTrainer, "train", train)

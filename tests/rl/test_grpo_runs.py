@@ -121,7 +121,7 @@ def test_noise_on_weights_goes_on_with_the_weights_of_its_last_refresh(tmp_path:
     with pytest.raises(Stopped):
         trainer(tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop, **options).train()
     model, options = tiny_latent(), {"exploration": kind(refresh=3, phases=("prompt", "latent"))}
-    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume=True)
+    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume_from_checkpoint=True)
     assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
     assert_same_weights(weights_of(model), weights_of(whole))
     other = tiny_latent()

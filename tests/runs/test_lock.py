@@ -67,3 +67,12 @@ def test_a_holder_that_has_not_written_its_name(tmp_path: Path) -> None:
         (tmp_path / "lock").write_text("")
         with pytest.raises(UserError, match="in use by another process"):
             lock_folder(tmp_path)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("dropout_grpo.runs.lock.fcntl.flock", flock)
+    with pytest.raises(UserError, match="cannot be locked: No locks available"):
+        lock_folder(tmp_path)

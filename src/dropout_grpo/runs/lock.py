@@ -51,9 +51,11 @@ def lock_folder(folder: Path) -> FolderLock:
         raise UserError(
             f"run folder {folder} is in use by {owner}: wait until that process has ended, or choose another --run_dir."
         ) from None
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        raise
+        raise UserError(
+            f"run folder {folder} cannot be locked: {error.strerror}. Choose a --run_dir on a file system with locks."
+        ) from error
     lock = _held[key] = FolderLock(descriptor)
     with writing(path):
         os.ftruncate(descriptor, 0)

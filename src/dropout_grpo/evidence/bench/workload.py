@@ -127,7 +127,7 @@ def _smollm2(tokenizer: PreTrainedTokenizerFast, setting: Setting) -> PreTrained
 class Reference:
     """A copy of the weights for the arms that use transformers' own code.
 
-    Its dropout is off. Its attention implementation is chosen by measurement. ``sites`` are the places for masks.
+    Its dropout is off. Its attention implementation is the one for the device. ``sites`` are the places for masks.
     """
 
     def __init__(self, networks: Networks) -> None:
