@@ -1,6 +1,7 @@
 """The parts of the report: its errors, its curves, its numbers, its colours, what it may import."""
 
 import ast
+import errno
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 import dropout_grpo.report
 from dropout_grpo.errors import UserError
-from dropout_grpo.report import write_report
+from dropout_grpo.report import page, write_report
 from dropout_grpo.report.markup import duration, percent, points
 from dropout_grpo.report.plots import Curve, curves_figure
 from dropout_grpo.report.provenance import config_facts
@@ -35,6 +36,9 @@ from helpers.fake_run import CONFIG, FLIP, RESULTS, SFT, Record, make_run
             r"metrics.json, evaluations\[0\], 'pass@k'\[0\]: 'k' is '2'",
         ),
         ({"results": {"evaluations": {"a": 1}}}, r"'evaluations' is .* must be a list of objects"),
+        ({"results": {"baseline": {"pass@1": 10**400}}}, r"results.json, 'baseline': 'pass@1' has 401 digits"),
+        ({"results": {"baseline": {"pass@1": 0.4, "ci95": [0.3, 10**400]}}}, r"'ci95' has 401 digits"),
+        ({"metrics": [{"part": "sft", "step": 10**400}]}, r"record 1: 'step' is 1000"),
         ({"results": RESULTS, "flips": [FLIP | {"after": 3}]}, r"flips.jsonl, record 1: 'after' is 3"),
     ],
 )
@@ -55,6 +59,15 @@ def test_damaged_files_are_named_with_their_line(tmp_path: Path) -> None:
     metrics.write_bytes(b'{"part": "\xff"}')
     with pytest.raises(UserError, match=r"metrics.jsonl is not UTF-8 text \(byte 10\)"):
         write_report(tmp_path)
+    for content, message in (
+        ("[" * 5000 + "]" * 5000, "levels of brackets|not readable as JSON"),
+        ('{"a": ' * 500 + "1" + "}" * 500, "more than 100 levels of brackets"),
+        ('{"a": ' + "9" * 5000 + "}", "not readable as JSON"),
+    ):
+        (tmp_path / "results.json").write_text(content)
+        metrics.unlink(missing_ok=True)
+        with pytest.raises(UserError, match=rf"results.json (has|is) .*({message})"):
+            write_report(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         write_report(tmp_path / "nowhere")
 
@@ -120,6 +133,27 @@ def test_the_report_knows_only_run_folders() -> None:
     own = {name for name in imported if name.startswith("dropout_grpo")}
     assert own
     known = {"dropout_grpo.errors", *(f"dropout_grpo.runs.{name}" for name in format_of_a_run)}
+    known.add("dropout_grpo.evaluation.intervals")  # pure arithmetic, for the bands of curves
     assert all(name in known or name.startswith("dropout_grpo.report") for name in own)
     assert not {name for name in imported if name.split(".")[0] in ("torch", "transformers")}
     assert "matplotlib.pyplot" not in imported
+
+
+def test_a_report_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", results=RESULTS)
+    for name in ("report.html", "report.html.part"):
+        (tmp_path / "mine.txt").write_text("mine")
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(tmp_path / "mine.txt")
+        assert write_report(run).read_text().startswith("<!doctype html>")
+        assert (tmp_path / "mine.txt").read_text() == "mine"
+        assert not (run / "report.html").is_symlink()
+
+
+def test_a_report_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(page, "write_text", refuse)
+    with pytest.raises(UserError, match=r"report.html"):
+        write_report(make_run(tmp_path, results=RESULTS))

@@ -29,7 +29,7 @@ from dropout_grpo.jobs.push import push
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
 from dropout_grpo.jobs.smoke import stand_ins
 from dropout_grpo.jobs.train import grpo, sft
-from dropout_grpo.report import write_report
+from dropout_grpo.report import write_comparison, write_report
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console
 
@@ -117,6 +117,11 @@ def _theory(options: Namespace) -> None:
         raise UserError(f"these checks fail: {', '.join(failed)}.")
 
 
+def _report(options: Namespace) -> None:
+    folders = [Path(folder) for folder in options.run_dirs]
+    print(write_report(folders[0]) if len(folders) == 1 else write_comparison(folders, Path(options.out)))
+
+
 _RUN: dict[str, Callable[[Namespace], Any]] = {
     "demo": _demo,
     "data": _data,
@@ -130,7 +135,7 @@ _RUN: dict[str, Callable[[Namespace], Any]] = {
     "push": _push,
     "theory": _theory,
     "bench": _bench,
-    "report": lambda options: print(write_report(Path(options.run_dir))),
+    "report": _report,
 }
 
 

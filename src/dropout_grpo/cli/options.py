@@ -119,8 +119,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     with_options(sub, BenchConfig)
     sub.add_argument("--sweep", action="store_true", help="vary one axis at a time at the largest K, and fit lines")
     with_json(sub)
-    sub = command("report", "write report.html from a run folder")
-    sub.add_argument("run_dir", type=str, help="the run folder")
+    sub = command("report", "write report.html from a run folder, or a page that compares several runs")
+    sub.add_argument("run_dirs", type=str, nargs="+", help="the run folder; or two and more to compare")
+    sub.add_argument("--out", type=str, default="comparison.html", help="the page that compares several runs")
     return parser, made
 
 

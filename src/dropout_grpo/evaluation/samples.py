@@ -13,6 +13,7 @@ def sample(file: str, answered: Answered) -> dict[str, Any]:
         "id": problem.id,
         "question": problem.question,
         "answer": problem.answer,
+        "steps": len(problem.steps),
         "plain": answered.plain,
         "plain_correct": answered.plain_correct,
         "plain_length": answered.plain_length,

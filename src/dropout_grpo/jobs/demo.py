@@ -15,6 +15,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import Answered, vote_table
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.evaluation.paired import compare
+from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure, require_askable
@@ -109,6 +110,8 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     }
     run.write_results(results)
     write_flips(run, before, after)
+    arms = {"baseline": before, "dropout_grpo": after, "temperature_only": plain}
+    run.write_samples([{"arm": arm, **sample(f"test: {arm}", a)} for arm, said in arms.items() for a in said])
     report = on_main(lambda: str(write_report(run.path)))
     if is_main():
         console.print(what_next(run.path, report, test[0].question), markup=False)

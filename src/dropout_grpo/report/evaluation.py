@@ -45,7 +45,7 @@ def _figures(measured: Mapping[str, Record]) -> str:
 
 def _figure(record: Record, place: str, name: str) -> str:
     """pass@k and maj@k of one file; empty where there is only one answer to each problem."""
-    curves = [(key, estimates) for key in _BY_K if len(estimates := _estimates(record, key, place)) > 1]
+    curves = [(key, found) for key in _BY_K if len(found := estimates(record, key, place)) > 1]
     if not curves:
         return ""
     plain = record.get("pass@1")
@@ -63,13 +63,13 @@ def _figure(record: Record, place: str, name: str) -> str:
 def _intervals(measured: Mapping[str, Record]) -> str:
     """pass@k and maj@k with their intervals, at powers of two and the largest k."""
     lines = [
-        (str(record.get("file", "")), key, {e.k: e for e in _estimates(record, key, place)})
+        (str(record.get("file", "")), key, {e.k: e for e in estimates(record, key, place)})
         for place, record in measured.items()
         for key in _BY_K
     ]
-    largest = {max(estimates) for _, _, estimates in lines if len(estimates) > 1}
+    largest = {max(by_k) for _, _, by_k in lines if len(by_k) > 1}
     ks = sorted(largest | {2**i for i in range(max(largest, default=0).bit_length())}) if largest else []
-    rows = [[file, key, *(_with_interval(estimates.get(k)) for k in ks)] for file, key, estimates in lines if estimates]
+    rows = [[file, key, *(_with_interval(by_k.get(k)) for k in ks)] for file, key, by_k in lines if by_k]
     if not ks:
         return ""
     return markup.table("pass@k and maj@k with 95 % intervals", ["file", "", *(f"k = {k}" for k in ks)], rows)
@@ -96,7 +96,7 @@ def _with_interval(estimate: Estimate | None) -> str:
     return f"{markup.percent(estimate.value)} {markup.percent_interval((estimate.lo, estimate.hi))}"
 
 
-def _estimates(record: Record, key: str, place: str) -> list[Estimate]:
+def estimates(record: Record, key: str, place: str) -> list[Estimate]:
     """A curve of metrics.json; an entry without all its numbers is left out."""
     found = []
     for i, entry in enumerate(objects(record, key, place)):

@@ -47,6 +47,6 @@ def _votes(when: str, side: Record, answer: str, place: str) -> str:
         f'<span class="vote{" right" if vote == answer else ""}">{markup.text(vote)} × {count:.0f}</span>'
         for vote, count in sorted(counts.items(), key=lambda item: -item[1])
     )
-    plain = str(side.get("plain", ""))
+    plain = str(side.get("plain", "")).rpartition("###")[2].strip()
     right = " right" if plain == answer else ""
     return f'<dt>{when}</dt><dd><span class="plain{right}">{markup.text(plain)}</span>{chips}</dd>'

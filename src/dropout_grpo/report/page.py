@@ -1,35 +1,75 @@
-"""Puts the report together: one HTML file without scripts, links or images, so it opens anywhere, offline."""
+"""Puts the report together: one HTML file that loads nothing, so it opens anywhere, offline."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.report import markup
+from dropout_grpo.report.comparison import comparison_sections, described
 from dropout_grpo.report.evaluation import evaluations_section
 from dropout_grpo.report.flips import flips_section
+from dropout_grpo.report.problems import SCRIPT_HASH, problems_section
 from dropout_grpo.report.provenance import provenance_section, seconds_section
 from dropout_grpo.report.results import headline, results_section
 from dropout_grpo.report.style import CSS
 from dropout_grpo.report.training import curriculum_section, grpo_section
-from dropout_grpo.runs.layout import REPORT_FILE, RESULTS_FILE
-from dropout_grpo.runs.read import Run, number, read_run
-from dropout_grpo.runs.write import write_text
+from dropout_grpo.runs.layout import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE
+from dropout_grpo.runs.read import Run, number, read_run, read_samples
+from dropout_grpo.runs.write import write_text, writing
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run folder and return its path; an earlier report is replaced.
+    """Write `report.html` into a run folder and return its path. An earlier report is replaced.
 
-    Reads config.json, metrics.jsonl, results.json, metrics.json and flips.jsonl; what an absent file would have
-    shown is left out. Raises UserError if the folder holds no results or if a file is malformed.
+    Reads config.json, metrics.jsonl, results.json, metrics.json, flips.jsonl and samples.jsonl. The parts of an absent
+    file are left out.
+
+    Raises:
+        UserError: the folder holds no results, a file is malformed, or the report cannot be written.
     """
     run = read_run(run_dir)
-    sections = result_sections(run)
+    sections = result_sections(run) + problems_section({run.name: _samples(run_dir)})
     if not sections:
         raise UserError(
             f"{run_dir} holds no results: neither metrics.jsonl nor results.json has anything to show. "
             "Give the folder of a run that has started, such as one that `dropout-grpo demo` wrote"
         )
-    path = run_dir / REPORT_FILE
-    write_text(path, page(run, sections + seconds_section(run) + provenance_section(run)))
+    title = f"dropout-grpo {run.provenance.get('command') or ''}".strip()
+    seed = number(run.results, "seed", RESULTS_FILE)
+    subtitle = f"run {run.name}" + (f" · seed {seed:.0f}" if seed is not None else "")
+    body = sections + seconds_section(run) + provenance_section(run)
+    return _write(run_dir / REPORT_FILE, page(title, subtitle, run.name, body))
+
+
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write a page that shows two or more runs side by side, and return its path.
+
+    Raises:
+        UserError: a folder is named twice or holds no results, or a file is malformed.
+    """
+    runs: dict[str, Run] = {}
+    samples: dict[str, list[dict[str, Any]]] = {}
+    names = [folder.resolve().name for folder in run_dirs]
+    for folder, name in zip(run_dirs, names, strict=True):
+        key = name if names.count(name) == 1 else str(folder)
+        if key in runs:
+            raise UserError(f"{folder} is named twice: give different run folders")
+        runs[key], samples[key] = read_run(folder), _samples(folder)
+    sections = comparison_sections(runs) + problems_section(samples)
+    if not sections:
+        raise UserError(f"{', '.join(map(str, run_dirs))} hold no results: give the folders of runs that have started")
+    return _write(out, page("dropout-grpo comparison", described(runs), ", ".join(runs), sections))
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    return read_samples(folder) if (folder / SAMPLES_FILE).is_file() else []
+
+
+def _write(path: Path, text: str) -> Path:
+    text = text.encode("utf-8", "replace").decode()  # half a character, of a JSON escape, becomes a question mark
+    with writing(path):
+        write_text(path, text)
     return path
 
 
@@ -45,19 +85,26 @@ def result_sections(run: Run) -> str:
     )
 
 
-def page(run: Run, body: str) -> str:
-    """A whole HTML document around `body`."""
-    title = markup.text(f"dropout-grpo {run.provenance.get('command') or ''}".strip())
-    seed = number(run.results, "seed", RESULTS_FILE)
-    subtitle = markup.text(f"run {run.name}" + (f" · seed {seed:.0f}" if seed is not None else ""))
-    # The policy makes the browser itself refuse whatever is not in this file.
+def page(title: str, subtitle: str, name: str, body: str) -> str:
+    """A whole HTML document.
+
+    Args:
+        title: heading, as plain text.
+        subtitle: line below it, as plain text.
+        name: of the run, for the window's title.
+        body: HTML.
+    """
+    title, subtitle, name = markup.text(title), markup.text(subtitle), markup.text(name)
+    # The browser refuses everything that is not in this file, and every script but the one with this hash.
+    sources = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{SCRIPT_HASH}'"
+    policy = f"{sources}; base-uri 'none'; form-action 'none'"
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title} · {markup.text(run.name)}</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title} · {name}</title>
 <style>{CSS}</style>
 </head>
 <body>
@@ -65,7 +112,7 @@ def page(run: Run, body: str) -> str:
 <header><h1>{title}</h1><p>{subtitle}</p></header>
 {body}
 </main>
-<footer>Made by dropout-grpo from the files of this run's folder.</footer>
+<footer>Made by dropout-grpo from the files of run folders.</footer>
 </body>
 </html>
 """

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from dropout_grpo.evaluation.intervals import wilson_interval
 from dropout_grpo.report.series import Series, running_mean
 from dropout_grpo.report.svg import ARM_COLOURS, INK, MUTED, RULE, STYLE
 
@@ -23,6 +24,7 @@ class Curve:
     series: Series
     arm: int = 0  # chooses colour and dashes
     noisy: bool = False
+    n: int | None = None  # of shares of n problems, whose 95 % interval is drawn as a band
     faint: bool = False  # a companion of another curve: thin, and without an entry in the legend
 
 
@@ -71,7 +73,8 @@ def curves_figure(
             name = f"stage {stage}" if i == 0 else str(stage)
             axes.text(step, 1.02, name, transform=axes.get_xaxis_transform(), color=MUTED, size=10.5, ha="left")
         if sum(not curve.faint for curve in curves) > 1:
-            figure.legend(loc="outside upper left", ncols=2, handlelength=2.4)
+            longest = max(len(curve.label) for curve in curves)
+            figure.legend(loc="outside upper left", ncols=2 if longest <= 24 else 1, handlelength=2.4)
     return figure
 
 
@@ -124,6 +127,9 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     steps, values = curve.series.steps, curve.series.values
     colour = ARM_COLOURS[curve.arm % len(ARM_COLOURS)]
     dashes = _DASHES[curve.arm % len(_DASHES)]
+    if curve.n is not None and all(0 <= value <= 1 for value in values):
+        ends = [wilson_interval(round(value * curve.n), curve.n) for value in values]
+        axes.fill_between(steps, [lo for lo, _ in ends], [hi for _, hi in ends], color=colour, alpha=0.15, lw=0)
     if curve.faint:
         mean = running_mean(curve.series, _window(len(steps)))
         axes.plot(steps, mean.values, color=colour, linewidth=1.0, alpha=0.6)

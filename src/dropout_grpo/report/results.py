@@ -19,7 +19,7 @@ _MEANINGS = {
 
 def headline(run: Run) -> str:
     """Baseline to Dropout-GRPO in large type with the intervals beside; empty unless the run has both."""
-    scores = _arm_scores(run)
+    scores = arm_scores(run)
     if not {"baseline", "dropout_grpo"} <= scores.keys():
         return ""
     before, after = (_pass_at_1(scores[name]) for name in ("baseline", "dropout_grpo"))
@@ -41,7 +41,7 @@ def headline(run: Run) -> str:
 
 def results_section(run: Run) -> str:
     """The arms of a demo side by side, and the collapse row: what GRPO sees without any exploration."""
-    scores = _arm_scores(run)
+    scores = arm_scores(run)
     if not scores:
         return ""
     n_test = number(run.results, "n_test", _PLACE)
@@ -51,7 +51,7 @@ def results_section(run: Run) -> str:
     return markup.section("Results", markup.table(caption, ["", *columns(keys)], rows), meanings(keys), _collapse(run))
 
 
-def _arm_scores(run: Run) -> dict[str, Record]:
+def arm_scores(run: Run) -> dict[str, Record]:
     """The arms of a demo, baseline first: every object of results.json that has a pass@1."""
     found = {
         name: value
@@ -63,7 +63,7 @@ def _arm_scores(run: Run) -> dict[str, Record]:
 
 def _pass_at_1(scores: Record) -> float:
     value = number(scores, "pass@1", _PLACE)
-    assert value is not None  # _arm_scores chose the arms that have one
+    assert value is not None  # arm_scores chose the arms that have one
     return value
 
 

@@ -83,6 +83,25 @@ table.facts caption, table.facts thead { position: absolute; clip-path: inset(50
 .plain { min-width: 2.25rem; font-weight: 600; overflow-wrap: anywhere; }
 .plain.right { color: var(--good); }
 
+.filter { display: flex; flex-wrap: wrap; gap: .6rem 1rem; margin-bottom: .75rem; }
+.filter label { display: flex; flex-direction: column; min-width: 0; color: var(--muted); font-size: .85rem; }
+.filter label[hidden] { display: none; }
+.filter label:first-child { flex: 1 1 16rem; }
+.filter input, .filter select, #problem-more { max-width: 100%; min-height: 2.4rem; padding: .3rem .6rem;
+  color: var(--ink); background: var(--card); border: 1px solid var(--muted); border-radius: 8px; font: inherit; }
+.filter :focus-visible, #problem-more:focus-visible { outline: 2px solid var(--arm-0); outline-offset: 2px; }
+#problem-more { margin-top: .75rem; cursor: pointer; }
+details.problem { margin-top: .4rem; padding: .5rem .75rem; }
+details.problem p { margin: .6rem 0; }
+.problem summary { display: flex; gap: .35rem; font-weight: 400; }
+.problem .question { min-width: 0; margin-left: .35rem; overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap; }
+.problem[open] .question { white-space: normal; overflow-wrap: anywhere; }
+.mark { color: var(--bad); font-weight: 700; }
+.mark.right { color: var(--good); }
+.votes.wide { grid-template-columns: minmax(4rem, max-content) 1fr; }
+.votes dt { overflow-wrap: anywhere; }
+
 details { margin-top: 1rem; padding: .75rem 1rem; background: var(--card); border: 1px solid var(--rule);
   border-radius: 12px; }
 summary { cursor: pointer; font-weight: 600; }

@@ -7,15 +7,17 @@ from dropout_grpo.report.names import in_order, label
 from dropout_grpo.report.plots import Curve, curves_figure
 from dropout_grpo.report.series import CURRICULUM, Series, arms, complement, series, stage_starts
 from dropout_grpo.report.svg import inline_svg
-from dropout_grpo.runs.read import Run
+from dropout_grpo.runs.layout import CONFIG_FILE
+from dropout_grpo.runs.read import Run, mapping, number
 
-_PASS_AT_1 = "eval/pass@1"
+PASS_AT_1 = "eval/pass@1"
 
 
 def curriculum_section(run: Run) -> str:
     """Validation pass@1 and loss through the curriculum, its stages marked."""
     marks = stage_starts(run.metrics)
-    accuracy = Curve(label="pass@1", series=series(run.metrics, CURRICULUM, _PASS_AT_1))
+    n = validation_size(run)
+    accuracy = Curve(label="pass@1", series=series(run.metrics, CURRICULUM, PASS_AT_1), n=n)
     loss = Curve(label="loss", series=series(run.metrics, CURRICULUM, "loss"), noisy=True)
     plots = [
         _plot(
@@ -91,10 +93,22 @@ def grpo_section(run: Run) -> str:
     )
 
 
+def validation_size(run: Run) -> int | None:
+    """The number of validation problems in training, for intervals. None if they come from a file."""
+    data = mapping(mapping(run.provenance, "config", CONFIG_FILE), "data", CONFIG_FILE)
+    task = data.get("task")
+    if data.get("valid") is not None or not isinstance(task, str):
+        return None
+    sizes = (number(data, "max_valid", CONFIG_FILE), number(mapping(data, task, CONFIG_FILE), "n_valid", CONFIG_FILE))
+    known = [int(size) for size in sizes if size]
+    return min(known) if len(known) == 2 else None
+
+
 def _accuracy_plot(run: Run, names: Sequence[str]) -> str:
     """Validation pass@1 with dots, the rollouts' reward thin; the reward alone if nothing was validated."""
     accuracy = [
-        Curve(label=label(name), series=series(run.metrics, name, _PASS_AT_1), arm=i) for i, name in enumerate(names)
+        Curve(label=label(name), series=series(run.metrics, name, PASS_AT_1), arm=i, n=validation_size(run))
+        for i, name in enumerate(names)
     ]
     validated = any(curve.series for curve in accuracy)
     reward = [

@@ -20,6 +20,9 @@ from dropout_grpo.runs.write import reading
 
 Record = Mapping[str, Any]
 
+_LARGEST_STEP = 2**53  # the whole numbers that a float holds exactly
+_DEEPEST = 100  # levels of JSON; a run's own files have fewer than ten
+
 _SAMPLE_TYPES = {"file": str, "id": int, "question": str, "answer": str, "plain": str, "plain_correct": bool}
 
 
@@ -117,7 +120,8 @@ def number(record: Record, key: str, place: str) -> float | None:
         return None
     if not _is_number(value):
         raise UserError(f"{place}: {key!r} is {value!r}, but must be a number")
-    return float(value) if isfinite(value) else None
+    found = _float(value, key, place)
+    return found if isfinite(found) else None
 
 
 def interval(record: Record, key: str, place: str) -> tuple[float, float] | None:
@@ -127,7 +131,7 @@ def interval(record: Record, key: str, place: str) -> tuple[float, float] | None
         return None
     if not (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))):
         raise UserError(f"{place}: {key!r} is {value!r}, but must be a pair of numbers [lo, hi]")
-    return float(value[0]), float(value[1])
+    return _float(value[0], key, place), _float(value[1], key, place)
 
 
 def mapping(record: Record, key: str, place: str) -> Record:
@@ -155,10 +159,19 @@ def _sample(line: str, place: str) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{place} is not JSON ({error.msg}): the file is damaged; run the evaluation again.") from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, too many brackets
+        raise UserError(f"{place} is not readable as JSON ({error}): run the evaluation again.") from error
     for name, kind in _SAMPLE_TYPES.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise UserError(f"{place}: {name!r} is not as `dropout-grpo eval` writes it; run the evaluation again.")
     return dict(record)
+
+
+def _float(value: float, key: str, place: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UserError(f"{place}: {key!r} has {len(str(value))} digits, which is no measured value") from error
 
 
 def _is_number(value: object) -> bool:
@@ -169,7 +182,7 @@ def _check_metrics_record(record: Record, place: str) -> None:
     part, step = record.get("part"), record.get("step")
     if not isinstance(part, str):
         raise UserError(f"{place}: 'part' is {part!r}, but must name a part of the run, such as 'sft'")
-    if isinstance(step, bool) or not isinstance(step, int):
+    if isinstance(step, bool) or not isinstance(step, int) or abs(step) > _LARGEST_STEP:
         raise UserError(f"{place}: 'step' is {step!r}, but must be a whole number")
 
 
@@ -200,6 +213,21 @@ def _parse_object(text: str, place: str) -> Record:
             f"{place} is not JSON ({error.msg} at column {error.colno}): {text[:60]!r}. "
             "A run that was killed while it wrote can leave half a line: delete that line"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; too many brackets
+        raise UserError(f"{place} is not readable as JSON ({error}): it is damaged; restore it") from error
+    if _is_deep(value):
+        raise UserError(f"{place} has more than {_DEEPEST} levels of brackets: it is damaged; restore it")
     if not isinstance(value, dict):
         raise UserError(f"{place} is {text[:60]!r}, but must be a JSON object")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a JSON value has more than ``_DEEPEST`` levels."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+        if not level:
+            return False
+    return True

@@ -33,6 +33,8 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file in one move, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
+    if draft.is_symlink():  # never write to where a link points
+        draft.unlink()
     draft.write_text(text, encoding="utf-8")
     sync(draft)
     draft.replace(path)
