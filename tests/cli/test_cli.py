@@ -204,7 +204,7 @@ def test_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_resumed_run_keeps_the_precision_it_was_started_with(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "bf16_or_not", lambda setting, device: True if setting is None else setting)
+    monkeypatch.setattr(session, "bf16_or_not", lambda setting, *where: True if setting is None else setting)
     run_dir = str(tmp_path / "run")
     first = session.settled(Recipe(run_dir=run_dir))
     assert first.bf16 is True  # measured

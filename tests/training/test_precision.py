@@ -38,3 +38,11 @@ def test_a_torch_that_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert precision._cpu_capabilities() == {}
     assert bf16_for(torch.device("mps"))[0] is False
+
+
+def test_a_small_batch_on_a_cpu_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert bf16_for(CPU, rows=16)[0]
+    assert bf16_for(CPU) == bf16_for(CPU, rows=16)
+    assert bf16_for(CPU, rows=15) == (False, "batches of 15 rows; bf16 on a CPU needs 16, the rows of its tiles")
+    assert bf16_or_not(True, CPU, rows=1)

@@ -18,6 +18,7 @@ from dropout_grpo.jobs.recipe_file import require_sections
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.progress import console
+from dropout_grpo.training.threads import wait_asleep
 
 _WITH_RECIPE = ("demo", "sft", "grpo", "eval")  # which have a run folder, and can resume
 _FLAGS = ("smoke", "json", "sweep")
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, parsers = build_parser()
     try:
         name, options = _parsed(parser, words)
+        wait_asleep()
         keep_freed_memory()
         from dropout_grpo.cli.dispatch import run  # here, since torch and transformers take seconds to import
 

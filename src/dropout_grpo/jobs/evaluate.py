@@ -49,8 +49,10 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
         require_known_words(model.tokenizer, problems, file)
         with at_place(file):
             check_evaluation(model, problems, recipe.evaluation, exploration)
+    answers = max(map(len, sets.values())) * max(1, recipe.evaluation.num_samples)
+    largest = min(recipe.evaluation.batch_size, answers)
     record = {"checkpoint": checkpoint, **vars(options), "files": list(files)}
-    session = Session.start("eval", recipe, exploration, device=device, options=record, report_to=())
+    session = Session.start("eval", recipe, exploration, device=device, options=record, report_to=(), rows=largest)
     run = session.run
     evaluations, samples = _finished(run.path, sets)
     for file in files[len(evaluations) :]:

@@ -24,18 +24,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def settled(recipe: Recipe, device: torch.device | None = None) -> Recipe:
+def settled(recipe: Recipe, device: torch.device | None = None, rows: int | None = None) -> Recipe:
     """The recipe with ``bf16`` and ``attention`` decided: as recorded in the run that it resumes, else for the device.
 
     Args:
         recipe: the options of a run.
         device: where the run computes; ``default_device()`` if None.
+        rows: sequences in its largest batch; None for the batches of training.
     """
-    bf16, attention = on_main(lambda: _decided(recipe, device or default_device()))
+    bf16, attention = on_main(lambda: _decided(recipe, device or default_device(), rows))
     return replace(recipe, bf16=bf16, attention=attention)
 
 
-def _decided(recipe: Recipe, device: torch.device) -> tuple[bool, Any]:
+def _decided(recipe: Recipe, device: torch.device, rows: int | None) -> tuple[bool, Any]:
     """``bf16`` and ``attention``."""
     run = Path(recipe.run_dir)
     if recipe.resume and (run / CONFIG_FILE).is_file():
@@ -44,13 +45,13 @@ def _decided(recipe: Recipe, device: torch.device) -> tuple[bool, Any]:
             recipe = replace(recipe, bf16=recorded.get("bf16"))
         if recipe.attention is None:
             recipe = replace(recipe, attention=recorded.get("attention"))
-    return bf16_or_not(recipe.bf16, device), recipe.attention or attention_for(device.type)[0]
+    return bf16_or_not(recipe.bf16, device, rows), recipe.attention or attention_for(device.type)[0]
 
 
-def _reasons(given: Recipe, device: torch.device) -> dict[str, str]:
+def _reasons(given: Recipe, device: torch.device, rows: int | None) -> dict[str, str]:
     """Why ``settled`` decides as it does, to record with a new run."""
     return {
-        "bf16": bf16_for(device)[1] if given.bf16 is None else "given as an option",
+        "bf16": bf16_for(device, rows)[1] if given.bf16 is None else "given as an option",
         "attention": attention_for(device.type)[1] if given.attention is None else "given as an option",
     }
 
@@ -83,6 +84,7 @@ class Session:
         report_to: Sequence[TrackerName] | None = None,
         problems: Mapping[str, Sequence[Problem]] | None = None,
         joins: bool = False,
+        rows: int | None = None,
     ) -> "Session":
         """Make or resume the run folder of a command.
 
@@ -95,11 +97,12 @@ class Session:
             report_to: experiment trackers; those of the recipe if None.
             problems: by split; a resumed run must have the same.
             joins: this process does a part of a run whose folder its parent process holds.
+            rows: sequences in its largest batch, which decide on bf16; None for the batches of training.
 
         Raises:
             UserError: see ``RunFolder``.
         """
-        reasons, recipe = _reasons(recipe, device), settled(recipe, device)
+        reasons, recipe = _reasons(recipe, device, rows), settled(recipe, device, rows)
         fix_attention(recipe.attention)
         record: Any = recipe if options is None else {**options, **vars(recipe)}
         trackers = recipe.report_to if report_to is None else report_to

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 _CPU_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+_CPU_ROWS = 16  # with fewer, converting the weights costs more than the faster product saves
 _CUDA_CAPABILITY = (8, 0)  # Ampere, the first with bf16 tensor cores
 
 
@@ -18,13 +19,20 @@ def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
-def bf16_or_not(setting: bool | None, device: torch.device) -> bool:
+def bf16_or_not(setting: bool | None, device: torch.device, rows: int | None = None) -> bool:
     """The user's setting; for None, what ``bf16_for`` says."""
-    return bf16_for(device)[0] if setting is None else setting
+    return bf16_for(device, rows)[0] if setting is None else setting
 
 
-def bf16_for(device: torch.device) -> tuple[bool, str]:
-    """Whether a device should multiply matrices in bf16, and the reason."""
+def bf16_for(device: torch.device, rows: int | None = None) -> tuple[bool, str]:
+    """Whether a device should multiply matrices in bf16, and the reason.
+
+    Args:
+        device: where the products are computed.
+        rows: sequences in the largest batch; None for the batches of training.
+    """
+    if device.type == "cpu" and rows is not None and rows < _CPU_ROWS:
+        return False, f"batches of {rows} rows; bf16 on a CPU needs {_CPU_ROWS}, the rows of its tiles"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         fast = (major, minor) >= _CUDA_CAPABILITY

@@ -1,0 +1,57 @@
+"""Threads that wait asleep: what is set, when, and that a busy process on one core no longer multiplies the time."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dropout_grpo.training.threads import wait_asleep
+
+PRODUCTS = """
+import sys, time
+from dropout_grpo.training.threads import wait_asleep
+if sys.argv[1] == "asleep":
+    assert wait_asleep()
+import torch
+torch.set_num_threads(2)
+a, b = torch.randn(64, 768), torch.randn(768, 768)
+for _ in range(5):
+    a @ b
+start = time.perf_counter()
+for _ in range(400):
+    torch.nn.functional.gelu(a @ b)
+print(time.perf_counter() - start)
+"""
+
+
+def seconds(policy: str) -> float:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    command = [sys.executable, "-c", PRODUCTS, policy]
+    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def test_nothing_is_set_once_torch_is_imported_or_against_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    assert not wait_asleep()  # these tests have imported torch
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert not wait_asleep()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.slow
+def test_a_busy_process_slows_products_in_proportion() -> None:
+    """Two threads, of which one shares its core with a loop: at most three times the time alone; by default ten."""
+    alone = min(seconds("asleep") for _ in range(3))
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert min(seconds("asleep") for _ in range(3)) < 3 * alone
+    finally:
+        busy.kill()
+        busy.wait()
