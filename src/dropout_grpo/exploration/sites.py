@@ -190,12 +190,12 @@ class SiteMap:
                 if module is None or columns is None:
                     raise UserError(
                         f"layer {i} ({type(layer).__name__}) has no value projection known by name and shape "
-                        f"({', '.join(_VALUES)}), which this exploration changes: choose another exploration.kind."
+                        f"({', '.join(_VALUES)}): choose another exploration.kind, or name weights in train_only by a pattern."
                     )
                 if not isinstance(module, nn.Linear | Conv1D):
                     raise UserError(
-                        f"the value projection of layer {i} is a {type(module).__name__}, and this exploration changes "
-                        "plain weights: merge the adapter first, or choose another exploration.kind."
+                        f"the value projection of layer {i} is a {type(module).__name__}, not a plain weight: merge the "
+                        "adapter first, or choose another exploration.kind."
                     )
                 all_of_it = len(columns) == _widths(module)[1]
                 name = f"layers.{i}.value_weight"

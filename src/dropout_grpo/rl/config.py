@@ -37,6 +37,8 @@ class GRPOConfig:
         temperature: tau, at which answers are sampled, and of all log-probabilities, those of greedy answers too.
         replay: True recomputes a rollout's log-probabilities under its own mask; False, an ablation, under a fresh
             mask for every update.
+        train_only: names of the parameters that are trained, with wildcards, such as *.v_proj.weight; value_weights is
+            the value projection of every layer. All others are frozen. When not given, everything is trained.
         learning_rate: peak of the schedule; a constant rate hurts here, see lr_scheduler_type.
         lr_scheduler_type: shape of the schedule over all updates, after warm-up.
         min_lr_rate: share of learning_rate at which a linear or cosine schedule ends.
@@ -87,6 +89,7 @@ class GRPOConfig:
     answers: Answers = "sampled"
     temperature: float = ranged(1.0, above=0, why="for greedy answers, use answers: greedy with temperature 1")
     replay: bool = True
+    train_only: tuple[str, ...] | None = None
     learning_rate: float = ranged(3e-4, above=0)
     lr_scheduler_type: Schedule = "linear"
     min_lr_rate: float = ranged(0.0, at_least=0, at_most=1)
@@ -162,6 +165,8 @@ class GRPOConfig:
             )
         if self.scale_rewards != "none" and self.leave_one_out:
             raise UserError("leave_one_out removes a bias that scale_rewards puts back: set scale_rewards to none.")
+        if self.train_only == ():
+            raise UserError("train_only is empty: name parameters, or leave it out to train everything.")
         if self.sync_ref_model and self.beta == 0:
             raise UserError(
                 "sync_ref_model renews the reference of the KL, and beta=0 keeps none: set beta above 0, or leave "

@@ -52,6 +52,7 @@ from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_sc
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import console
 from dropout_grpo.training.session import TrainingSession
+from dropout_grpo.training.trained import check_trained, only_trained
 
 Evaluate = Callable[[LatentModel], float]
 
@@ -130,6 +131,7 @@ class GRPOTrainer:
                 f"reward_weights has {len(config.reward_weights)} numbers for {len(reward_funcs)} reward functions: "
                 "give one each, or none for equal weights."
             )
+        check_trained(model, config.train_only, weight_decay=config.weight_decay, fsdp=fsdp)
         self.model, self.config, self.exploration, self._run = model, config, exploration, run
         self.bf16, self.fsdp, self.part, self._validate = bf16, fsdp, part, evaluate
         self._callbacks = Callbacks(callbacks, config, model)
@@ -165,6 +167,10 @@ class GRPOTrainer:
             NonFinite: loss, gradient or logits are not finite.
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
+        with only_trained(self.model, self.config.train_only):
+            self._train(resume_from_checkpoint)
+
+    def _train(self, resume_from_checkpoint: bool) -> None:
         config, callbacks = self.config, self._callbacks
         if not isinstance(self._run, RunFolder):
             self._run = RunFolder(self._run, "grpo", config, resume=resume_from_checkpoint)

@@ -1,0 +1,116 @@
+"""Trains some of a model's weights and leaves the others as they are."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from dropout_grpo.errors import UserError, nearest
+from dropout_grpo.latent.model import LatentModel
+
+VALUE_WEIGHTS = "value_weights"
+"""A pattern that stands for W_V of every layer, whatever the architecture calls it."""
+
+
+def trained_weights(model: LatentModel, patterns: Sequence[str]) -> dict[str, Tensor | None]:
+    """The parameters that ``patterns`` choose.
+
+    Args:
+        model: its parameters have the names of the Hugging Face model, such as ``transformer.h.0.attn.c_attn.weight``.
+        patterns: with the wildcards of a shell, such as ``*.v_proj.weight``; or ``value_weights``.
+
+    Returns:
+        By name. None where the whole tensor is trained; else a bool tensor of its shape, True for what is trained
+        (the values' part of a matrix that holds queries and keys too).
+
+    Raises:
+        UserError: a pattern matches no parameter that is trained, or a layer has no value projection.
+    """
+    names = {_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found: dict[str, Tensor | None] = {}
+    for pattern in patterns:
+        if pattern == VALUE_WEIGHTS:
+            matched = _value_weights(model, names)
+        else:
+            matched = {name: None for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise UserError(
+                f"train_only: {pattern!r} matches no parameter that is trained{nearest(pattern, tuple(names))}. Give "
+                f"names or patterns such as *.v_proj.weight, or {VALUE_WEIGHTS}; the parameters are "
+                f"{', '.join(names)}."
+            )
+        for name, part in matched.items():
+            found[name] = None if part is None or (name in found and found[name] is None) else part
+    return found
+
+
+def _value_weights(model: LatentModel, names: dict[str, nn.Parameter]) -> dict[str, Tensor | None]:
+    name_of = {id(parameter): name for name, parameter in names.items()}
+    found: dict[str, Tensor | None] = {}
+    for projection in model.sites.value_projections():
+        weight = projection.module.weight
+        assert isinstance(weight, Tensor)
+        if id(weight) not in name_of:  # frozen
+            continue
+        part = None
+        if projection.columns is not None:
+            part = torch.zeros_like(weight, dtype=torch.bool)
+            outputs = part if isinstance(projection.module, Conv1D) else part.T  # [in, out]
+            outputs[:, projection.columns.to(weight.device)] = True
+        found[name_of[id(weight)]] = part
+    return found
+
+
+def check_trained(model: LatentModel, patterns: Sequence[str] | None, *, weight_decay: float, fsdp: bool) -> None:
+    """Refuses what ``only_trained`` cannot do exactly.
+
+    Raises:
+        UserError: as ``trained_weights``; or with FSDP, or with weight decay where a part of a matrix is trained.
+    """
+    if patterns is None:
+        return
+    parts = [name for name, part in trained_weights(model, patterns).items() if part is not None]
+    if fsdp:
+        raise UserError(
+            "train_only does not work with fsdp, which would shard the weights that are not trained too: leave one out."
+        )
+    if parts and weight_decay > 0:
+        raise UserError(
+            f"train_only: {VALUE_WEIGHTS} is a part of {parts[0]}, and weight_decay={weight_decay} would change the "
+            "rest of that matrix: set weight_decay to 0."
+        )
+
+
+@contextmanager
+def only_trained(model: LatentModel, patterns: Sequence[str] | None) -> Iterator[None]:
+    """Inside the block only the chosen parameters get gradients; all that were trained before, if ``patterns`` is None.
+
+    Where a part of a matrix is chosen, the gradient of the rest is exactly 0. AdamW without weight decay then leaves
+    the rest as it is, bit by bit. The optimiser holds state for the whole matrix, which is 0 for the rest.
+    """
+    if patterns is None:
+        yield
+        return
+    chosen = trained_weights(model, patterns)
+    frozen, handles = [], []
+    for name, parameter in model.named_parameters():
+        if _name(name) not in chosen and parameter.requires_grad:
+            parameter.requires_grad_(False)
+            frozen.append(parameter)
+        elif (part := chosen.get(_name(name))) is not None:
+            handles.append(parameter.register_hook(lambda gradient, rest=~part: gradient.masked_fill(rest, 0.0)))
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+
+
+def _name(name: str) -> str:
+    """A parameter's name in the Hugging Face model."""
+    return name.removeprefix("model.")
