@@ -194,8 +194,8 @@ class SiteMap:
                     )
                 if not isinstance(module, nn.Linear | Conv1D):
                     raise UserError(
-                        f"the value projection of layer {i} is a {type(module).__name__}, not a plain weight: merge the "
-                        "adapter first, or choose another exploration.kind."
+                        f"the value projection of layer {i} is a {type(module).__name__}, not a plain weight: merge "
+                        "the adapter first, or choose another exploration.kind."
                     )
                 all_of_it = len(columns) == _widths(module)[1]
                 name = f"layers.{i}.value_weight"
