@@ -190,7 +190,8 @@ class SiteMap:
                 if module is None or columns is None:
                     raise UserError(
                         f"layer {i} ({type(layer).__name__}) has no value projection known by name and shape "
-                        f"({', '.join(_VALUES)}): choose another exploration.kind, or name weights in train_only by a pattern."
+                        f"({', '.join(_VALUES)}): choose another exploration.kind, or name the weights of "
+                        "train_only by a pattern."
                     )
                 if not isinstance(module, nn.Linear | Conv1D):
                     raise UserError(
