@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.side_process import side_process
+from dropout_grpo.training.interrupt import Interrupted, finishing_updates
 from helpers.tiny_recipe import TINY
 
 
@@ -34,6 +36,16 @@ def fail() -> None:
 def sleep(path: Path) -> None:
     write(path)
     time.sleep(600)
+
+
+def update(begun: Path, saved: Path) -> None:
+    """An update that is finished and saved when it is asked to stop."""
+    with finishing_updates() as asked:
+        write(begun)
+        while asked() is None:
+            time.sleep(0.01)
+    saved.write_text("saved")
+    raise Interrupted(signal.SIGTERM, "; saved")
 
 
 def gone(pid: int) -> bool:
@@ -58,6 +70,18 @@ def test_a_failure_is_told_with_its_last_words(tmp_path: Path) -> None:
     with side_process(tmp_path / "log", fail) as wait, pytest.raises(UserError, match=told):
         wait()
     assert torch.get_num_threads() == 3
+
+
+def test_a_block_left_early_lets_the_process_save_its_update(tmp_path: Path) -> None:
+    begun, saved = tmp_path / "begun", tmp_path / "saved"
+    with side_process(tmp_path / "log", update, begun, saved):
+        while not begun.exists() or len(begun.read_text().split()) < 2:
+            time.sleep(0.05)
+        os.kill(int(begun.read_text().split()[0]), signal.SIGINT)  # as a terminal sends it to both processes
+    assert saved.read_text() == "saved"
+    assert (tmp_path / "log").read_text() == "stopping after this update; a second signal stops at once\n" + (
+        "stopped by SIGTERM; saved\n"
+    )
 
 
 def test_a_block_left_early_ends_the_process(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +14,16 @@ import torch
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.training.allocator import keep_freed_memory
-from dropout_grpo.training.interrupt import handled_signals
+from dropout_grpo.training.interrupt import Interrupted, handled_signals
+from dropout_grpo.training.progress import console
 
 
 @contextmanager
 def side_process(log: Path, work: Callable[..., None], *args: Any) -> Iterator[Callable[[], None]]:
     """Runs ``work(*args)`` in a second process; both processes get half of this process's threads.
 
-    Yields ``wait``, which returns when the work is done. Leaving the block without calling it ends the process.
+    Yields ``wait``, which returns when the work is done. Leaving the block without calling it stops the process, which
+    finishes and saves the update at hand.
 
     Args:
         log: file that gets the process's standard error, since two progress bars do not fit on one terminal.
@@ -57,8 +61,13 @@ def _run(log: Path, threads: int, work: Callable[..., None], args: tuple[Any, ..
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
-    with handled_signals():
-        work(*args)
+    try:
+        with handled_signals():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the parent ends this one
+            work(*args)
+    except Interrupted as interrupt:
+        console.print(str(interrupt), markup=False)
+        sys.exit(interrupt.status)
 
 
 def _end_with_parent() -> None:

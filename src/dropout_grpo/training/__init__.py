@@ -1,1 +1,1 @@
-"""What both trainers share: optimiser and schedule, precision, run folders, checkpoints, progress."""
+"""What both trainers share: session, checkpoints, optimiser and schedule, precision, memory, signals, progress."""

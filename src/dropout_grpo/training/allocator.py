@@ -1,4 +1,4 @@
-"""Memory that a step frees is kept for the next step, not handed back to the kernel."""
+"""Keeps memory that a step frees for the next step, instead of returning it to the kernel."""
 
 import ctypes
 import platform
@@ -8,11 +8,14 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc, for this process, to reuse what was freed; returns whether there is a glibc to tell.
+    """Make glibc's malloc reuse freed memory in this process.
 
-    By default every tensor above some size is mapped afresh and unmapped when it is freed, so that each of a step's
-    tensors is paid for page by page: a tenth of a training step on a CPU at the demo's size and at GPT-2's. The process
-    keeps its peak of memory in exchange. The library never calls this: it is for a process that does nothing but train.
+    By default malloc maps every large tensor anew and unmaps it when it is freed, and the kernel clears each page. This
+    takes a tenth of a training step on a CPU, at the demo's size and at GPT-2's. In exchange the process keeps its peak
+    memory. The command line calls this; the library does not.
+
+    Returns:
+        False without glibc: nothing has changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

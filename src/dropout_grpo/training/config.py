@@ -1,6 +1,6 @@
-"""Words that options of every trainer may be. As all config files: no torch, so that --help need not wait for it."""
+"""Types of options that both trainers have. Like all config modules it does not import torch, so --help is fast."""
 
 from typing import Literal
 
 Schedule = Literal["linear", "cosine", "constant"]
-"""Of the learning rate, after warm-up."""
+"""Shape of the learning rate after warm-up."""

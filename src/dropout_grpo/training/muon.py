@@ -1,8 +1,8 @@
-"""Muon for the matrices inside a model, AdamW for everything else, as one optimiser.
+"""Muon for the matrices inside a model and AdamW for everything else, as one optimiser.
 
-Muon moves a matrix by its momentum with all singular values made about 1, so that directions with small gradients move
-as far as those with large ones (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). A small model from
-scratch learns to look facts up much sooner with it (docs/LOG.md, ProsQA).
+Muon moves a matrix by its momentum after making all singular values about 1, so directions with small gradients move as
+far as directions with large ones (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). Small models that are
+trained from scratch on ProsQA learn much sooner with it (docs/LOG.md).
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 def hidden_matrices(model: nn.Module, head: nn.Module | None) -> list[nn.Parameter]:
-    """The trainable two-dimensional parameters of a model, but for embeddings and the output head.
+    """The trainable two-dimensional parameters of a model, without embeddings and output head.
 
     Args:
-        model: any.
-        head: what gives logits; None where there is none.
+        model: any module.
+        head: the module that computes logits, or None.
     """
     tables: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if head is not None:

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, a line now and then in a file; always on standard error."""
+"""Progress bars on a terminal, and a line every ten seconds elsewhere; always on standard error."""
 
 import time
 from types import TracebackType
@@ -12,10 +12,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Bar:
-    """A context manager around a long job: ``bar.advance(loss=..., reward=...)`` after each step.
+    """A context manager for a long job: call ``bar.advance(loss=..., reward=...)`` after each step.
 
     Args:
-        title: what is going on.
+        title: name of the job.
         total: number of steps.
         done: steps already done, when resuming.
     """
@@ -47,11 +47,11 @@ class Bar:
             self._progress.stop()
 
     def advance(self, **values: float) -> None:
-        """One step further, with the values to show."""
+        """Count one step, and show these values."""
         self.reach(self._done + 1, **values)
 
     def reach(self, done: int, **values: float) -> None:
-        """So many steps are done in all."""
+        """Set the number of steps done, and show these values."""
         self._done = done
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._progress is not None:
