@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     dg.add_latent_tokens(model, tokenizer)  # Coconut's three; the embeddings grow
     latent = dg.LatentModel(model, tokenizer, latent_steps=2)  # thoughts before an answer
-    for site in latent.sites.instances(("residual", "heads")):  # where masks can be; Llama has no dropout modules
+    for site in latent.sites.instances(("residual", "heads")):  # where masks can act; Llama has no dropout modules
         print(f"{site.name:20} {site.count} factors a rollout")
 
     e = options.epochs

@@ -1,4 +1,4 @@
-"""GRPO with a reward of your own: the right number earns 1, one beside it a little, no number at all costs something.
+"""GRPO with a reward of your own: the right number earns 1, a neighbour of it 0.2, and no number -0.1.
 
     make demo && python examples/own_reward.py            # from the demo's Coconut, on the demo's problems
     python examples/own_reward.py --checkpoint CHECKPOINT --problems problems.json --steps 300
@@ -17,12 +17,12 @@ from dropout_grpo import GRPOConfig, GRPOTrainer, LatentModel, RunFolder, extrac
 def near_miss(
     prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """One reward a completion. Name the columns of the problem file that you need; each has one entry a completion."""
+    """One reward per completion. Name the columns that you need; each has one entry per completion."""
     rewards: list[float | None] = []
     for completion, gold in zip(completions, answer, strict=True):
-        said = extract_answer(completion)  # what stands after ###, None where nothing does
+        said = extract_answer(completion)  # the text after ###, or None
         if not gold.isdecimal():
-            rewards.append(None)  # no opinion: another reward function has to judge this problem
+            rewards.append(None)  # not judged: another reward function has to judge this problem
         elif said is None or not said.isdecimal():
             rewards.append(-0.1)
         else:

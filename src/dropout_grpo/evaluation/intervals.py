@@ -1,7 +1,7 @@
 """Confidence intervals of shares, of means of fractions, and of the difference of two models on the same problems.
 
-All are built on Wilson's score interval, so they stay inside their range and have a width where every problem is right
-or wrong too. Nothing here is random: no bootstrap, no seed. Impossible counts raise ValueError.
+All are based on Wilson's score interval, so they stay inside their range and have a positive width even if all problems
+are right or all are wrong. There is no resampling and no seed. Impossible counts raise ValueError.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From answers to measures with 95 % intervals: all of them for metrics.json, the few to quote for results.json."""
+"""Measures of answers with 95 % intervals: all for metrics.json, and a summary for results.json."""
 
 from collections.abc import Mapping, Sequence
 from math import fsum
@@ -21,7 +21,7 @@ _FIGURES = (
 
 
 def measure_answers(answered: Sequence[Answered]) -> dict[str, Any]:
-    """Everything that is measured on one file. Shares are ``{"value": fraction, "ci95": [lo, hi]}``.
+    """All measures of one file. Shares are ``{"value": fraction, "ci95": [lo, hi]}``.
 
     ``n`` problems; ``pass@1`` of the plain network; ``completions/mean_length`` of its answers in tokens, EOS among
     them, and ``completions/clipped_ratio``, the share that ``max_new_tokens`` cut off. With ``num_samples`` above 0

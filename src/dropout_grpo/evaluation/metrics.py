@@ -1,7 +1,6 @@
 """Metrics of right and wrong answers. Pure Python: counts in, fractions in [0, 1] out, never percent.
 
-Every function raises ValueError for an impossible input (a negative count, more right answers than answers)
-rather than return a number that means nothing.
+Every function raises ValueError for an impossible input: a negative count, or more right answers than answers.
 """
 
 from collections import Counter
@@ -32,8 +31,7 @@ def pass_at_k_curves(n: int, corrects: Sequence[int]) -> list[list[float]]:
 def majority_vote(votes: Sequence[str | None]) -> str | None:
     """The most frequent answer, or None if there is none.
 
-    None is an answer that could not be parsed: it never votes. Of tied answers the one seen first wins, so
-    the result depends on nothing but the order of the votes.
+    None stands for a sample without an answer, which does not vote. The earliest of tied answers wins.
     """
     counts = Counter(vote for vote in votes if vote is not None)
     # A Counter keeps the order of first sight, and max returns the first of equals.

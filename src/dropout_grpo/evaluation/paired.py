@@ -1,4 +1,4 @@
-"""Two models on the same problems: who solves what the other does not, and whether that is more than chance."""
+"""Paired comparison of two models on the same problems."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from dropout_grpo.evaluation.metrics import mcnemar
 
 
 def compare(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
-    """Paired comparison of two models; entry i of both says whether problem i was solved.
+    """Compare two models; entry i of both lists says whether problem i was solved.
 
     Returns:
         ``wins`` (only the second solves it), ``losses`` (only the first), ``mcnemar_p`` of the exact test, and

@@ -3,7 +3,7 @@
 from dropout_grpo.report import markup
 from dropout_grpo.runs.read import Record, Run, mapping, number
 
-_SHOWN = {"gained": 6, "lost": 2}  # a few are enough to see what changed; the counts tell the rest
+_SHOWN = {"gained": 6, "lost": 2}  # the counts are above the cards
 _BADGES = {"gained": "wrong → right", "lost": "right → wrong"}
 
 

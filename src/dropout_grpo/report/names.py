@@ -1,4 +1,4 @@
-"""What the parts of a run are called in the report, and their order."""
+"""Names of the parts of a run in the report, and their order."""
 
 from collections.abc import Iterable
 
