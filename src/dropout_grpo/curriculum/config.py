@@ -13,28 +13,28 @@ class CurriculumConfig:
     """Options of Coconut's curriculum.
 
     Args:
-        c_thought: c, thoughts that stand in for one step.
+        c_thought: c, the thoughts that replace one step.
         max_latent_stage: steps that become thoughts; the full latent block has c_thought times as many thoughts.
-        cot_epochs: epochs of stage 0, all steps in words.
+        cot_epochs: epochs of stage 0, which has all steps in words.
         epochs_per_stage: epochs of each latent stage.
         final_epochs: epochs of the final stage, answers alone.
         uniform_prob: probability that a problem is shown as in a random stage instead of the current one: one of 0
             to its number of steps, as in Coconut.
-        thoughts_predict: the hidden states that are fed back, or will be in the next stage, are trained as well: each
-            predicts the words that it stands in for, which a step's thoughts take in turn, so that it becomes the set
-            of what the words would have said. Not in Coconut.
-        thought: hidden_state is Coconut; projection CODI, an MLP of the hidden state; pause the control, a learned
-            vector in place of every hidden state.
-        batch_size: problems an update.
-        micro_batch_size: problems in one forward and backward pass, the whole batch when not given; halved where memory
-            runs out.
-        optimizer: adamw is Coconut's; muon, Muon for the matrices inside the model, teaches one from scratch faster.
+        thoughts_predict: also train the hidden states that are fed back, in this stage or the next: each predicts the
+            words that it replaces. A step's words are dealt to its thoughts in turn. Not in Coconut.
+        thought: what is fed back. hidden_state is Coconut's; projection is CODI's, an MLP of the hidden state; pause is
+            the control, a learned vector instead of every hidden state.
+        batch_size: problems per update.
+        micro_batch_size: problems in one forward and backward pass, the whole batch if not given; smaller where memory
+            is short.
+        optimizer: adamw is Coconut's; muon uses Muon for the matrices inside the model, and a model from scratch learns
+            faster with it.
         learning_rate: peak of each stage's schedule.
         lr_scheduler_type: shape of each stage's schedule, after warm-up.
         warmup_steps: updates of linear warm-up in each stage.
-        weight_decay: AdamW's, and Muon's.
+        weight_decay: weight decay of AdamW and Muon.
         max_grad_norm: gradients are clipped to this norm.
-        reset_optimizer: a fresh optimiser in every stage, as Coconut does.
+        reset_optimizer: start every stage with a new optimiser, as Coconut does.
         eval_steps: validate every so many updates; 0 only at the end of a stage.
         save_steps: save a checkpoint, from which the run can be resumed, every so many updates and at the end of a
             stage; 0 only at the end of a stage.

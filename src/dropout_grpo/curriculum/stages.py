@@ -1,4 +1,4 @@
-"""The stages of Coconut's curriculum, and what a problem looks like in each.
+"""The stages of Coconut's curriculum, and the form of a problem in each.
 
 Stage 0 is chain of thought in words. In stage s the first s steps are replaced by s x c thoughts. Past the last stage
 all steps are gone and the latent block has its full length, max_latent_stage x c (Hao et al. 2024, section 3 and
@@ -15,7 +15,7 @@ _Step = TypeVar("_Step")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stage: how many steps are dropped (None: all of them), how many thoughts stand in for them, for how long."""
+    """One stage: the number of steps dropped (None for all), the thoughts that replace them, and the epochs."""
 
     index: int
     dropped_steps: int | None
@@ -23,7 +23,7 @@ class Stage:
     epochs: int
 
     def words(self, steps: Sequence[_Step]) -> Sequence[_Step]:
-        """The steps that are still in words; as texts or as tokens."""
+        """The steps that stay in words, as texts or as tokens."""
         return [] if self.dropped_steps is None else steps[self.dropped_steps :]
 
 

@@ -1,4 +1,4 @@
-"""Trains a latent model through the curriculum, with the same read, think and score that everything else uses."""
+"""Trains a latent model through the curriculum, with the model's own ``read``, ``think`` and ``score``."""
 
 import math
 import time
@@ -39,13 +39,13 @@ class CurriculumTrainer:
     Args:
         model: with the curriculum's full latent block as its ``latent_steps``.
         config: options.
-        problems: training problems with steps. One without, as GSM8K has a few, is trained on its answer in every
-            stage, as in Coconut.
+        problems: training problems with steps. A problem without steps (GSM8K has a few) is trained on its answer
+            in every stage, as in Coconut.
         run: where metrics and checkpoints go.
         seed: order of the data and of stage mixing.
         bf16: matrix products in bf16.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
-        evaluate: validation, with the thoughts and the length of answer of the stage; None for none.
+        evaluate: validation, with the thoughts and the answer length of the stage; None for no validation.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
@@ -215,9 +215,9 @@ class CurriculumTrainer:
             yield from self._buckets(order, stage, generator)
 
     def _buckets(self, order: list[int], stage: Stage, generator: torch.Generator) -> Iterator[list[int]]:
-        """Batches of problems of about the same length, so that little is padded, in random order.
+        """Batches of problems of similar length, to pad little, in random order.
 
-        Only a few batches' worth of problems is sorted at a time: who meets whom in a batch stays random.
+        Only a few batches' worth of problems is sorted at a time, so the composition of batches stays random.
         """
         size = self.config.batch_size
         batches = []
@@ -319,5 +319,5 @@ def _every(steps: int, step: int) -> bool:
 
 
 def _share_out(steps: Sequence[list[int]], c_thought: int, max_latent_stage: int) -> list[list[int]]:
-    """For each thought of the full block the words that it stands in for: a step's thoughts take its words in turn."""
+    """The words that each thought of the full block replaces: a step's words are dealt to its thoughts in turn."""
     return [step[t::c_thought] for step in steps[:max_latent_stage] for t in range(c_thought)]
