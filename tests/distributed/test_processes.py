@@ -134,4 +134,4 @@ def test_a_failed_process_is_named_with_its_error(tmp_path: Path) -> None:
 
 def test_a_late_process_is_named(tmp_path: Path) -> None:
     said = in_processes(2, late_or_wait, tmp_path, patience=1.0)
-    assert said[0].startswith("lost rank 1 of 2: alive, but did not arrive in time")
+    assert said[0].startswith("lost rank 1 of 2: alive, but did not respond in time")

@@ -51,7 +51,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, files: Record, message: str) -> 
 def test_damaged_files_are_named_with_their_line(tmp_path: Path) -> None:
     metrics = make_run(tmp_path, metrics=SFT) / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + "\n" + '{"part": "sft", "st')  # cut off; the blank line counts
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 5 is not JSON .*half a line"):
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 5 is not JSON .*incomplete line"):
         write_report(tmp_path)
     metrics.write_text("[1, 2]\n")
     with pytest.raises(UserError, match=r"line 1 is '\[1, 2\]', but must be a JSON object"):

@@ -58,8 +58,8 @@ def test_halved_until_it_fits_and_kept(capsys: pytest.CaptureFixture[str]) -> No
     assert work.sizes == [32, 16, 8, 8]
     warnings = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(warnings) == 2
-    assert "out of memory with 256 rows at once: going on with micro_batch_size=128." in warnings[0]
-    assert "out of memory with 128 rows at once: going on with micro_batch_size=64." in warnings[1]
+    assert "out of memory with 256 rows at once: continuing with micro_batch_size=128." in warnings[0]
+    assert "out of memory with 128 rows at once: continuing with micro_batch_size=64." in warnings[1]
 
 
 def test_what_is_there_is_halved_and_not_what_was_allowed() -> None:
@@ -174,8 +174,8 @@ def test_a_run_short_of_memory_is_the_run_with_small_micro_batches(
     for name, tensor in small.state_dict().items():
         assert torch.equal(short.state_dict()[name], tensor), name
     said = capsys.readouterr().err
-    assert said.count("going on with micro_batch_size=4.") == 1
-    assert said.count("going on with rollout_batch_size=4.") == 1
+    assert said.count("continuing with micro_batch_size=4.") == 1
+    assert said.count("continuing with rollout_batch_size=4.") == 1
 
 
 # Coconut's curriculum. Stages of 1 thought each; problems of 1 to 3 steps, shown as in different stages.
@@ -241,7 +241,7 @@ def test_evaluation_short_of_memory_gives_the_same_answers(
     assert done == [2, 4, 6, 7]
     said = capsys.readouterr().err
     assert said.count("out of memory") == 1
-    assert f"going on with evaluation.batch_size={kept}." in said
+    assert f"continuing with evaluation.batch_size={kept}." in said
 
 
 def test_evaluation_of_a_problem_that_does_not_fit() -> None:
@@ -297,7 +297,7 @@ def test_the_size_is_halved_until_it_fits(free: int | None, size: int, capsys: p
     batches = MicroBatches("micro_batch_size", 64)
     batches.limit(70, free, rows=4)
     assert batches.size == size
-    assert (f"micro_batch_size {size}: 6.68e-05 MiB of activations a row" in capsys.readouterr().err) == (
+    assert (f"micro_batch_size {size}: 6.68e-05 MiB of activations per row" in capsys.readouterr().err) == (
         free is not None
     )
 

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     said = capsys.readouterr().err
     assert f"{kind}-step-4" in said
     assert "the checkpoint is damaged and is not used" in said
-    assert f"going on from {run}/checkpoints/{kind}-step-3" in said
+    assert f"continuing from {run}/checkpoints/{kind}-step-3" in said
     assert lines(run) == lines(whole)
     assert_same_weights(weights_of(model), weights)
     assert newest.with_name(f"{kind}-step-4.damaged").exists()
@@ -250,7 +250,7 @@ def test_the_state_of_another_optimiser_is_refused() -> None:
         {"0.exp_avg": torch.zeros(1)},
         {"0.step": torch.zeros((), dtype=torch.int64)},
     ):
-        with pytest.raises(UserError, match=r"is no state of an optimiser|not floating point of shape"):
+        with pytest.raises(UserError, match=r"does not belong to the state|not floating point of shape"):
             load_optimizer_tensors(optimizer, tensors)
 
 

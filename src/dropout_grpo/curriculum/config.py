@@ -76,5 +76,5 @@ class CurriculumConfig:
 
     @property
     def latent_steps(self) -> int:
-        """The full latent block."""
+        """Number of thoughts in the full latent block."""
         return self.c_thought * self.max_latent_stage

@@ -30,7 +30,7 @@ class Stage:
 def curriculum(
     *, c_thought: int, max_latent_stage: int, cot_epochs: int, epochs_per_stage: int, final_epochs: int
 ) -> list[Stage]:
-    """All stages in order: 0 (words), 1 .. max_latent_stage, and the final one with answers alone."""
+    """All stages in order: 0 (words), 1 .. max_latent_stage, and the final one, which has only answers."""
     stages = [Stage(index=0, dropped_steps=0, latent_steps=0, epochs=cot_epochs)]
     stages += [
         Stage(index=s, dropped_steps=s, latent_steps=s * c_thought, epochs=epochs_per_stage)

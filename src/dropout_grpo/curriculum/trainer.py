@@ -37,7 +37,7 @@ class CurriculumTrainer:
     """Coconut's curriculum on problems with steps.
 
     Args:
-        model: with the curriculum's full latent block as its ``latent_steps``.
+        model: its ``latent_steps`` must be the length of the curriculum's full latent block.
         config: options.
         problems: training problems with steps. A problem without steps (GSM8K has a few) is trained on its answer
             in every stage, as in Coconut.
@@ -97,7 +97,7 @@ class CurriculumTrainer:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates that one pass over the problems takes; the last batch may be smaller."""
+        """Number of updates in one pass over the problems; the last batch may be smaller."""
         return math.ceil(len(self.problems) / self.config.batch_size)
 
     def train(self, resume_from_checkpoint: bool = False) -> None:
@@ -186,7 +186,7 @@ class CurriculumTrainer:
         self._micro_batches.limit(kept, free_memory())
 
     def _cost(self, stage: int, problem: int) -> int:
-        """Positions of a problem as in a stage."""
+        """Number of positions of a problem when it is shown as in ``stage``."""
         latent_steps = self.stages[stage].latent_steps
         return len(self._prompts[problem]) + latent_steps + len(self._answers[stage][problem])
 
@@ -231,15 +231,15 @@ class CurriculumTrainer:
             yield batches[i]
 
     def backward(self, stage: Stage, batch: list[int], step: int) -> float:
-        """Back-propagates the mean loss over the answer tokens of a batch; gradients are left in the model.
+        """Back-propagate the mean loss over the answer tokens of a batch. The gradients stay in the model.
 
         Args:
             stage: one of ``stages``.
-            batch: places of the problems in ``problems``.
+            batch: indices of the problems in ``problems``.
             step: updates done so far; the seed of stage mixing.
 
         Returns:
-            The loss, over all processes.
+            The loss of the whole batch, over all processes.
         """
         rows = list(zip(self._mixed_stages(stage, batch, step), batch, strict=True))
         tokens = sum(len(self._answers[s][i]) for s, i in rows)
@@ -289,9 +289,9 @@ class CurriculumTrainer:
         return loss + self._thoughts_loss(torch.cat(hidden, dim=1), rows) if self.config.thoughts_predict else loss
 
     def _thoughts_loss(self, hidden: Tensor, rows: list[int]) -> Tensor:
-        """Loss of the words that hidden states [B, 1 + thoughts, D] would be fed back in place of.
+        """Loss of the words that the thoughts replace, predicted from the hidden states [B, 1 + thoughts, D].
 
-        Summed over hidden states; a mean over the words of one, so that it becomes the set that they are drawn from.
+        Averaged over the words of a hidden state, so that it learns their distribution, and summed over hidden states.
         """
         length = hidden.shape[1]
         where = [
@@ -314,7 +314,7 @@ class CurriculumTrainer:
 
 
 def _every(steps: int, step: int) -> bool:
-    """Is ``step`` one of every so many? Never if ``steps`` is 0."""
+    """Whether ``step`` is a multiple of ``steps``; False if ``steps`` is 0."""
     return steps > 0 and step % steps == 0
 
 

@@ -1,1 +1,1 @@
-"""Several processes of one run: identity and messages, shares of work, sharded weights."""
+"""A run of several processes: ranks and messages, division of the work, sharded weights."""

@@ -1,16 +1,17 @@
-"""Shares of work: which process does what, so that all of them finish at about the same time."""
+"""Divides work among processes, so that all finish at about the same time."""
 
 from collections.abc import Sequence
 
 
 def balanced(costs: Sequence[int], parts: int) -> list[list[int]]:
-    """Places of all items in ``parts`` shares of about the same cost.
+    """Divide items into ``parts`` shares of about the same cost; return the indices of the items in each share.
 
-    Greedy: items by falling cost, each to the share that is lightest so far (Graham 1969, at most 4/3 of the best
-    possible heaviest share). A pure function of its arguments: every process computes the same shares.
+    Greedy: items in order of decreasing cost go to the share with the lowest cost so far (Graham 1969; the most
+    expensive share costs at most 4/3 of the optimum). A pure function of its arguments, so every process computes the
+    same shares.
 
     Args:
-        costs: of each item, for example its tokens.
+        costs: cost of each item, for example its number of tokens.
         parts: number of shares; some stay empty if there are fewer items.
     """
     shares: list[list[int]] = [[] for _ in range(parts)]
@@ -23,7 +24,7 @@ def balanced(costs: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def imbalance(costs: Sequence[int], shares: Sequence[Sequence[int]]) -> float:
-    """Cost of the heaviest share over the mean cost: 1 is perfect, ``len(shares)`` if one process does everything."""
+    """Cost of the most expensive share divided by the mean cost: 1 is perfect, ``len(shares)`` means no balance."""
     loads = [sum(costs[i] for i in share) for share in shares]
     total = sum(loads)
     return max(loads) * len(loads) / total if total else 1.0

@@ -1,11 +1,11 @@
-"""Who this process is among those of a run, and what the processes tell each other.
+"""The rank of this process in a run, and communication between the processes.
 
 ``torchrun`` and ``accelerate launch`` start the processes; torch.distributed connects them. In a run of one process
-every function here returns its own argument and nothing is initialised, so callers need no special case.
+nothing is initialised and every function here returns its own argument, so callers need no special case.
 
-Messages are small and go through gloo on the CPU, also where gradients go through NCCL. Gloo notices at once that the
-process at the other end has been killed, so a GPU never waits for a process that is gone: every step exchanges a
-message before it exchanges gradients.
+Messages are small and go through gloo on the CPU, even if gradients go through NCCL. Every step exchanges a message
+before it exchanges gradients. Gloo detects at once that another process has been killed, so a GPU never waits for a
+process that is gone.
 """
 
 import json
@@ -26,10 +26,10 @@ from dropout_grpo.errors import LostProcess, UserError
 _T = TypeVar("_T")
 
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for one that is alive but does not arrive."""
+"""How long a process waits for another one that is alive but does not respond."""
 
 _PULSE_SECONDS = 0.5
-_MISSED_PULSES = 6  # then a process counts as gone
+_MISSED_PULSES = 6  # after so many missed pulses a process counts as gone
 _BUCKET = 2**25  # elements of gradient in one all-reduce
 
 
@@ -44,12 +44,12 @@ def size() -> int:
 
 
 def is_main() -> bool:
-    """Is this rank 0, the process that writes files and talks to the user?"""
+    """Whether this is rank 0, the process that writes files and prints messages."""
     return rank() == 0
 
 
 def launched() -> bool:
-    """Did ``torchrun`` or ``accelerate launch`` start this process as one of several?"""
+    """Whether ``torchrun`` or ``accelerate launch`` started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
@@ -58,7 +58,7 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
     """Joins the processes of a launched run inside the block; does nothing in a run of one process, or if it has.
 
     Args:
-        patience: how long a process waits for one that is alive but does not arrive.
+        patience: how long a process waits for another one that is alive but does not respond.
     """
     if dist.is_initialized() or not launched():
         yield
@@ -81,7 +81,7 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
         if number == 0:
             raise
         if _pulse.main_says(str(error)):
-            raise SystemExit(2) from error  # one process is enough to tell it
+            raise SystemExit(2) from error  # only one process prints the message
         raise UserError(f"rank {number}: {error}") from error
     except BaseException as error:
         _pulse.end(str(error) or type(error).__name__, is_cause=not isinstance(error, LostProcess))
@@ -98,13 +98,13 @@ def others() -> Iterator[None]:
     """A block in which this process waits for the others.
 
     Raises:
-        LostProcess: names the ranks that are gone, or did not arrive in time.
+        LostProcess: names the ranks that are gone, or did not respond in time.
     """
     if _pulse is not None:
         _pulse.meetings += 1
     try:
         yield
-    except RuntimeError as error:  # gloo's, NCCL's and the store's errors have no type of their own in common
+    except RuntimeError as error:  # errors of gloo, NCCL and the store have no other common type
         if _pulse is None or isinstance(error, (LostProcess, torch.OutOfMemoryError)):
             raise
         raise LostProcess(_pulse.blame(error)) from error
@@ -114,7 +114,7 @@ class _Pulse:
     """A thread that tells the rendezvous store once a second that this process is alive.
 
     Args:
-        store: a connection of its own.
+        store: a separate connection to the store.
         number: rank of this process.
         count: number of processes.
     """
@@ -139,28 +139,28 @@ class _Pulse:
             return
 
     def end(self, reason: str, *, is_cause: bool = True) -> None:
-        """Stop, and leave the reason for the other processes to read.
+        """Stop, and store the reason for the other processes.
 
         Args:
             reason: why this process ends.
-            is_cause: False if it ends only because another one did.
+            is_cause: False if it ends only because another process did.
         """
         self._ended.set()
         try:
             self._store.set(f"end {self._number}", json.dumps([is_cause, reason]))
-        except RuntimeError:  # the store is gone with the process that held it: nobody is left to read
+        except RuntimeError:  # the store is gone, and with it the process that held it
             return
 
     def main_says(self, reason: str) -> bool:
-        """Does rank 0 end for the same reason, within a second or two?"""
+        """Whether rank 0 ends for the same reason within a second or two."""
         try:
             self._store.wait(["end 0"], timedelta(seconds=_MISSED_PULSES * _PULSE_SECONDS))
             return json.loads(self._store.get("end 0"))[1] == reason
-        except RuntimeError:  # rank 0 goes on, or is gone
+        except RuntimeError:  # rank 0 continues, or is gone
             return False
 
     def blame(self, error: RuntimeError) -> str:
-        """A message that names the ranks which this process waits for in vain."""
+        """A message that names the ranks that did not respond."""
         remedy = "The other processes stop; continue the run with --resume true."
         of = f"of {self._count}"
         try:
@@ -178,11 +178,11 @@ class _Pulse:
         if silent := [r for r in others if after[r] == before[r] and not self._store.check([f"end {r}"])]:
             return f"lost rank {_numbers(silent)} {of}: killed, or not reachable. {remedy}"
         if late := [r for r in others if after[r][1] < self.meetings]:
-            return f"lost rank {_numbers(late)} {of}: alive, but did not arrive in time. {remedy}"
+            return f"lost rank {_numbers(late)} {of}: alive, but did not respond in time. {remedy}"
         return f"the connection between the processes failed: {error} {remedy}"
 
     def _causes(self) -> dict[int, str]:
-        """Reasons of the processes that have ended on their own account, by rank."""
+        """Reasons of the processes that did not end because of another one, by rank."""
         found = [r for r in range(self._count) if r != self._number and self._store.check([f"end {r}"])]
         ends = {r: json.loads(self._store.get(f"end {r}")) for r in found}
         return {r: reason for r, (is_cause, reason) in ends.items() if is_cause}
@@ -199,7 +199,7 @@ def _numbers(ranks: Sequence[int]) -> str:
 
 
 def gather_tensors(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors of every process, by rank. Numbers, shapes and types may differ from process to process."""
+    """The tensors of every process, by rank. Their number, shapes and dtypes may differ between processes."""
     if size() == 1:
         return [list(tensors)]
     headers = gather_json([[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors])
@@ -242,10 +242,10 @@ def _gather_bytes(data: Tensor) -> list[Tensor]:
 
 
 def on_main(work: Callable[[], _T]) -> _T:
-    """``work()``, done by rank 0 alone; every process gets the result, which JSON must be able to hold.
+    """Call ``work()`` in rank 0 only and return its result in every process. JSON must be able to hold the result.
 
     Raises:
-        UserError: rank 0's, in every process.
+        UserError: raised in every process if rank 0 raises it.
     """
     if size() == 1:
         return work()
@@ -272,7 +272,7 @@ def greatest(*values: float) -> list[float]:
 
 
 def any_process(flag: bool) -> bool:
-    """Is the flag set in at least one process? The answer is the same in all."""
+    """Whether the flag is set in at least one process; the same result in all processes."""
     return greatest(float(flag))[0] > 0
 
 
@@ -286,9 +286,9 @@ def _reduce(values: Sequence[float], operation: Any) -> list[float]:
 
 
 def with_gradients(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Those that have a gradient in at least one process; a process without one gets zeros.
+    """The parameters that have a gradient in at least one process. In the other processes it is set to zeros.
 
-    A parameter that no process has used keeps ``None``, which an optimiser skips.
+    A parameter without a gradient in any process keeps ``None``, which an optimiser skips.
     """
     if size() > 1:
         used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
@@ -301,7 +301,7 @@ def with_gradients(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replaces every gradient by its sum over all processes: equal bits in all of them."""
+    """Replace every gradient with its sum over all processes, which has the same bits in all of them."""
     if size() == 1:
         return
     gradients = [p.grad for p in with_gradients(parameters) if p.grad is not None]
@@ -324,7 +324,7 @@ def _add_up_bucket(bucket: Sequence[Tensor]) -> None:
 
 
 def copy_from_main(tensors: Sequence[Tensor]) -> None:
-    """Overwrites the tensors by those of rank 0: all processes start from the same bits."""
+    """Overwrite the tensors with those of rank 0, so that all processes start from the same bits."""
     if size() == 1:
         return
     with others(), torch.no_grad():

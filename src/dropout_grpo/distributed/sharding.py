@@ -1,14 +1,14 @@
-"""Weights, gradients and optimiser state spread over the processes with FSDP2, and gradients summed for both layouts.
+"""Shards weights, gradients and optimiser state over the processes with FSDP2; sums gradients, sharded or replicated.
 
-A latent model runs forward many times before one backward: the prompt, every thought, the answer. Per-layer gathering
-would send all weights ``2 * (thoughts + 2)`` times for each micro-batch, and would make every process run the same
+A latent model runs forward many times before one backward: the prompt, every thought, the answer. Gathering per layer
+would send all weights ``2 * (thoughts + 2)`` times for each micro-batch, and every process would have to run the same
 number of forward passes. So weights are gathered once for each update:
 
-    gathered   rollouts, replay, evaluation: every process has whole weights and computes alone, without messages
+    gathered   rollouts, replay, evaluation: every process has whole weights and computes without messages
     sharded    the update: gradients are reduce-scattered, each process updates its shard with its optimiser state
 
-Only the second state is special, and only ``update`` and the optimiser's construction enter it. Replicated weights use
-the same two functions, in which gradients are all-reduced.
+Only ``update`` and the construction of the optimiser use the sharded state. Replicated weights go through the same
+functions, which then all-reduce gradients.
 """
 
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ from dropout_grpo.distributed.processes import add_up_gradients, copy_from_main,
 
 
 def start_together(model: nn.Module, *, sharded: bool) -> None:
-    """Gives all processes the weights of rank 0, replicated or in shards."""
+    """Give all processes the weights of rank 0, replicated or sharded."""
     copy_from_main([*model.parameters(), *model.buffers()])
     if sharded:
         shard(model)
 
 
 def shard(model: nn.Module) -> None:
-    """Shards a model's weights over all processes, in place, and gathers them. Nothing happens in a single process.
+    """Shard a model's weights over all processes, in place, and gather them. No effect in a run of one process.
 
-    Each decoder layer is gathered by a message of its own, and what is outside of them by one more.
+    Each decoder layer is gathered by one message, and the weights outside the layers by another one.
 
     Args:
-        model: with equal weights in every process. It cannot be copied any more.
+        model: must have equal weights in every process. It can no longer be copied.
     """
     if size() == 1:
         return
@@ -61,12 +61,12 @@ def shard(model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Are the weights spread over the processes?"""
+    """Whether the weights are sharded over the processes."""
     return isinstance(model, FSDPModule)
 
 
 def gather(model: nn.Module) -> None:
-    """Gives every process whole weights."""
+    """Give every process the whole weights."""
     with others():
         for part in _parts(model):
             part.unshard()
@@ -74,7 +74,7 @@ def gather(model: nn.Module) -> None:
 
 @contextmanager
 def as_shards(model: nn.Module) -> Iterator[None]:
-    """Inside, the parameters are those that the optimiser updates: this process's shards, or simply all."""
+    """Inside, parameters are those that the optimiser updates: this process's shards, or all if replicated."""
     for part in _parts(model):
         part.reshard()
     try:
@@ -85,7 +85,7 @@ def as_shards(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def updating(model: nn.Module) -> Iterator[None]:
-    """Sums gradients over all processes; inside, an optimiser may use them as in ``as_shards``."""
+    """Sum gradients over all processes. Inside the block an optimiser may step, as in ``as_shards``."""
     if is_sharded(model):
         _reduce_scatter(model)
     else:
@@ -95,7 +95,7 @@ def updating(model: nn.Module) -> Iterator[None]:
 
 
 def _reduce_scatter(model: nn.Module) -> None:
-    """Sums the gathered gradients and leaves to each process those of its shards."""
+    """Sum the gathered gradients; each process keeps those of its shards."""
     device = next(model.parameters()).device
     with_gradients([p for p in model.parameters() if p.requires_grad])
     root: Any = model
@@ -110,7 +110,7 @@ def _parts(model: nn.Module) -> list[FSDPModule]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor in full; every process must ask, in the same order."""
+    """The whole of a sharded tensor. All processes must call this, in the same order."""
     if not isinstance(tensor, DTensor):
         return tensor
     with others():
@@ -118,14 +118,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """This process's shard of a whole tensor if the example has shards and its shape, else the tensor."""
+    """This process's shard of the tensor if ``example`` is sharded and has its shape, else the tensor itself."""
     if not isinstance(example, DTensor) or tensor.shape != example.shape:
         return tensor
     return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """``state_dict()`` of a model whose weights are gathered, without asking the other processes.
+    """``state_dict()`` of a model whose weights are gathered, without communication.
 
     FSDP's own ``state_dict`` would give shards.
     """

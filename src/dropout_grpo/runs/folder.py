@@ -33,22 +33,22 @@ _BEFORE_A_RUN = {*_DRAFTS, DATA_FOLDER}
 
 
 class RunFolder:
-    """The folder of one run. Of several processes rank 0 alone writes; the others' calls do nothing.
+    """The folder of one run. Of several processes only rank 0 writes; the calls of the others do nothing.
 
     Args:
         path: the folder, created if missing.
         command: the subcommand that runs.
         config: the resolved options, a dataclass.
         resume: continue the run in the folder; its config must be the same.
-        report_to: experiment trackers that get the metrics too.
+        report_to: experiment trackers that also get the metrics.
         data: fingerprints of the problems by split; see ``problem_fingerprint``.
-        reasons: of the options that the program has decided by itself, by name of the option.
-        joins: this process writes a part of a run that its parent process holds.
+        reasons: reasons for the options that the program has chosen, by name of the option.
+        joins: True if this process writes a part of a run whose folder its parent process has locked.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is off, or its config or data differ; another process writes
-            it; it cannot be created; a tracker is not installed. A run that was refused before it wrote anything but
-            its config may be replaced.
+        UserError: the folder holds a run and ``resume`` is False, or its config or data differ; another process has
+            locked it; it cannot be created; or a tracker is not installed. A run that stopped before it wrote anything
+            but its config may be replaced.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class RunFolder:
                 )
 
     def _tidy(self) -> None:
-        """Remove what a killed process had not finished or not removed."""
+        """Remove unfinished and temporary files of a killed process."""
         for old in checkpoint_folder(self.path, "").glob("*.old"):
             whole = old.with_suffix("")
             if whole.exists():
@@ -152,7 +152,7 @@ class RunFolder:
             self._trackers.log(record)
 
     def forget_after(self, part: str, step: int) -> None:
-        """Drop a part's metrics after ``step``, which a resumed run writes again, and a half-written last line.
+        """Drop a part's metrics after ``step``, which a resumed run writes again, and an incomplete last line.
 
         Raises:
             UserError: metrics.jsonl is damaged or cannot be replaced.
@@ -166,7 +166,7 @@ class RunFolder:
                 write_text(path, _lines(kept))
 
     def sync_metrics(self) -> None:
-        """Force metrics.jsonl to disk, before a checkpoint that counts on its lines."""
+        """Sync metrics.jsonl to disk, before a checkpoint that relies on its lines."""
         path = self.path / METRICS_FILE
         if is_main() and path.is_file():
             with writing(path):

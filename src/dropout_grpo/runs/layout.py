@@ -33,7 +33,7 @@ def checkpoint_folder(run: Path, name: str) -> Path:
 
 
 def flat_options(config: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """``{"grpo": {"beta": 0.0}}`` as ``{"grpo.beta": 0.0}``, the names on the command line.
+    """Nested options by their names on the command line: ``{"grpo": {"beta": 0.0}}`` gives ``{"grpo.beta": 0.0}``.
 
     Args:
         config: nested options.

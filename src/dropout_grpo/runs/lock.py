@@ -1,7 +1,7 @@
-"""One process at a time writes a run folder.
+"""A lock, so that only one process at a time writes to a run folder.
 
-The lock is an advisory lock of the operating system (``flock``) on the file ``lock`` of the folder. The system releases
-it when the process ends, however it ends, so a crash never leaves a folder locked.
+It is an advisory lock of the operating system (``flock``) on the file ``lock`` in the folder. The system releases it
+when the process ends, for whatever reason, so a crash never leaves a folder locked.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ class FolderLock:
 
 
 def lock_folder(folder: Path) -> FolderLock:
-    """Lock a folder for this process. A process that holds the lock already gets it again.
+    """Lock a folder for this process. A process that already holds the lock gets it again.
 
     Raises:
         UserError: another process holds the lock; the message names its id and host.
@@ -67,5 +67,5 @@ def _owner(descriptor: int) -> str:
     try:
         owner = json.loads(os.pread(descriptor, 1000, 0))
         return f"process {owner['pid']} on host {owner['host']}"
-    except (ValueError, TypeError, KeyError):  # it has not written its name yet
+    except (ValueError, TypeError, KeyError):  # the owner has not written its id yet
         return "another process"

@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, ``-dirty`` if changed since; None for an installed package."""
+    """The commit of the source tree, with ``-dirty`` if files have changed; None for an installed package."""
     here = Path(__file__).parent
     try:
         describe = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

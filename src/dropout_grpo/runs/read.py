@@ -30,7 +30,7 @@ _SAMPLE_TYPES = {"file": str, "id": int, "question": str, "answer": str, "plain"
 class Run:
     """What a run folder holds."""
 
-    name: str  # the folder's own name
+    name: str  # name of the folder
     provenance: Record  # config.json: command, config, versions, commit
     metrics: list[Record]  # metrics.jsonl: every record has a `part` and an integer `step`
     results: Record  # results.json
@@ -125,7 +125,7 @@ def number(record: Record, key: str, place: str) -> float | None:
 
 
 def interval(record: Record, key: str, place: str) -> tuple[float, float] | None:
-    """`record[key]` as (lo, hi); None where it is absent or null."""
+    """`record[key]` as (lo, hi); None if it is absent or null."""
     value = record.get(key)
     if value is None:
         return None
@@ -135,7 +135,7 @@ def interval(record: Record, key: str, place: str) -> tuple[float, float] | None
 
 
 def mapping(record: Record, key: str, place: str) -> Record:
-    """`record[key]` as an object; empty where it is absent or null."""
+    """`record[key]` as an object; empty if it is absent or null."""
     value = record.get(key)
     if value is None:
         return {}
@@ -145,7 +145,7 @@ def mapping(record: Record, key: str, place: str) -> Record:
 
 
 def objects(record: Record, key: str, place: str) -> list[Record]:
-    """`record[key]` as a list of objects; empty where it is absent or null."""
+    """`record[key]` as a list of objects; empty if it is absent or null."""
     value = record.get(key)
     if value is None:
         return []
@@ -211,7 +211,7 @@ def _parse_object(text: str, place: str) -> Record:
     except json.JSONDecodeError as error:
         raise UserError(
             f"{place} is not JSON ({error.msg} at column {error.colno}): {text[:60]!r}. "
-            "A run that was killed while it wrote can leave half a line: delete that line"
+            "A run that was killed while writing can leave an incomplete line: delete that line"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; too many brackets
         raise UserError(f"{place} is not readable as JSON ({error}): it is damaged; restore it") from error

@@ -1,4 +1,4 @@
-"""Experiment trackers besides metrics.jsonl: TensorBoard, Weights & Biases and trackio, through accelerate's classes.
+"""Experiment trackers in addition to metrics.jsonl: TensorBoard, Weights & Biases and trackio, through accelerate.
 
 All are optional. Each part of a run (the curriculum, an arm of GRPO) is a separate run in a tracker, with the same
 metric names, so that a chart can overlay two arms.
@@ -13,7 +13,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.runs.layout import flat_options
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
-"""The names that accelerate and PyPI use."""
+"""The names of the trackers in accelerate and on PyPI."""
 
 _PROJECT = "dropout-grpo"
 
@@ -40,8 +40,8 @@ class Trackers:
         part: name of the part.
         config: nested options, for the trackers that record them.
         run_id: unique id of the run in the folder.
-        done: steps already done. TensorBoard drops later steps that it already has. The other trackers continue their
-            run (wandb by its id, trackio by its name) and keep all steps that they have.
+        done: steps already done. TensorBoard drops the later steps that it has recorded. The other trackers continue
+            their run (wandb by its id, trackio by its name) and keep all steps that they have.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Trackers:
                     same = {"id": f"{run_id}-{part}", "resume": "allow"}
                 tracker = kind(_PROJECT, name=f"{run}-{part}", group=run, **same)
                 tracker.start()
-                tracker.store_init_configuration(_texts(config))  # TensorBoard would write a second run for it
+                tracker.store_init_configuration(_texts(config))  # TensorBoard would add a second run
             self._trackers.append(tracker)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Send the numbers of a line of metrics.jsonl, at its step."""
+        """Send the numbers of a line of metrics.jsonl to the trackers, at its step."""
         numbers = {
             name: value
             for name, value in record.items()
@@ -93,7 +93,7 @@ class Trackers:
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their names on the command line, lists as text."""
+    """Options by their names on the command line, with lists as text."""
     return {
         name: str(value) if isinstance(value, (list, tuple, dict)) else value
         for name, value in flat_options(config).items()

@@ -14,7 +14,7 @@ from dropout_grpo.errors import UserError
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and paths as the dicts, lists and strings that JSON has."""
+    """Convert dataclasses, tuples and paths to dicts, lists and strings, for JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         return jsonable(asdict(value))
     if isinstance(value, dict):
@@ -25,12 +25,12 @@ def jsonable(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by indented JSON; see ``write_text``."""
+    """Replace a file with indented JSON; see ``write_text``."""
     write_text(path, json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one move, so that a reader never sees half of it."""
+    """Replace a file atomically, so that a reader never sees part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     if draft.is_symlink():  # never write to where a link points
@@ -65,7 +65,7 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a write that the system refuses into a UserError.
+    """Raise UserError if the system refuses a write inside the block.
 
     Args:
         path: the file or folder that is written, for the message.
@@ -75,7 +75,7 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # safetensors and tokenizers have error types of their own for failed writes
+    except Exception as error:  # safetensors and tokenizers raise their own types for failed writes
         number = error.errno if isinstance(error, OSError) else _rust_error(error)
         if number is None:
             raise
@@ -87,7 +87,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn a read that the system refuses into a UserError.
+    """Raise UserError if the system refuses a read inside the block.
 
     Raises:
         UserError: names the path and the reason.

@@ -1,8 +1,8 @@
-"""A training checkpoint: a plain Hugging Face folder of the model, and what a resumed run needs. No pickle.
+"""A training checkpoint: a plain Hugging Face model folder with the state that a resumed run needs. No pickle.
 
-The folder is written under another name, forced to disk and then renamed, so that a run killed at any moment leaves a
-whole checkpoint or none of that name. ``manifest.json`` lists size and SHA-256 of every file: a checkpoint that is
-damaged later is recognised.
+The folder is written under another name, synced to disk and then renamed, so a run killed at any moment leaves either a
+complete checkpoint or none under that name. ``manifest.json`` lists the size and SHA-256 of every file, so later damage
+is detected.
 """
 
 import hashlib
@@ -39,19 +39,19 @@ def save_checkpoint(
     state: Mapping[str, Any] | None = None,
     reference: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint; an older one at the same path is replaced.
+    """Write a checkpoint, replacing an older one at the same path.
 
-    Of several processes all must call this; rank 0 writes, and the others wait until it has.
+    In a run of several processes all must call this: rank 0 writes, and the others wait until it has finished.
 
     Args:
-        path: its folder.
-        model: what to save.
-        optimizer: for a training checkpoint.
-        state: for a training checkpoint, as JSON: ``step`` and whatever the trainer needs besides.
+        path: folder of the checkpoint.
+        model: the model to save.
+        optimizer: its state is saved, for a training checkpoint.
+        state: for a training checkpoint, ``step`` and what else the trainer needs, as JSON.
         reference: weights of a reference model that training has changed.
 
     Raises:
-        UserError: the system refuses a write. Nothing at ``path`` has been changed by then.
+        UserError: the system refuses a write. ``path`` is unchanged in this case.
     """
     tensors = None if optimizer is None else optimizer_tensors(optimizer)
     on_main(lambda: _write(path, model, tensors, state, reference))
@@ -91,7 +91,7 @@ def _write(
 
 
 def trainer_state(path: Path) -> dict[str, Any]:
-    """The ``state`` of a training checkpoint, after a check of all its files against the manifest.
+    """Check all files of a training checkpoint against the manifest and return its ``state``.
 
     Raises:
         DamagedCheckpoint: a file is missing, added or changed.
@@ -117,7 +117,7 @@ def restore_optimizer(path: Path, optimizer: Optimizer) -> None:
     """Load the optimiser's state from a training checkpoint.
 
     Raises:
-        UserError: the file cannot be read, or it is the state of another optimiser.
+        UserError: the file cannot be read, or it holds the state of another optimiser.
     """
     file = path / OPTIMIZER_FILE
     tensors = _tensors(file)
@@ -139,7 +139,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file in a folder but the manifest itself."""
+    """Size and SHA-256 of every file in a folder except the manifest itself."""
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
     files.pop(MANIFEST_FILE, None)
     return {name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for name, file in files.items()}

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C: a trainer finishes the update at hand and saves; everything else stops at once.
+"""SIGTERM and Ctrl-C: a trainer finishes the current update and saves; everything else stops at once.
 
-Only code inside ``handled_signals`` (the command line does) is affected. A program that uses the trainers as a
+Only code inside ``handled_signals``, which the command line uses, is affected. A program that uses the trainers as a
 library keeps its own signal handlers.
 """
 
@@ -19,15 +19,15 @@ _deferring = False
 _asked: int | None = None
 _asked_at = 0.0
 _ECHO_SECONDS = 3.0
-"""torchrun passes a signal on that its processes may have got themselves, from the terminal or from SLURM."""
+"""torchrun forwards signals that its processes may also receive directly, from the terminal or from SLURM."""
 
 
 class Interrupted(KeyboardInterrupt):
     """The process was asked to stop.
 
     Args:
-        signum: the signal.
-        saved: what was saved before; empty if nothing needed saving.
+        signum: number of the signal.
+        saved: what was saved before the stop, for the message; empty if nothing needed saving.
     """
 
     def __init__(self, signum: int, saved: str = "") -> None:
@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """Exit status of a process that this ends: 130 for Ctrl-C, 143 for SIGTERM."""
+        """Exit status of the process: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.signum
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def handled_signals() -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM raise ``Interrupted``, at once or at the end of the update at hand."""
+    """Inside the block SIGINT and SIGTERM raise ``Interrupted``, at once or at the end of the current update."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python allows signal handlers in the main thread only
         return
@@ -62,7 +62,7 @@ def handled_signals() -> Iterator[None]:
 
 @contextmanager
 def finishing_updates() -> Iterator[Callable[[], int | None]]:
-    """Inside the block a first signal is only recorded; the second one stops at once.
+    """Inside the block the first signal is only recorded; a second one stops the process at once.
 
     Yields:
         A function that returns the recorded signal, or None.

@@ -1,7 +1,7 @@
-"""Micro-batches that fit memory: where memory runs out, the size is halved and that part of the step is done again.
+"""Micro-batches that fit in memory: when memory runs out, the size is halved and that part of the step is repeated.
 
-On a CPU memory runs out without an exception: the kernel kills the process. There the size is chosen before, from the
-bytes that autograd keeps for one row and the memory that is free.
+On a CPU there is no exception: the kernel kills the process. There the size is chosen beforehand, from the bytes that
+autograd keeps for one row and the free memory.
 """
 
 import gc
@@ -21,23 +21,23 @@ _T = TypeVar("_T")
 _MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",  # CUDA's matrix library keeps memory of its own
+    "CUBLAS_STATUS_ALLOC_FAILED",  # CUDA's matrix library allocates its own memory
     "could not create a primitive",  # oneDNN, the CPU's matrix library, when it gets no memory for its kernels
 )
 _SHARE = 0.7
-"""Of the free memory that activations may take."""
+"""Share of the free memory that activations may use."""
 
 _PEAK = 1.5
-"""Peak of memory in a forward and backward pass, as a multiple of what autograd keeps."""
+"""Peak memory of a forward and backward pass, as a multiple of what autograd keeps."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Is this an allocator's error? Only CUDA's allocator has an exception class of its own."""
+    """Whether this is an out-of-memory error. Only CUDA's allocator has an exception class for it."""
     return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)
 
 
 class MicroBatches:
-    """How many rows are worked on at once. A size that memory forces is kept for the rest of the run.
+    """The number of rows that are processed at once. A size reduced for lack of memory is kept for the rest of the run.
 
     Args:
         option: the option that sets the size, for messages.
@@ -48,11 +48,11 @@ class MicroBatches:
         self.option, self.size = option, size
 
     def limit(self, row_bytes: float, free: int | None, *, rows: int = 1) -> None:
-        """Halve the size until it fits the free memory, and print the choice.
+        """Halve the size until it fits in the free memory, and print the choice.
 
         Args:
             row_bytes: bytes that autograd keeps for one row.
-            free: bytes of free memory; None if unknown, and then the size stays.
+            free: bytes of free memory; if None (unknown), the size is not changed.
             rows: the smallest size.
         """
         if free is None:
@@ -61,25 +61,27 @@ class MicroBatches:
         while self.size > fits and self.size // 2 >= rows:
             self.size //= 2
         console.print(
-            f"{self.option} {self.size}: {row_bytes / 2**20:.3g} MiB of activations a row, {free / 2**30:.3g} GiB free",
+            f"{self.option} {self.size}: {row_bytes / 2**20:.3g} MiB of activations per row, "
+            f"{free / 2**30:.3g} GiB free",
             markup=False,
         )
 
     def fit(
         self, items: int, work: Callable[[int], _T], *, rows: int = 1, clear: Callable[[], None] | None = None
     ) -> _T:
-        """Return ``work(n)``, which does all the items, n at a time. n is halved until memory suffices, never below 1.
+        """Return ``work(n)``, which processes all items, n at a time. n is halved until memory suffices.
 
-        ``work`` is called again from its beginning. The random number generators are then as before the first call.
+        After a failed attempt ``work`` is called again from the start, with the random number generators reset to their
+        state before the first call.
 
         Args:
-            items: how many there are.
-            work: does them all, n at a time.
-            rows: rows of an item, which stay together: the rollouts of a group.
-            clear: drops what a failed attempt has added to, the gradients of a backward pass.
+            items: number of items.
+            work: processes all items, n at a time.
+            rows: rows per item, which stay together, such as the rollouts of a group.
+            clear: discards what a failed attempt has accumulated, such as gradients.
 
         Raises:
-            UserError: not even one item fits.
+            UserError: not even one item fits in memory.
         """
         states = _random_states()
         while True:
@@ -97,14 +99,14 @@ class MicroBatches:
                         f"out of memory with {self.option}={rows}, the smallest value: use a smaller model, "
                         "shorter questions and answers, or bf16."
                     ) from error
-            # Only here, past the except block, is the traceback gone that held the failed attempt's tensors.
+            # The traceback, which holds the failed attempt's tensors, is freed only after the except block.
             self.size = size // 2 * rows
             forget_recordings()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             console.print(
-                f"warning: out of memory with {size * rows} rows at once: going on with {self.option}={self.size}. "
+                f"warning: out of memory with {size * rows} rows at once: continuing with {self.option}={self.size}. "
                 "Set the option to this value to avoid the failed attempt.",
                 markup=False,
             )
@@ -130,7 +132,7 @@ def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process can still take: of the machine and of its control group; None if unknown."""
+    """Bytes that this process can still allocate, limited by the machine and its control group; None if unknown."""
     found = [_free_of_machine(root / "proc/meminfo"), _free_of_group(root / "sys/fs/cgroup")]
     known = [free for free in found if free is not None]
     return min(known) if known else None

@@ -34,9 +34,9 @@ class MuonAdamW(Optimizer):
         matrices: two-dimensional parameters, for Muon. Its steps are scaled to the size of AdamW's (Liu et al. 2025,
             arXiv 2502.16982), so that one learning rate fits both.
         groups: parameter groups for AdamW.
-        learning_rate: of both.
-        weight_decay: of the matrices.
-        betas: AdamW's.
+        learning_rate: learning rate of both.
+        weight_decay: weight decay of the matrices.
+        betas: betas of AdamW.
     """
 
     def __init__(
@@ -56,5 +56,5 @@ class MuonAdamW(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters that have gradients."""
         for optimizer, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
-            optimizer.state, optimizer.param_groups = self.state, groups  # loading a state makes new ones
+            optimizer.state, optimizer.param_groups = self.state, groups  # loading a state replaces them
             optimizer.step()

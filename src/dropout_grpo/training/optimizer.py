@@ -26,9 +26,9 @@ def build_optimizer(
     betas: tuple[float, float],
     matrices: Sequence[nn.Parameter] = (),
 ) -> Optimizer:
-    """AdamW over the parameters that want gradients; one-dimensional ones (biases, norms) do not decay.
+    """AdamW over the trainable parameters; one-dimensional ones (biases, norms) have no weight decay.
 
-    ``matrices``, which are among the parameters, are left to Muon.
+    The parameters in ``matrices`` are trained with Muon instead.
     """
     apart = {id(p) for p in matrices}
     trainable = [p for p in parameters if p.requires_grad and id(p) not in apart]
@@ -38,7 +38,7 @@ def build_optimizer(
     ]
     if matrices:
         return MuonAdamW(matrices, groups, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
-    # fused runs one kernel a parameter; it exists on CPU and CUDA alike
+    # fused runs one kernel per parameter; it exists on CPU and CUDA
     return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
@@ -84,15 +84,15 @@ def update(
     where: str,
     last_good: str,
 ) -> float:
-    """Sum gradients over processes, clip, step, advance the schedule, clear the gradients.
+    """Sum the gradients over all processes, clip them, step, advance the schedule and clear the gradients.
 
     Args:
         model: holds the gradients of this process.
-        optimizer: of the model's parameters.
-        schedule: of the optimiser.
-        loss: of all processes.
+        optimizer: optimiser of the model's parameters.
+        schedule: schedule of the optimiser.
+        loss: the loss over all processes.
         max_grad_norm: gradients are clipped to this norm.
-        where: place for messages.
+        where: seed and step, for messages.
         last_good: the checkpoint to return to, for messages.
 
     Returns:
@@ -117,7 +117,7 @@ def update(
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's whole state as named tensors, for safetensors: ``{parameter}.{exp_avg|exp_avg_sq|step}``.
 
-    Every process must ask; a state in shards is gathered.
+    All processes must call this, since a sharded state is gathered.
     """
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": whole(tensor) for i, entry in state.items() for name, tensor in entry.items()}
@@ -135,7 +135,7 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
         if not (number.isdecimal() and int(number) < len(parameters) and name):
-            raise UserError(f"{key!r} is no state of an optimiser of {len(parameters)} parameters.")
+            raise UserError(f"{key!r} does not belong to the state of an optimiser of {len(parameters)} parameters.")
         expected = torch.Size(()) if name == "step" else parameters[int(number)].shape
         if tensor.shape != expected or not tensor.is_floating_point():
             raise UserError(

@@ -1,7 +1,7 @@
-"""bf16 where the hardware multiplies bf16 matrices, float32 elsewhere: a table of capabilities decides.
+"""bf16 if the hardware multiplies bf16 matrices, float32 otherwise. A table of hardware capabilities decides.
 
-A measurement would depend on what else the machine is doing, and the same command must give the same bits. The table
-agrees with the measurements of docs/performance.md: with AMX or AVX512_BF16, bf16 is about twice as fast.
+The choice is not timed, since a timing depends on the load of the machine and the same command must give the same bits.
+The table agrees with the measurements in docs/performance.md: with AMX or AVX512_BF16, bf16 is about twice as fast.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +15,7 @@ _CUDA_CAPABILITY = (8, 0)  # Ampere, the first with bf16 tensor cores
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
-    """Matrix products in bf16 with float32 weights, sums and norms; nothing when ``bf16`` is off."""
+    """Matrix products in bf16 with float32 weights, sums and norms; no effect if ``bf16`` is False."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -47,6 +47,6 @@ def bf16_for(device: torch.device, rows: int | None = None) -> tuple[bool, str]:
 
 
 def _cpu_capabilities() -> dict[str, Any]:
-    """Instruction sets of the processor; empty with a torch that cannot say."""
+    """Instruction sets of the processor; empty if this version of torch does not report them."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)
     return dict(capabilities())

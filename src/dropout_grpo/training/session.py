@@ -1,4 +1,4 @@
-"""What both trainers do around their updates: resume from the newest good checkpoint, save, and know the last good one.
+"""What both trainers do around their updates: resume from the newest good checkpoint, save, and check the model.
 
 The checkpoints of a part are ``checkpoints/PART-step-N``. The newest ``save_total_limit`` are kept.
 """
@@ -57,16 +57,16 @@ class Saved:
 
 
 class TrainingSession:
-    """One training of one model, as a part of a run.
+    """The training of one model, as one part of a run.
 
     Args:
         run: where metrics and checkpoints go.
         part: name of the part in metrics.jsonl, and prefix of its checkpoints.
         model: trained in place.
-        batches: micro-batches of the trainer. Their sizes are saved and restored, since a size that memory has forced
-            changes the rounding of sums.
-        save_total_limit: how many checkpoints are kept, as in transformers; None keeps all.
-        start: the good model before the first checkpoint, for messages.
+        batches: micro-batches of the trainer. Their sizes are saved and restored, since a reduced size changes the
+            rounding of sums.
+        save_total_limit: number of checkpoints to keep, as in transformers; None keeps all.
+        start: name of the model before the first checkpoint, for messages.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class TrainingSession:
     def resume(self) -> Saved | None:
         """Load the newest good checkpoint into the model and drop the metrics after it.
 
-        Damaged checkpoints are named, renamed to ``NAME.damaged`` and passed over.
+        Damaged checkpoints are reported, renamed to ``NAME.damaged`` and skipped.
 
         Returns:
             The checkpoint; None if the run has not saved one yet, so that it starts from the beginning.
 
         Raises:
-            UserError: there are checkpoints and none of them is good, or one does not fit the model.
+            UserError: all checkpoints are damaged, or the newest good one does not fit the model.
         """
         name, state, damaged = on_main(self._newest_good)
         if name is not None:
@@ -145,7 +145,7 @@ class TrainingSession:
         for message in damaged:
             console.print(f"warning: {message}: the checkpoint is damaged and is not used", markup=False)
         if damaged:
-            console.print(f"warning: going on from {used}", markup=False)
+            console.print(f"warning: continuing from {used}", markup=False)
         for path in self.checkpoints():
             if _step_of(path) > _step_of(used):
                 aside = path.with_name(path.name + ".damaged")
@@ -160,9 +160,9 @@ class TrainingSession:
         state: Mapping[str, Any] | None = None,
         reference: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write the checkpoint of a step and remove those over ``save_total_limit``.
+        """Write the checkpoint of a step and remove the oldest ones beyond ``save_total_limit``.
 
-        Call ``require_finite`` before.
+        Call ``require_finite`` first.
 
         Args:
             step: steps done.
@@ -189,10 +189,10 @@ class TrainingSession:
 
     @contextmanager
     def steps(self, title: str, total: int, done: int) -> Iterator[Bar]:
-        """Around the loop over steps: progress bar, trackers, and signals that wait for the end of an update.
+        """A context for the loop over steps: progress bar, trackers, and signals delayed to the end of an update.
 
         Args:
-            title: of the progress bar.
+            title: title of the progress bar.
             total: number of steps.
             done: steps already done.
         """
@@ -202,9 +202,9 @@ class TrainingSession:
 
     @property
     def stopping(self) -> bool:
-        """Was any process asked to stop? The trainer saves and calls ``stop``.
+        """Whether any process was asked to stop. If so, the trainer saves and calls ``stop``.
 
-        All processes must look after each step: they decide together which step is the last.
+        All processes must call this after each step: they decide together which step is the last.
         """
         self._asked = int(greatest(self._signal() or 0)[0])
         return self._asked > 0
@@ -219,12 +219,12 @@ class TrainingSession:
         raise Interrupted(self._asked, f" after step {step} of {self.part}; saved")
 
     def require_finite(self, encoded: tuple[Tensor, Tensor], where: str) -> None:
-        """Check the model before it is kept as a good checkpoint: its weights, and the logits of an answer.
+        """Check the weights, and the logits of an answer, before the model is saved as a good checkpoint.
 
-        Weights can be finite and yet so large that no answer is.
+        Weights can be finite and yet so large that logits are not.
 
         Args:
-            encoded: ids and mask of questions, [B, S].
+            encoded: ids and mask of questions, [B, S] each.
             where: seed and step, for the message.
 
         Raises:
