@@ -107,6 +107,10 @@ def test_without_masks_greedy_answers_leave_the_weights_as_they_were(out: str) -
     assert all(bool((before[name] == after[name]).all()) for name in before)
 
 
+def test_every_arm_is_in_one_round() -> None:
+    assert sorted(name for names in smollm2.ARM_ROUNDS for name in names) == sorted(smollm2.ARMS)
+
+
 def test_without_a_record_the_page_says_so(tmp_path: Path) -> None:
     assert "make gsm8k" in block(tmp_path, "smollm2.measures")
 

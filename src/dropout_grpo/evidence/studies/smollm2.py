@@ -5,7 +5,7 @@ python -m dropout_grpo.evidence.studies.smollm2 --data FOLDER      (make gsm8k D
 The folder has gsm8k_train.jsonl and gsm8k_test.jsonl as published, and may have gsm8k_aug_valid.json,
 mawps_asdiva_train.coconut.json and further test files (svamp*, multiarith*, asdiv*; .json or .jsonl).
 
-Rounds, one after the other; the commands of a round share the cores:
+Rounds run one after the other; the commands of a round share the cores:
 
 1. the weights, checked; the problem files (smollm2_weights.py, smollm2_data.py)
 2. pilots on short problems choose the curriculum's learning rate and thoughts_predict, by pass@1 on validation problems
@@ -63,6 +63,9 @@ ARMS = {
     "masks-greedy": "--grpo.answers greedy",
     "deterministic": "--exploration.kind none --grpo.answers greedy --grpo.max_steps 10",
 }
+ARM_ROUNDS = (("masks-sampled", "temperature"), ("masks-greedy",), ("deterministic",))
+"""Two arms share two cores; what runs alone has both."""
+
 EVALUATED = {"coconut": "sft/checkpoints/coconut", **{arm: f"{arm}/checkpoints/grpo" for arm in list(ARMS)[:3]}}
 WORDS = "--latent_steps 0 --evaluation.num_samples 0 --evaluation.max_new_tokens 110"
 """Chain of thought: no thoughts, and room for all steps."""
@@ -125,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_files(options.data, data)
     lines = _run(pilots(out), out)
     lines |= _run(curriculum(out, best(out)), out)
-    lines |= _run(arms(out), out)
+    for names in ARM_ROUNDS:
+        lines |= _run({name: arms(out)[name] for name in names}, out)
     tests = test_files(options.data, data)
     lines |= _run(evaluations(out, [str(file) for file in tests]), out)
     text = json.dumps({"commands": lines, "cores": os.cpu_count(), **measured(out)})

@@ -23,6 +23,15 @@ _NAMES = {
     "sft": "curriculum",
 }
 
+_ROUNDS = {
+    "sft": "curriculum",
+    "masks-sampled": "GRPO with sampled answers",
+    "masks-greedy": "GRPO with greedy answers",
+    "deterministic": "deterministic GRPO",
+    "eval-coconut": "evaluation",
+}
+"""Names of the rounds by their first commands."""
+
 
 def measures(record: Record) -> str:
     """Every checkpoint on every test file."""
@@ -81,8 +90,7 @@ def notes(record: Record) -> str:
 
 
 def _round(names: str) -> str:
-    first = names.split("+")[0]
-    return {"sft": "curriculum", "masks-sampled": "GRPO", "eval-coconut": "evaluation"}.get(first, "pilots")
+    return _ROUNDS.get(names.split("+")[0], "pilots")
 
 
 def commands(record: Record) -> str:
