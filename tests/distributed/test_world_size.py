@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from helpers.several import in_processes
 from helpers.tiny_latent import read_metrics
-from helpers.world_size import asked_to_stop, killed, train, train_all, with_faults
+from helpers.world_size import asked_to_stop, killed, muon_in_shards, train, train_all, with_faults
 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"part": "grpo", "num_iterations": 2},
@@ -18,9 +18,10 @@ CASES: dict[str, dict[str, Any]] = {
     "grpo, no mixed group": {"part": "grpo", "reward": "nobody"},
     "grpo, dynamic sampling and KL": {"part": "grpo", "dynamic_sampling_max_gen_batches": 2, "beta": 0.1},
     "sft": {"part": "sft"},
+    "sft, muon": {"part": "sft", "optimizer": "muon"},
     "sft, float32": {"part": "sft", "dtype": "float32"},
 }
-SHARDED = {f"{name}, sharded": {**case, "fsdp": True} for name, case in CASES.items()}
+SHARDED = {f"{name}, sharded": {**case, "fsdp": True} for name, case in CASES.items() if "muon" not in name}
 SHARDED["llama, sharded"] = {"part": "sft", "kind": "llama_tied", "fsdp": True}
 SINGLE = {**CASES, "llama": {"part": "sft", "kind": "llama_tied"}}
 OWN = ("rollout_time", "step_time", "seconds", "replay/imbalance")
@@ -34,11 +35,12 @@ def ends_with(run: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor
     return metrics, {f"{f} {name}": tensor for f in files for name, tensor in load_file(last / f).items()}
 
 
-def difference(a: Path, b: Path) -> float:
-    """Largest difference of any weight, optimiser state or metric."""
+def difference(a: Path, b: Path, *, without: str = "nothing") -> float:
+    """Largest difference of any weight, optimiser state or metric, but for tensors with this word in their names."""
     (metrics, tensors), (other_metrics, other_tensors) = ends_with(a), ends_with(b)
     assert tensors.keys() == other_tensors.keys()
-    worst = max(float((tensors[name].double() - other_tensors[name].double()).abs().max()) for name in tensors)
+    names = [name for name in tensors if without not in name]
+    worst = max(float((tensors[name].double() - other_tensors[name].double()).abs().max()) for name in names)
     for line, other in zip(metrics, other_metrics, strict=True):
         assert line.keys() == other.keys()
         numbers = [name for name in line if name != "part"]
@@ -64,13 +66,20 @@ def test_every_world_size_gives_the_same_update(
 ) -> None:
     in_processes(count, train_all, tmp_path / "results", tmp_path, {name: ALL[name] for name in names})
     for name in names:
-        # In float32 AdamW divides gradients that are rounding errors by their own size; its steps are 1e-2.
-        bound = 1e-3 if "float32" in name else 1e-10
-        assert difference(single / name.removesuffix(", sharded"), tmp_path / name) < bound, name
+        one = single / name.removesuffix(", sharded")
+        if "float32" in name:  # the gradient of a key bias is 0 but for rounding, and AdamW makes whole steps of it
+            assert difference(one, tmp_path / name, without="c_attn.bias") < 1e-5, name
+        else:
+            assert difference(one, tmp_path / name) < 1e-10, name
         shares = [line["replay/imbalance"] for line in read_metrics(tmp_path / name) if "replay/imbalance" in line]
         assert all(1 <= share <= count for share in shares)
         if name == "grpo, one mixed group":
             assert shares == [count] * 3
+
+
+def test_muon_refuses_shards(tmp_path: Path) -> None:
+    """It makes the singular values of a whole matrix equal; on shards its result is another one."""
+    assert "leave one of them out" in in_processes(2, muon_in_shards, tmp_path / "results", tmp_path / "run")[0]
 
 
 def test_faults_are_noticed(single: Path, tmp_path: Path) -> None:

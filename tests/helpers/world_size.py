@@ -12,6 +12,7 @@ import torch
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed import processes
+from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.latent.lora.adapter import add_lora
@@ -95,6 +96,15 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
         bf16=bf16,
     )
     trainer.train(resume_from_checkpoint=resume)
+
+
+def muon_in_shards(folder: Path) -> str:
+    """What training with Muon and sharded weights says."""
+    try:
+        train(folder, {"part": "sft", "optimizer": "muon", "fsdp": True})
+    except UserError as refused:
+        return str(refused)
+    return "trained"
 
 
 def train_all(folder: Path, cases: dict[str, dict[str, Any]]) -> None:

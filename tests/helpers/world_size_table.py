@@ -1,7 +1,7 @@
 """Prints the tables of docs/scaling.md: ``PYTHONPATH=tests python -m helpers.world_size_table``.
 
-The first has the largest difference of any weight after a training with 2 and 4 processes from the same training with
-one; the second the memory that weights, gradients and optimiser state take in each process.
+The first has the largest difference of any weight but key biases, after a training with 2 and 4 processes, from the
+same training with one; the second the memory that weights, gradients and optimiser state take in each process.
 """
 
 from pathlib import Path
@@ -21,6 +21,9 @@ from helpers.tiny import tiny_tokenizer
 from helpers.tiny_latent import tiny_latent
 from helpers.world_size import train, train_all
 
+KEY_BIAS = "c_attn.bias"
+"""Left out in the comparison: the gradient of a key bias is 0 but for rounding, and AdamW makes whole steps of it."""
+
 KINDS: dict[str, dict[str, Any]] = {
     "float64": {},
     "float32": {"dtype": "float32"},
@@ -39,7 +42,7 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 
 def _difference(one: Path, other: Path) -> float:
     a, b = _weights(one), _weights(other)
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    return max(float((a[name] - b[name]).abs().max()) for name in a if KEY_BIAS not in name)
 
 
 def differences(folder: Path) -> None:
@@ -60,11 +63,13 @@ def differences(folder: Path) -> None:
     for count in (2, 4):
         for fsdp in (False, True):
             place = folder / f"{count} {fsdp}"
-            in_processes(count, train_all, place / "results", place, {n: {**c, "fsdp": fsdp} for n, c in cases.items()})
+            some = {n: {**c, "fsdp": fsdp} for n, c in cases.items() if not (fsdp and "Muon" in n)}
+            in_processes(count, train_all, place / "results", place, some)
     print("| training | 2, replicated | 2, sharded | 4, replicated | 4, sharded |\n|---|---|---|---|---|")
     for name in cases:
-        found = [_difference(folder / "1" / name, folder / f"{c} {f}" / name) for c in (2, 4) for f in (False, True)]
-        print(f"| {name} | " + " | ".join(f"{value:.1e}" for value in found) + " |")
+        runs = [folder / f"{count} {fsdp}" / name for count in (2, 4) for fsdp in (False, True)]
+        cells = [f"{_difference(folder / '1' / name, run):.1e}" if run.is_dir() else "refused" for run in runs]
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def held(fsdp: bool) -> list[int]:

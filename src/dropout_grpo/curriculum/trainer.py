@@ -75,6 +75,10 @@ class CurriculumTrainer:
             epochs_per_stage=config.epochs_per_stage,
             final_epochs=config.final_epochs,
         )
+        if fsdp and config.optimizer == "muon" and processes.size() > 1:
+            raise UserError(
+                "curriculum.optimizer muon needs whole matrices, and fsdp shards them: leave one of them out."
+            )
         if not problems:
             raise UserError("the training file has no problems.")
         if not any(problem.steps for problem in problems):
