@@ -1,6 +1,7 @@
 """The two trainings that commands are made of: the curriculum, and one GRPO run from a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed.processes import on_main
@@ -14,7 +15,9 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import load_reward, try_rewards
 from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.progress import console
 
 
 def train_curriculum(
@@ -103,4 +106,33 @@ def train_grpo(
     """Post-train a model and save it as the checkpoint named like the part; the arguments of ``grpo_trainer``."""
     grpo_trainer(session, model, problems, valid, part).train(resume_from_checkpoint=session.recipe.resume)
     save_checkpoint(session.run.checkpoint(part), model)
+    on_main(lambda: _warn_of_collapse(session, part))
     return model
+
+
+def _warn_of_collapse(session: Session, part: str) -> None:
+    lines = [line for line in read_metrics(session.run.path, whole_lines=True) if line.get("part") == part]
+    if has_collapsed(lines):
+        console.print(
+            f"warning: {part} has collapsed: at the end no token is in doubt, answers are wrong, and no update has a "
+            f"gradient. Lower grpo.learning_rate ({session.recipe.grpo.learning_rate}), or set grpo.warmup_steps.",
+            markup=False,
+        )
+
+
+def has_collapsed(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a GRPO run is certain of wrong answers and learns no more, as at a much too high learning rate.
+
+    Args:
+        metrics: the lines of one part of metrics.jsonl, in order.
+
+    Returns:
+        True if the first update had a gradient, the last quarter of them had none, and the entropy of the tokens has
+        fallen below a hundredth while some answers are wrong.
+    """
+    lines = [line for line in metrics if "reward" in line]
+    last = lines[-max(1, len(lines) // 4) :]
+    if len(lines) < 2 or lines[0]["grad_norm"] == 0 or any(line["grad_norm"] > 0 for line in last):
+        return False
+    fell = all(line["entropy"] < lines[0]["entropy"] / 100 for line in last)
+    return fell and sum(line["reward"] for line in last) / len(last) < max(1.0, lines[0]["reward"])
