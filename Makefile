@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test lint test-slow docs theory bench study gpu gsm8k clean
+.PHONY: demo test lint test-slow docs theory bench study rivals gpu gsm8k clean
 
 demo: $(READY)
 	$(BIN)/dropout-grpo demo --seed $(SEED) --data.word_problems.seed $(SEED) --run_dir runs/demo-seed$(SEED)
@@ -43,6 +43,10 @@ bench: $(READY)  # on an idle machine; see docs/benchmark.md
 
 study: $(READY)  # the paper's tables, in under 3 hours on 2 idle cores; the same command resumes it
 	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study
+	$(MAKE) docs
+
+rivals: $(READY)  # one more table of the study, beside other sources of exploration; about 1.5 hours after it
+	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study --only rivals --record docs/results/rivals.json
 	$(MAKE) docs
 
 gpu: $(READY)  # tests and benchmark on a GPU

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,70 @@ def test_tables_and_figures(made: Path, record: dict[str, Any]) -> None:
     assert "dropout-grpo grpo --recipe word-problems --checkpoint" in block(made, "study.commands")
 
 
+@pytest.fixture(scope="module")
+def rivals(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the folder in which the rivals' table has been made too."""
+    copy = tmp_path_factory.mktemp("rivals") / "study"
+    shutil.copytree(made, copy)
+    run(copy, "--only", "rivals", "--record", "rivals.json")
+    return copy
+
+
+def test_the_rivals_share_runs_with_the_study(made: Path, rivals: Path) -> None:
+    for name in ("demo", "temperature"):
+        (before, after) = (places(folder / "runs", 1).run(name) / "results.json" for folder in (made, rivals))
+        assert before.stat().st_mtime_ns == after.stat().st_mtime_ns
+    found = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))
+    assert list(found["arms"]) == ["temperature", "svp_v", "pause_temperature"]
+    assert found["arms"]["pause_temperature"]["baseline"] == "pause"
+    pause = LatentModel.from_pretrained(places(rivals / "runs", 1).checkpoint("pause", "coconut"))
+    assert pause.thought.kind == "pause"
+    where = places(rivals / "runs", 1)
+    start = LatentModel.from_pretrained(where.checkpoint("demo", "coconut")).state_dict()
+    end = LatentModel.from_pretrained(where.checkpoint("svp_v", "grpo")).state_dict()
+    assert all(torch.equal(end[name], start[name]) for name in start if not name.endswith("c_attn.weight"))
+
+
+def test_samples_are_counted_problem_by_problem(rivals: Path) -> None:
+    """pass@2 of 4 samples, c of them right, is 1 - C(4 - c, 2) / 6."""
+    found = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))["samples"]
+    assert list(found) == [
+        "none_sampled_samples",
+        "svp_v_greedy_samples",
+        "svp_v_sampled_samples",
+        "pause_sampled_samples",
+    ]
+    for name, row in found.items():
+        lines = (places(rivals / "runs", 1).run(name) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        right = [sum(json.loads(line)["samples_correct"]) for line in lines]
+        assert len(lines) == row["problems"] == 4
+        assert row["by_seed"] == [pytest.approx(sum(1 - comb(4 - c, 2) / 6 for c in right) / 4)]
+        config = json.loads((places(rivals / "runs", 1).run(name) / "config.json").read_text(encoding="utf-8"))[
+            "config"
+        ]
+        assert config["evaluation"]["temperature"] == (0.0 if row["answers"] == "greedy" else 1.0)
+        assert config["exploration"]["kind"] == ("svp" if row["noise"] == "svp_v" else "none")
+        assert row["to_first"]["difference"] == pytest.approx(row["pass@k"] - found["none_sampled_samples"]["pass@k"])
+
+
+def test_the_rivals_page(made: Path, rivals: Path) -> None:
+    assert block(made, "study.rivals") == block(made, "study.rivals_samples") == "*Not run yet.*"
+    study_tables.draw(rivals)
+    assert (rivals / "study-rivals.svg").is_file()
+    assert "| SVP-V, only W_V trained |" in block(rivals, "study.rivals")
+    header, _, *lines = block(rivals, "study.rivals_samples").splitlines()
+    assert "pass@2, percent" in header
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| temperature alone", "sampled"],
+        ["| SVP-V", "greedy"],
+        ["| SVP-V", "sampled"],
+        ["| pause tokens", "sampled"],
+    ]
+    assert block(rivals, "study.rivals_samples_notes").startswith("4 answers to each of 4 validation problems")
+    assert "seed1/svp_v" not in block(rivals, "study.rivals_commands")
+    assert "none_sampled_samples" in block(rivals, "study.rivals_commands")
+
+
 def test_before_it_has_run_the_page_says_so(tmp_path: Path) -> None:
     study_tables.draw(tmp_path)
     assert block(tmp_path, "study.variants") == "*Not run yet.*"
@@ -138,6 +203,17 @@ def test_the_settings_are_what_the_labels_say(plan: Plan, recipes: dict[str, Rec
     no_filter = recipes["no_filter"].grpo
     assert (no_filter.filter_groups, no_filter.kl_estimator) == (None, "k3_huber")
     assert (recipes["prompt_01"].exploration.p, recipes["prompt_01"].exploration.phases) == (0.1, ("prompt", "latent"))
+    for name, kind, phases in (
+        ("svp_v", "svp", ("prompt", "latent")),
+        ("svp_v_latent", "svp", ("latent",)),
+        ("gaussian_v", "weight_noise", ("prompt", "latent")),
+        ("gaussian_v_latent", "weight_noise", ("latent",)),
+    ):
+        used = recipes[name].exploration
+        assert (used.kind, used.phases, used.options) == (kind, phases, {"alpha": 0.6, "refresh": 50})
+    assert recipes["gaussian"].exploration.options["sigma"] ** 2 == pytest.approx(0.2 / 0.8), "variance of a mask"
+    assert recipes["svp_v_alone"].grpo.train_only == ("value_weights",)
+    assert plan.arms["pause_temperature"].baseline == "pause"
     assert 0 not in plan.seeds
     assert len(plan.seeds) == 5
 
@@ -148,9 +224,25 @@ def test_budgets_match_within_a_table(plan: Plan, recipes: dict[str, Recipe]) ->
         assert len({b.max_steps * b.prompts_per_step * b.num_generations for b in budgets}) == 1, table
 
 
-def test_the_whole_study_takes_well_under_three_hours_on_two_cores(plan: Plan) -> None:
-    assert plan.core_seconds / 2 < 2.6 * 3600
-    assert f"{plan.core_seconds:.0f} CPU seconds" in study.arithmetic(plan, 2)
+def test_the_study_without_rivals_takes_at_most_two_and_a_half_hours_on_two_cores(plan: Plan) -> None:
+    default = plan.only([], [])
+    assert list(default.tables) == [name for name in plan.tables if name != "rivals"]
+    assert default.core_seconds / 2 <= 2.5 * 3600
+    assert f"{default.core_seconds:.0f} CPU seconds" in study.arithmetic(default, 2)
+    assert not default.samples
+    assert "pause" not in default.baselines
+
+
+def test_the_plans_arithmetic_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds of tiny_study.yaml: demo 2, then 1 for each run; the tables share the arm temperature."""
+    study.main(["--settings", str(TINY), "--plan", "--workers", "1", "--seeds", "1", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "| variants | 3 | 8 | 0.00 | 0.00 |" in lines, "(2 + 1 + 1) x 2 seeds"
+    assert "2 seeds, 12 CPU seconds, 0.00 hours on 1 cores" in lines, "demo and four arms"
+    # Two baselines of 2 s, three arms and four sets of samples: 11 s a seed; 8 s of them are not above.
+    assert lines[-1] == ("not included, --only rivals: 22 CPU seconds, 0.01 hours; 0.00 hours after the tables above")
+    study.main(["--settings", str(TINY), "--plan", "--workers", "1", "--only", "rivals"])
+    assert capsys.readouterr().out.splitlines()[-1] == "1 seeds, 11 CPU seconds, 0.00 hours on 1 cores"
 
 
 def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
@@ -166,6 +258,8 @@ def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
         ("use: [held, greedy]", "use: [held, gredy]", "arm greedy uses 'gredy'"),
         ("against: [temperature]", "against: [temprature]", "compares with 'temprature'"),
         ("    baseline: demo", "    baseline: dmeo", "has baseline 'dmeo'"),
+        ("use: [none], baseline: pause", "use: [none], baseline: pose", "rivals has baseline 'pose'"),
+        ("svp_v: {use: [svp_v], label", "svp_v: {use: [spv], label", "noise svp_v uses 'spv'"),
     ],
 )
 def test_settings_that_name_nothing_are_refused(tmp_path: Path, found: str, replaced: str, message: str) -> None:

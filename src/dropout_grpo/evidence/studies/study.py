@@ -3,9 +3,10 @@
 python -m dropout_grpo.evidence.studies.study --out runs/study
 
 Runs every baseline and arm of the settings file (``study.yaml``) for every seed, one per core, with one thread each.
-Every run is a run folder of its own, made by the functions behind the commands ``data``, ``sft``, ``grpo`` and
-``eval``. What has finished does not run again, and what was interrupted continues, so the same command resumes a study.
-Results go to docs/results/study.json; ``make docs`` fills the tables and figures of docs/RESULTS.md.
+Tables that the settings call optional (``rivals``) run only if they are named. Every run is a run folder of its own,
+made by the functions behind the commands ``data``, ``sft``, ``grpo`` and ``eval``. What has finished does not run
+again, and what was interrupted continues, so the same command resumes a study. Results go to docs/results/study.json;
+``make docs`` fills the tables and figures of docs/RESULTS.md.
 
 ``--plan`` prints the arithmetic and runs nothing. ``--only variants long`` and ``--seeds 1 2`` run parts. ``--split
 valid --seeds 0 --out runs/pilot --record runs/pilot.json`` measures on validation problems, to choose settings.
@@ -37,6 +38,7 @@ from dropout_grpo.evidence.studies.study_plan import (
     baseline_options,
     places,
     read_plan,
+    samples_options,
     test_options,
 )
 from dropout_grpo.evidence.studies.study_summary import summarize_study
@@ -56,7 +58,7 @@ Split = Literal["valid", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One baseline or arm with one seed."""
+    """One baseline, arm or set of samples with one seed."""
 
     plan: Plan
     name: str
@@ -68,7 +70,7 @@ class Task:
     @property
     def seconds(self) -> float:
         """CPU seconds according to the plan."""
-        return (self.plan.baselines.get(self.name) or self.plan.arms[self.name]).seconds
+        return self.plan.runs[self.name].seconds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,16 +79,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="YAML file of the baselines, arms and tables")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the run folders")
     parser.add_argument("--record", type=Path, default=RESULTS_FOLDER / "study.json", help="JSON file to write")
-    parser.add_argument("--only", nargs="*", default=[], metavar="TABLE", help="tables to make")
+    parser.add_argument("--only", nargs="*", default=[], metavar="TABLE", help="tables to make, optional ones too")
     parser.add_argument("--seeds", nargs="*", type=int, default=[], help="seeds to run, in place of the settings'")
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="problems to measure on")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, one thread each")
     parser.add_argument("--plan", action="store_true", help="print the arithmetic and run nothing")
     options = parser.parse_args(argv)
     try:
-        plan = read_plan(options.settings).only(options.only, options.seeds)
+        whole = read_plan(options.settings)
+        plan = whole.only(options.only, options.seeds)
         if options.plan:
-            print(arithmetic(plan, options.workers))
+            print(arithmetic(plan, options.workers, None if options.only else whole))
             return
         run_study(plan, options.out, options.split, options.workers)
         write_json(options.record, summarize_study(plan, options.out, options.split))
@@ -96,26 +99,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(options.record)
 
 
-def arithmetic(plan: Plan, workers: int) -> str:
-    """CPU seconds of each baseline and arm, and hours of the whole study."""
-    rows = [[name, b.seconds, len(plan.seeds) * b.seconds] for name, b in plan.baselines.items()]
-    rows += [[name, a.seconds, len(plan.seeds) * a.seconds] for name, a in plan.arms.items()]
-    whole = plan.core_seconds
-    return (
-        f"{table(['baseline or arm', 'seconds a seed', 'all seeds'], rows)}\n\n"
-        f"{len(plan.seeds)} seeds, {whole:.0f} CPU seconds, {whole / workers / 3600:.1f} hours on {workers} cores"
-    )
+def arithmetic(plan: Plan, workers: int, whole: Plan | None = None) -> str:
+    """CPU seconds of every run, hours of each table and of all together.
+
+    Args:
+        plan: what would run.
+        workers: cores.
+        whole: the plan that it is a part of; the time of its other tables is added at the end.
+    """
+    seeds = len(plan.seeds)
+
+    def hours(seconds: float) -> str:
+        return f"{seconds / workers / 3600:.2f}"
+
+    runs = [[name, run.seconds, seeds * run.seconds] for name, run in plan.runs.items()]
+    names, before, tables = tuple(plan.tables), 0.0, []
+    for i, name in enumerate(names):
+        part, so_far = plan.only([name], []), plan.only(names[: i + 1], []).core_seconds
+        seconds = part.core_seconds
+        tables.append([name, len(part.runs), f"{seconds:.0f}", hours(seconds), hours(so_far - before)])
+        before = so_far
+    parts = [
+        table(["run", "seconds a seed", "all seeds"], runs),
+        "Tables share runs: the last column counts only what no table above it has.",
+        table(["table", "runs a seed", "CPU seconds", "hours alone", "hours it adds"], tables),
+        f"{seeds} seeds, {plan.core_seconds:.0f} CPU seconds, {hours(plan.core_seconds)} hours on {workers} cores",
+    ]
+    whole = whole or plan
+    for name in (name for name in whole.tables if name not in names):
+        alone = whole.only([name], plan.seeds).core_seconds
+        adds = whole.only([*names, name], plan.seeds).core_seconds - plan.core_seconds
+        parts.append(
+            f"not included, --only {name}: {alone:.0f} CPU seconds, {hours(alone)} hours; {hours(adds)} hours after "
+            "the tables above"
+        )
+    return "\n\n".join(parts)
 
 
 def run_study(plan: Plan, out: Path, split: Split, workers: int) -> None:
-    """Runs what has not finished: first all baselines, then all arms, expensive ones first.
+    """Runs what has not finished: first all baselines, then all arms and samples, expensive ones first.
 
     Raises:
         UserError: some runs failed; names them and their log.
     """
     out.mkdir(parents=True, exist_ok=True)
     bf16 = bf16_or_not(load_recipe(plan.recipe).bf16, default_device())
-    for names in (plan.baselines, plan.arms):
+    for names in (plan.baselines, {**plan.arms, **plan.samples}):
         tasks = [
             Task(plan=plan, name=name, seed=seed, out=out, split=split, bf16=bf16)
             for seed in plan.seeds
@@ -172,8 +201,10 @@ def _start_worker() -> None:
 
 
 def finished(task: Task) -> bool:
-    """True if the run and its evaluation have results."""
+    """True if the run and, after training, its evaluation have results."""
     where = places(task.out, task.seed)
+    if task.name in task.plan.samples:
+        return (where.run(task.name) / RESULTS_FILE).is_file()
     return all((folder / RESULTS_FILE).is_file() for folder in (where.run(task.name), where.test(task.name)))
 
 
@@ -183,9 +214,12 @@ def log_file(task: Task) -> Path:
 
 
 def run_task(task: Task) -> None:
-    """Trains one baseline or arm and measures it; called in a worker."""
+    """Trains one baseline or arm and measures it, or draws samples; called in a worker."""
     log_file(task).parent.mkdir(parents=True, exist_ok=True)
     with log_file(task).open("a", encoding="utf-8") as log, redirect_stderr(log), redirect_stdout(log):
+        if task.name in task.plan.samples:
+            _draw_samples(task)
+            return
         if task.name in task.plan.baselines:
             _train_baseline(task)
         else:
@@ -210,6 +244,13 @@ def _train_arm(task: Task) -> None:
         start = where.checkpoint(task.plan.arms[task.name].baseline, "coconut")
         recipe = _recipe(task, arm_options(task.plan, task.name, task.out, task.seed))
         grpo(recipe, str(start), CheckpointOptions())
+
+
+def _draw_samples(task: Task) -> None:
+    where, start = places(task.out, task.seed), task.plan.samples[task.name].baseline
+    recipe = _recipe(task, samples_options(task.plan, task.name, task.out, task.seed))
+    checkpoint, problems = where.checkpoint(start, "coconut"), where.data(start) / "valid.json"
+    evaluate(recipe, str(checkpoint), [str(problems)], CheckpointOptions())
 
 
 def _measure(task: Task) -> None:

@@ -1,7 +1,8 @@
 """The settings of the study: which baselines and arms there are, and the command of each.
 
 A settings file (``study.yaml``) names sets of options once, under ``masks`` and ``options``; an arm lists the sets that
-it uses. An arm that several tables name runs once.
+it uses. An arm that several tables name runs once. A table may also list noises under ``samples``: its baselines answer
+many times under each, with greedy and with sampled answers, before any GRPO.
 """
 
 import shlex
@@ -16,6 +17,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.recipe_file import load_recipe
 
 Questions = Literal["new", "curriculum"]
+Answers = Literal["greedy", "sampled"]
 Options = Mapping[str, str]
 """Options of a command by name, as text."""
 
@@ -45,11 +47,28 @@ class ArmPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplesPlan:
+    """Many answers of a baseline to each validation problem under one noise, for each seed."""
+
+    noise: str
+    label: str
+    baseline: str
+    answers: Answers
+    options: Options
+    seconds: float  # CPU seconds for one seed
+
+
+@dataclass(frozen=True, kw_only=True)
 class TablePlan:
-    """Rows of a table: names of arms, and the arms that all rows are compared with besides their baseline."""
+    """Rows of a table: names of arms, and the arms that all rows are compared with besides their baseline.
+
+    An optional table is made only if it is named.
+    """
 
     against: tuple[str, ...]
     rows: tuple[str, ...]
+    samples: tuple[str, ...] = ()
+    optional: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +80,16 @@ class Plan:
     common: Options
     baselines: Mapping[str, Baseline]
     arms: Mapping[str, ArmPlan]
+    samples: Mapping[str, SamplesPlan] = field(default_factory=dict)
+    k: int = 16  # pass@k of the samples
     tables: Mapping[str, TablePlan] = field(default_factory=dict)
 
     def only(self, tables: Sequence[str], seeds: Sequence[int]) -> "Plan":
-        """The part of the plan that some tables and seeds need; all of them where none is named.
+        """The part of the plan that some tables and seeds need.
+
+        Args:
+            tables: names; all that are not optional if empty.
+            seeds: all of the plan's if empty.
 
         Raises:
             UserError: there is no such table.
@@ -72,23 +97,35 @@ class Plan:
         for name in tables:
             if name not in self.tables:
                 raise UserError(f"there is no table {name!r}: name some of {', '.join(self.tables)}.")
-        kept = {name: self.tables[name] for name in tables or self.tables}
+        kept = {name: self.tables[name] for name in tables or self.default_tables}
         arms = {name: self.arms[name] for table in kept.values() for name in table.rows}
-        baselines = {arm.baseline: self.baselines[arm.baseline] for arm in arms.values()}
+        samples = {name: self.samples[name] for table in kept.values() for name in table.samples}
+        starts = dict.fromkeys([arm.baseline for arm in arms.values()] + [s.baseline for s in samples.values()])
         return Plan(
             recipe=self.recipe,
             seeds=tuple(seeds) or self.seeds,
             common=self.common,
-            baselines=baselines,
+            baselines={name: self.baselines[name] for name in starts},
             arms=arms,
+            samples=samples,
+            k=self.k,
             tables=kept,
         )
 
     @property
+    def default_tables(self) -> tuple[str, ...]:
+        """Names of the tables that are not optional."""
+        return tuple(name for name, table in self.tables.items() if not table.optional)
+
+    @property
+    def runs(self) -> dict[str, Baseline | ArmPlan | SamplesPlan]:
+        """Everything that runs once for each seed, by name."""
+        return {**self.baselines, **self.arms, **self.samples}
+
+    @property
     def core_seconds(self) -> float:
         """CPU seconds of everything."""
-        each = [b.seconds for b in self.baselines.values()] + [a.seconds for a in self.arms.values()]
-        return len(self.seeds) * sum(each)
+        return len(self.seeds) * sum(run.seconds for run in self.runs.values())
 
 
 def read_plan(file: Path = SETTINGS) -> Plan:
@@ -107,16 +144,29 @@ def read_plan(file: Path = SETTINGS) -> Plan:
         for name, given in found["baselines"].items()
     }
     arms: dict[str, ArmPlan] = {}
+    samples: dict[str, SamplesPlan] = {}
     tables = {}
+    sampling = found.get("samples", {})
     for table, given in found["tables"].items():
-        if given["baseline"] not in baselines:
-            raise UserError(f"{file}: table {table} has baseline {given['baseline']!r}, which is not a baseline.")
+        asked = (*given["arms"].values(), *given.get("samples", {}).values())
+        for name in (given["baseline"], *(run["baseline"] for run in asked if "baseline" in run)):
+            if name not in baselines:
+                raise UserError(f"{file}: table {table} has baseline {name!r}, which is not a baseline.")
         for name, arm in given["arms"].items():
             if arm:
                 arms[name] = _arm(file, name, arm, named, given["baseline"])
             elif name not in arms:
                 raise UserError(f"{file}: table {table} repeats arm {name}, which no table before it describes.")
-        tables[table] = TablePlan(against=tuple(given["against"]), rows=tuple(given["arms"]))
+        drawn: dict[str, SamplesPlan] = {}
+        for name, noise in given.get("samples", {}).items():
+            drawn |= _samples(file, name, noise, named, given["baseline"], sampling["num_samples"])
+        samples |= drawn
+        tables[table] = TablePlan(
+            against=tuple(given["against"]),
+            rows=tuple(given["arms"]),
+            samples=tuple(drawn),
+            optional=given.get("optional", False),
+        )
         for name in given["against"]:
             if name not in given["arms"]:
                 raise UserError(f"{file}: table {table} compares with {name!r}, which is not one of its arms.")
@@ -126,29 +176,55 @@ def read_plan(file: Path = SETTINGS) -> Plan:
         common=_texts(found["common"]),
         baselines=baselines,
         arms=arms,
+        samples=samples,
+        k=sampling.get("k", Plan.k),
         tables=tables,
     )
 
 
 def _arm(file: Path, name: str, given: Mapping[str, Any], named: Mapping[str, Options], baseline: str) -> ArmPlan:
-    options: dict[str, str] = {}
-    for used in given["use"]:
-        if used not in named:
-            raise UserError(f"{file}: arm {name} uses {used!r}, which is neither under masks nor under options.")
-        options |= named[used]
+    options = _used(file, f"arm {name}", given, named)
     p, group = given.get("p"), given.get("group")
-    if p is not None:
-        options["exploration.p"] = str(p)
     return ArmPlan(
         name=name,
         label=given.get("label") or f"{group}, p = {p}",
-        baseline=baseline,
+        baseline=given.get("baseline", baseline),
         options=options,
         questions=given.get("questions", "new"),
         group=group,
         p=p,
         seconds=given["seconds"],
     )
+
+
+def _samples(
+    file: Path, name: str, given: Mapping[str, Any], named: Mapping[str, Options], baseline: str, num_samples: int
+) -> dict[str, SamplesPlan]:
+    """A run for each kind of answers, by the name of its run folder."""
+    options = {**_used(file, f"noise {name}", given, named), "evaluation.num_samples": str(num_samples)}
+    return {
+        f"{name}_{answers}_samples": SamplesPlan(
+            noise=name,
+            label=given["label"],
+            baseline=given.get("baseline", baseline),
+            answers=answers,
+            options={**options, "evaluation.temperature": "0.0" if answers == "greedy" else "1.0"},
+            seconds=given["seconds"],
+        )
+        for answers in given["answers"]
+    }
+
+
+def _used(file: Path, who: str, given: Mapping[str, Any], named: Mapping[str, Options]) -> dict[str, str]:
+    """The options of all sets that an arm or noise uses."""
+    options: dict[str, str] = {}
+    for used in given["use"]:
+        if used not in named:
+            raise UserError(f"{file}: {who} uses {used!r}, which is neither under masks nor under options.")
+        options |= named[used]
+    if "p" in given:
+        options["exploration.p"] = str(given["p"])
+    return options
 
 
 def _texts(options: Mapping[str, Any]) -> dict[str, str]:
@@ -167,7 +243,7 @@ class Places:
         return self.folder / f"{baseline}-data"
 
     def run(self, name: str) -> Path:
-        """Run folder of a baseline or an arm."""
+        """Run folder of a baseline, an arm or samples."""
         return self.folder / name
 
     def test(self, name: str) -> Path:
@@ -203,21 +279,33 @@ def test_options(plan: Plan, name: str, out: Path, seed: int) -> dict[str, str]:
     return {**plan.common, **_seeded(seed), "run_dir": str(places(out, seed).test(name))}
 
 
+def samples_options(plan: Plan, name: str, out: Path, seed: int) -> dict[str, str]:
+    """Options of ``eval`` for samples, without its checkpoint and files."""
+    return {**plan.common, **plan.samples[name].options, **_seeded(seed), "run_dir": str(places(out, seed).run(name))}
+
+
 def _seeded(seed: int) -> dict[str, str]:
     return {"seed": str(seed), "data.word_problems.seed": str(seed)}
 
 
 def command_lines(plan: Plan, name: str, out: Path, seed: int) -> list[str]:
-    """The commands of a user that do what the study does for one baseline or arm."""
+    """The commands of a user that do what the study does for one baseline, arm or set of samples."""
     where = places(out, seed)
+    if name in plan.samples:
+        start = plan.samples[name].baseline
+        asked = {
+            "checkpoint": str(where.checkpoint(start, "coconut")),
+            "files": f"[{where.data(start) / 'valid.json'}]",
+        }
+        return [_line("eval", plan.recipe, {**asked, **samples_options(plan, name, out, seed)})]
     if name in plan.baselines:
         options, part, baseline = baseline_options(plan, name, out, seed), "coconut", name
         made = [_data_line(plan, name, out, seed), _line("sft", plan.recipe, options)]
     else:
         baseline = plan.arms[name].baseline
         options, part = arm_options(plan, name, out, seed), "grpo"
-        start = {"checkpoint": str(where.checkpoint(baseline, "coconut"))}
-        made = [_line("grpo", plan.recipe, {**start, **options})]
+        coconut = {"checkpoint": str(where.checkpoint(baseline, "coconut"))}
+        made = [_line("grpo", plan.recipe, {**coconut, **options})]
     tested = {"checkpoint": str(where.checkpoint(name, part)), "files": f"[{where.data(baseline) / 'test.json'}]"}
     return [*made, _line("eval", plan.recipe, {**tested, **test_options(plan, name, out, seed)})]
 

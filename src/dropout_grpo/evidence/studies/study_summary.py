@@ -11,7 +11,7 @@ from dropout_grpo.evaluation.paired import compare
 from dropout_grpo.evidence.studies.study_plan import Plan, command_lines, places
 from dropout_grpo.runs.layout import RESULTS_FILE
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.read import read_metrics, read_run, read_samples
+from dropout_grpo.runs.read import read_measures, read_metrics, read_run, read_samples
 
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t, two-sided 95 %, for 1 to 9 degrees of freedom."""
@@ -27,7 +27,7 @@ def summarize_study(plan: Plan, out: Path, split: str) -> dict[str, Any]:
 
     Returns:
         ``baselines`` and ``arms`` with pass@1, comparisons, mixed groups, signs of instability, seconds and commands;
-        ``tables`` with the rows in order; what it was run with.
+        ``samples`` with pass@k under each noise; ``tables`` with the rows in order; what it was run with.
     """
     right = {
         name: {seed: _right(places(out, seed).test(name)) for seed in plan.seeds}
@@ -67,12 +67,49 @@ def summarize_study(plan: Plan, out: Path, split: str) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "baselines": baselines,
         "arms": arms,
+        "samples": _samples(plan, out),
         "tables": {
-            name: {"against": list(t.against), "rows": [{"arm": arm, "to": to(t.against, arm)} for arm in t.rows]}
+            name: {
+                "against": list(t.against),
+                "rows": [{"arm": arm, "to": to(t.against, arm)} for arm in t.rows],
+                "samples": list(t.samples),
+            }
             for name, t in plan.tables.items()
         },
         **provenance(),
     }
+
+
+def _samples(plan: Plan, out: Path) -> dict[str, Any]:
+    """pass@k of the baselines under each noise, and the difference to the first noise of the plan, over seeds."""
+    measured = {
+        name: [read_measures(places(out, seed).run(name))["evaluations"][0] for seed in plan.seeds]
+        for name in plan.samples
+    }
+    passed_k = {name: [m["pass@k"][plan.k - 1]["value"] for m in measures] for name, measures in measured.items()}
+    first = next(iter(passed_k.values()), [])
+    found = {}
+    for name, asked in plan.samples.items():
+        measures, shares = measured[name], passed_k[name]
+        ahead = [share - other for share, other in zip(shares, first, strict=True)]
+        found[name] = {
+            "noise": asked.noise,
+            "label": asked.label,
+            "baseline": asked.baseline,
+            "answers": asked.answers,
+            "options": dict(asked.options),
+            "problems": measures[0]["n"],
+            "num_samples": measures[0]["num_samples"],
+            "k": plan.k,
+            "pass@k": fmean(shares),
+            "ci95": t_interval(shares),
+            "by_seed": shares,
+            "sample_pass@1": fmean(m["pass@k"][0]["value"] for m in measures),
+            "to_first": {"difference": fmean(ahead), "ci95": t_interval(ahead)},
+            "seconds": fmean(m["seconds"] for m in measures),
+            "commands": command_lines(plan, name, out, plan.seeds[0]),
+        }
+    return found
 
 
 def passed(right: Mapping[int, Sequence[bool]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The study's tables and figures in ``docs/RESULTS.md``, from ``docs/results/study.json``."""
+"""The study's tables and figures in ``docs/RESULTS.md``, from ``docs/results/study.json`` and ``rivals.json``."""
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ Study = Mapping[str, Any]
 """What ``study_summary.summarize_study`` returns."""
 
 TABLES = ("variants", "refinements", "rates", "group_size", "questions", "long")
+STUDY_FILE, RIVALS_FILE = "study.json", "rivals.json"
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _NOT_RUN = "*Not run yet.*"
 
@@ -63,6 +65,30 @@ def signs(study: Study) -> str:
     return table(columns, lines)
 
 
+def samples(study: Study) -> str:
+    """pass@k of the untrained baselines under each noise of the rivals' table, with greedy and with sampled answers.
+
+    A difference is to the first row's sampled answers, with Student's interval over seeds.
+    """
+    drawn = [study["samples"][name] for name in study["tables"]["rivals"]["samples"]]
+    k = drawn[0]["k"]
+    columns = ["noise", "answers", "share right", f"pass@{k}, percent", "95 % interval over seeds", "by seed"]
+    columns.append(f"to {drawn[0]['label']}, points")
+    lines = []
+    for row in drawn:
+        to, measured = row["to_first"], [row["label"], row["answers"], percent(row["sample_pass@1"])]
+        range_ = "" if to["ci95"] is None else " ({:+.1f} to {:+.1f})".format(*(100 * end for end in to["ci95"]))
+        ahead = "" if row is drawn[0] else f"{100 * to['difference']:+.1f}{range_}"
+        lines.append([*measured, percent(row["pass@k"]), _interval(row["ci95"]), _by_seed(row), ahead])
+    return table(columns, lines)
+
+
+def samples_notes(study: Study) -> str:
+    """Problems and samples of each seed."""
+    first = study["samples"][study["tables"]["rivals"]["samples"][0]]
+    return f"{first['num_samples']} answers to each of {first['problems']:,} validation problems of each seed."
+
+
 def notes(study: Study) -> str:
     """Problems, seeds, versions and commit."""
     versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
@@ -78,7 +104,9 @@ def commands(study: Study) -> str:
     first = [study["tables"][name]["rows"][0]["arm"] for name in study["tables"]]
     starts = dict.fromkeys(study["arms"][arm]["baseline"] for arm in first)
     lines = [line for name in starts for line in study["baselines"][name]["commands"]]
-    return console(dict.fromkeys([*lines, *(line for arm in first for line in study["arms"][arm]["commands"])]))
+    lines += [line for arm in first for line in study["arms"][arm]["commands"]]
+    drawn = [names[0] for found in study["tables"].values() if (names := found["samples"])]
+    return console(dict.fromkeys([*lines, *(line for name in drawn for line in study["samples"][name]["commands"])]))
 
 
 def _interval(interval: list[float] | None) -> str:
@@ -94,9 +122,9 @@ def _difference(found: Mapping[str, Any]) -> list[str]:
     return [f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", f"{found['mcnemar_p']:.1g}"]
 
 
-def variants_figure(study: Study) -> Figure:
-    """pass@1 of every variant: each seed, the mean and its interval; the baseline as a line."""
-    arms = [study["arms"][row["arm"]] for row in study["tables"]["variants"]["rows"]]
+def arms_figure(study: Study, name: str) -> Figure:
+    """pass@1 of every arm of a table: each seed, the mean and its interval; the first arm's baseline as a line."""
+    arms = [study["arms"][row["arm"]] for row in study["tables"][name]["rows"]]
     drawn = Figure(figsize=(7.2, 0.42 * len(arms) + 1.0))
     axes = drawn.add_subplot(xlabel="pass@1, percent")
     for place, arm in enumerate(arms):
@@ -146,34 +174,49 @@ def long_figure(study: Study) -> Figure:
     return drawn
 
 
-_FIGURES = {"variants": variants_figure, "rates": rates_figure, "long": long_figure}
+_FIGURES: dict[str, Callable[[Study], Figure]] = {
+    "variants": partial(arms_figure, name="variants"),
+    "rates": rates_figure,
+    "long": long_figure,
+    "rivals": partial(arms_figure, name="rivals"),
+}
 
 
 def draw(folder: Path) -> None:
-    """Writes the figures of the tables that the study has; nothing before it has run."""
-    study = _read(folder)
+    """Writes the figures of the tables that have been run."""
     for name, figure in _FIGURES.items():
+        study = _read(folder, _file(name))
         if study is not None and name in study["tables"]:
-            save(folder / f"study-{name}.svg", lambda figure=figure: figure(study))  # type: ignore[misc]
+            save(folder / f"study-{name}.svg", partial(figure, study))
 
 
 def figure_link(study: Study, name: str) -> str:
     """The figure of a table as Markdown."""
     del study
-    alt = {"variants": "pass@1 of every variant", "rates": "difference over p", "long": "mixed groups over steps"}
+    alt = {
+        "variants": "pass@1 of every variant",
+        "rates": "difference over p",
+        "long": "mixed groups over steps",
+        "rivals": "pass@1 with every source of exploration",
+    }
     return f"![{alt[name]}](results/study-{name}.svg)"
 
 
-def _read(folder: Path) -> Any:
-    file = folder / "study.json"
+def _file(name: str) -> str:
+    """The record that holds a table."""
+    return RIVALS_FILE if name == "rivals" else STUDY_FILE
+
+
+def _read(folder: Path, name: str) -> Any:
+    file = folder / name
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _block(make: Callable[[Study], str], needs: str | None = None) -> Callable[[Path], str]:
+def _block(make: Callable[[Study], str], needs: str | None = None, *, file: str = STUDY_FILE) -> Callable[[Path], str]:
     """A block that says so where the study, or the table that it needs, has not been run."""
 
     def block(folder: Path) -> str:
-        study = _read(folder)
+        study = _read(folder, file)
         missing = study is None or (needs is not None and needs not in study["tables"])
         return _NOT_RUN if missing else make(study)
 
@@ -182,11 +225,13 @@ def _block(make: Callable[[Study], str], needs: str | None = None) -> Callable[[
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "baselines": _block(baselines),
-    **{name: _block(lambda study, name=name: rows(study, name), name) for name in TABLES},  # type: ignore[misc]
-    **{
-        f"{name}_figure": _block(lambda study, name=name: figure_link(study, name), name)  # type: ignore[misc]
-        for name in _FIGURES
-    },
+    **{name: _block(partial(rows, name=name), name, file=_file(name)) for name in (*TABLES, "rivals")},
+    **{f"{name}_figure": _block(partial(figure_link, name=name), name, file=_file(name)) for name in _FIGURES},
+    "rivals_samples": _block(samples, "rivals", file=RIVALS_FILE),
+    "rivals_samples_notes": _block(samples_notes, "rivals", file=RIVALS_FILE),
+    "rivals_baselines": _block(baselines, "rivals", file=RIVALS_FILE),
+    "rivals_notes": _block(notes, "rivals", file=RIVALS_FILE),
+    "rivals_commands": _block(commands, "rivals", file=RIVALS_FILE),
     "signs": _block(signs, "refinements"),
     "notes": _block(notes),
     "commands": _block(commands),
