@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used: torch and transformers take seconds to import."""
+"""Imports the names of a package when they are first used, since torch and transformers take seconds to import."""
 
 import sys
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""``dropout-grpo compare RUN_A RUN_B``: two evaluations of the same problems, problem by problem."""
+"""The command ``compare``: two evaluations of the same problems, problem by problem."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -13,7 +13,7 @@ _SHOWN = 10  # wins and losses of each file that the text lists; --json has all
 
 
 def compare(run_a: str, run_b: str) -> dict[str, Any]:
-    """The plain networks of two eval runs, compared file by file: B against A.
+    """Compare the plain networks of two eval runs file by file, B against A.
 
     Returns:
         ``a`` and ``b``, the folders, and ``comparisons``, an object a file: ``n``, ``pass@1`` of both, ``difference``
@@ -66,7 +66,7 @@ def _check_same_problems(run_a: str, a: Sequence[Record], run_b: str, b: Sequenc
 
 
 def as_text(comparison: dict[str, Any]) -> str:
-    """What the command prints for a reader."""
+    """The comparison as text."""
     lines = [f"A  {comparison['a']}", f"B  {comparison['b']}"]
     for c in comparison["comparisons"]:
         (lo, hi), shares = c["ci95"], c["pass@1"]

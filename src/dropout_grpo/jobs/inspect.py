@@ -1,4 +1,4 @@
-"""``dropout-grpo inspect``: what the library finds in a model, and one dry run of everything that GRPO does with it."""
+"""The command ``inspect``: what is found in a model, and a dry run of what GRPO does with it."""
 
 import time
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ FED_BACK = "hidden_states[-1] of transformers (after the final norm, where there
 _QUESTION = "Tom has 3 boxes with 4 pens in each box. How many pens does Tom have?"
 _ROLLOUTS, _ANSWER_TOKENS = 4, 8
 _STEPS = 6
-"""Thoughts of the dry run where nothing says how many: Coconut's on GSM8K."""
+"""Thoughts of the dry run if no number is recorded: Coconut's on GSM8K."""
 
 
 def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
-    """All that ``inspect`` prints, as plain values.
+    """What ``inspect`` prints, as JSON values.
 
     Raises:
         UserError: no such model, sites that are not found, or too few positions for a short question.
@@ -61,7 +61,7 @@ def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
 
 
 def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str], str]:
-    """The model, the latent tokens that had to be added in memory, and where its number of thoughts is from."""
+    """The model, the latent tokens that were added in memory, and the source of its number of thoughts."""
     given, lacking, written = options.latent_steps, [], None
     is_state_dict = Path(path).is_file() and gguf_file(path) is None
     if not is_state_dict and options.base is None:
@@ -94,7 +94,7 @@ def _site_kind(model: LatentModel, kind: str) -> dict[str, Any]:
 
 
 def _modules(sites: Sequence[Site]) -> list[str]:
-    """Which end of which modules, those of all layers in one: ``output of h.0-11.attn.c_proj``."""
+    """Inputs or outputs of modules, those of all layers in one text: ``output of h.0-11.attn.c_proj``."""
     if sites[0].kind == ATTENTION_WEIGHTS:
         return ["attention weights after the softmax, of each key position"]
     ends = {"attention": "output", "mlp": "output", "heads": "input", "values": "input", "mlp_hidden": "input"}
@@ -113,7 +113,7 @@ def _modules(sites: Sequence[Site]) -> list[str]:
 
 @torch.no_grad()
 def dry_run(model: LatentModel) -> dict[str, Any]:
-    """A group of rollouts of a short question, each verb timed, and their replay under the same masks."""
+    """Roll out a short question, time each verb, and replay the rollouts under the same masks."""
     exploration = build_exploration(ExplorationConfig())
     seeds = rollout_seeds(0, 0, torch.tensor([0]), _ROLLOUTS).to(model.device)
     prompts = Prompts(*model.encode([_QUESTION], room=_ANSWER_TOKENS))
@@ -141,7 +141,7 @@ def dry_run(model: LatentModel) -> dict[str, Any]:
 
 
 class _Clock:
-    """Seconds between stops, what the device has still to do included."""
+    """Seconds between stops, including work that a GPU has not finished."""
 
     def __init__(self, on: torch.device) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""``dropout-grpo merge``: an adapter and its base become one plain checkpoint."""
+"""The command ``merge``: add an adapter to its base, which gives a plain checkpoint."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from dropout_grpo.training.progress import console
 
 
 def merge(folder: str, out: Path) -> None:
-    """Write a plain Hugging Face folder with the logits of base and adapter.
+    """Write a plain Hugging Face folder that computes the same logits as base and adapter.
 
     Raises:
-        UserError: not an adapter, its base is not there, or ``out`` holds something already.
+        UserError: the folder is not an adapter, its base is missing, or ``out`` exists and is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: choose another --out, or remove it.")

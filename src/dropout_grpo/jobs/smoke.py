@@ -63,12 +63,12 @@ _ARCHITECTURES = {  # a word of a model's name -> what transformers calls its ar
 
 
 def every_other(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-    """A reward for no merit: 1.0 and 0.0 in turn."""
+    """A reward that does not depend on the answers: 0.0 and 1.0 in turn."""
     return [float(i % 2) for i in range(len(completions))]
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """The same recipe with small numbers, a pure function. None grows: what a recipe switches off with 0 stays off."""
+    """The same recipe with small numbers. No number grows, so what a recipe switches off with 0 stays off."""
     data, weights = recipe.data, recipe.grpo.reward_weights
     if recipe.grpo.filter_groups is not None:  # a random model's own rewards would leave no group in the range
         weights = (0.0,) * len(recipe.reward_funcs)
@@ -86,15 +86,15 @@ def smoke(recipe: Recipe) -> Recipe:
 
 
 def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
-    """The recipe, checkpoint and files of a command, all small; what they name is replaced by what a new folder holds.
+    """Small stand-ins for the recipe, checkpoint and files of a command, written to a new folder.
 
     Args:
-        recipe: as the user gave it.
-        checkpoint: of a command that starts from one, else None.
-        files: of a command that measures files, else empty.
+        recipe: of the user.
+        checkpoint: of the user, None for commands without one.
+        files: of the user, empty for commands without files.
 
     Raises:
-        UserError: a problem file that is there is malformed.
+        UserError: a local problem file is malformed.
     """
     folder = Path(on_main(lambda: mkdtemp(prefix="dropout-grpo-smoke-")))
     small = smoke(recipe)
@@ -141,14 +141,14 @@ def architecture_of(name: str) -> str | None:
         return gguf_architecture(file)
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
-    except OSError:  # neither: its name is all there is to go by
+    except OSError:  # neither a folder nor cached: only the name is known
         config = {}
     spoken_of = (architecture for word, architecture in _ARCHITECTURES.items() if word in name.lower())
     return config.get("model_type") or next(spoken_of, None)
 
 
 def _few(data: DataConfig, small: DataConfig, split: str) -> list[Problem]:
-    """The first problems of a split's file, or of the embedded task where there is no such file here."""
+    """The first problems of a split's file, or of the embedded task if the file is not on this machine."""
     made: dict[str, Any] = {split: None}
     here = data.sources(split) and all(_is_here(source) for source in data.sources(split))
     (problems,) = problems_of(data if here else replace(small, **made), [split]).values()
@@ -181,5 +181,5 @@ def _announce(recipe: Recipe, files: Sequence[str], architecture: str, named: Se
 
 
 def _cut(config: _T, most: Mapping[str, int]) -> _T:
-    """A dataclass with the named numbers brought down to ``most``."""
+    """A dataclass with the named numbers reduced to at most ``most``."""
     return replace(config, **{name: min(getattr(config, name), top) for name, top in most.items()})  # type: ignore[type-var]
