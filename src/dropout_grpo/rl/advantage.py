@@ -1,6 +1,6 @@
 """Advantages: reward minus a baseline, which is the mean of the rollout's group or a moving average over steps.
 
-Rewards are NaN where no reward function judged the rollout. Such a rollout counts in no mean and has advantage 0.
+The reward is NaN if no reward function judged the rollout. Such a rollout is left out of all means and has advantage 0.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _STD_FLOOR = 1e-4  # TRL's
 
 
 def zero_variance(rewards: Tensor) -> Tensor:
-    """True for groups whose judged rollouts all earned the same, or are fewer than two; bool [N] from [N, K]."""
+    """True for groups whose judged rollouts all have the same reward, or are fewer than two; bool [N] from [N, K]."""
     unjudged = rewards.isnan()
     lowest = rewards.masked_fill(unjudged, torch.inf).amin(dim=1)
     highest = rewards.masked_fill(unjudged, -torch.inf).amax(dim=1)
@@ -22,7 +22,7 @@ def zero_variance(rewards: Tensor) -> Tensor:
 
 
 def group_means(rewards: Tensor) -> Tensor:
-    """Mean reward of each group's judged rollouts, [N] from [N, K]; NaN where none was judged."""
+    """Mean reward of each group's judged rollouts, [N] from [N, K]; NaN if none was judged."""
     judged = ~rewards.isnan()
     return torch.where(judged, rewards, torch.zeros_like(rewards)).sum(dim=1) / judged.sum(dim=1)
 
@@ -39,14 +39,14 @@ def group_advantages(rewards: Tensor, *, scale_rewards: ScaleRewards = "none", l
     The surrogate's gradient with these is (K-1)/K times the true one (paper, unbiasedness; ``docs/theory.md``).
 
     Args:
-        rewards: one row a group.
+        rewards: one row per group.
         scale_rewards: ``group`` divides by the group's standard deviation, ``batch`` by the batch's (both as TRL does);
-            either biases the gradient. ``none`` is the paper's.
-        leave_one_out: multiply by K/(K-1), which makes the mean that of the other rollouts and the estimator unbiased.
-            K is the number of judged rollouts.
+            both bias the gradient. ``none`` is the paper's choice.
+        leave_one_out: multiply by K/(K-1), where K is the number of judged rollouts. This subtracts the mean of the
+            other rollouts instead, and makes the estimator unbiased.
 
     Returns:
-        Advantages; those of a group without variance are exactly 0, not 0 up to rounding.
+        Advantages; exactly 0 for a group without variance, not only up to rounding.
     """
     judged = ~rewards.isnan()
     advantages = rewards - group_means(rewards)[:, None]
@@ -73,8 +73,8 @@ def standard_deviations(rewards: Tensor) -> Tensor:
 class MovingAverage:
     """Exponential moving average of the mean reward of earlier steps: REINFORCE's baseline.
 
-    The average is divided by its total weight (as in Adam, algorithm 1), so it is not drawn towards its start at 0. It
-    does not contain the rewards of the step whose baseline it is, so REINFORCE with it is unbiased.
+    The average is divided by its total weight (as in Adam, algorithm 1), so that its start at 0 does not bias it. It
+    never contains the rewards of the current step, so REINFORCE with this baseline is unbiased.
     """
 
     total: float = 0.0
@@ -86,7 +86,7 @@ class MovingAverage:
         return self.total / self.weight if self.weight else 0.0
 
     def after(self, rewards: Tensor, decay: float) -> "MovingAverage":
-        """The average with one more step's rewards; the same where none was judged."""
+        """The average with one more step's rewards; unchanged if none was judged."""
         judged = rewards[~rewards.isnan()].double()
         if not judged.numel():
             return self

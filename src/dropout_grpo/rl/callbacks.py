@@ -9,13 +9,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 class Callbacks:
     """Calls transformers' ``TrainerCallback`` objects and keeps the state that they see.
 
-    Called are ``on_train_begin``, ``on_step_begin``, ``on_step_end``, ``on_log``, ``on_evaluate``, ``on_save`` and
-    ``on_train_end``. A callback may set ``control.should_training_stop``, ``should_evaluate`` and ``should_save``.
+    The methods called are ``on_train_begin``, ``on_step_begin``, ``on_step_end``, ``on_log``, ``on_evaluate``,
+    ``on_save`` and ``on_train_end``. A callback may set ``control.should_training_stop``, ``should_evaluate`` and
+    ``should_save``.
 
     Args:
-        callbacks: what to call, in order.
-        args: the config, handed to every callback.
-        model: handed to every callback as ``model``.
+        callbacks: the callbacks, in the order in which they are called.
+        args: the config, passed to every callback.
+        model: passed to every callback as ``model``.
     """
 
     def __init__(self, callbacks: Sequence[TrainerCallback], args: Any, model: Any) -> None:
@@ -24,7 +25,7 @@ class Callbacks:
         self.control = TrainerControl()
 
     def begin_step(self, step: int) -> None:
-        """Before a step: reset what callbacks asked for in the step before."""
+        """Reset what callbacks requested in the previous step, and announce a new step."""
         self.control.should_evaluate = self.control.should_save = False
         self.state.global_step = step - 1
         self.call("on_step_begin")
@@ -34,8 +35,8 @@ class Callbacks:
         """Call a method of all callbacks.
 
         Args:
-            event: its name, such as ``on_step_end``.
-            **more: what transformers hands to it besides, such as ``metrics`` or ``logs``.
+            event: name of the method, such as ``on_step_end``.
+            **more: further arguments that transformers passes to it, such as ``metrics`` or ``logs``.
         """
         if event == "on_log":
             self.state.log_history.append({**more["logs"], "step": self.state.global_step})

@@ -1,4 +1,4 @@
-"""The collapse that the paper starts from, measured: greedy answers without exploration teach nothing."""
+"""Measures the collapse that motivates the paper: greedy answers without exploration give no gradient."""
 
 from collections.abc import Sequence
 
@@ -19,13 +19,13 @@ from dropout_grpo.training.memory import MicroBatches
 
 
 def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOConfig) -> dict[str, float]:
-    """Groups of deterministic rollouts: the share without reward variance, and the norm of their gradient.
+    """The share of groups of deterministic rollouts without reward variance, and the norm of their gradient.
 
-    The gradient is computed, not assumed to be 0: the groups that training would skip are replayed and
-    back-propagated, ``config.micro_batch_size`` rollouts at a time.
+    The gradient is computed, not assumed to be 0: groups that training would skip are replayed and back-propagated,
+    ``config.micro_batch_size`` rollouts at a time.
 
     Returns:
-        ``frac_reward_zero_std`` (1.0 if the theory holds) and ``grad_norm`` (0.0 exactly).
+        ``frac_reward_zero_std`` (1.0 if the theory holds) and ``grad_norm`` (exactly 0.0).
     """
     nothing, k = NoExploration(), max(2, config.num_generations)
     greedy = GRPOConfig(
@@ -48,7 +48,7 @@ def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOConfig
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(size: int) -> list[Tensor]:
-        """The gradient of every parameter, from ``size`` groups at a time."""
+        """The gradient of every parameter, computed from ``size`` groups at a time."""
         total = [torch.zeros_like(p) for p in parameters]
         for some in prompts.longest_first().split(size):
             rows = rows_of(some, k)

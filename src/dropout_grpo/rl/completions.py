@@ -1,4 +1,4 @@
-"""A table of completions for people: questions, answers under their masks, rewards, advantages."""
+"""A table of completions to print: questions, answers under their masks, rewards, advantages."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDTH = 60
-"""Characters of a question or an answer that are shown."""
+"""Maximum number of characters shown of a question or an answer."""
 
 
 def completions_table(
@@ -33,7 +33,7 @@ def completions_table(
         for k, (text, reward, advantage) in enumerate(zip(said, earned, gained, strict=True)):
             first = f"{_cut(question)} ({_cut(right)})" if k == 0 else ""
             judged = "none" if math.isnan(reward) else f"{reward:.2f}"
-            # Text, since brackets in an answer are not markup
+            # Text, so that brackets in an answer are not read as markup.
             table.add_row(Text(first), Text(_cut(text)), judged, f"{advantage:+.2f}", end_section=k == len(said) - 1)
     return table
 

@@ -22,58 +22,58 @@ class GRPOConfig:
     """Options of GRPO.
 
     Args:
-        max_steps: batches of rollouts.
+        max_steps: number of steps; each samples a batch of rollouts.
         prompts_per_step: questions in a batch; each gets num_generations rollouts.
         max_prompt_length: questions with more tokens than this, start marker included, are left out.
-        dynamic_sampling_max_gen_batches: batches that a step may sample until prompts_per_step groups are mixed; only
-            mixed groups make the update (DAPO's dynamic sampling). When not given, a step is one batch and the
-            objective averages over all of it.
-        filter_groups: lowest and highest mean reward of a group that makes the update; a step without such a group
-            changes neither the weights nor the learning rate. When not given, every group counts.
-        num_generations: K, rollouts of a question; 1 only with baseline ema.
+        dynamic_sampling_max_gen_batches: maximum number of batches that a step samples to get prompts_per_step mixed
+            groups; the update uses only mixed groups (DAPO's dynamic sampling). When not given, a step is one batch and
+            the objective averages over all of it.
+        filter_groups: lowest and highest mean reward of the groups that the update uses; a step without such a group
+            changes neither the weights nor the learning rate. When not given, every group is used.
+        num_generations: K, rollouts per question; 1 only with baseline ema.
         num_iterations: mu, updates on each batch.
-        max_completion_length: answer tokens at most.
+        max_completion_length: maximum number of answer tokens.
         answers: sampled at the temperature, or decoded greedily, so that only the exploration makes rollouts differ.
-        temperature: tau, at which answers are sampled, and of all log-probabilities, those of greedy answers too.
+        temperature: tau, for sampling answers and for all log-probabilities, also those of greedy answers.
         replay: True recomputes a rollout's log-probabilities under its own mask; False, an ablation, under a fresh
             mask for every update.
-        train_only: names of the parameters that are trained, with wildcards, such as *.v_proj.weight; value_weights is
-            the value projection of every layer. All others are frozen. When not given, everything is trained.
-        learning_rate: peak of the schedule; a constant rate hurts here, see lr_scheduler_type.
+        train_only: names of the parameters that are trained, with wildcards, such as *.v_proj.weight; value_weights
+            means the value projections of all layers. All others are frozen. When not given, all are trained.
+        learning_rate: peak of the schedule; a constant rate gives worse results here, see lr_scheduler_type.
         lr_scheduler_type: shape of the schedule over all updates, after warm-up.
         min_lr_rate: share of learning_rate at which a linear or cosine schedule ends.
         warmup_steps: updates of linear warm-up.
-        weight_decay: AdamW's.
-        adam_beta1: AdamW's.
-        adam_beta2: AdamW's.
+        weight_decay: weight decay of AdamW.
+        adam_beta1: beta1 of AdamW.
+        adam_beta2: beta2 of AdamW.
         max_grad_norm: gradients are clipped to this norm.
         beta: weight of the KL to the reference model; at 0 no reference model is kept.
         beta_schedule: constant, or learning_rate: beta times the schedule's current share of learning_rate.
         kl_estimator: k3 (TRL's), k3_huber (linear beyond kl_delta) or k3_clamp (constant beyond kl_delta).
-        kl_delta: difference of log-probabilities beyond which k3_huber and k3_clamp leave k3.
+        kl_delta: difference of log-probabilities beyond which k3_huber and k3_clamp differ from k3.
         ref_exploration: matched evaluates the reference under the policy's own masks, none without noise.
-        sync_ref_model: renew the reference from the policy during training, else it stays the starting model.
-        ref_model_sync_steps: renew it every so many steps.
+        sync_ref_model: update the reference from the policy during training; if False, it stays the starting model.
+        ref_model_sync_steps: number of steps between two such updates.
         ref_model_mixup_alpha: alpha in reference = alpha * policy + (1 - alpha) * reference.
         epsilon: clip range of the ratio, below (and above, unless epsilon_high is set).
         epsilon_high: clip range above.
-        importance_sampling_level: a ratio for each token, or one for the sequence.
-        loss_type: sum (tokens summed, rollouts averaged: the theory's), or TRL's grpo, dr_grpo, dapo.
+        importance_sampling_level: one ratio per token, or one per sequence.
+        loss_type: sum (sums tokens and averages rollouts, as in the theory), or TRL's grpo, dr_grpo, dapo.
         baseline: what is subtracted from rewards: group_mean, or ema, the moving average of earlier steps' mean rewards
             (REINFORCE).
-        ema_decay: weight that baseline ema keeps from step to step.
-        scale_rewards: none (the paper's), or TRL's group or batch, which bias the gradient.
+        ema_decay: decay of baseline ema per step.
+        scale_rewards: none (as in the paper), or TRL's group or batch, which bias the gradient.
         leave_one_out: scale advantages by K/(K-1), which makes the estimator unbiased.
         mask_truncated_completions: answers cut at max_completion_length get no gradient.
-        reward_weights: one a reward function; all 1 when not given.
+        reward_weights: one weight per reward function; all 1 when not given.
         micro_batch_size: rollouts in one forward and backward pass; halved where memory runs out.
         rollout_batch_size: rollouts sampled at once; halved where memory runs out.
-        eval_steps: validate every so many steps; 0 never.
-        save_steps: save a checkpoint, from which the run can be resumed, every so many steps; 0 never.
-        save_total_limit: how many of these checkpoints are kept, the newest ones; null keeps all.
-        logging_steps: write metrics every so many steps.
+        eval_steps: number of steps between two validations; 0 for no validation.
+        save_steps: number of steps between two checkpoints, from which the run can be resumed; 0 for none.
+        save_total_limit: number of these checkpoints to keep, the newest ones; null keeps all.
+        logging_steps: number of steps between two lines of metrics.
         log_completions: print a table of questions, answers under masks, rewards and advantages with the metrics.
-        num_completions_to_print: questions in that table.
+        num_completions_to_print: number of questions in that table.
     """
 
     max_steps: int = ranged(200, at_least=1)
@@ -126,7 +126,7 @@ class GRPOConfig:
     num_completions_to_print: int = ranged(2, at_least=1)
 
     def __post_init__(self) -> None:
-        """Check ranges, and refuse options that contradict each other, before anything is trained.
+        """Check the ranges, and that no options contradict each other, before anything is trained.
 
         Raises:
             UserError: names the option and the remedy.

@@ -11,7 +11,7 @@ from dropout_grpo.latent.generation import Generation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """N questions with K rollouts each; the answers are N * K rows, the K rollouts of a question adjacent."""
+    """N questions with K rollouts each. The answers are N * K rows; the K rollouts of a question are adjacent."""
 
     places: list[int]  # N, indices of the problems
     seeds: Tensor  # int64 [N, K]
@@ -19,7 +19,7 @@ class Groups:
     answers: Generation  # [N * K, L]
 
     def select(self, groups: Tensor) -> "Groups":
-        """Some of the groups."""
+        """The groups with these indices."""
         return Groups(
             places=[self.places[i] for i in groups.tolist()],
             seeds=self.seeds[groups],
@@ -34,7 +34,7 @@ def rows_of(groups: Tensor, k: int) -> Tensor:
 
 
 def select_answers(answers: Generation, rows: Tensor) -> Generation:
-    """Some of the rows, in the order of an index tensor."""
+    """The rows with these indices, in this order."""
     return answers.each(lambda part: part[rows])
 
 

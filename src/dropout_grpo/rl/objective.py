@@ -1,9 +1,9 @@
-"""The objective. A mask and the answer's tokens are sampled; the mask is replayed from its seed.
+"""The objective of GRPO with replayed masks: the mask is sampled with the answer, and replayed from its seed.
 
-Departures from GRPO as published:
+Differences from GRPO as published:
 
-- The log-ratio compares new and old policy under the same mask. The mask's distribution has no parameters, so it
-  contributes no term.
+- The log-ratio compares the new and the old policy under the same mask. The distribution of masks has no parameters, so
+  it contributes no term.
 - Advantages are not divided by a standard deviation.
 - Tokens are summed, not averaged, within an answer, so that the gradient at the old policy is the policy gradient of
   whole answers. The authors' own runs average within an answer, then over the kept rollouts (``loss_type="grpo"``).
@@ -24,7 +24,7 @@ from dropout_grpo.rl.kl import kl_estimate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Totals over all rollouts sampled for an update, so that micro-batches add up to the same loss."""
+    """Totals over all rollouts sampled for an update, so that losses of micro-batches add up to the batch's loss."""
 
     rollouts: int
     tokens: int
@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surrogate:
-    """A micro-batch's share of the loss and of the metrics: sums, to be added over micro-batches."""
+    """A micro-batch's share of the loss and the metrics. All are sums, to be added over micro-batches."""
 
     loss: Tensor  # []
     kl: Tensor  # [], sum over answer tokens of the KL's estimate
@@ -44,8 +44,8 @@ class Surrogate:
 def token_weight(mask: Tensor, loss_type: LossType, batch: Batch, dtype: torch.dtype) -> Tensor:
     """Weight of each answer token in the loss, [R, L] of type ``dtype`` from the answer mask [R, L].
 
-    ``sum``: tokens summed, rollouts averaged (this project's). TRL's: ``grpo`` averages within an answer first,
-    ``dr_grpo`` divides the sum by ``max_completion_length``, ``dapo`` averages over all tokens of the batch.
+    ``sum`` sums tokens and averages rollouts (the default here). As in TRL, ``grpo`` averages within an answer first,
+    ``dr_grpo`` divides the sum by ``max_completion_length``, and ``dapo`` averages over all tokens of the batch.
     """
     weight = mask.to(dtype)
     if loss_type == "sum":
@@ -77,14 +77,14 @@ def surrogate(
 
     Args:
         logprobs: log pi_theta(a_t | x, m, a_<t) under the replayed mask, [R, L], with gradient.
-        old_logprobs: the same when the answer was sampled, [R, L].
+        old_logprobs: the same at the time when the answer was sampled, [R, L].
         mask: 1 for answer tokens, [R, L].
         advantages: A_k, [R].
         batch: totals that normalise the loss.
         epsilon: the ratio is clipped to [1 - epsilon, 1 + epsilon_high].
         epsilon_high: epsilon when None.
-        importance_sampling_level: a ratio for each ``token``, or one for the ``sequence``: the product over its tokens,
-            the surrogate as the theory states it (GSPO, and TRL with it, takes the root of that product instead).
+        importance_sampling_level: ``token`` for one ratio per token, or ``sequence`` for the product over all tokens,
+            as in the theory (GSPO and TRL take the root of this product instead).
         loss_type: see ``token_weight``.
         beta: weight of the estimate of KL(pi_theta || pi_ref).
         ref_logprobs: the reference's log-probabilities, [R, L]; needed when beta > 0.
@@ -102,7 +102,7 @@ def surrogate(
     objective = torch.minimum(ratio * gain, clipped * gain)  # [R, L] or [R, 1]
     weight = token_weight(mask, loss_type, batch, objective.dtype)
     if importance_sampling_level == "sequence":
-        # One ratio stands for the answer: it is counted once under "sum", and keeps TRL's token weights otherwise.
+        # There is one ratio per answer. It counts once under "sum", and has TRL's token weights otherwise.
         weight = weight.amax(-1, keepdim=True) if loss_type == "sum" else weight.sum(-1, keepdim=True)
     loss = -(objective * weight).sum()
     kl = torch.zeros_like(loss)

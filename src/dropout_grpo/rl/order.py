@@ -1,4 +1,4 @@
-"""The order in which problems come: endless passes over each source, the sources interleaved by weight."""
+"""The order of the training problems: endless passes over each source, with sources interleaved by weight."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,16 @@ from dropout_grpo.exploration.seeds import fold
 
 
 class DataOrder:
-    """A pure function from the running number of a question to a problem, so a resumed run goes on where it stopped.
+    """A pure function from the number of a question to a problem, so that a resumed run continues where it stopped.
 
-    Each pass over a source has its problems once, in an order drawn for that pass. The next question is from the source
-    that is furthest behind its share; after n questions each source has had its share of n to within about one.
+    Each pass over a source contains each of its problems once, in an order drawn for that pass. The next question comes
+    from the source that is furthest behind its share, so after n questions the number from each source differs from its
+    share of n by at most about one.
 
     Args:
-        sources: places of the problems of each source.
-        weights: share of each source, summing to 1.
-        seed: of the orders.
+        sources: indices of the problems of each source.
+        weights: share of each source; they sum to 1.
+        seed: seed of the orders.
     """
 
     def __init__(self, sources: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> None:
@@ -25,7 +26,7 @@ class DataOrder:
         self._counts = [0] * len(sources)
 
     def places(self, questions: range) -> list[int]:
-        """Places of the problems for these questions, counted from 0."""
+        """Indices of the problems for these questions, which are counted from 0."""
         orders: dict[tuple[int, int], list[int]] = {}
         places = []
         for question in questions:

@@ -1,4 +1,4 @@
-"""The reference policy of the KL: the model that training started from, unless it is renewed on the way."""
+"""The reference policy of the KL: the model that training started from, or a copy that is updated during training."""
 
 from collections.abc import Mapping
 
@@ -19,12 +19,12 @@ class Reference:
     """A frozen copy of the policy.
 
     Args:
-        policy: what is copied; of a model with an adapter the reference is the base, and nothing is copied.
+        policy: the model to copy. For a model with an adapter the reference is its base, and nothing is copied.
         config: options.
-        exploration: noise of the policy, used for the reference as well if ``ref_exploration`` is ``matched``.
+        exploration: noise of the policy, also used for the reference if ``ref_exploration`` is ``matched``.
 
     Raises:
-        UserError: ``sync_ref_model`` with an adapter, whose reference is the base itself.
+        UserError: ``sync_ref_model`` is set for a model with an adapter.
     """
 
     def __init__(self, policy: LatentModel, config: GRPOConfig, exploration: Exploration) -> None:
@@ -45,7 +45,7 @@ class Reference:
 
     @torch.no_grad()
     def end_step(self, step: int, policy: LatentModel) -> None:
-        """Move towards the policy if renewal is due after this step: ref = alpha * policy + (1 - alpha) * ref."""
+        """Update the reference if it is due after this step: ref = alpha * policy + (1 - alpha) * ref."""
         if not self.config.sync_ref_model or step % self.config.ref_model_sync_steps != 0:
             return
         alpha = self.config.ref_model_mixup_alpha
@@ -53,7 +53,7 @@ class Reference:
             mine.mul_(1.0 - alpha).add_(whole(theirs), alpha=alpha)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep: the weights if they are renewed, else nothing."""
+        """The tensors for a checkpoint: the weights if training updates them, else nothing."""
         return dict(self.model.named_parameters()) if self.config.sync_ref_model else {}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Rollouts of a group, and their replay in the update: the same thoughts under the same seeds."""
+"""Rollouts of a group, and their replay in the update: the same seeds give the same thoughts."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Prompts:
     attention_mask: Tensor  # [N, S]
 
     def select(self, rows: Tensor) -> "Prompts":
-        """Some of the questions, without the padding that none of them needs."""
+        """The questions with these indices, without padding that none of them needs."""
         ids, mask = self.input_ids[rows], self.attention_mask[rows]
         longest = int(mask.sum(-1).max())
         return Prompts(input_ids=ids[:, -longest:], attention_mask=mask[:, -longest:])
@@ -27,7 +27,7 @@ class Prompts:
     def longest_first(self) -> Tensor:
         """Indices of the questions from longest to shortest, int64 [N] on the CPU, so that batches need little padding.
 
-        If a batch does not fit into memory, it is the first one, so little work is lost.
+        If a batch does not fit in memory, it is the first one, so little work is lost.
         """
         return self.attention_mask.sum(-1).cpu().argsort(descending=True, stable=True)
 
@@ -41,18 +41,18 @@ def think_in_groups(
     *,
     read: LatentState | None = None,
 ) -> tuple[LatentState, Noise | None]:
-    """Read each question once, repeat its state for its K rollouts, think under each rollout's own noise.
+    """Read each question once, repeat its state for its K rollouts, and think under each rollout's own noise.
 
     Args:
         model: the policy.
         prompts: N questions.
         seeds: int64 [N, K].
-        exploration: with noise in the prompt phase, every rollout reads the prompt for itself.
-        latent_steps: thoughts; the model's own number when None.
-        read: the questions as already read without noise; used unless the noise is on in the prompt phase.
+        exploration: if its noise is on in the prompt phase, every rollout reads the prompt separately.
+        latent_steps: number of thoughts; the model's own number when None.
+        read: the state after reading the questions without noise; not used if the noise is on in the prompt phase.
 
     Returns:
-        The state after the last thought and the noise, both with N * K rows, the K rollouts of a question adjacent.
+        State after the last thought, and noise. Both have N * K rows; the K rollouts of a question are adjacent.
     """
     k = seeds.shape[1]
     noise = model.noise(exploration, seeds.flatten())
@@ -85,9 +85,9 @@ def roll_out(
         prompts: N questions.
         seeds: int64 [N, K].
         exploration: noise of the rollouts.
-        temperature: at which answers are sampled and their log-probabilities recorded; 0 means greedy answers with
+        temperature: temperature for sampling answers and for their log-probabilities; 0 means greedy answers with
             log-probabilities at temperature 1.
-        max_completion_length: answer tokens at most.
+        max_completion_length: maximum number of answer tokens.
         greedy: decode greedily; the log-probabilities stay those at ``temperature``.
     """
     state, noise = think_in_groups(model, prompts, seeds, exploration)

@@ -37,7 +37,7 @@ Scores = list[list[float | None]]
 
 
 def earlier_occurrences(ids: Sequence[int]) -> Tensor:
-    """How often each entry has occurred before, int64 [N]: [7, 3, 7, 7] gives [0, 0, 1, 2]."""
+    """How often each entry has occurred before it, int64 [N]: [7, 3, 7, 7] gives [0, 0, 1, 2]."""
     seen: Counter[int] = Counter()
     counts = []
     for entry in ids:
@@ -53,10 +53,10 @@ class Sampler:
         model: the policy.
         config: options.
         exploration: where the randomness of the latent phase comes from.
-        reward_funcs: as in TRL.
-        problems: questions with answers; of a ``Mixture``, each source comes with its weight.
-        seed: order of the data, masks and samples.
-        bf16: matrix products in bf16.
+        reward_funcs: reward functions, as in TRL.
+        problems: questions with answers; the sources of a ``Mixture`` are drawn by their weights.
+        seed: seed of the data order, masks and samples.
+        bf16: compute matrix products in bf16.
 
     Raises:
         UserError: fewer questions than a step samples, or one too long for the model.
@@ -108,7 +108,7 @@ class Sampler:
             )
 
     def prompts(self, places: Sequence[int]) -> Prompts:
-        """The questions of the problems at these places."""
+        """The questions of the problems with these indices."""
         return Prompts(*self.model.pad([self._prompts[i] for i in places]))
 
     def longest_prompt(self) -> Prompts:
@@ -133,7 +133,7 @@ class Sampler:
         return join(parts, self.model.tokens.pad), reward_statistics(self.reward_funcs, scores)
 
     def selected(self, rewards: Tensor) -> Tensor:
-        """Indices of the groups [M] that make the update, from all rewards [N, K] of a step."""
+        """Indices of the groups [M] that the update uses, from all rewards [N, K] of a step."""
         config = self.config
         return select_groups(
             rewards,
@@ -143,7 +143,7 @@ class Sampler:
         )
 
     def places(self, number: int) -> list[int]:
-        """Places of a batch's problems; batches are counted from 1."""
+        """Indices of a batch's problems; batches are counted from 1."""
         size = self.config.prompts_per_step
         return self._order.places(range((number - 1) * size, number * size))
 
@@ -157,7 +157,7 @@ class Sampler:
         if len(mine):
             parts = [self.batches.fit(len(mine), lambda size: self._roll_out(prompts, seeds, mine.split(size)), rows=k)]
         answers = self._of_all_processes(mine, parts, k)
-        # One process calls the reward functions, which may look at the whole batch: no reward depends on world size.
+        # One process calls the reward functions on the whole batch, so that rewards do not depend on the world size.
         total, scores = processes.on_main(
             lambda: self._rewards(
                 [self.problems[i] for i in places], self.model.decode(answers.token_ids, answers.mask)
@@ -184,7 +184,7 @@ class Sampler:
         return join_answers(parts, self.model.tokens.pad)
 
     def _of_all_processes(self, mine: Tensor, parts: Sequence[Generation], k: int) -> Generation:
-        """Rollouts of all groups in their order, from those of this process's groups ``mine``, K adjacent rows each."""
+        """Gather the rollouts of all groups, in order, from those of this process's groups ``mine``, K rows each."""
         rows = [[part.token_ids, part.mask, part.logprobs, part.entropy] for part in parts]
         gathered = processes.gather_tensors([mine, *(tensor for part in rows for tensor in part)])
         order = torch.cat([groups for groups, *_ in gathered])
@@ -198,7 +198,7 @@ class Sampler:
         return tensor.to(self.model.device)
 
     def _rewards(self, batch: Sequence[Problem], completions: list[str]) -> tuple[list[float], Scores]:
-        """Total rewards of N problems with K completions each, NaN where no function judged, and each function's."""
+        """Total rewards of N problems with K completions each (NaN if none judged), and those of each function."""
         k = self.config.num_generations
         repeated = [problem for problem in batch for _ in range(k)]
         questions = [problem.question for problem in repeated]

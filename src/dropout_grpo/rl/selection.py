@@ -1,21 +1,21 @@
-"""Which groups make the update: all of them, only mixed ones, or only those of a certain mean reward.
+"""Selects the groups for an update: all of them, only mixed ones, or only those whose mean reward lies in a range.
 
 Without selection, the objective averages over all sampled rollouts, and the surrogate's gradient is that of the
-expected reward (``rl/objective.py``). Both selections change the objective to the mean over the kept groups alone:
+expected reward (``rl/objective.py``). Both kinds of selection change the objective to the mean over the kept groups:
 
 - *Dynamic sampling* (DAPO, section 3.2) keeps mixed groups, those whose rollouts differ in reward. Batches of questions
-  are sampled until a step has enough of them. The gradient is the same sum divided by fewer rollouts: longer by a
-  factor, groups sampled over groups kept, that changes from step to step. Dropped groups count for nothing in the KL
-  either.
+  are sampled until a step has enough of them. The gradient is the same sum divided by fewer rollouts, so it is larger
+  by the factor (groups sampled) / (groups kept), which changes from step to step. Dropped groups do not count in the
+  KL either.
 - *The group filter* (public draft of the paper) keeps groups whose mean reward lies in a range: questions that are
   neither hopeless nor solved. The draft calls the objective that of the filtered question distribution; as the filter
   reads the rewards of the group itself, it is a reweighted one (``docs/theory.md``, "Filtered groups"). A step that
   keeps no group changes nothing, neither the weights nor the learning rate.
 
-Every function here is pure. The questions of a batch depend on seed and step alone, and the kept groups on the rewards
-of the whole step alone, so several processes that exchange their rewards decide alike, and so does a resumed run. A
-step that needs fewer batches than it may sample leaves out the questions of the others, so later steps do not depend
-on it.
+Every function here is pure. The questions of a batch depend only on seed and step, and the kept groups only on the
+rewards of the whole step. So all processes that exchange their rewards select the same groups, and so does a resumed
+run. A step that needs fewer batches than it may sample skips the questions of the others, so that later steps do not
+depend on it.
 """
 
 import torch
@@ -27,10 +27,10 @@ from dropout_grpo.rl.advantage import group_means, zero_variance
 def select_groups(
     rewards: Tensor, *, mixed: bool, mean_range: tuple[float, float] | None, limit: int | None = None
 ) -> Tensor:
-    """Indices of the groups that make the update, in order, int64 [M].
+    """Indices of the groups that the update uses, in order, int64 [M].
 
     Args:
-        rewards: [N, K] of all groups of the step; NaN where no reward function judged the rollout.
+        rewards: rewards of all groups of the step, [N, K]; NaN if no reward function judged the rollout.
         mixed: keep only groups whose rollouts differ in reward.
         mean_range: keep only groups whose mean reward lies in [low, high]; None keeps any.
         limit: keep at most this many, the first ones.
@@ -44,6 +44,6 @@ def select_groups(
 
 
 def batch_numbers(step: int, max_gen_batches: int | None) -> range:
-    """Numbers of the batches of questions that a step may sample, counted from 1; one without dynamic sampling."""
+    """Numbers of the batches that a step may sample, counted from 1; a single one without dynamic sampling."""
     batches = max_gen_batches or 1
     return range((step - 1) * batches + 1, step * batches + 1)

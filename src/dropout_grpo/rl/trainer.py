@@ -58,13 +58,13 @@ Evaluate = Callable[[LatentModel], float]
 
 _CLIP_RATIOS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 _EXPLORATION = "exploration."
-"""Before the names of what an exploration keeps, in a checkpoint."""
+"""Prefix of the names of the exploration's tensors in a checkpoint."""
 _UPDATE_METRICS = ("loss", "grad_norm", "kl", "replay/logprob_diff_max", *_CLIP_RATIOS)
 
 
 @dataclass(slots=True, kw_only=True)
 class Sums:
-    """What one process has seen in an update, to be added over processes."""
+    """Sums of one process in an update, to be added over processes."""
 
     loss: float = 0.0
     kl: float = 0.0  # summed over answer tokens
@@ -74,23 +74,23 @@ class Sums:
 
 
 class GRPOTrainer:
-    """Dropout-GRPO on problems of which only the answers are used. Names are TRL's.
+    """Dropout-GRPO on problems with answers; steps are not used. Names are those of TRL.
 
     Args:
-        model: the policy, trained in place; or the folder or hub name of one.
+        model: the policy, trained in place; or its folder or hub name.
         reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``.
         args: options.
         train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
             ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions.
-        eval_dataset: what to validate on, in the same forms.
+        eval_dataset: problems to validate on, in the same forms.
         exploration: where the randomness of the latent phase comes from; ``SharedDropout(0.1)`` when not given.
-        run: where metrics and checkpoints go: a run folder, or the path of one.
-        seed: order of the data, masks and samples.
-        bf16: matrix products in bf16.
-        fsdp: weights, gradients and optimiser state are sharded over the processes.
-        evaluate: a function of the model that returns pass@1 on validation problems, in [0, 1]. When not given, it is
-            measured on ``eval_dataset``, with the plain network and greedy answers.
-        callbacks: transformers' ``TrainerCallback`` objects; see `rl/callbacks.py` for what is called.
+        run: where metrics and checkpoints go: a run folder, or its path.
+        seed: seed of the data order, masks and samples.
+        bf16: compute matrix products in bf16.
+        fsdp: shard weights, gradients and optimiser state over the processes.
+        evaluate: a function of the model that returns pass@1 on validation problems, in [0, 1]. When not given, pass@1
+            is measured on ``eval_dataset``, with the plain network and greedy answers.
+        callbacks: transformers' ``TrainerCallback`` objects; `rl/callbacks.py` lists the methods that are called.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
@@ -153,15 +153,15 @@ class GRPOTrainer:
                 markup=False,
             )
         self.reference: Reference | None = None
-        if config.beta > 0 and not self.deterministic:  # a policy that stays where it is has no KL
+        if config.beta > 0 and not self.deterministic:  # a policy that never changes has a KL of 0
             self.reference = Reference(model, config, exploration)
 
     def train(self, resume_from_checkpoint: bool = False) -> None:
-        """Run ``max_steps`` batches.
+        """Run ``max_steps`` steps.
 
         Args:
-            resume_from_checkpoint: load the newest good checkpoint of the run and continue after it. The model that the
-                trainer was given stays the reference.
+            resume_from_checkpoint: load the newest good checkpoint of the run and continue after it. The reference is
+                still the model that was passed to the trainer.
 
         Raises:
             NonFinite: loss, gradient or logits are not finite.
@@ -242,7 +242,7 @@ class GRPOTrainer:
         """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.
 
         Raises:
-            UserError: the trainer was given nothing to validate on.
+            UserError: the trainer has no problems to validate on.
         """
         if self._validate is None:
             raise UserError("there is nothing to evaluate on: give the trainer an eval_dataset.")
@@ -251,7 +251,7 @@ class GRPOTrainer:
         return found
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload the model with its model card to the Hugging Face Hub; returns the address.
+        """Upload the model with its model card to the Hugging Face Hub, and return the address.
 
         Args:
             repo_id: ``user/name``.
@@ -282,11 +282,11 @@ class GRPOTrainer:
         self.model.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides weights, optimiser and step, as JSON."""
+        """State for a checkpoint in addition to weights, optimiser and step, as JSON."""
         return {"updates": self.updates, "baseline": asdict(self.baseline)}
 
     def reference_tensors(self) -> dict[str, Tensor]:
-        """The reference's weights if training renews them, and what the exploration keeps of the policy's weights."""
+        """The reference's weights if training updates them, and the exploration's tensors."""
         tensors = {} if self.reference is None else dict(self.reference.tensors())
         if isinstance(self.exploration, Refreshed):
             kept = self.exploration.tensors(self.model.sites)
@@ -304,7 +304,7 @@ class GRPOTrainer:
             self.exploration.load(kept, self.model.sites)
 
     def step(self, step: int, optimizer: Any, schedule: Any, last_good: str = "none yet") -> dict[str, float]:
-        """One batch of rollouts and ``num_iterations`` updates on it; returns the metrics."""
+        """Sample a batch of rollouts, make ``num_iterations`` updates on it, and return the metrics."""
         config, start = self.config, time.monotonic()
         if isinstance(self.exploration, Refreshed):
             self.exploration.begin_step(step, self.model.sites)
@@ -322,7 +322,7 @@ class GRPOTrainer:
             if config.beta_schedule == "learning_rate":
                 metrics["beta"] = beta
             if groups.places:
-                # A negative number, so that the fresh seed is not that of a latent step's mask (`PerStepDropout`).
+                # Negative, so that the fresh seed differs from those of latent steps' masks (`PerStepDropout`).
                 seeds = groups.seeds if config.replay else fold(groups.seeds, -1 - iteration)
                 prompts = self.sampler.prompts(groups.places)
                 counted = int(self._counted(groups.rewards).sum())
@@ -330,7 +330,7 @@ class GRPOTrainer:
             if seen is None:  # the gradient is exactly 0
                 metrics |= dict.fromkeys(_UPDATE_METRICS, 0.0)
                 if groups.places or config.filter_groups is None:
-                    optimizer.step()  # changes nothing without gradients; the schedule expects it before its own step
+                    optimizer.step()  # no effect without gradients, but the schedule expects it before its own step
                     schedule.step()
                     self.updates += 1
                 continue
@@ -363,7 +363,7 @@ class GRPOTrainer:
         return self.config.beta * schedule.get_last_lr()[0] / self.config.learning_rate
 
     def _counted(self, rewards: Tensor) -> Tensor:
-        """True for the rollouts of the groups [N, K] that the update averages over."""
+        """True for the rollouts that the update averages over, bool [N, K]."""
         return counted_rollouts(rewards, at_least=2 if self.config.baseline == "group_mean" else 1)
 
     def _metrics(self, sampled: Groups) -> dict[str, float]:
@@ -407,7 +407,7 @@ class GRPOTrainer:
         return full & ~self.model.tokens.end_answer(answers.token_ids[:, -1])
 
     def _for_update(self, sampled: Groups) -> tuple[Groups, Tensor, dict[str, float]]:
-        """The groups that make the update with their advantages, and metrics of the selection."""
+        """The groups that the update uses with their advantages, and metrics of the selection."""
         config, answers, rewards = self.config, sampled.answers, sampled.rewards
         if config.baseline == "ema":
             advantages = baseline_advantages(rewards, self.baseline.value)
@@ -442,12 +442,12 @@ class GRPOTrainer:
         rollouts: int | None = None,
         beta: float | None = None,
     ) -> dict[str, float] | None:
-        """Gradients of the objective over N groups; None if the gradient is exactly 0.
+        """Compute gradients of the objective over N groups; return None if the gradient is exactly 0.
 
         Args:
             prompts: N questions.
-            seeds: of the masks, int64 [N, K].
-            answers: of the rollouts, N * K rows; rows without a token in ``mask`` have no part in the update.
+            seeds: seeds of the masks, int64 [N, K].
+            answers: answers of the rollouts, N * K rows; rows without a token in ``mask`` are left out of the update.
             advantages: [N, K].
             rollouts: number of rollouts that the objective averages over; N * K when None.
             beta: weight of the KL; the config's when None.
@@ -490,7 +490,7 @@ class GRPOTrainer:
         return metrics
 
     def _token_forwards(self, prompts: Prompts, answers: Generation, k: int) -> Tensor:
-        """Token-forwards of the replay of each group, int64 [N] on the CPU: the cost that processes share evenly."""
+        """Token-forwards of each group's replay, int64 [N] on the CPU: the cost by which processes divide the work."""
         read = prompts.attention_mask.sum(-1)
         if "prompt" in self.exploration.phases:
             read = read * k
@@ -506,7 +506,7 @@ class GRPOTrainer:
         totals: Batch,
         beta: float,
     ) -> Sums:
-        """Gradients of the objective, micro-batch by micro-batch, and this process's part of the metrics."""
+        """Accumulate gradients of the objective over micro-batches; return this process's part of the metrics."""
         config, seen = self.config, Sums()
         for groups in micro_batches:
             rows = rows_of(groups, seeds.shape[1])
