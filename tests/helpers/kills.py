@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 TIMES = ("seconds", "rollout_time", "step_time")
 RECIPE = """
@@ -46,16 +48,28 @@ LAST = {"sft": "coconut", "grpo": "grpo"}
 _KILLS_A_RUN = 5
 
 
-def start(argv: Sequence[str], log: Path) -> BaseProcess:
-    """``dropout-grpo`` in a process of its own."""
+def start(argv: Sequence[str], log: Path, place: Mapping[str, str] | None = None) -> BaseProcess:
+    """``dropout-grpo`` in a process of its own, with environment variables."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["dropout_grpo.cli.main", "dropout_grpo.cli.dispatch"])
-    process = server.Process(target=_run, args=(list(argv), str(log)))
+    process = server.Process(target=_run, args=(list(argv), str(log), dict(place or {})))
     process.start()
     return process
 
 
-def _run(argv: list[str], log: str) -> None:
+def start_all(argv: Sequence[str], log: Path, count: int) -> tuple[list[BaseProcess], Any]:
+    """``dropout-grpo`` in ``count`` connected processes, and the store that connects them, as torchrun would."""
+    if count == 1:
+        return [start(argv, log)], None
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(count)}
+    place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [start(argv, log, rank) for rank in ranks], store
+
+
+def _run(argv: list[str], log: str, place: dict[str, str]) -> None:
+    os.environ.update(place)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
@@ -67,11 +81,12 @@ def _run(argv: list[str], log: str) -> None:
     os._exit(main(argv))
 
 
-def finish(argv: Sequence[str], log: Path) -> None:
-    """Run to the end, which must be a success."""
-    process = start(argv, log)
-    process.join()
-    assert process.exitcode == 0, f"{' '.join(argv)}: exit status {process.exitcode}\n{log.read_text()[-2000:]}"
+def finish(argv: Sequence[str], log: Path, count: int = 1) -> None:
+    """Run to the end, which must be a success, in ``count`` processes."""
+    processes, _store = start_all(argv, log, count)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0, f"{' '.join(argv)}: exit status {process.exitcode}\n{log.read_text()[-2000:]}"
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -97,6 +112,10 @@ class Tally:
     kills: int = 0
     while_saving: int = 0
     runs: int = 0
+    named: int = 0
+    """Kills of one of several processes after which another one named the rank."""
+    slowest: float = 0.0
+    """Seconds until the other processes had ended."""
 
 
 @dataclass
@@ -107,16 +126,18 @@ class Killer:
         argv: the command, without its run folder.
         folder: for run folders and logs.
         seed: of the moments.
+        processes: number of processes of the command; one of them, each time another, is killed.
     """
 
     argv: Sequence[str]
     folder: Path
     seed: int = 0
+    processes: int = 1
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
-        finish([*self.argv, "--run_dir", str(self.folder / "whole")], self.folder / "whole.log")
+        finish([*self.argv, "--run_dir", str(self.folder / "whole")], self.folder / "whole.log", self.processes)
         self.expected = outcome(self.folder / "whole")
 
     def kill(self, kills: int) -> Tally:
@@ -127,21 +148,35 @@ class Killer:
             log = run.with_suffix(".log")
             argv = [*self.argv, "--run_dir", str(run), "--resume", "true"]
             for _ in range(min(_KILLS_A_RUN, kills - self.tally.kills)):
-                process = start(argv, log)
-                self._wait(process, run)
-                process.kill()
-                process.join()
-                if process.exitcode == 0:
+                processes, _store = start_all(argv, log, self.processes)
+                victim = processes[self._random.randrange(self.processes)]
+                self._wait(victim, run)
+                victim.kill()
+                victim.join()
+                saving = any((run / "checkpoints").glob("*.part"))
+                killed = time.monotonic()
+                for process in processes:
+                    process.join()
+                if victim.exitcode == 0:
                     break
-                assert process.exitcode == -9, log.read_text()[-2000:]
+                assert victim.exitcode == -9, log.read_text()[-2000:]
+                if self.processes > 1:
+                    self._check_survivors([p for p in processes if p is not victim], time.monotonic() - killed, log)
                 self.tally.kills += 1
-                self.tally.while_saving += any((run / "checkpoints").glob("*.part"))
-            finish(argv, log)
+                self.tally.while_saving += saving
+            finish(argv, log, self.processes)
             found = outcome(run)
             assert found.keys() == self.expected.keys(), f"{run}: {found.keys() ^ self.expected.keys()}"
             for name, expected in self.expected.items():
                 assert found[name] == expected, f"{run}: {name} differs from the run that was not killed"
         return self.tally
+
+    def _check_survivors(self, survivors: Sequence[BaseProcess], seconds: float, log: Path) -> None:
+        """They have ended with a message that names the killed one, unless they had nothing left to do with it."""
+        said = log.read_text()[-2000:]
+        assert all(process.exitcode in (0, 1) for process in survivors), said
+        self.tally.named += "lost rank" in said
+        self.tally.slowest = max(self.tally.slowest, seconds)
 
     def _wait(self, process: BaseProcess, run: Path) -> None:
         """Until a random step, and for every other kill until the next save after it."""

@@ -47,6 +47,30 @@ def test_fifty_kills(command: str, request: pytest.FixtureRequest) -> None:
     assert tally.while_saving >= 15
 
 
+def _of_two(command: str, folder: Path, sft: Killer) -> Killer:
+    place = folder / f"{command}-two"
+    place.mkdir(exist_ok=True)
+    argv = [command, "--recipe", str(folder / "recipe.yaml")]
+    if command == "grpo":
+        argv += ["--checkpoint", str(sft.folder / "whole" / "checkpoints" / "coconut")]
+    return Killer(argv, place, processes=2)
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo"])
+def test_a_kill_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
+    tally = _of_two(command, folder, sft).kill(1)
+    assert tally.named == 1
+    assert tally.slowest < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sft", "grpo"])
+def test_ten_kills_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
+    tally = _of_two(command, folder, sft).kill(10)
+    print(f"{command}, two processes: {tally}")
+    assert tally.named >= 8
+
+
 def test_a_difference_would_be_seen(sft: Killer, tmp_path: Path) -> None:
     other = tmp_path / "other"
     finish([*sft.argv, "--seed", "1", "--run_dir", str(other)], tmp_path / "log")

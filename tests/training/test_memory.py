@@ -302,6 +302,13 @@ def test_the_size_is_halved_until_it_fits(free: int | None, size: int, capsys: p
     )
 
 
+def test_processes_on_one_machine_share_its_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemAvailable:     100 kB\n")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory(tmp_path) == 25 * 1024
+
+
 def test_free_memory_is_that_of_the_machine_or_of_the_group(tmp_path: Path) -> None:
     assert free_memory(tmp_path) is None
     (tmp_path / "proc").mkdir()

@@ -5,6 +5,7 @@ autograd keeps for one row and the free memory.
 """
 
 import gc
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -132,9 +133,13 @@ def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can still allocate, limited by the machine and its control group; None if unknown."""
+    """Bytes that this process can still allocate, limited by the machine and its control group; None if unknown.
+
+    The processes of a launched run that share the machine get equal parts.
+    """
     found = [_free_of_machine(root / "proc/meminfo"), _free_of_group(root / "sys/fs/cgroup")]
-    known = [free for free in found if free is not None]
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    known = [free // sharing for free in found if free is not None]
     return min(known) if known else None
 
 
