@@ -45,7 +45,7 @@ def expected(records: list[dict[str, Any]]) -> Points:
 
 def train(folder: Path, config: Any = CONFIG, *, resume: bool = False, **options: Any) -> None:
     made = trainer(folder / "aside", config, **options)
-    made.run = RunFolder(folder / "run", "grpo", {}, resume=resume, report_to=("tensorboard",))
+    made._run = RunFolder(folder / "run", "grpo", {}, resume=resume, report_to=("tensorboard",))
     made.train(resume_from_checkpoint=resume)
 
 
@@ -80,7 +80,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
         train(tmp_path, config, evaluate=stop)  # 3 steps are logged, and the checkpoint is of step 2
     assert [step for step, _ in written(tmp_path / "run" / "tensorboard" / "grpo")["reward"]] == [1, 2, 3]
     made = trainer(tmp_path / "again", config)
-    made.run = RunFolder(tmp_path / "run", "grpo", {}, resume=True, report_to=("tensorboard",))
+    made._run = RunFolder(tmp_path / "run", "grpo", {}, resume=True, report_to=("tensorboard",))
     made.train(resume_from_checkpoint=True)
     found = written(tmp_path / "run" / "tensorboard" / "grpo")
     assert [step for step, _ in found["reward"]] == [1, 2, 3, 4, 5]
