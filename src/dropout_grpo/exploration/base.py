@@ -17,10 +17,10 @@ PHASES = ("prompt", "latent", "answer")
 
 
 class Noise(Protocol):
-    """The noise of a batch of rollouts, one seed a row."""
+    """The noise of a batch of rollouts, one seed per row."""
 
     def factors(self, phase: str, step: int) -> Mapping[str, Tensor]:
-        """Factors by site name, each [B, 1, F]; empty where the phase is off. ``step`` counts latent steps from 0."""
+        """Factors by site name, each [B, 1, F]; empty if the phase is off. ``step`` counts latent steps from 0."""
         ...
 
     def select(self, rows: Tensor) -> "Noise":
@@ -30,11 +30,11 @@ class Noise(Protocol):
 
 @runtime_checkable
 class KeyNoise(Protocol):
-    """A noise that can multiply attention weights as well (site ``attention_weights``)."""
+    """A noise that can also multiply attention weights (site ``attention_weights``)."""
 
     @property
     def masks_keys(self) -> bool:
-        """Is there such a site at all?"""
+        """Whether there is such a site."""
         ...
 
     def key_factors(self, phase: str, step: int, positions: Tensor) -> Mapping[str, Tensor]:
@@ -47,13 +47,13 @@ class ChangesWeights(Protocol):
     """A noise that changes the value projections' weights (``value_weights.py``)."""
 
     def weight_changes(self, phase: str, step: int) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        """What is added to a projection's output, by its name: a function of its input."""
+        """Functions of a projection's input, whose result is added to its output; by the projection's name."""
         ...
 
 
 @runtime_checkable
 class Refreshed(Protocol):
-    """An exploration that depends on the weights, at which it looks every few training steps."""
+    """An exploration that depends on the weights, which it reads every few training steps."""
 
     def begin_step(self, step: int, sites: SiteMap) -> None:
         """Called before every training step, counted from 1."""
@@ -64,7 +64,7 @@ class Refreshed(Protocol):
         ...
 
     def tensors(self, sites: SiteMap) -> dict[str, Tensor]:
-        """What a checkpoint has to keep."""
+        """The tensors for a checkpoint."""
         ...
 
     def load(self, tensors: Mapping[str, Tensor], sites: SiteMap) -> None:
@@ -74,21 +74,21 @@ class Refreshed(Protocol):
 
 @runtime_checkable
 class Exploration(Protocol):
-    """Turns seeds into noise on a model's sites. ``phases`` says when it is on."""
+    """Turns seeds into noise on a model's sites. ``phases`` are the phases in which it is on."""
 
     @property
     def phases(self) -> frozenset[str]: ...
 
     def noise(self, seeds: Tensor, sites: SiteMap) -> Noise | None:
-        """Noise of the rollouts with these ``seeds`` (int64 [B]); None means none at all."""
+        """Noise of the rollouts with these ``seeds`` (int64 [B]); None for no noise."""
         ...
 
 
 class NoExploration:
-    """No noise: all rollouts of a group think the same, which is the collapse that the paper starts from."""
+    """No noise: all rollouts of a group have the same thoughts, which causes the collapse that motivates the paper."""
 
     phases: frozenset[str] = frozenset()
 
     def noise(self, seeds: Tensor, sites: SiteMap) -> None:
-        """None, whatever the seeds."""
+        """None for all seeds."""
         return

@@ -1,4 +1,4 @@
-"""Builds the exploration that a config describes."""
+"""Builds an exploration from its config."""
 
 import inspect
 
@@ -11,8 +11,8 @@ from dropout_grpo.import_path import load_object
 def build_exploration(config: ExplorationConfig) -> Exploration:
     """Make an instance of the kind's class.
 
-    The class is called with those of ``p``, ``sites`` and ``phases`` that its constructor has parameters for, and with
-    ``options``, which come first where both have a value.
+    The class gets those of ``p``, ``sites`` and ``phases`` that its constructor has parameters for, and all of
+    ``options``, which override them.
 
     Raises:
         UserError: the class cannot be imported, lacks an option, or is not an exploration; or p, a site or a phase is

@@ -1,4 +1,4 @@
-"""Options of an exploration, and where the explorations are. Does not import torch."""
+"""Options of an exploration, and the import path of each kind. Does not import torch."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ KINDS = {
     "svp": "dropout_grpo.exploration.value_weights:SingularValueNoise",
     "none": "dropout_grpo.exploration.base:NoExploration",
 }
-"""The import path of every exploration by its kind."""
+"""The import path of each exploration, by kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +22,15 @@ class ExplorationConfig:
     """Where a rollout's randomness in the latent phase comes from.
 
     Args:
-        kind: shared_dropout is the method; per_step_dropout the ablation with a fresh mask at every latent step; none
-            leaves the answer's temperature as the only source. Rivals: gaussian multiplies activations (option sigma,
-            0.1), weight_noise adds to the value projections' weights and svp scales their singular values (options
-            alpha, 0.6, and refresh, 50 steps). A class of your own is given by its import path:
-            my_noise.py:Gaussian or package.module:Gaussian.
+        kind: shared_dropout is the method of the paper; per_step_dropout, an ablation, draws a fresh mask at every
+            latent step; with none, the answer's temperature is the only source of randomness. Alternatives: gaussian
+            multiplies activations (option sigma, 0.1); weight_noise adds noise to the value projections' weights, and
+            svp scales their singular values (options alpha, 0.6, and refresh, 50 steps). Give your own class by its
+            import path: my_noise.py:Gaussian or package.module:Gaussian.
         p: probability that a masked activation is zero, in [0, 1); for the two kinds of dropout.
         sites: activations that the noise multiplies: residual (attention and MLP outputs), attention, mlp, mlp_hidden,
-            heads, thought, values (value features, the cached prompt's included), attention_weights (one factor a head
-            and key).
+            heads, thought, values (value features, also those of the cached prompt), attention_weights (one factor per
+            head and key).
         phases: when the noise is on: prompt, latent, answer.
         options: further arguments of the kind's class, such as {sigma: 0.1}.
     """

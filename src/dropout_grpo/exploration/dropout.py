@@ -1,9 +1,9 @@
-"""Dropout as exploration: one Bernoulli mask a rollout, held over all latent steps and replayed in the update.
+"""Dropout as exploration: one Bernoulli mask per rollout, held over all latent steps and replayed in the update.
 
-A mask has the shape [rollout, 1, features] and the values 0 and 1/(1-p): the same for every position and latent step of
-a rollout. Multiplying a layer's output features by it equals masking the columns of that layer's weight matrix, so a
-rollout under its mask is a rollout under one sample of the weights (Gal and Ghahramani 2016; the paper, section on the
-variational posterior). A fresh mask at every step (``PerStepDropout``) has no such reading; it is the ablation.
+A mask has the shape [rollout, 1, features] and the values 0 and 1/(1-p). It is the same for every position and latent
+step of a rollout. Multiplying a layer's output features by it equals masking the columns of that layer's weight matrix,
+so a rollout under its mask is a rollout under one sample of the weights (Gal and Ghahramani 2016; the paper, section on
+the variational posterior). This does not hold for a fresh mask at every step (``PerStepDropout``), an ablation.
 """
 
 from collections.abc import Iterable
@@ -24,8 +24,9 @@ class SharedDropout:
 
     Args:
         p: probability of a zero, 0 <= p < 1.
-        sites: kinds of activations the mask multiplies, of ``SITES``; ``residual`` is attention and mlp outputs.
-        phases: of ``prompt``, ``latent``, ``answer``. ``prompt`` forfeits the sharing of a group's prompt.
+        sites: kinds of activations that the mask multiplies, from ``SITES``; ``residual`` means attention and MLP
+            outputs.
+        phases: one or more of ``prompt``, ``latent``, ``answer``. With ``prompt``, a group cannot share its prompt.
 
     Raises:
         UserError: p is out of range, or a site or phase is unknown or missing.
@@ -41,7 +42,7 @@ class SharedDropout:
         self.phases = frozenset(checked("phase", phases, PHASES))
 
     def noise(self, seeds: Tensor, sites: SiteMap) -> HeldNoise | None:
-        """The masks of ``seeds`` (int64 [B]) on the sites of a model; None at p = 0, which is no noise."""
+        """The masks of ``seeds`` (int64 [B]) on the sites of a model; None if p is 0."""
         if self.p == 0.0:
             return None
         draw = partial(_masks, p=self.p, dtype=sites.dtype)
@@ -52,11 +53,11 @@ class SharedDropout:
 
 
 class PerStepDropout(SharedDropout):
-    """The ablation: a fresh mask at every latent step, the step folded into the seed."""
+    """The ablation: a fresh mask at every latent step, drawn from the seed with the step folded in."""
 
     per_step = True
 
 
 def _masks(seeds: Tensor, streams: Tensor, *, p: float, dtype: torch.dtype) -> Tensor:
-    """[B, F], 0 with probability ``p`` and else 1/(1-p)."""
+    """Factors [B, F], each 0 with probability ``p`` and 1/(1-p) otherwise."""
     return bernoulli(seeds, streams, p).logical_not_().to(dtype).mul_(1.0 / (1.0 - p))

@@ -1,4 +1,4 @@
-"""Multiplicative Gaussian noise on activations, held over a rollout: a rival of dropout with the same machinery.
+"""Multiplicative Gaussian noise on activations, held over a rollout: an alternative to dropout.
 
 A factor is 1 + sigma * z with z ~ N(0, 1). With sigma = sqrt(p / (1 - p)) it has the mean and variance of a dropout
 mask (Srivastava et al. 2014, section 10).
@@ -20,9 +20,9 @@ class Gaussian:
     """One Gaussian factor per feature and rollout, held over every step of every phase that is on.
 
     Args:
-        sigma: standard deviation of the factors, 0 or more; 0 is no noise.
-        sites: kinds of activations that are multiplied, of ``SITES``.
-        phases: of ``prompt``, ``latent``, ``answer``.
+        sigma: standard deviation of the factors, 0 or more; 0 means no noise.
+        sites: kinds of activations that are multiplied, from ``SITES``.
+        phases: one or more of ``prompt``, ``latent``, ``answer``.
 
     Raises:
         UserError: sigma is negative or not finite, or a site or phase is unknown or missing.
@@ -36,7 +36,7 @@ class Gaussian:
         self.phases = frozenset(checked("phase", phases, PHASES))
 
     def noise(self, seeds: Tensor, sites: SiteMap) -> HeldNoise | None:
-        """The factors of ``seeds`` (int64 [B]) on the sites of a model; None at sigma = 0."""
+        """The factors of ``seeds`` (int64 [B]) on the sites of a model; None if sigma is 0."""
         if self.sigma == 0.0:
             return None
         return HeldNoise(seeds, sites, self._draw, sites=self.sites, phases=self.phases)
@@ -46,7 +46,7 @@ class Gaussian:
 
 
 def at_least_zero(name: str, value: float) -> float:
-    """A finite number, 0 or more.
+    """Check that ``value`` is finite and not negative, and return it.
 
     Raises:
         UserError: names the option.

@@ -1,4 +1,4 @@
-"""Noise that multiplies activations and is held: one draw a rollout, the same at every position and latent step."""
+"""Noise that multiplies activations and is held: one draw per rollout, the same at every position and latent step."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -16,14 +16,14 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 """(seeds [B], counters [F]) -> factors [B, F], a pure function of both; see ``seeds.py``."""
 
 _KEYS = 32
-"""Factors of keys are drawn for a multiple of this many positions, so that a growing answer seldom draws anew."""
+"""Factors of keys are drawn for a multiple of this many positions, so that few draws are needed as an answer grows."""
 
 
 def checked(what: str, given: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Names that are all known, and at least one.
+    """Check that there is at least one name and that all are known, and return the names.
 
     Raises:
-        UserError: names the unknown one.
+        UserError: gives the unknown name.
     """
     names = (given,) if isinstance(given, str) else tuple(given)
     if not names:
@@ -37,15 +37,15 @@ def checked(what: str, given: Iterable[str], known: tuple[str, ...]) -> tuple[st
 
 
 class HeldNoise:
-    """The factors of a batch of rollouts, drawn when they are first asked for.
+    """The factors of a batch of rollouts, drawn when they are first used.
 
     Args:
-        seeds: int64 [B], one a rollout.
+        seeds: int64 [B], one per rollout.
         site_map: the model's sites.
-        draw: gives the factors.
-        sites: kinds of activations, of ``SITES``.
-        phases: when the noise is on, of ``PHASES``.
-        per_step: draw anew at every latent step, from the seed with the step folded in.
+        draw: a function that draws the factors.
+        sites: kinds of activations, from ``SITES``.
+        phases: phases in which the noise is on, from ``PHASES``.
+        per_step: draw new factors at every latent step, from the seed with the step folded in.
 
     Raises:
         UserError: a site or phase is unknown, or the model lacks the site.
@@ -82,14 +82,14 @@ class HeldNoise:
 
     @property
     def masks_keys(self) -> bool:
-        """Are attention weights among the sites?"""
+        """Whether attention weights are among the sites."""
         return bool(self._keys)
 
     def key_factors(self, phase: str, step: int, positions: Tensor) -> Mapping[str, Tensor]:
         """Factors of attention weights by site name, each [B, H, T], of the keys at ``positions`` (int64 [B, T]).
 
-        A key's factor depends on its position and not on T, so padding and company do not change it. A position must be
-        below T, as it is in left-padded rows.
+        A key's factor depends on its position and not on T, so neither padding nor other rows change it. Positions must
+        be below T, as they are in left-padded rows.
         """
         if phase not in self._phases or not self._keys:
             return {}
@@ -103,7 +103,7 @@ class HeldNoise:
         return self._aligned[1]
 
     def select(self, rows: Tensor) -> "HeldNoise":
-        """The noise of some rows. What has been drawn is selected, not drawn again."""
+        """The noise of some rows. Factors that have been drawn are selected, not drawn again."""
         chosen = copy.copy(self)
         chosen._seeds, chosen._aligned = self._seeds[rows], None
         if self._held is not None:
@@ -118,7 +118,7 @@ class HeldNoise:
         return {site.name: site.spread(part) for site, part in zip(self._places, parts, strict=True)}
 
     def _drawn_keys(self, seeds: Tensor, positions: int) -> dict[str, Tensor]:
-        """Of positions 0 to at least ``positions`` - 1: factor (position, head) has the counter position * H + head."""
+        """Factors of positions 0 to ``positions`` - 1 or more; (position, head) has the counter position * H + head."""
         positions += -positions % _KEYS
         streams = _streams(tuple((site.name, site.count * positions) for site in self._keys), seeds.device)
         drawn = self._draw(seeds, streams).to(self._dtype)  # [B, sum of H * positions]
@@ -130,12 +130,12 @@ class HeldNoise:
 
 
 def _at(drawn: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
-    """[B, H, P] by position -> [B, H, T] by key."""
-    index = positions.clamp(min=0)[:, None]  # padding has a position below 0, and a weight of 0
+    """Factors by position [B, H, P] -> factors by key [B, H, T]."""
+    index = positions.clamp(min=0)[:, None]  # padding has positions below 0 and attention weights of 0
     return {name: factor.gather(-1, index.expand(-1, factor.shape[1], -1)) for name, factor in drawn.items()}
 
 
 @lru_cache(maxsize=16)
 def _streams(sites: tuple[tuple[str, int], ...], device: torch.device) -> Tensor:
-    """Counters of all sites side by side, int64 [sum of counts]: the same for every batch."""
+    """Counters of all sites, concatenated, int64 [sum of counts]: the same for every batch."""
     return torch.cat([stream(name, count, device) for name, count in sites])

@@ -1,9 +1,9 @@
 """Counter-based random bits: (seed, stream, index) -> 64 bits, the same on every device and in any batch order.
 
-A rollout stores one 64-bit seed. Everything random about it, its mask and the uniforms that sample its answer, is a
-pure function of that seed, so nothing else has to be kept to replay it. The bits come from the finaliser of
-SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 17) applied to
-seed and counter; torch's int64 arithmetic wraps modulo 2**64 on CPU and CUDA alike, so integers, not floats, decide.
+A rollout stores one 64-bit seed. Its mask and the uniform numbers that sample its answer are pure functions of that
+seed, so nothing else has to be stored to replay it. The bits come from the finaliser of SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 17), applied to seed and counter. All of it
+is integer arithmetic, since torch's int64 arithmetic wraps modulo 2**64 on both CPU and CUDA.
 """
 
 from functools import lru_cache
@@ -30,8 +30,8 @@ def _shift_right(z: Tensor, n: int) -> Tensor:
 
 
 def mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, elementwise on int64: a bijection of 64-bit words that avalanches."""
-    z = z + as_int64(_GAMMA)  # new memory, worked on in place from here: fresh memory would cost more than the bits
+    """SplitMix64's finaliser, elementwise on int64: a bijection of 64-bit words that mixes all bits."""
+    z = z + as_int64(_GAMMA)  # a copy; the rest works in place, since allocations would take longer than the arithmetic
     z.bitwise_xor_(_shift_right(z, 30)).mul_(as_int64(_MUL_1))
     z.bitwise_xor_(_shift_right(z, 27)).mul_(as_int64(_MUL_2))
     return z.bitwise_xor_(_shift_right(z, 31))
@@ -62,15 +62,15 @@ def uniform(seeds: Tensor, streams: Tensor) -> Tensor:
 def normal(seeds: Tensor, streams: Tensor) -> Tensor:
     """Standard normal, float64 [B, F], from 16 bits: one of 65,536 equally probable quantiles.
 
-    Looked up, since the logarithms of a CPU and a GPU may differ in the last bit. The largest is 4.3, and the variance
-    0.9999.
+    They are looked up in a table, since logarithms on a CPU and a GPU may differ in the last bit. The largest quantile
+    is 4.3, and the variance is 0.9999.
     """
     return _quantiles(seeds.device)[_shift_right(random_bits(seeds, streams), 48)]
 
 
 @lru_cache(maxsize=8)
 def _quantiles(device: torch.device) -> Tensor:
-    """Of a standard normal, in the middle of each of 65,536 parts of equal probability."""
+    """Quantiles of a standard normal, in the middle of each of 65,536 parts of equal probability."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     return torch.special.ndtri(middles).to(device)
 
@@ -78,8 +78,8 @@ def _quantiles(device: torch.device) -> Tensor:
 def fold(seeds: Tensor, value: int | Tensor) -> Tensor:
     """A new seed from each seed and one more coordinate (a step, an index); int64, shape of the broadcast.
 
-    It is output number ``value`` of a SplitMix64 that starts from the mixed seed. Seed and coordinate must not be
-    treated alike: with ``mix(mix(a) ^ mix(b))``, step 1 of run 2 would have the seeds of step 2 of run 1.
+    It is output number ``value`` of a SplitMix64 that starts from the mixed seed. Seed and coordinate enter
+    differently: with ``mix(mix(a) ^ mix(b))``, step 1 of run 2 would have the seeds of step 2 of run 1.
     """
     counter = torch.as_tensor(value, dtype=torch.int64, device=seeds.device) * as_int64(_GAMMA)
     return mix(mix(seeds) + counter)
@@ -91,15 +91,15 @@ def rollout_seeds(
     """Seeds of the K rollouts of each problem at one training step.
 
     Args:
-        run_seed: any integer; its low 64 bits count.
-        step: training step (batch of rollouts), so that a problem seen again gets new masks.
+        run_seed: any integer; only its low 64 bits are used.
+        step: training step (batch of rollouts), so that a problem gets new masks when it occurs again.
         problem_ids: int64 [N].
         num_generations: K.
-        repeats: int64 [N], how often the problem has occurred in this step already, so that a second occurrence gets
-            new masks too. When not given, every problem occurs once; 0 gives the same seeds as not given.
+        repeats: int64 [N], how often the problem has already occurred in this step, so that a second occurrence gets
+            new masks too. None gives the same seeds as zeros.
 
     Returns:
-        int64 [N, K]; row i depends on problem_ids[i] and repeats[i] alone, not on its place in the batch.
+        int64 [N, K]; row i depends only on problem_ids[i] and repeats[i], not on its index in the batch.
     """
     run = torch.tensor([as_int64(run_seed)], dtype=torch.int64, device=problem_ids.device)
     problem = fold(fold(run, step), problem_ids)  # [N]

@@ -1,18 +1,18 @@
-"""Finds a model's sites, whatever its architecture, and multiplies the activations there for one forward pass.
+"""Finds the sites of a model of any architecture, and multiplies the activations there during a forward pass.
 
-Every decoder layer ends its two halves in a linear map back to the residual stream: the attention's output projection
-and the MLP's last projection. Their outputs are ``attention`` and ``mlp`` (together ``residual``: where GPT-2 has its
-native dropout), their inputs ``heads`` (one factor per head), ``values`` and ``mlp_hidden``. So two modules per layer
-are enough, and they exist in models that have no ``nn.Dropout`` at all (Llama, Qwen). A mixture of experts has no
+Both halves of every decoder layer end in a linear map back to the residual stream: the attention's output projection
+and the MLP's last projection. Their outputs are the sites ``attention`` and ``mlp`` (together ``residual``, where GPT-2
+has its native dropout). Their inputs are ``heads`` (one factor per head), ``values`` and ``mlp_hidden``. So two modules
+per layer are enough, and they exist in models without any ``nn.Dropout`` (Llama, Qwen). A mixture of experts has no
 single last projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. A norm that
-follows a projection (Gemma 2 and 3) comes after the mask, which stays a mask of the weight matrix's rows.
+follows a projection (Gemma 2 and 3) comes after the mask, so the mask is still one of the weight matrix's rows.
 
-``values`` has one factor m per value feature. A head gives sum_j w_j (m * v_j) = m * sum_j w_j v_j. So multiplying what
-the head has attended to masks the output of the value projection at all positions that are read, the cached prompt's
-included, and a group still shares one copy of its prompt. Query heads that share a value head share its factors.
+``values`` has one factor m per value feature. The output of a head is sum_j w_j (m * v_j) = m * sum_j w_j v_j. So
+multiplying this output masks the value projection at all positions that the head attends to, also those of the cached
+prompt, and a group still shares one copy of its prompt. Query heads that share a value head share its factors.
 
 ``attention_weights`` has one factor per head and key position, the same for all later queries: the strict form of
-attention dropout. It belongs to no module: ``latent/fast/attention.py`` multiplies the weights.
+attention dropout. It has no module: ``latent/fast/attention.py`` multiplies the weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -40,12 +40,12 @@ _MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One place in one layer: ``count`` independent factors, of which each ``block`` is repeated ``repeat`` times."""
+    """One place in one layer: ``count`` independent factors, each ``block`` of them repeated ``repeat`` times."""
 
     name: str
     kind: str
     count: int
-    """For attention weights, the number of heads: every key position has as many factors."""
+    """Number of factors; for attention weights the number of heads, since each key position has one factor per head."""
     repeat: int = 1
     block: int = 1
     module: nn.Module | None = None
@@ -68,7 +68,7 @@ class ValueProjection:
     name: str
     module: nn.Module
     columns: Tensor | None
-    """Places of the values among the module's outputs, int64; None if there are no others."""
+    """Indices of the values among the module's outputs, int64; None if all outputs are values."""
 
     def weight(self) -> Tensor:
         """W_V [in, out], a view or a copy."""
@@ -83,13 +83,13 @@ class SiteMap:
 
     Args:
         decoder: the transformer without its language-model head.
-        width: D, of what is fed back: the embeddings' width.
+        width: D, the width of the embeddings and of thoughts.
         heads: number of query heads.
         key_heads: number of key and value heads; ``heads`` when None.
 
     Raises:
-        UserError: there is no list of decoder layers, no heads, or a layer without modules known by name; the message
-            lists the modules.
+        UserError: there is no list of decoder layers, the number of heads is unknown, or a layer has no projection with
+            a known name; the message lists the modules.
     """
 
     def __init__(self, decoder: nn.Module, width: int, heads: int, *, key_heads: int | None = None) -> None:
@@ -151,11 +151,11 @@ class SiteMap:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating type of the weights, which masks take too."""
+        """The dtype of the weights, and of masks."""
         return next(self._decoder.parameters()).dtype
 
     def instances(self, kinds: tuple[str, ...]) -> tuple[Site, ...]:
-        """The sites of some kinds, each once, however the kinds overlap.
+        """The sites of some kinds, each once even if the kinds overlap.
 
         Raises:
             UserError: the model has no site of one of the kinds.
@@ -175,10 +175,10 @@ class SiteMap:
         return {kind: self._why[kind] for kind in SITES if kind not in found}
 
     def value_projections(self) -> tuple[ValueProjection, ...]:
-        """Of every layer.
+        """The value projections of all layers.
 
         Raises:
-            UserError: a layer has none known by name, or one with an adapter.
+            UserError: a layer has none with a known name, or one with an adapter.
         """
         if self._value_projections is None:
             found = []
@@ -206,7 +206,7 @@ class SiteMap:
 
     @contextmanager
     def changed(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-        """Add ``changes`` of the input to the outputs of the named value projections inside the block."""
+        """Inside the block, add ``changes[name]`` of the input to the output of each named value projection."""
         handles = []
         try:
             for projection in self.value_projections() if changes else ():
@@ -221,7 +221,7 @@ class SiteMap:
     def multiplied(self, factors: Mapping[str, Tensor]) -> Iterator[None]:
         """Multiply the named activations by ``factors`` ([B, 1, F] each) in the forward passes inside the block.
 
-        The hooks live exactly as long as the block, so noise is never left switched on.
+        The hooks are removed at the end of the block, so noise is never left on.
         """
         handles = []
         try:
@@ -315,7 +315,7 @@ def _projection(layer: nn.Module, parents: tuple[str, ...], names: tuple[str, ..
 
 
 def _norm_of_values(layer: nn.Module) -> bool:
-    """Is what the heads have attended to normalised before it is projected?"""
+    """Whether there is a norm between the heads' output and its projection."""
     attentions = [child for name in _ATTENTION if isinstance(child := getattr(layer, name, None), nn.Module)]
     return any(hasattr(attention, name) for attention in attentions for name in _NORMS_OF_VALUES)
 
@@ -335,7 +335,7 @@ def _unknown(layer: nn.Module, i: int, what: str, names: tuple[str, ...]) -> Use
 
 
 def _widths(projection: nn.Module) -> tuple[int, int]:
-    """Features in and out of a projection: nn.Linear and PEFT's wrappers say so, GPT-2's Conv1D keeps [in, out]."""
+    """Numbers of input and output features of an nn.Linear, a wrapper of PEFT, or GPT-2's Conv1D (weight [in, out])."""
     if isinstance(features := getattr(projection, "in_features", None), int):
         assert isinstance(projection.out_features, int)
         return features, projection.out_features
@@ -343,6 +343,6 @@ def _widths(projection: nn.Module) -> tuple[int, int]:
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise UserError(
             f"{type(projection).__name__}, a layer's last projection, has neither in_features nor a weight matrix: its "
-            "widths are unknown. Teach exploration/sites.py what it is."
+            "widths are unknown. Add it to exploration/sites.py."
         )
     return int(weight.shape[0]), int(weight.shape[1])

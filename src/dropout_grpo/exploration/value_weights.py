@@ -1,4 +1,4 @@
-"""Noise on the weights W_V of the value projections, held over a rollout: two published rivals of dropout.
+"""Noise on the weights W_V of the value projections, held over a rollout: two published alternatives to dropout.
 
 ``SingularValueNoise`` is SVP-V (github.com/jihwan1205/Singular-Value-Perturbation): with the thin SVD
 W_V = U diag(s) V^T, a rollout draws g ~ N(0, I) per layer, and
@@ -8,10 +8,10 @@ W_V = U diag(s) V^T, a rollout draws g ~ N(0, I) per layer, and
 ``ValueWeightNoise`` is its control, Gaussian noise on the entries: y = x (W_V + sigma E). Its scale is not published;
 here sigma = alpha ||W_V||_F / sqrt(in * out), which gives the noise the same expected squared Frobenius norm.
 
-Biases are left alone. U, s, V and sigma are constants of the gradient. While training they are those of the weights at
-the last refresh, every ``refresh`` steps, so that a rollout is replayed exactly after an update. What is drawn is a
-function of the seed and is never stored. Published: phases prompt and latent, alpha 0.6, refresh 50. In the latent
-phase alone, a group shares its prompt.
+Biases are not changed. No gradient flows through U, s, V and sigma. During training they are computed from the weights
+every ``refresh`` steps and kept in between, so that a rollout is replayed exactly after an update. The random numbers
+are a function of the seed and are not stored. The published settings are phases prompt and latent, alpha 0.6 and
+refresh 50. With the latent phase only, a group can share its prompt.
 
 Shapes: B rows, L positions, I inputs and O outputs of a value projection, R = min(I, O).
 """
@@ -32,19 +32,19 @@ from dropout_grpo.exploration.seeds import normal, stream
 from dropout_grpo.exploration.sites import SiteMap
 
 MOST_HELD = 2**26
-"""Numbers. Noise of all entries of W_V is held for a batch up to this size; above it, it is drawn anew at each use."""
+"""Number of entries. The noise E of a batch is kept in memory up to this size; above it, it is drawn at each use."""
 
 Change = Callable[[Tensor], Tensor]
-"""What is added to a value projection's output: its input [B, L, I] -> [B, L, O]."""
+"""The change of a value projection's output, as a function of its input: [B, L, I] -> [B, L, O]."""
 
 
 class _OnValueWeights:
-    """What both kinds have in common.
+    """Base class of both kinds.
 
     Args:
-        alpha: strength, 0 or more; 0 is no noise.
-        refresh: training steps between two looks at the weights, at least 1.
-        phases: of ``prompt``, ``latent``, ``answer``.
+        alpha: strength, 0 or more; 0 means no noise.
+        refresh: number of training steps between two refreshes, at least 1.
+        phases: one or more of ``prompt``, ``latent``, ``answer``.
 
     Raises:
         UserError: an option is out of range, or a phase is unknown.
@@ -58,17 +58,17 @@ class _OnValueWeights:
         self._kept: WeakKeyDictionary[SiteMap, _Kept] = WeakKeyDictionary()
 
     def begin_step(self, step: int, sites: SiteMap) -> None:
-        """Before training step ``step`` (from 1): look at the weights if it is time, and keep them for replays."""
+        """Before training step ``step`` (counted from 1): copy the weights if a refresh is due."""
         kept = self._kept.get(sites)
         if kept is None or not kept.pinned or (step - 1) % self.refresh == 0:
             self._kept[sites] = self._keep(_value_weights(sites), pinned=True)
 
     def end_training(self, sites: SiteMap) -> None:
-        """From here on the noise is that of the weights as they are."""
+        """After training, the noise depends on the current weights."""
         self._kept.pop(sites, None)
 
     def tensors(self, sites: SiteMap) -> dict[str, Tensor]:
-        """The weights at the last refresh, for a checkpoint; empty outside of training."""
+        """The weights at the last refresh, for a checkpoint; empty outside training."""
         kept = self._kept.get(sites)
         return dict(kept.weights) if kept is not None and kept.pinned else {}
 
@@ -79,7 +79,7 @@ class _OnValueWeights:
             self._kept[sites] = self._keep({name: tensors[name].to(like[name]) for name in like}, pinned=True)
 
     def noise(self, seeds: Tensor, sites: SiteMap) -> "WeightNoise | None":
-        """The noise of ``seeds`` (int64 [B]) on a model's value projections; None at alpha = 0."""
+        """The noise of ``seeds`` (int64 [B]) on a model's value projections; None if alpha is 0."""
         if self.alpha == 0.0:
             return None
         kept, version = self._kept.get(sites), _version(sites)
@@ -92,7 +92,7 @@ class _OnValueWeights:
         return _Kept(weights=weights, prepared={n: self._prepare(w) for n, w in weights.items()}, pinned=pinned)
 
     def _prepare(self, weight: Tensor) -> Any:
-        """What the noise needs of a W_V [I, O]."""
+        """The quantities that the noise needs from a W_V [I, O]."""
         raise NotImplementedError
 
     def _drawn(self, seeds: Tensor, kept: "_Kept") -> "WeightNoise":
@@ -101,17 +101,17 @@ class _OnValueWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
-    """Copies of all W_V by name, [I, O] each, and what was computed from them."""
+    """Copies of all W_V by name, [I, O] each, and the quantities computed from them."""
 
     weights: dict[str, Tensor]
     prepared: dict[str, Any]
     pinned: bool
-    """Kept until the next refresh, though the weights change."""
+    """True if they are kept until the next refresh even when the weights change."""
     version: tuple[tuple[int, int], ...] = ()
 
 
 class SingularValueNoise(_OnValueWeights):
-    """SVP-V: singular values of every W_V are scaled by 1 + alpha g, with g ~ N(0, 1) for each."""
+    """SVP-V: each singular value of every W_V is scaled by 1 + alpha g, with g ~ N(0, 1)."""
 
     def _prepare(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, s, vt = torch.linalg.svd(weight.to(torch.promote_types(weight.dtype, torch.float32)), full_matrices=False)
@@ -126,7 +126,7 @@ class SingularValueNoise(_OnValueWeights):
 
 
 class ValueWeightNoise(_OnValueWeights):
-    """Gaussian-V: sigma E is added to every W_V, with E ~ N(0, 1) for each entry."""
+    """Gaussian-V: sigma E is added to every W_V; the entries of E are N(0, 1)."""
 
     def _prepare(self, weight: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(weight) / weight.numel() ** 0.5  # sigma / alpha
@@ -150,11 +150,11 @@ class WeightNoise:
         self._changes, self._phases = changes, phases
 
     def factors(self, phase: str, step: int) -> Mapping[str, Tensor]:
-        """Nothing is multiplied."""
+        """Empty, since no activation is multiplied."""
         return {}
 
     def weight_changes(self, phase: str, step: int) -> Mapping[str, Change]:
-        """What is added to the outputs of value projections, by their names; empty in a phase that is off."""
+        """The changes of value projections' outputs by name; empty in a phase that is off."""
         return self._changes if phase in self._phases else {}
 
     def select(self, rows: Tensor) -> "WeightNoise":
@@ -179,7 +179,7 @@ class _Scaled:
 
 @dataclass(slots=True, kw_only=True)
 class _Added:
-    """x -> x (sigma E), with an E [I, O] for each row."""
+    """x -> x (sigma E), with one E [I, O] per row."""
 
     name: str
     seeds: Tensor  # int64 [B]
@@ -205,7 +205,7 @@ class _Added:
 
 
 class _TimesDrawn(torch.autograd.Function):
-    """x @ matrices, some rows at a time; the matrices are drawn again for the gradient instead of being kept."""
+    """x @ matrices, some rows at a time. The matrices are not kept for the backward pass but drawn again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrices: Callable[[int, int], Tensor], rows: int) -> Tensor:
@@ -230,6 +230,6 @@ def _value_weights(sites: SiteMap) -> dict[str, Tensor]:
 
 
 def _version(sites: SiteMap) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a W_V does."""
+    """A key that changes whenever a W_V changes."""
     weights = [projection.module.weight for projection in sites.value_projections()]
     return tuple((weight.data_ptr(), weight._version) for weight in weights if isinstance(weight, Tensor))
