@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from helpers.several import in_processes
 from helpers.tiny_latent import read_metrics
-from helpers.world_size import asked_to_stop, killed, muon_in_shards, train, train_all, with_faults
+from helpers.world_size import answers, asked_to_stop, killed, muon_in_shards, train, train_all, with_faults
 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"part": "grpo", "num_iterations": 2},
@@ -75,6 +75,13 @@ def test_every_world_size_gives_the_same_update(
         assert all(1 <= share <= count for share in shares)
         if name == "grpo, one mixed group":
             assert shares == [count] * 3
+
+
+def test_evaluation_is_shared_out_and_every_process_has_all_answers(tmp_path: Path) -> None:
+    one = answers()
+    assert [each["problem"]["id"] for each in one] == list(range(7))
+    assert len({each["samples"] for each in one}) > 1
+    assert in_processes(2, answers, tmp_path) == [one, one]
 
 
 def test_muon_refuses_shards(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +14,8 @@ from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.latent.lora.adapter import add_lora
@@ -105,6 +108,13 @@ def muon_in_shards(folder: Path) -> str:
     except UserError as refused:
         return str(refused)
     return "trained"
+
+
+def answers() -> list[dict[str, Any]]:
+    """What a model says to problems, plain, under masks and on average."""
+    model, config = tiny_latent(dtype=torch.float64), EvaluationConfig(num_samples=3, max_new_tokens=4, batch_size=6)
+    answered = answer_problems(model, tiny_problems(7), config, exploration=SharedDropout(0.3), seed=5)
+    return [asdict(each) for each in answered]
 
 
 def train_all(folder: Path, cases: dict[str, dict[str, Any]]) -> None:

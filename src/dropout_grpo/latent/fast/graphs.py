@@ -24,6 +24,7 @@ import torch
 from torch import clear_autocast_cache
 from transformers import PreTrainedConfig
 
+from dropout_grpo.distributed.sharding import is_sharded
 from dropout_grpo.exploration.base import ChangesWeights, Noise
 from dropout_grpo.latent.fast.static import Answers, Thoughts
 from dropout_grpo.latent.fast.static_inputs import Given, given_by, is_known
@@ -167,6 +168,7 @@ def recordings_for(
     if (
         not getattr(inner, "_can_compile_fullgraph", False)
         or has_adapter(inner)
+        or is_sharded(model)  # each update gathers the weights to another place
         or isinstance(noise, ChangesWeights)
         or _rope_type(inner.config) == "dynamic"
     ):
