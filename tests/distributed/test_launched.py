@@ -25,6 +25,22 @@ def commands(folder: Path) -> list[int]:
         ]
 
 
+def track(folder: Path) -> None:
+    """Logs three steps."""
+    from dropout_grpo.runs.folder import RunFolder
+
+    run = RunFolder(folder, "sft", {}, report_to=("tensorboard",))
+    with run.tracking("sft", 0):
+        for step in (1, 2, 3):
+            run.log({"part": "sft", "step": step, "loss": 1.0})
+
+
+def test_one_process_tells_the_trackers(tmp_path: Path) -> None:
+    in_processes(2, track, tmp_path / "results", tmp_path / "run")
+    assert len(list((tmp_path / "run" / "tensorboard").rglob("events*"))) == 1
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_commands_end_together_and_one_process_writes(tmp_path: Path) -> None:
     assert in_processes(2, commands, tmp_path / "results", tmp_path) == [[0, 0, 0, 2]] * 2
     runs = [path.parent for path in tmp_path.glob("*/run/results.json")]

@@ -1,6 +1,7 @@
 """Calls the job of each command with the options of the command line, and prints what it returns."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ def run(name: str, options: Namespace) -> None:
     """
     # Progress bars and advice of transformers would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()
+    if name not in _IN_SEVERAL_PROCESSES:
+        if os.environ.get("RANK", "0") == "0":
+            _RUN[name](options)
+        return
     with connected():
-        if name not in _IN_SEVERAL_PROCESSES and not is_main():
-            return
         console.quiet = not is_main()
         try:
             if options.get("smoke"):
