@@ -50,5 +50,5 @@ _HOME = {
 }
 __all__ = [*_HOME]
 
-if not TYPE_CHECKING:  # which would let any name pass
+if not TYPE_CHECKING:  # a module __getattr__ would make mypy accept any name
     __getattr__ = lazily(__name__, _HOME)

@@ -122,9 +122,9 @@ def test_merge_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureF
     tiny_lora(tmp_path).save_pretrained(tmp_path / "adapter")
     adapter, base = str(tmp_path / "adapter"), str(tmp_path / "base")
     for arguments, message in (
-        ([base, "--out", str(tmp_path / "new")], "base is no adapter: there is nothing to merge"),
+        ([base, "--out", str(tmp_path / "new")], "base is not an adapter: there is nothing to merge"),
         ([adapter, "--out", base], "base exists already: choose another --out"),
-        ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")], "nowhere is no adapter"),
+        ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")], "nowhere is not an adapter"),
     ):
         assert main(["merge", *arguments]) == 2
         assert message in capsys.readouterr().err.replace("\n", " ")

@@ -52,7 +52,7 @@ def test_other_architectures_have_the_sizes_asked_for(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", ["no_such_thing", "vit"])
 def test_what_is_no_causal_language_model_is_refused(model_type: str) -> None:
-    with pytest.raises(UserError, match=f"model_type '{model_type}' is no causal language model"):
+    with pytest.raises(UserError, match=f"model_type '{model_type}' is not a causal language model"):
         scratch_model(word_tokenizer(WORDS), model_type=model_type, **SIZES)
 
 

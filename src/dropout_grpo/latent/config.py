@@ -8,12 +8,12 @@ from dropout_grpo.ranges import check_ranges, ranged
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """An adapter to train in place of all weights, with PEFT's names.
+    """An adapter that is trained instead of all weights. Names are those of PEFT.
 
     Args:
         r: rank of the factors; when not given, there is no adapter and all weights are trained.
         lora_alpha: the product of the factors is scaled by lora_alpha / r.
-        target_modules: names of the layers that get factors; every linear layer but the output head when not given.
+        target_modules: names of the layers that get factors; every linear layer except the output head when not given.
     """
 
     r: int | None = ranged(None, at_least=1)
@@ -21,7 +21,7 @@ class LoRAConfig:
     target_modules: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no adapter.
+        """Check that the options describe an adapter.
 
         Raises:
             UserError: names the option.

@@ -8,7 +8,7 @@ def switch_off_dropout(model: PreTrainedModel) -> None:
     """Zero every ``nn.Dropout`` and every float attribute or config entry that names a dropout probability.
 
     Attention dropout is often a plain number that is passed to a function (``attention_dropout`` in Llama and Qwen),
-    and GPT-2's default is 0.1. If one were left, ``train()`` would switch on noise that no seed can replay.
+    and GPT-2's default is 0.1. If one were left, ``train()`` would switch on noise that cannot be replayed from a seed.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

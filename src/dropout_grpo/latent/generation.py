@@ -1,6 +1,6 @@
 """Decodes answers token by token. Rows that have ended leave the batch.
 
-``latent/fast/static.py`` has the same loop for CUDA graphs, where all rows stay to the end; both use ``next_token``.
+``latent/fast/static.py`` has the same loop for CUDA graphs, where all rows stay in the batch; both use ``next_token``.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ class Generation:
     token_ids: Tensor  # [B, L] int64, pad after the end
     mask: Tensor  # [B, L] bool, True up to and including EOS
     logprobs: Tensor  # [B, L] float32 or wider, at the chooser's temperature, 0 after the end
-    entropy: Tensor  # [B, L] nats, of the distribution each token was chosen from, 0 after the end
+    entropy: Tensor  # [B, L] nats, of the distribution that each token was chosen from, 0 after the end
 
     def each(self, function: Callable[[Tensor], Tensor]) -> "Generation":
-        """Applies ``function`` to all four tensors."""
+        """Apply ``function`` to all four tensors."""
         return Generation(
             token_ids=function(self.token_ids),
             mask=function(self.mask),
@@ -36,14 +36,14 @@ class Generation:
 
 
 def require_finite_answers(answers: Generation, place: Callable[[int], str]) -> None:
-    """Check that no token was chosen from logits that are not finite, as those of damaged weights are.
+    """Check that no token was chosen from logits that are not finite, for example because weights are damaged.
 
     Args:
-        answers: of B rows.
-        place: names a row in a message.
+        answers: answers of B rows.
+        place: returns the name of a row for messages.
 
     Raises:
-        UserError: names the first row with such a token, and what may help.
+        UserError: names the first row with such a token, and a remedy.
     """
     damaged = answers.logprobs.isnan().any(-1)
     if bool(damaged.any()):
@@ -59,7 +59,7 @@ def generate_eagerly(
 ) -> Generation:
     """Decode after the end marker until EOS or ``max_new_tokens`` tokens, without graphs.
 
-    Rows that have ended leave the batch, as far as groups stay rectangular (``state.rectangle``).
+    Rows that have ended leave the batch, as long as all groups keep the same number of rows (``state.rectangle``).
     """
     out = blank(model, state, max_new_tokens)
     rows = torch.arange(state.rows, device=model.device)  # rows of ``out`` that are still in the batch

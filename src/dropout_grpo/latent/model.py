@@ -1,9 +1,9 @@
-"""LatentModel: a Hugging Face causal LM that reads, thinks and answers; from text to text, from and to folders.
+"""LatentModel: a Hugging Face causal LM that reads, thinks and answers, with loading, saving and text in and out.
 
     model = LatentModel.from_pretrained("checkpoint")
     model.answer(["Tom has 3 boxes with 4 pens in each box. How many pens does Tom have?"])
 
-The recurrence itself is in ``recurrence.py``. This module adds text, files, and the verbs that use CUDA graphs.
+The recurrence itself is in ``recurrence.py``. This module adds text, files, and the methods that use CUDA graphs.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from dropout_grpo.latent.weights.checkpoint import load_parts, load_thought, sav
 
 
 class LatentModel(Recurrence):
-    """A causal LM with three verbs: ``read``, ``think``, and ``generate`` or ``score``.
+    """A causal LM that can ``read``, ``think``, and ``generate`` or ``score``.
 
     Its arguments are those of ``Recurrence``. Shapes: B rows, S prompt positions, L answer tokens.
     """
@@ -41,21 +41,21 @@ class LatentModel(Recurrence):
         dtype: torch.dtype = torch.float32,
         attn_implementation: str | None = None,
     ) -> "LatentModel":
-        """A latent model from a folder, a hub name, or a Coconut ``state_dict`` file; an adapter comes with its base.
+        """Load a latent model from a folder, a hub name, or a Coconut ``state_dict`` file; an adapter with its base.
 
         Args:
             path: a folder that ``save_pretrained`` wrote, any causal LM with Coconut's latent tokens, or a file that
                 facebookresearch/coconut saved (``checkpoint_33``).
-            base: the model that such a file was trained from; for a file only.
-            latent_steps: thoughts an answer takes; needed where there is no ``latent_config.json``.
-            thought: what is fed back; from ``latent_config.json``, else the hidden state.
-            merge: ``path`` is an adapter; add it to its base's weights and drop it.
-            dtype: of the weights.
-            attn_implementation: as in transformers; None for its choice.
+            base: the model that such a file was trained from; only for a file.
+            latent_steps: number of thoughts per answer; required if there is no ``latent_config.json``.
+            thought: kind of thought; by default from ``latent_config.json``, or ``hidden_state`` without that file.
+            merge: for an adapter: add it to its base's weights and remove it.
+            dtype: dtype of the weights.
+            attn_implementation: as in transformers; None for its default.
 
         Raises:
-            UserError: there is no such checkpoint, no latent tokens or no ``latent_steps``, a file comes without its
-                ``base``, or there is nothing to ``merge``.
+            UserError: there is no such checkpoint, latent tokens or ``latent_steps`` are missing, a file is given
+                without its ``base``, or there is nothing to ``merge``.
         """
         parts = load_parts(
             path,
@@ -81,7 +81,7 @@ class LatentModel(Recurrence):
         save_latent_model(self, path)
 
     def answer(self, questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """The plain network's answers: read, think, decode greedily. Text after the end marker, without EOS."""
+        """The plain network's greedy answers: the text after the end marker, without EOS."""
         if not questions:
             return []
         with torch.no_grad():
@@ -91,7 +91,7 @@ class LatentModel(Recurrence):
         return self.decode(generation.token_ids, generation.mask)
 
     def decode(self, token_ids: Tensor, mask: Tensor) -> list[str]:
-        """Texts of answers [B, L] where ``mask`` [B, L] is on, without special tokens and the tokens that end them."""
+        """Texts of the answer tokens [B, L] where ``mask`` [B, L] is True, without special and final tokens."""
         lengths = mask.sum(-1).tolist()  # an answer ends once, so its tokens are the first ones
         stops = self.tokens.stops
         rows = [
@@ -102,23 +102,23 @@ class LatentModel(Recurrence):
 
     @property
     def max_positions(self) -> int | None:
-        """The longest sequence the model has positions for, None if its config does not say."""
+        """Maximum number of positions in a sequence; None if the model's config does not give it."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def encode(self, questions: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
-        """Prompts, left-padded: ids [B, S] and mask [B, S].
+        """Encode questions as left-padded prompts: ids [B, S] and mask [B, S].
 
         Args:
             questions: the texts, at least one.
-            room: answer tokens that must still fit after the prompt and the thoughts.
+            room: number of answer tokens that must still fit after the prompt and the thoughts.
 
         Raises:
-            UserError: there is no question, or one is longer than the model's positions allow.
+            UserError: there is no question, or one is too long for the model's positions.
         """
         return self.pad(self.encode_rows(questions, room))
 
     def encode_rows(self, questions: Sequence[str], room: int = 0) -> list[list[int]]:
-        """As ``encode``, before padding: for callers that encode once and pad batch by batch."""
+        """Like ``encode``, without padding: for callers that encode once and pad batch by batch."""
         rows = encode_questions(self.tokenizer, questions, self.tokens)
         self.check_length(rows, self.latent_steps + 1 + room)
         return rows
@@ -127,7 +127,7 @@ class LatentModel(Recurrence):
         """Ids [B, S] and mask [B, S] of prompts, padded on the left.
 
         Raises:
-            UserError: there is no row.
+            UserError: there are no rows.
         """
         if not rows:
             raise UserError("there are no questions to encode: give at least one.")
@@ -151,7 +151,7 @@ class LatentModel(Recurrence):
             )
 
     def think(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:
-        """``steps`` latent steps, by CUDA graphs where ``recordings_for`` allows, else step by step."""
+        """Run ``steps`` latent steps, with CUDA graphs if ``recordings_for`` allows them, else step by step."""
         recordings = recordings_for(self, state, steps, None, noise)
         if recordings is not None:
             return recordings.think(self, state, steps, noise)
@@ -161,7 +161,7 @@ class LatentModel(Recurrence):
     def generate(
         self, state: LatentState, max_new_tokens: int, *, chooser: Chooser | None = None, noise: Noise | None = None
     ) -> Generation:
-        """Decode answers after the end marker, greedily unless a ``chooser`` says otherwise; see ``generation.py``."""
+        """Decode answers after the end marker, greedily unless a ``chooser`` is given; see ``generation.py``."""
         chooser = chooser or Greedy()
         recordings = recordings_for(self, state, max_new_tokens, chooser, noise)
         if recordings is not None:

@@ -1,7 +1,7 @@
 """The latent recurrence, step by step: ``read``, ``think_eagerly``, ``score``.
 
-Training on the curriculum, rollouts, replay, evaluation and ``ask`` all call these verbs, through ``LatentModel``. The
-package has one other implementation: the benchmark's published baseline, which is timed against this one.
+The curriculum, rollouts, replay, evaluation and ``ask`` all call these methods, through ``LatentModel``. There is only
+one other implementation in the package: the benchmark's published baseline, which is timed against this one.
 
 Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V vocabulary.
 
@@ -31,7 +31,7 @@ from dropout_grpo.latent.thought import build_thought
 from dropout_grpo.latent.tokens import LatentTokens, latent_tokens, pad_left
 
 _UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What architectures raise that do not take input embeddings, a standard cache or positions."""
+"""Errors of architectures that do not accept input embeddings, a standard cache or positions."""
 
 
 def _line(error: Exception) -> str:
@@ -39,20 +39,20 @@ def _line(error: Exception) -> str:
 
 
 class Recurrence(nn.Module):
-    """A causal LM that takes ``inputs_embeds``, a cache and positions, and what turns its hidden states into thoughts.
+    """A causal LM with ``inputs_embeds``, a cache and positions, and the module that makes thoughts of hidden states.
 
     Args:
         model: any decoder-only Hugging Face model. Its own dropout is set to zero: noise is an argument here, and
-            ``train()`` or ``eval()`` never switches any.
+            ``train()`` and ``eval()`` never switch it.
         tokenizer: contains Coconut's three latent tokens.
         latent_steps: n, the number of thoughts before an answer.
-        thought: what is fed back, ``hidden_state`` (Coconut), ``projection`` (CODI) or ``pause`` (control).
+        thought: kind of thought: ``hidden_state`` (Coconut), ``projection`` (CODI) or ``pause`` (control).
         prj_dim: inner width of a projection; the model's width when None.
-        seed: of a projection's first weights.
+        seed: seed of a projection's initial weights.
 
     Raises:
-        UserError: latent tokens are missing, ``latent_steps`` is below 0, the thought is unknown, or sites are not
-            found.
+        UserError: latent tokens are missing, ``latent_steps`` is below 0, the kind of thought is unknown, or sites are
+            not found.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Recurrence(nn.Module):
         if not isinstance(latent_steps, int) or latent_steps < 0:
             raise UserError(
                 f"latent_steps={latent_steps!r} of {model.name_or_path or type(model).__name__}: it must be the number "
-                "of thoughts an answer takes, 0 or more."
+                "of thoughts per answer, 0 or more."
             )
         stops = getattr(model.generation_config, "eos_token_id", None)
         self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__, stops)
@@ -88,10 +88,10 @@ class Recurrence(nn.Module):
             self.sites.add_attention_weights()
 
     def _choose_attention(self) -> bool:
-        """Share prompts if the model can, which a probe has to show; return whether it does.
+        """Share prompts if the model can, which a probe checks; return whether prompts are shared.
 
         Raises:
-            UserError: neither way of running the model equals its own forward pass.
+            UserError: the model gives other results than its own forward pass, both with shared and copied prompts.
         """
         model = self.model
         own, can_share = model.config._attn_implementation, shares_prefix(model)
@@ -122,7 +122,7 @@ class Recurrence(nn.Module):
 
     @torch.no_grad()
     def _differs(self, rows: list[list[int]], expected: Tensor) -> str | None:
-        """How the probe's prompts in one left-padded batch differ from what is expected; None if they do not."""
+        """How the results of the probe in one left-padded batch differ from the expected ones; None if they do not."""
         try:
             state = self.read(*pad_left(rows, self.tokens.pad, self.device)).repeat(2)  # groups of two rollouts
             found = self.think_eagerly(state, PROBE_STEPS).hidden[:, 0]  # [2 * R, D]
@@ -137,7 +137,7 @@ class Recurrence(nn.Module):
 
     @property
     def name(self) -> str:
-        """Folder or hub name that the model was loaded from, else its class."""
+        """Folder or hub name that the model was loaded from, or the name of its class."""
         return self.model.name_or_path or type(self.model).__name__
 
     @property
@@ -155,7 +155,7 @@ class Recurrence(nn.Module):
         Args:
             input_ids: [B, S], left-padded, each row ending in the start marker.
             attention_mask: [B, S], 1 for tokens and 0 for padding.
-            noise: applied at every position, where it is on in the prompt phase.
+            noise: applied at every position if it is on in the prompt phase.
         """
         assert input_ids.shape == attention_mask.shape, "ids and mask differ in shape"
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -184,7 +184,7 @@ class Recurrence(nn.Module):
         )
 
     def think_eagerly(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:
-        """``steps`` latent steps: h_{t+1} = f(thought(h_t), cache_t; m). Nothing is detached."""
+        """Run ``steps`` latent steps: h_{t+1} = f(thought(h_t), cache_t; m). Nothing is detached."""
         keyed = keyed_noise(noise)
         for _ in range(steps):
             by_key = {} if keyed is None else keyed.key_factors("latent", state.latent_step, key_positions(state, 1))
@@ -199,7 +199,7 @@ class Recurrence(nn.Module):
 
     @contextmanager
     def _noisy(self, noise: Noise | None, phase: str, step: int) -> Iterator[Mapping[str, Tensor]]:
-        """Inside, the noise acts on the model's modules; gives the factors, of which the thought's are the caller's."""
+        """Apply the noise to the model's modules inside the block. The caller applies the thought's factors."""
         factors = {} if noise is None else noise.factors(phase, step)
         changes: Mapping[str, Callable[[Tensor], Tensor]] = {}
         if isinstance(noise, ChangesWeights):
@@ -241,7 +241,7 @@ def keyed_noise(noise: Noise | None) -> KeyNoise | None:
 
 
 def key_positions(state: LatentState, new: int) -> Tensor:
-    """Positions of all keys that ``new`` positions see at most, int64 [B, T]; of padding they are below 0."""
+    """Positions of all keys that ``new`` further positions can attend to, int64 [B, T]; below 0 for padding."""
     before = state.attention_mask.shape[1]
     if state.prefix is not None:
         before += state.prefix.keys[0].shape[-2]
@@ -249,19 +249,19 @@ def key_positions(state: LatentState, new: int) -> Tensor:
 
 
 def _keyword(by_key: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A keyword for the attention of every layer; a model whose weights are not multiplied does not see it."""
+    """The keyword argument for the attention of every layer; empty if attention weights are not multiplied."""
     return {"key_factors": tuple(by_key.values())} if by_key else {}
 
 
 def _key_heads(config: PreTrainedConfig) -> int | None:
-    """Number of value heads; None where every query head has its own."""
+    """Number of value heads; None if every query head has its own."""
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1  # Falcon, GPT-BigCode
     return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
 
 
 def _inputs(state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor]) -> tuple[Cache, dict[str, Any]]:
-    """A cache that will hold the new positions too, and what the model is called with for embeddings [B, L, D]."""
+    """A cache for the old and new positions, and the arguments of the model's forward pass for embeddings [B, L, D]."""
     length = embeds.shape[1]
     cache = share_cache(state.cache)
     inputs = {
@@ -272,14 +272,14 @@ def _inputs(state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor]) ->
         "use_cache": True,
         **_keyword(by_key),
     }
-    if state.prefix is not None:  # a model that copies its prompts does not even see the keyword
+    if state.prefix is not None:  # a model that copies its prompts does not get the keyword
         own = state.attention_mask.shape[1]
         inputs |= {"prefix": state.prefix, "attention_mask": _causal(own, length, embeds)}
     return cache, inputs
 
 
 def _advanced(state: LatentState, cache: Cache, length: int) -> LatentState:
-    """The state ``length`` positions further, with their cache."""
+    """The state after ``length`` more positions, with this cache."""
     return replace(
         state,
         cache=cache,
@@ -289,10 +289,10 @@ def _advanced(state: LatentState, cache: Cache, length: int) -> LatentState:
 
 
 def _causal(own: int, new: int, like: Tensor) -> Tensor:
-    """Added to the scores of T own and L new positions, none of them padding: [1, 1, L, T + L].
+    """The causal mask to add to the scores of T own and L new positions, none of them padding: [1, 1, L, T + L].
 
-    transformers would make the same of a mask [B, T + L], but copies numbers from the host for it, which a CUDA graph
-    cannot record.
+    transformers would make the same from a mask [B, T + L], but for that it copies numbers from the host, which a CUDA
+    graph cannot record.
     """
     if new == 1:  # sees all positions
         return like.new_zeros(1, 1, 1, 1)
@@ -301,11 +301,11 @@ def _causal(own: int, new: int, like: Tensor) -> Tensor:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Log-probabilities feed a ratio, so half precision is widened for them."""
+    """float32, or the dtype itself if it is wider. Log-probabilities enter a ratio, so half precision is too coarse."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def at_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Logits in float32 or wider, divided by the temperature. A temperature of 1 costs nothing."""
+    """Logits in float32 or wider, divided by the temperature. At temperature 1 there is no division."""
     wide = logits.to(at_least_float32(logits.dtype))
     return wide if temperature == 1.0 else wide / temperature

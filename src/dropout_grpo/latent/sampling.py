@@ -1,7 +1,7 @@
 """How the next token is chosen from log-probabilities.
 
-A chooser is an argument of ``generate``. It never changes: ``after`` returns the chooser of the next position. What a
-chooser draws is a function of seeds.
+A chooser is an argument of ``generate``. It is immutable: ``after`` returns the chooser for the next position. Random
+choices are a function of seeds.
 """
 
 from typing import Protocol
@@ -13,7 +13,7 @@ from dropout_grpo.exploration.seeds import stream, uniform
 
 
 class Chooser(Protocol):
-    """A rule for the next token. ``temperature`` divides the logits before the rule sees them."""
+    """A rule for the next token. Logits are divided by ``temperature`` before the rule is applied."""
 
     @property
     def temperature(self) -> float: ...
@@ -51,7 +51,7 @@ class Greedy:
 
 
 class Sampled:
-    """A draw at a temperature: the inverse distribution function at a uniform number that the row's seed determines.
+    """A sample at a temperature: the inverse distribution function at a uniform number determined by the row's seed.
 
     The token is a function of (seed, position, probabilities) alone, so a rollout does not depend on its batch.
     """
@@ -60,11 +60,11 @@ class Sampled:
         self.seeds, self.temperature = seeds, temperature
 
     def choose(self, logprobs: Tensor, position: int) -> Tensor:
-        """A sample of each row, [B]."""
+        """A sampled token id for each row, [B]."""
         u = uniform(self.seeds, stream(f"answer.{position}", 1, self.seeds.device))  # [B, 1]
         cumulative = logprobs.exp().cumsum(-1)
         total = cumulative[:, -1:]
-        # Below the total even after rounding, so that the first entry above it has a probability above zero.
+        # Below the total even after rounding, so that the first entry above it has a non-zero probability.
         target = torch.minimum(u.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
         chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
         return chosen.clamp(max=logprobs.shape[-1] - 1)  # beyond the end only if a log-prob is not a number
@@ -86,7 +86,7 @@ class AverageOverMasks:
     the plain average of the token probabilities.
 
     Args:
-        masks: M.
+        masks: M, the number of masks.
         log_weights: log pi(c|x, m) up to a constant, [questions * M]; None at the first token.
     """
 
@@ -96,7 +96,7 @@ class AverageOverMasks:
         self.masks, self.log_weights = masks, log_weights
 
     def choose(self, logprobs: Tensor, position: int) -> Tensor:
-        """One token a question, repeated for its M rows, [questions * M]."""
+        """One token per question, repeated for its M rows, [questions * M]."""
         weighted = logprobs if self.log_weights is None else self.log_weights[:, None] + logprobs
         token = weighted.view(-1, self.masks, logprobs.shape[-1]).logsumexp(1).argmax(-1)  # [questions]
         return token.repeat_interleave(self.masks)
@@ -106,5 +106,5 @@ class AverageOverMasks:
         return type(self)(self.masks, logprob if self.log_weights is None else self.log_weights + logprob)
 
     def select(self, rows: Tensor) -> "AverageOverMasks":
-        """The weights of the rows that stay. The rows of a question leave together, for they share an answer."""
+        """The weights of the rows that stay. The rows of a question leave together, since they share an answer."""
         return type(self)(self.masks, None if self.log_weights is None else self.log_weights[rows])

@@ -1,4 +1,4 @@
-"""The state that a latent model passes from verb to verb. Verbs return new states and do not change old ones."""
+"""The state that is passed between the methods of a latent model. They return new states and never change old ones."""
 
 import copy
 from collections.abc import Callable
@@ -41,21 +41,21 @@ class LatentState:
     def repeat(self, times: int) -> "LatentState":
         """Repeat each row: row i becomes rows i * times to (i + 1) * times - 1.
 
-        The prompt is shared if the model can share it, and else copied. Differentiable: the gradients of all
+        The prompt is shared if the model can share prompts, else copied. Differentiable: the gradients of all
         repetitions of a row add up.
         """
         return self if times == 1 else self._rows(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
     def select(self, rows: Tensor) -> "LatentState":
-        """The rows of an index tensor, in its order.
+        """The rows with these indices, in this order.
 
-        If rows share prompts, every group that stays must keep the same number of rows, side by side.
+        If rows share prompts, every remaining group must keep the same number of rows, and they must be adjacent.
         """
         state = self._rows(lambda tensor: tensor[rows])
         if self.prefix is None:
             return state
         groups = torch.unique_consecutive(rows // self.group_size)
-        assert len(rows) % len(groups) == 0, "groups keep unequal numbers of rows: left unevenly"
+        assert len(rows) % len(groups) == 0, "groups keep unequal numbers of rows"
         return replace(state, prefix=self.prefix.select(groups))
 
     def _rows(self, rows: Callable[[Tensor], Tensor]) -> "LatentState":
@@ -71,8 +71,8 @@ class LatentState:
 def rectangle(alive: Tensor, group_size: int) -> Tensor:
     """Rows to keep so that all groups keep the same number: int64 indices from ``alive``, bool [groups * group_size].
 
-    Groups without a living row are dropped. Every other group keeps as many rows as the group with the most living
-    rows. Its own living rows are chosen first. The order of rows stays.
+    Groups without an active row are dropped. Every other group keeps as many rows as the group with the most active
+    rows, its own active rows first. The order of rows does not change.
     """
     grid = alive.view(-1, group_size)
     most = int(grid.sum(1).max())
@@ -82,7 +82,7 @@ def rectangle(alive: Tensor, group_size: int) -> Tensor:
 
 
 def map_cache(cache: Cache, function: Callable[[Tensor], Tensor]) -> Cache:
-    """A new cache with ``function`` of every key and value tensor, [B, heads, S, head size]; the old one stays."""
+    """A new cache with ``function`` applied to every key and value tensor [B, heads, S, head size]."""
     mapped = copy.copy(cache)
     mapped.layers = []
     for layer in cache.layers:
@@ -94,10 +94,10 @@ def map_cache(cache: Cache, function: Callable[[Tensor], Tensor]) -> Cache:
 
 
 def share_cache(cache: Cache) -> Cache:
-    """A cache over the same tensors. When it grows, the old one does not."""
+    """A cache over the same tensors. When it grows, the original does not."""
     return map_cache(cache, lambda tensor: tensor)
 
 
 def extended(mask: Tensor, by: int) -> Tensor:
-    """A mask [B, S] with ``by`` more positions that count, [B, S + by]."""
+    """A mask [B, S] with ``by`` more positions set to 1, [B, S + by]."""
     return torch.cat([mask, mask.new_ones(mask.shape[0], by)], dim=1)

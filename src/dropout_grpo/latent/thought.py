@@ -1,10 +1,10 @@
 """Turns the last hidden state into the next input embedding.
 
-It is made of the last hidden state in the sense of transformers, ``hidden_states[-1]``, which is what Coconut and CODI
-feed back: after the final norm where the model has one (GPT-2, Llama, Qwen, Gemma, GPT-NeoX, OPT), after the last
-layer's own norm in a post-norm model, and projected to the embeddings' width where that is another (OPT-350m). It
-enters the model as ``inputs_embeds``. In Gemma this is after the scaling of embeddings by the square root of the width,
-which the embedding module does, so thoughts are not scaled.
+The last hidden state is ``hidden_states[-1]`` of transformers, which Coconut and CODI also feed back. It is taken after
+the final norm if the model has one (GPT-2, Llama, Qwen, Gemma, GPT-NeoX, OPT), after the last layer's own norm in a
+post-norm model, and projected to the embeddings' width if that differs (OPT-350m). The thought enters the model as
+``inputs_embeds``. Gemma's embedding module scales embeddings by the square root of the width; thoughts enter after this
+scaling, so they are not scaled.
 """
 
 from collections import OrderedDict
@@ -26,7 +26,7 @@ class HiddenStateThought(nn.Module):
 
 
 class PauseThought(nn.Module):
-    """The control: one learned vector replaces every hidden state, so steps add compute but carry no content.
+    """The control: one learned vector replaces every hidden state, so steps add compute but carry no information.
 
     Goyal et al., "Think before you speak: training language models with pause tokens" (2024); Coconut's
     "pause as thought" ablation.
@@ -50,14 +50,15 @@ class ProjectionThought(nn.Module):
     """CODI: the last hidden state through linear, GELU, linear, layer norm (Shen et al. 2025, arXiv 2502.21074).
 
     Layout and parameter names are those of CODI's ``prj`` (its layer 0 is a dropout; here noise is an argument). As in
-    CODI, it starts from torch's own initialisation and not near the identity, which a GELU between two linear maps
-    cannot represent without twice the width. The layer norm gives thoughts the scale of a normed hidden state.
+    CODI, it starts from torch's default initialisation and not near the identity, since a GELU between two linear maps
+    can only represent the identity with twice the width. The layer norm gives thoughts the scale of a normed hidden
+    state.
 
     Args:
-        width: D, of thoughts and embeddings.
+        width: D, the width of thoughts and embeddings.
         prj_dim: width between the two linear maps.
-        dtype: of the parameters; the same draw in every dtype.
-        seed: of the initialisation.
+        dtype: dtype of the parameters; the random numbers are the same in every dtype.
+        seed: seed of the initialisation.
     """
 
     kind = "projection"
@@ -86,16 +87,16 @@ KINDS = (HiddenStateThought.kind, PauseThought.kind, ProjectionThought.kind)
 
 
 def build_thought(kind: str, latent: Tensor, *, prj_dim: int | None = None, seed: int = 0) -> Thought:
-    """A thought by name.
+    """Build a thought module by its kind.
 
     Args:
-        kind: of ``KINDS``.
-        latent: the latent token's input embedding [D]; gives the width, the dtype, and what a pause starts from.
-        prj_dim: of a projection; D when None, as in CODI's own settings.
-        seed: of a projection's initialisation.
+        kind: one of ``KINDS``.
+        latent: the latent token's input embedding [D]: it gives the width, the dtype, and the initial value of a pause.
+        prj_dim: inner width of a projection; D when None, as in CODI's own settings.
+        seed: seed of a projection's initialisation.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: the kind is unknown.
     """
     if kind == HiddenStateThought.kind:
         return HiddenStateThought()

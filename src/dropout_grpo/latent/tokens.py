@@ -12,7 +12,7 @@ from dropout_grpo.errors import UserError
 
 START, LATENT, END = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
 LATENT_TOKENS = (START, END, LATENT)
-"""In the order in which Coconut's run.py adds them: their ids follow the vocabulary in this order."""
+"""The latent tokens in the order in which Coconut's run.py adds them; their ids follow the vocabulary in this order."""
 
 ANSWER_PREFIX = "### "
 
@@ -45,13 +45,13 @@ def latent_tokens(
     """The ids of the latent tokens in a tokenizer.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         where: name of the model, for messages.
-        stops: tokens that end an answer besides the tokenizer's end-of-sequence token, as a generation config has them
-            in ``eos_token_id``.
+        stops: tokens that end an answer in addition to the tokenizer's end-of-sequence token, such as those in
+            ``eos_token_id`` of a generation config.
 
     Raises:
-        UserError: the tokenizer lacks one of them, or an end-of-sequence token.
+        UserError: the tokenizer lacks a latent token or an end-of-sequence token.
     """
     vocabulary = tokenizer.get_vocab()
     if missing := missing_latent_tokens(tokenizer):
@@ -81,9 +81,9 @@ def missing_latent_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def add_latent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the three markers where they are missing, resize the embeddings, and start them from ``<<`` as Coconut does.
+    """Add the latent tokens that are missing, resize the embeddings, and initialise them from ``<<``, as Coconut does.
 
-    A tokenizer without ``<<`` starts them from the mean embedding instead.
+    If the tokenizer does not know ``<<``, they are initialised from the mean embedding.
     """
     new = missing_latent_tokens(tokenizer)
     if not new:
@@ -112,7 +112,7 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
 def encode_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], tokens: LatentTokens
 ) -> list[list[int]]:
-    """Coconut's prompts: the question, a newline, the start marker."""
+    """Token ids of Coconut's prompts: the question, a newline, the start marker."""
     return [[*ids, tokens.start] for ids in _encode(tokenizer, [q + "\n" for q in questions], special=True)]
 
 
@@ -123,14 +123,15 @@ def encode_steps(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Sequence
 
 
 def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], tokens: LatentTokens) -> list[list[int]]:
-    """The end of a completion: ``### ``, the answer, EOS."""
+    """Token ids of the end of a completion: ``### ``, the answer, EOS."""
     return [[*ids, tokens.eos] for ids in _encode(tokenizer, [ANSWER_PREFIX + a for a in answers], special=False)]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
     """Encode all texts in one call, which is many times as fast as one call per text.
 
-    transformers' warning about long texts is off: ``check_length`` refuses them and names the question.
+    transformers' warning about long texts is switched off, since ``check_length`` raises an error that names the
+    question.
     """
     if not texts:
         return []

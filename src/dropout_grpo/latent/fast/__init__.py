@@ -1,1 +1,1 @@
-"""The same results, sooner: shared prompts, static shapes, CUDA graphs."""
+"""The same results in less time: shared prompts, static shapes, CUDA graphs."""

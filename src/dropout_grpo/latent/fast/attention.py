@@ -1,14 +1,14 @@
 """Attention with a shared prompt: the K rollouts of a group attend to one copy of the prompt's keys and values.
 
 Without noise in the prompt phase, the K rollouts of a group have the same prompt cache. It is not repeated K times.
-Instead, the queries of a group are multiplied with the one copy in a single matrix product. The positions that a
-rollout has of its own (thoughts, answer) join them under one softmax. The result equals ordinary attention over the
-concatenation, gradients included.
+Instead, the queries of a group are multiplied with the one copy in a single matrix product. One softmax covers the
+prompt and the rollout's own positions (thoughts, answer). The result and its gradients equal those of ordinary
+attention over the concatenation.
 
 transformers lets a model take its attention from a registry and passes unknown keyword arguments to it. This is how
 ``prefix`` and ``key_factors`` reach every layer of any model that supports the registry, without changes to its code.
 
-Shapes: G groups, K rollouts a group, H query heads, N key heads (R = H / N queries a key head), L new positions, S
+Shapes: G groups, K rollouts per group, H query heads, N key heads (R = H / N queries per key head), L new positions, S
 prompt positions, T own positions, E head size.
 """
 
@@ -32,16 +32,16 @@ SHARED_PREFIX = "shared_prefix"
 class Prefix:
     """The prompt's cache, one copy per group.
 
-    ``padding`` is added to attention scores: 0 for tokens and the lowest number for padding; None if there is none.
+    ``padding`` is added to attention scores: 0 for tokens, the lowest number for padding; None if there is no padding.
     """
 
-    keys: tuple[Tensor, ...]  # of each layer: [G, N, S, E]
-    values: tuple[Tensor, ...]  # of each layer: [G, N, S, E]
+    keys: tuple[Tensor, ...]  # one per layer, [G, N, S, E]
+    values: tuple[Tensor, ...]  # one per layer, [G, N, S, E]
     padding: Tensor | None  # [G, 1, 1, S]
     groups: int  # G
 
     def select(self, groups: Tensor) -> "Prefix":
-        """Some of the groups."""
+        """The groups with these indices."""
         return Prefix(
             keys=tuple(key[groups] for key in self.keys),
             values=tuple(value[groups] for value in self.values),
@@ -53,8 +53,8 @@ class Prefix:
 class OwnLayer(DynamicLayer):
     """One layer's keys and values, stored contiguously from the start.
 
-    Models cut keys and values out of a wider projection. Matrix products copy such views, a prompt's keys and values
-    at every thought and once more in the backward pass, which took an eighth of a curriculum step.
+    Models slice keys and values from a wider projection. Matrix products copy such non-contiguous views, those of a
+    prompt at every thought and again in the backward pass. This took an eighth of the time of a curriculum step.
     """
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -93,9 +93,9 @@ def cache_tensors(cache: Cache) -> list[tuple[Tensor, Tensor]]:
 def shares_prefix(model: PreTrainedModel) -> bool:
     """True if this model's rollouts can share a prompt.
 
-    It must take its attention from the registry, and attend to all positions with a plain softmax: a sliding window, a
-    soft cap or attention sinks need the model's own attention. transformers marks models that use the registry by the
-    private ``_supports_attention_backend``; where a version lacks it, prompts are copied.
+    It must take its attention from the registry and attend to all positions with a plain softmax: a sliding window, a
+    soft cap or attention sinks need the model's own attention. transformers marks models that use the registry with the
+    private attribute ``_supports_attention_backend``; in versions without it, prompts are copied.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -120,12 +120,12 @@ def shared_prefix_attention(
     """transformers' attention interface. query [B, H, L, E], key and value [B, N, T, E] -> [B, L, H, E].
 
     Args:
-        module: the attention module; its ``layer_idx`` says which layer of the prefix is its own.
-        query: of the new positions.
-        key: of the positions that rows have of their own.
-        value: of the same positions.
+        module: the attention module; its ``layer_idx`` selects the layer of the prefix.
+        query: queries of the new positions.
+        key: keys of each row's own positions.
+        value: values of the same positions.
         attention_mask: added to the scores of own positions, [B or 1, 1, L, T], or None.
-        scaling: of the scores; 1 / sqrt(E) when None.
+        scaling: factor of the scores; 1 / sqrt(E) when None.
         dropout: must be 0; the model's own dropout is never used.
         prefix: the prompt that the rows of a group share, or None.
         key_factors: for each layer the factors of the attention weights, [B, H, S + T] or longer, applied after the
@@ -168,7 +168,7 @@ def shared_prefix_attention(
 
 
 def attention_choices() -> dict[str, Choice]:
-    """How a prompt is read, by type of device, to record with a run."""
+    """The attention that reads a prompt, by type of device, to record with a run."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     return {device: chosen(device) for device in devices}
 
@@ -195,7 +195,7 @@ def _by_row(grouped: Tensor, groups: int, k: int) -> Tensor:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Over the last axis, in float32 at least."""
+    """Softmax over the last axis, in float32 or wider."""
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 

@@ -1,8 +1,8 @@
-"""Which attention reads a prompt: plain matrix products or transformers' SDPA, decided by the type of device.
+"""Chooses the attention that reads a prompt by the type of device: plain matrix products or transformers' SDPA.
 
 The choice exists only for rows without a shared prefix. Both give the same numbers up to rounding. A table decides and
-not a measurement, since a measurement depends on what else the machine is doing: the same command must give the same
-bits. The table's figures are in docs/performance.md.
+not a timing, since a timing depends on the load of the machine and the same command must give the same bits. The
+measurements behind the table are in docs/performance.md.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def chosen(device_type: str) -> Choice:
 
 
 def fix_attention(choice: Choice | None) -> None:
-    """Use this attention in the whole process, as the option ``attention`` says; None for the table's."""
+    """Use this attention in the whole process (the option ``attention``); None for the table's choice."""
     global _fixed
     _fixed = choice
 

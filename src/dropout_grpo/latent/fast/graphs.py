@@ -1,7 +1,7 @@
-"""CUDA graphs of thinking and answering: recorded when a shape occurs for the second time, replayed from then on.
+"""CUDA graphs of thinking and answering: recorded when a shape occurs for the second time, and replayed after that.
 
 A latent step or an answer token consists of about a hundred small kernels, and launching them can take longer than
-running them. A graph launches them all at once. ``LatentModel`` uses graphs where ``recordings_for`` allows. Everything
+running them. A graph launches them all at once. ``LatentModel`` uses graphs if ``recordings_for`` allows it. Everything
 else runs step by step, with the same results.
 
 ``torch.compile`` is not used: it does not guard on hooks, so a mask, which is a hook, could silently be left out. Here
@@ -9,8 +9,8 @@ the hooks run while the graph is recorded, and multiply by buffers that hold eac
 model do not run when a graph is replayed.
 
 Autocast: casts of weights to bf16 are recorded too, so each replay casts the current weights. Autocast caches a cast
-until its outermost block ends. A cast from before a recording would be freed while the graph still reads it, and one
-from inside a recording has no values until a replay. So the cache is emptied before and after each recording.
+until its outermost block ends. A cast made before a recording would be freed while the graph still reads it, and a cast
+made during a recording has no values until a replay. So the cache is emptied before and after each recording.
 """
 
 from collections import OrderedDict
@@ -35,25 +35,25 @@ from dropout_grpo.latent.sampling import Chooser
 from dropout_grpo.latent.state import LatentState
 
 MOST_STEPS = 64
-"""Thoughts or answer tokens in a graph, at most: its size and the cost of recording it grow with them."""
+"""Maximum number of thoughts or answer tokens in a graph, since its size and the cost of recording grow with them."""
 MOST_SHAPES = 32
-"""Shapes that are kept for a model, the most recently used. Each recorded shape holds buffers for a batch."""
+"""Number of shapes kept per model, the most recently used ones. Each recorded shape holds buffers for a batch."""
 
 Work = Thoughts | Answers
 
 
 class Player(Protocol):
-    """Does work whenever its buffers have been loaded."""
+    """Runs a work after its buffers have been loaded."""
 
     def play(self, model: Recurrence) -> None: ...
 
 
 class Recorded:
-    """Work as one CUDA graph a block.
+    """Work recorded as CUDA graphs, one per block.
 
     The graphs share their memory with those of ``neighbor``: only one graph runs at a time, and its results are read
-    before the next one runs. The work is run once outside of a graph first, as torch asks for: libraries initialise
-    themselves then.
+    before the next one runs. The work first runs once outside a graph, as torch requires, so that libraries are
+    initialised.
     """
 
     def __init__(self, model: Recurrence, work: Work, neighbor: "Recorded | None") -> None:
@@ -73,7 +73,7 @@ class Recorded:
                 with torch.cuda.graph(graph, pool=pool, stream=stream):
                     next(run)
                 self.graphs.append(graph)
-            run.close()  # only now may what one block leaves to the next be overwritten by another recording
+            run.close()  # now another recording may overwrite the data that blocks pass on
         finally:
             clear_autocast_cache()
 
@@ -91,7 +91,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 PLAYERS: dict[str, Callable[[Recurrence, Work, "Recorded | None"], Player]] = {"cuda": Recorded}
-"""What does work of a fixed shape, by type of device; on other devices nothing does."""
+"""Players of work with a fixed shape, by type of device; other devices have none."""
 
 
 class Recordings:
@@ -121,7 +121,7 @@ class Recordings:
         return generate_eagerly(model, state, max_new_tokens, chooser=chooser, noise=noise)
 
     def _done(self, model: Recurrence, key: Hashable, given: Given, make: Callable[[], Work]) -> Work | None:
-        """Do the work on the given inputs; None if their shape has not occurred before."""
+        """Run the work on the given inputs; return None if their shape has not occurred before."""
         device = model.device.type
         precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         key = (key, given.layout(), precision, _weights(model))
@@ -152,13 +152,14 @@ _RECORDINGS: WeakKeyDictionary[Recurrence, Recordings] = WeakKeyDictionary()
 def recordings_for(
     model: Recurrence, state: LatentState, steps: int, chooser: Chooser | None, noise: Noise | None = None
 ) -> Recordings | None:
-    """The one rule: the model's recordings where graphs are used, None where steps are run one by one.
+    """The model's recordings if graphs are used, None if steps run one by one.
 
-    They are used on CUDA, without gradient, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that can
-    be set up on buffers, and for models whose rows share prompts and whose forward pass neither reads a number from the
-    device nor copies one to it. transformers marks such architectures by ``_can_compile_fullgraph``; a dynamic RoPE
-    reads one all the same. The attribute is private: a version without it runs step by step. An adapter is switched off
-    and on between calls (for the KL's reference), which a graph would not see. Changes of weights have no buffers.
+    Graphs are used on CUDA, without gradients, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that
+    works on buffers, and for models whose rows share prompts and whose forward pass copies no numbers between host and
+    device. transformers marks such architectures with the private attribute ``_can_compile_fullgraph``; in versions
+    without it, steps run one by one. Models with a dynamic RoPE copy numbers although they are marked. Graphs are not
+    used with an adapter, which is switched off and on between calls (for the KL's reference), nor with noise that
+    changes weights, which has no buffers.
     """
     if state.hidden.device.type not in PLAYERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
@@ -178,7 +179,7 @@ def recordings_for(
 
 @contextmanager
 def step_by_step() -> Iterator[None]:
-    """Inside the block no graph is used, for comparisons."""
+    """Use no graphs inside the block, for comparisons."""
     players = dict(PLAYERS)
     PLAYERS.clear()
     try:
@@ -198,5 +199,5 @@ def _rope_type(config: PreTrainedConfig) -> str | None:
 
 
 def _weights(model: Recurrence) -> Hashable:
-    """The addresses that a graph reads weights from. An optimiser keeps them; ``to`` may not."""
+    """The addresses from which a graph reads weights. An optimiser does not change them; ``to`` may."""
     return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))

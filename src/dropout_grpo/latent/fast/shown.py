@@ -1,7 +1,7 @@
-"""Shows at load time that what we do with a model equals the model's own forward pass.
+"""Checks at load time that the recurrence gives the same hidden states as the model's own forward pass.
 
-A model may take a shared prompt and ignore it, or number its positions in a way that left padding changes. Neither
-raises an error; the answers are just wrong. So a few positions are run both ways, once for every model that is loaded.
+A model may accept a shared prompt and ignore it, or number its positions in a way that left padding changes. Neither
+raises an error; the answers are just wrong. So a few positions are run both ways whenever a model is loaded.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 _LENGTHS = (5, 3)
-"""Tokens of the probe's prompts. They differ, so that one is padded."""
+"""Lengths of the probe's prompts in tokens. They differ, so that one prompt is padded."""
 
 PROBE_STEPS = 2
 """Latent steps of the probe."""
@@ -40,10 +40,10 @@ def own_hidden(model: PreTrainedModel, thought: Callable[[Tensor], Tensor], rows
 
 
 def agrees(found: Tensor, expected: Tensor) -> bool:
-    """Are two ways to compute the same hidden states equal, up to the rounding of their dtype?
+    """Whether two computations of the same hidden states are equal up to the rounding of their dtype.
 
-    A wrong prompt or position changes a hidden state by about its own size. Where the model's own numbers are not
-    finite, its weights are damaged; nothing can be compared, and the command that uses the weights says so.
+    A wrong prompt or position changes a hidden state by about its own size. If the model's own numbers are not finite,
+    its weights are damaged. Then nothing can be compared, and the command that uses the weights reports it.
     """
     if not bool(expected.isfinite().all()):
         return True

@@ -1,9 +1,9 @@
 """Thinking and answering with fixed shapes and fixed memory addresses, so that a CUDA graph can record them.
 
-The verbs are those of ``recurrence.py``; only their inputs differ. Inputs are copied to buffers (``static_inputs.py``).
-A row's own keys and values are written into memory allocated beforehand (``RoomLayer``). Rows that have ended stay in
-the batch, and their tokens are masked out. A block of work reads nothing back to the host, so it does the same whether
-it is run or recorded and replayed. ``graphs.py`` decides when it is used.
+The computation is that of ``recurrence.py``; only its inputs differ. Inputs are copied to buffers
+(``static_inputs.py``). A row's own keys and values are written to preallocated memory (``RoomLayer``). Rows that have
+ended stay in the batch, and their tokens are masked out. A block of work copies nothing to the host, so recording and
+replaying it gives the same result as running it. ``graphs.py`` decides when it is used.
 
 Shapes: B rows, T own positions, N key heads, L new positions, E head size.
 """
@@ -53,7 +53,7 @@ class Thoughts:
         return True
 
     def result(self, before: LatentState) -> LatentState:
-        """The state after the thoughts, in memory of its own; ``before`` is the state that was loaded."""
+        """A copy of the state after the thoughts; ``before`` is the state that was loaded."""
         assert self._after is not None, "nothing has been run"
         return replace(
             before,
@@ -66,14 +66,14 @@ class Thoughts:
 
 
 class Answers:
-    """Up to ``max_new_tokens`` answer tokens, ``BLOCK`` of them a block.
+    """Up to ``max_new_tokens`` answer tokens, ``BLOCK`` tokens per block.
 
     Args:
         model: for the special tokens.
         given: inputs of the first batch; those of later batches are loaded into its buffers.
         state: the first batch's state.
         chooser: the first batch's chooser; the seeds of later ones are loaded.
-        max_new_tokens: the most tokens an answer may have.
+        max_new_tokens: maximum number of answer tokens.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Answers:
         return bool(self.going)
 
     def result(self) -> Generation:
-        """The answers, in memory of their own, cut to the longest."""
+        """A copy of the answers, cut to the longest."""
         length = int(self.out.mask.any(0).sum())
         return self.out.each(lambda part: part[:, :length].clone())
 
@@ -127,7 +127,7 @@ def _on_buffers(chooser: Chooser, seeds: Tensor | None) -> Chooser:
 
 
 class RoomLayer(OwnLayer):
-    """One layer's keys and values, written into memory allocated for ``positions`` of them, so growing copies nothing.
+    """One layer's keys and values in memory preallocated for ``positions`` positions, so that growing copies nothing.
 
     Copies of a layer share this memory, so only one continuation of a state may be computed.
     """
@@ -156,7 +156,7 @@ class RoomLayer(OwnLayer):
 
 
 def _state(given: Given, more: int, latent_step: int) -> LatentState:
-    """The state in the buffers, with room for ``more`` positions after those it has."""
+    """The state in the buffers, with room for ``more`` further positions."""
     own = given.own[0][0].shape[-2] if given.own else 0
     cache = Cache(layers=[RoomLayer(own + more) for _ in given.keys])
     for layer, (key, value) in enumerate(given.own):

@@ -1,4 +1,4 @@
-"""The inputs of work with a fixed shape (``static.py``): all tensors that it reads, except the weights.
+"""The inputs of work with a fixed shape (``static.py``): all tensors that it reads except weights.
 
 Shapes: B rows, G prompts, S prompt positions, T own positions, N key heads, E head size, D width, F features of a site.
 """
@@ -29,12 +29,12 @@ class Given:
         hidden: [B, 1, D].
         next_position: int64 [B, 1].
         own: keys and values of each layer, [B, N, T, E]; empty if rows have no positions of their own yet.
-        keys: of the prompts, a layer each, [G, N, S, E] with S a multiple of ``PROMPT_BUCKET``.
-        values: the same for values.
+        keys: the prompts' keys, one tensor per layer, [G, N, S, E], with S a multiple of ``PROMPT_BUCKET``.
+        values: the prompts' values, likewise.
         padding: added to the scores of the prompts' positions, [G, 1, 1, S].
         factors: the noise by phase, step and site, [B, 1, F].
-        by_key: factors of attention weights likewise, [B, H, S + T and all positions to come].
-        seeds: of a chooser that samples, int64 [B].
+        by_key: factors of attention weights likewise, [B, H, S + T + all later positions].
+        seeds: seeds of a chooser that samples, int64 [B].
     """
 
     hidden: Tensor
@@ -52,7 +52,7 @@ class Given:
         return list({id(tensor): tensor for tensor in self._references()}.values())
 
     def buffers(self) -> "Given":
-        """A copy in memory of its own."""
+        """A copy of all tensors."""
         copies = {id(tensor): tensor.clone() for tensor in self.tensors()}
 
         def copy(tensor: Tensor) -> Tensor:
@@ -99,10 +99,10 @@ def given_by(
 
     Args:
         state: a state whose rows share prompts.
-        noise: drawn here and not inside the work: a graph would keep the tensors that drawing has cached.
-        moments: phases and steps at which the work asks for noise.
-        new: positions that the work appends.
-        chooser: one that ``is_known``.
+        noise: drawn here and not inside the work, since a graph would keep the tensors that are cached when drawing.
+        moments: phases and steps at which the work uses noise.
+        new: number of positions that the work appends.
+        chooser: a chooser for which ``is_known`` is True.
     """
     prefix = state.prefix
     assert prefix is not None, "the rows have no prompt in common"
@@ -144,7 +144,7 @@ class Fixed:
 
     @property
     def masks_keys(self) -> bool:
-        """Are attention weights multiplied?"""
+        """Whether attention weights are multiplied."""
         return bool(self._given.by_key)
 
     def factors(self, phase: str, step: int) -> Mapping[str, Tensor]:
@@ -152,7 +152,7 @@ class Fixed:
         return _of_moment(self._given.factors, phase, step)
 
     def key_factors(self, phase: str, step: int, positions: Tensor) -> Mapping[str, Tensor]:
-        """The factors drawn for this phase and step, of these positions and of later ones."""
+        """The factors drawn for this phase and step, for these positions and later ones."""
         return _of_moment(self._given.by_key, phase, step)
 
     def select(self, rows: Tensor) -> "Fixed":

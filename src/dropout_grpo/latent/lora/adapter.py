@@ -1,11 +1,12 @@
-"""LoRA (Hu et al. 2021) through PEFT: a small adapter is trained, the model under it stays as it is.
+"""LoRA (Hu et al. 2021) through PEFT: a small adapter is trained, and the base model does not change.
 
-The adapter is injected into the model, which stays a ``PreTrainedModel``: layers are wrapped where they stand, so
-sites, caches and the shared prompt work as they do without. Besides the low-rank factors of linear layers, an adapter
-has rows of its own for the latent tokens, in the input embeddings and in the output head. In a base that never saw the
-tokens these rows are copies of another token's, and as they are the head would hold all copies equally probable.
+The adapter is injected into the model, which stays a ``PreTrainedModel``: layers are wrapped in place, so sites, caches
+and the shared prompt work as without an adapter. In addition to the low-rank factors of linear layers, an adapter has
+its own rows for the latent tokens, in the input embeddings and in the output head. In a base that was not trained with
+these tokens, their rows are copies of another token's row, and without training the head would give all copies the same
+probability.
 
-There is no LoRA dropout: noise is an argument here, never a layer's own.
+There is no LoRA dropout: noise is an argument here and never part of a layer.
 """
 
 import copy
@@ -26,20 +27,19 @@ from dropout_grpo.latent.weights.causal_lm import load_tokenizer
 
 
 def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentModel:
-    """The model with a fresh adapter: from here on it alone is trained, with what the thought has of its own.
+    """Add a new adapter to a model. Only the adapter and the thought's own parameters are then trained.
 
-    The adapter starts as no change at all: logits stay as they are. An adapter that the model has already is kept, to
-    be trained further.
+    A new adapter does not change the logits. If the model already has an adapter, it is kept and trained further.
 
     Args:
-        model: as it was loaded from a folder or hub name, which becomes the adapter's base. It is changed in place:
-            use what is returned.
-        config: the adapter.
-        seed: of its first weights.
+        model: a model loaded from a folder or hub name, which becomes the adapter's base. It is changed in place; use
+            the returned model.
+        config: options of the adapter.
+        seed: seed of the adapter's initial weights.
 
     Raises:
-        UserError: PEFT is missing, an adapter other than ``config``, a base that could not be loaded again, or
-            ``target_modules`` that are not there.
+        UserError: PEFT is missing, the model has an adapter that differs from ``config``, its base could not be loaded
+            again, or it has no layers with the names in ``target_modules``.
     """
     require_peft()
     from peft import LoraConfig, LoraModel
@@ -85,7 +85,7 @@ def _refuse_another(model: LatentModel, config: LoRAConfig) -> None:
 
 
 def _base(model: PreTrainedModel) -> str:
-    """What the adapter records as its base; a folder in full, so that it is found from wherever one is."""
+    """The base that the adapter records: a hub name, or the absolute path of a folder."""
     name = str(model.name_or_path)
     if not name or Path(name).is_file() or is_adapter(name):
         raise UserError(
@@ -96,7 +96,7 @@ def _base(model: PreTrainedModel) -> str:
 
 
 def _token_rows(model: PreTrainedModel, tokens: LatentTokens) -> dict[str, list[int]]:
-    """Rows of the latent tokens by the name of the table: embeddings and head, which PEFT keeps tied if they are."""
+    """Rows of the latent tokens by name of the table, embeddings or head. PEFT keeps tied tables tied."""
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise UserError(
@@ -108,13 +108,13 @@ def _token_rows(model: PreTrainedModel, tokens: LatentTokens) -> dict[str, list[
 
 
 def reference_of(model: LatentModel) -> LatentModel:
-    """What a KL compares the model with while it is trained: the model as it is now, frozen.
+    """The reference of a KL during training: a frozen copy of the current model.
 
-    Of a model with an adapter nothing large is copied: its reference is its base, the same weights, and is to be run
-    inside ``adapter_off``.
+    For a model with an adapter the reference is its base, which shares the model's weights and must be run inside
+    ``adapter_off``. Nothing large is copied.
 
     Raises:
-        UserError: an adapter on a base without latent tokens, which says nothing about a model that thinks.
+        UserError: the base of the adapter has no latent tokens, so it is of no use as a reference for a latent model.
     """
     if not has_adapter(model.model):
         return copy.deepcopy(model).requires_grad_(False)
@@ -126,14 +126,14 @@ def reference_of(model: LatentModel) -> LatentModel:
             "start from FOLDER."
         )
     shared = {id(part): part for part in (model.model, model.sites, model.tokenizer)}
-    reference = copy.deepcopy(model, shared)  # the thought alone is copied
+    reference = copy.deepcopy(model, shared)  # only the thought is copied
     reference.thought.requires_grad_(False)
     return reference
 
 
 @contextmanager
 def adapter_off(model: LatentModel) -> Iterator[None]:
-    """The base alone inside the block, its own rows of the latent tokens too. Nothing where there is no adapter."""
+    """Use only the base inside the block, with its own rows of the latent tokens. No effect without an adapter."""
     if not has_adapter(model.model):
         yield
         return

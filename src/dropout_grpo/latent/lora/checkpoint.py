@@ -1,6 +1,6 @@
-"""An adapter's folder: ``adapter_model.safetensors`` and ``adapter_config.json``, as PEFT itself writes and reads them.
+"""An adapter's folder: ``adapter_model.safetensors`` and ``adapter_config.json``, in PEFT's format.
 
-The base is not in it; ``adapter_config.json`` says where it is.
+It does not contain the base; ``adapter_config.json`` records where the base is.
 """
 
 from pathlib import Path
@@ -72,9 +72,9 @@ def load_with_adapter(
     """Base and adapter from an adapter's folder or hub name, ready to train further, and its tokenizer.
 
     Args:
-        path: what ``save_adapter`` wrote, with a tokenizer beside it.
-        merge: add the adapter to the base's weights and drop it: a plain model.
-        **options: of ``load_causal_lm``, for the base.
+        path: folder that ``save_adapter`` wrote, which also contains a tokenizer.
+        merge: add the adapter to the base's weights and remove it, which gives a plain model.
+        **options: options of ``load_causal_lm``, for the base.
 
     Raises:
         UserError: PEFT or the base is missing, or the adapter is damaged or does not fit the base.
@@ -91,7 +91,7 @@ def load_with_adapter(
     except UserError as error:
         remedy = f"If it has moved, correct base_model_name_or_path in {ADAPTER_CONFIG}."
         raise UserError(f"the base of the adapter {path} is gone or damaged: {error} {remedy}") from error
-    add_latent_tokens(model, tokenizer)  # as when the adapter was made: the base is the same model again
+    add_latent_tokens(model, tokenizer)  # as when the adapter was made, so that the base is the same model
     weights = _load_weights(path)
     try:
         tuner = LoraModel(model, config, ADAPTER_NAME)
@@ -132,7 +132,11 @@ def _load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Copy saved weights into the model's adapter. None may be missing and none left over."""
+    """Copy saved weights into the model's adapter.
+
+    Raises:
+        ValueError: a weight is missing, or does not belong to the adapter.
+    """
     from peft import set_peft_model_state_dict
 
     if lacking := sorted(_weights(model).keys() - weights.keys()):
@@ -143,7 +147,7 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The adapter's tensors by name, without whole embedding tables, which PEFT would write for three new rows."""
+    """The adapter's tensors by name, without the whole embedding tables that PEFT would write for three new rows."""
     from peft import get_peft_model_state_dict
 
     weights: dict[str, Tensor] = get_peft_model_state_dict(

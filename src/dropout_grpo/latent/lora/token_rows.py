@@ -1,10 +1,10 @@
 """An adapter's own rows for the latent tokens, without a copy of the table at every call.
 
-At every call, PEFT copies the whole table, of embeddings or head, and writes its rows into the copy. At GPT-2's size
-this more than doubles the time of a decoding step. Here the table is called as it is, and the results for the adapter's
-rows are replaced. Weights, names and files stay PEFT's.
+At every call, PEFT copies the whole table (embeddings or head) and writes its rows into the copy. For GPT-2 this more
+than doubles the time of a decoding step. Here the unchanged table is called, and the results for the adapter's rows are
+replaced. Weights, names and files are those of PEFT.
 
-Imports PEFT, so it is imported only where there is an adapter.
+This module imports PEFT, so it is only imported for a model with an adapter.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class TokenRows(TrainableTokensLayer):
 
 
 def without_copies(model: nn.Module, adapter: str) -> None:
-    """Give every token layer that PEFT has made in the model the forward pass above."""
+    """Turn every token layer that PEFT has made in the model into a ``TokenRows``."""
     for module in model.modules():
         if type(module) is TrainableTokensLayer:
             module.__class__ = TokenRows

@@ -1,1 +1,1 @@
-"""Models from and to folders."""
+"""Loads models from folders and saves them."""

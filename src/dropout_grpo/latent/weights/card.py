@@ -1,4 +1,4 @@
-"""What makes a checkpoint folder useful to others: a model card, and ``custom_generate`` for plain transformers."""
+"""Writes a model card for a checkpoint folder, and ``custom_generate`` for use with plain transformers."""
 
 import shutil
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class Measured:
 
     Attributes:
         file: name of the problem file.
-        n: how many problems.
+        n: number of problems.
         pass_at_1: share of right answers, in [0, 1].
-        ci95: its interval.
+        ci95: 95 % interval of ``pass_at_1``.
     """
 
     file: str
@@ -31,7 +31,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """What the card of a checkpoint says beyond what is in the folder.
+    """Facts for the model card that the checkpoint folder does not contain.
 
     Attributes:
         base: folder or hub name of the model that training started from.
@@ -104,7 +104,7 @@ def _about(latent_steps: int, thought: str, facts: CardFacts) -> str:
 
 
 def _licence_of(base: str | None) -> str | None:
-    """The licence in the base's own card, where the base is a folder with one."""
+    """The licence in the base's own card, if the base is a folder with a card."""
     readme = None if base is None else Path(base) / "README.md"
     if readme is None or not readme.is_file():
         return None
@@ -120,7 +120,7 @@ With dropout-grpo:
 $ dropout-grpo ask CHECKPOINT "a question"
 ```
 
-With transformers alone. `trust_remote_code` runs `custom_generate/generate.py` of this folder; read it first.
+With transformers only. `trust_remote_code` runs `custom_generate/generate.py` of this folder; read it first.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

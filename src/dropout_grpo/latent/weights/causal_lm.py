@@ -1,4 +1,4 @@
-"""Loads a plain causal language model with its tokenizer, and says in one line why it cannot."""
+"""Loads a plain causal language model with its tokenizer; failures raise a UserError of one line."""
 
 import json
 from pathlib import Path
@@ -22,10 +22,10 @@ from dropout_grpo.latent.weights.gguf import gguf_file, load_gguf, load_gguf_tok
 def load_causal_lm(
     path: str | Path, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a folder, a hub name or a GGUF file.
+    """Load model and tokenizer from a folder, a hub name or a GGUF file.
 
     Raises:
-        UserError: no such model, not a causal language model, damaged or missing weights.
+        UserError: there is no such model, it is not a causal language model, or weights are damaged or missing.
     """
     tokenizer = load_tokenizer(path)
     if file := gguf_file(path):
@@ -47,10 +47,10 @@ def load_causal_lm(
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder, a hub name or a GGUF file.
+    """Load the tokenizer of a folder, a hub name or a GGUF file.
 
     Raises:
-        UserError: no such model, or a damaged tokenizer.
+        UserError: there is no such model, or the tokenizer is damaged.
     """
     if file := gguf_file(path):
         return load_gguf_tokenizer(file)
@@ -58,20 +58,20 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     with loading(path):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         if _is_generic(path) and type(tokenizer) is not PreTrainedTokenizerFast:
-            # AutoTokenizer prefers the class of the model's type, such as Qwen2's, which splits words in its own way.
+            # AutoTokenizer prefers the class of the model's type, such as Qwen2's, which splits words differently.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
     return tokenizer
 
 
 def _is_generic(path: str | Path) -> bool:
-    """Whether a folder's tokenizer was saved as what its tokenizer.json says, and as no class of a model."""
+    """Whether a folder's tokenizer is fully described by its tokenizer.json, without a model-specific class."""
     file = file_of(path, "tokenizer_config.json")
     config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     return isinstance(config, dict) and config.get("tokenizer_class") == "TokenizersBackend"
 
 
 def file_of(path: str | Path, name: str) -> str | None:
-    """The local path of a file of a folder or hub repository, None if there is no such file. A GGUF file has none."""
+    """The local path of a file in a folder or hub repository; None if there is no such file, as for a GGUF file."""
     return None if Path(path).is_file() else cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
 
 

@@ -30,28 +30,28 @@ LATENT_CONFIG, THOUGHT_WEIGHTS = "latent_config.json", "thought.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentParts:
-    """What a latent model is built from."""
+    """The parts that a latent model is built from."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     latent_steps: int
     thought: str
-    """The kind asked for."""
+    """The kind of thought that was requested."""
     saved_thought: str
-    """The kind that the checkpoint was trained with."""
+    """The kind of thought that the checkpoint was trained with."""
     prj_dim: int | None
 
 
 def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | None = None) -> None:
-    """Write weights, tokenizer and latent config to a folder that transformers can load as it is.
+    """Write weights, tokenizer and latent config to a folder that transformers can load.
 
-    The folder also gets a model card and ``custom_generate``, with which transformers' own ``generate`` thinks first.
-    For a model with an adapter the folder holds the adapter alone, for PEFT to load.
+    The folder also gets a model card and ``custom_generate``, which adds the thoughts to transformers' own
+    ``generate``. For a model with an adapter the folder holds only the adapter, for PEFT to load.
 
     Args:
-        model: what to save.
+        model: the model to save.
         path: the folder; created if missing.
-        facts: what the model card says about training and results.
+        facts: training and results, for the model card.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
 
 _KINDS = {int: "a whole number", str: "text"}
 _MOST = 65_536
-"""Of a number in latent_config.json; no model is as wide, or thinks as long."""
+"""Largest allowed number in latent_config.json; no model is so wide, or has so many thoughts."""
 
 
 def load_parts(
@@ -86,11 +86,11 @@ def load_parts(
     dtype: torch.dtype,
     attn_implementation: str | None,
 ) -> LatentParts:
-    """The parts of a latent model; see ``LatentModel.from_pretrained``.
+    """Load the parts of a latent model; see ``LatentModel.from_pretrained``.
 
     Raises:
-        UserError: there is no such checkpoint, no latent tokens or no ``latent_steps``, a file comes without its
-            ``base``, or there is nothing to ``merge``.
+        UserError: there is no such checkpoint, latent tokens or ``latent_steps`` are missing, a file is given without
+            its ``base``, or there is nothing to ``merge``.
     """
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     is_file = Path(path).is_file() and gguf_file(path) is None
@@ -100,10 +100,10 @@ def load_parts(
             "of the model it was trained from; any other checkpoint is given by its folder."
         )
     if base is not None and not is_file:
-        raise UserError(f"base {base} is for a Coconut state_dict file, and {path} is no file: leave base out.")
+        raise UserError(f"base {base} is for a Coconut state_dict file, and {path} is not a file: leave base out.")
     with_adapter = not is_file and is_adapter(path)
     if merge and not with_adapter:
-        raise UserError(f"{path} is no adapter: there is nothing to merge.")
+        raise UserError(f"{path} is not an adapter: there is nothing to merge.")
     if base is not None:
         model, tokenizer = load_coconut_checkpoint(path, base, **options)
         config: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def load_parts(
     if steps is None:
         raise UserError(
             f"{path} has no {LATENT_CONFIG}: give latent_steps (on the command line --latent_steps), the number of "
-            "thoughts it was trained with; the published GSM8K Coconut takes 6."
+            "thoughts it was trained with; the published GSM8K Coconut has 6."
         )
     saved_thought = config.get("thought", HiddenStateThought.kind)
     return LatentParts(
@@ -132,10 +132,10 @@ def load_parts(
 
 
 def load_thought(model: Recurrence, path: str | Path, *, saved_kind: str) -> None:
-    """Load the thought's own weights from a checkpoint; a thought of another kind than the saved one starts afresh.
+    """Load the thought's own weights from a checkpoint. A thought of another kind than the saved one is not changed.
 
     Raises:
-        UserError: the weights are damaged, missing, or of another shape.
+        UserError: the weights are damaged or missing, or have another shape.
     """
     if model.thought.kind != saved_kind:
         return
@@ -147,10 +147,10 @@ def load_thought(model: Recurrence, path: str | Path, *, saved_kind: str) -> Non
 
 
 def latent_config(path: str | Path) -> dict[str, Any]:
-    """What ``latent_config.json`` of a folder or hub name says; empty where there is none.
+    """The content of ``latent_config.json`` of a folder or hub name; empty if there is no such file.
 
     Raises:
-        UserError: no such folder, or a damaged file.
+        UserError: there is no such folder, or the file is damaged.
     """
     try:
         file = file_of(path, LATENT_CONFIG)
@@ -158,7 +158,7 @@ def latent_config(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{LATENT_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{LATENT_CONFIG} of {path} is no JSON object.")
+        raise UserError(f"{LATENT_CONFIG} of {path} is not a JSON object.")
     for name, kind in (("latent_steps", int), ("thought", str), ("prj_dim", int)):
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):

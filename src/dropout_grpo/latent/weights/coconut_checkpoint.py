@@ -1,8 +1,8 @@
 """Checkpoints as facebookresearch/coconut saves them: one ``state_dict`` file, such as ``checkpoint_33``.
 
-Its keys are those of the language model with ``base_causallm.`` before them, and ``embedding.weight``, the input
-embeddings a second time. Everything else is the base model's: config, tokenizer, and the three latent tokens, which
-follow the vocabulary in the order in which Coconut's run.py adds them.
+Its keys are those of the language model with the prefix ``base_causallm.``, and ``embedding.weight``, a second copy of
+the input embeddings. Config and tokenizer come from the base model. The three latent tokens follow the vocabulary in
+the order in which Coconut's run.py adds them.
 
 Files of Dropout-GRPO's authors hold the same ``state_dict`` as the entry ``model_state_dict`` of a dictionary.
 """
@@ -29,16 +29,16 @@ def load_coconut_checkpoint(
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a Coconut ``state_dict`` and its tokenizer, with the latent tokens.
+    """Load the model of a Coconut ``state_dict`` and its tokenizer, with the latent tokens.
 
     Args:
-        file: what ``torch.save`` wrote; loaded with ``weights_only``, so nothing in it is executed.
+        file: file written by ``torch.save``; it is loaded with ``weights_only``, so nothing in it is executed.
         base: folder or hub name of the model that was trained (``model_id`` in Coconut's YAML).
-        dtype: of the weights.
+        dtype: dtype of the weights.
         attn_implementation: as in transformers.
 
     Raises:
-        UserError: not such a file, or its weights are not those of ``base`` with three more tokens.
+        UserError: the file is not a Coconut ``state_dict``, or its weights do not fit ``base`` with three more tokens.
     """
     saved = _state_dict(file)
     weights = {name.removeprefix(INNER): tensor for name, tensor in saved.items() if name.startswith(INNER)}
@@ -88,10 +88,10 @@ def _embedding_name(model: PreTrainedModel) -> str:
 
 
 def _untie_what_differs(model: PreTrainedModel, weights: Mapping[str, Tensor], file: str | Path) -> None:
-    """Give the output head weights of its own if the file has other values for it than for the embeddings.
+    """Untie the output head from the embeddings if the file has different values for them.
 
     Raises:
-        UserError: other weights that the base shares differ in the file.
+        UserError: the file has different values for other weights that are shared in the base.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -118,7 +118,7 @@ def _both(model: PreTrainedModel, table: str) -> set[str]:
 
 
 def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:
-    """Copy all weights into the model; a tied weight counts as given under either of its names.
+    """Copy all weights into the model; a tied weight may be given under either of its names.
 
     Raises:
         UserError: a weight is missing, unexpected, or of another shape.

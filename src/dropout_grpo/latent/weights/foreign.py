@@ -1,6 +1,6 @@
-"""Checks of folders that others have written, and messages for what their files make a library raise.
+"""Checks folders from other sources, and turns the exceptions of libraries that read them into messages.
 
-Nothing here runs code of a checkpoint: all loaders pass ``trust_remote_code=False``.
+Code in a checkpoint is never run: all loaders pass ``trust_remote_code=False``.
 """
 
 import json
@@ -25,10 +25,10 @@ _MAX_LAYERS, _MAX_SIZE = 10_000, 10**9
 
 
 def check_folder(path: str | Path) -> None:
-    """Check the JSON files of a checkpoint folder before a library reads them. A hub name passes.
+    """Check the JSON files of a checkpoint folder before a library reads them. Hub names are not checked.
 
     Raises:
-        UserError: a file is not a JSON object, weights are said to be outside the folder, or a size is impossible.
+        UserError: a file is not a JSON object, an index names a file outside the folder, or a size is impossible.
     """
     for name in _OBJECTS:
         file = Path(path) / name
@@ -66,7 +66,7 @@ def _check_sizes(file: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def loading(path: str | Path) -> Iterator[None]:
-    """Turns whatever a library raises while it reads a checkpoint into a UserError of one line.
+    """Turn any exception that a library raises inside the block, while reading a checkpoint, into a UserError.
 
     Malformed files make transformers, tokenizers and PEFT raise exceptions of almost every type.
     """
@@ -86,7 +86,7 @@ def _reason(path: str | Path, error: BaseException) -> str:
         return "there is no such folder."
     if "trust_remote_code" in text or "custom code" in text:
         return (
-            "it needs code of its own (auto_map in config.json), and code of a checkpoint is never run. Use a "
+            "it needs its own code (auto_map in config.json), and code of a checkpoint is never run. Use a "
             "checkpoint whose model_type transformers has a class for."
         )
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
@@ -100,15 +100,15 @@ def _reason(path: str | Path, error: BaseException) -> str:
 
 
 def require_whole(path: str | Path, known: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuse weights of layers that the config does not have: the model would be a truncated one.
+    """Check that the checkpoint has no weights of layers that are missing in the config: the model would be truncated.
 
     Args:
-        path: of the checkpoint, for the message.
+        path: path of the checkpoint, for the message.
         known: names of the model's weights.
-        unexpected: names of weights in the checkpoint that the model has no place for.
+        unexpected: names of weights in the checkpoint that the model does not have.
 
     Raises:
-        UserError: names such weights.
+        UserError: there are such weights; the message names one.
     """
     layered = {_pattern(name) for name in known if _pattern(name) != name}
     extra = sorted(name for name in unexpected if _pattern(name) in layered)
@@ -120,5 +120,5 @@ def require_whole(path: str | Path, known: Iterable[str], unexpected: Iterable[s
 
 
 def _pattern(name: str) -> str:
-    """The name with every number of a layer replaced."""
+    """The name of a weight with every layer number replaced."""
     return re.sub(r"\.\d+(?=\.)", ".*", name)

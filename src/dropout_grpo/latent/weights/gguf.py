@@ -24,13 +24,13 @@ from dropout_grpo.errors import UserError
 SUFFIX = ".gguf"
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, struct.error)
-"""What the parsers raise on damaged files; none of their errors has a type of its own."""
+"""Exceptions of the parsers for damaged files; they have no specific type."""
 
 
 def gguf_file(path: str | Path) -> Path | None:
-    """The GGUF file that a path means: the file itself, or the only one in a folder without a ``config.json``.
+    """The GGUF file of a path: the file itself, or the only one in a folder without a ``config.json``.
 
-    None for everything else, hub names included.
+    None for everything else, including hub names.
 
     Raises:
         UserError: the folder has several GGUF files.
@@ -53,11 +53,11 @@ def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None
 
     Args:
         file: the GGUF file.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         attn_implementation: as in transformers.
 
     Raises:
-        UserError: the package gguf or accelerate is missing, a damaged file, or an unknown architecture.
+        UserError: the package gguf or accelerate is missing, the file is damaged, or the architecture is unknown.
     """
     source = _source(file)
     try:
@@ -72,7 +72,7 @@ def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None
     except _UNREADABLE as error:
         raise _cannot(file, error) from error
     dequantized, found = loaded
-    with torch.random.fork_rng(devices=[]):  # the first weights, which are replaced, come from the global generator
+    with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, come from the global generator
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     model.load_state_dict(dequantized.state_dict())
     model.generation_config = dequantized.generation_config
@@ -81,10 +81,10 @@ def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None
 
 
 def gguf_architecture(file: Path) -> str:
-    """The ``model_type`` that transformers has for a GGUF file's model.
+    """The ``model_type`` of transformers for the model in a GGUF file.
 
     Raises:
-        UserError: the package gguf is missing, a damaged file, or an unknown architecture.
+        UserError: the package gguf is missing, the file is damaged, or the architecture is unknown.
     """
     source = _source(file)
     try:
@@ -97,7 +97,7 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a GGUF file, with its special tokens and chat template.
 
     Raises:
-        UserError: the package gguf is missing, or a damaged file.
+        UserError: the package gguf is missing, or the file is damaged.
     """
     source = _source(file)
     try:
@@ -108,7 +108,7 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def _source(file: Path) -> dict[str, str]:
-    """The arguments that name a file to transformers.
+    """The arguments of transformers' loaders that name a GGUF file.
 
     Raises:
         UserError: a package is missing.

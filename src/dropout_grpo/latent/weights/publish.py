@@ -9,7 +9,7 @@ from dropout_grpo.errors import UserError
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Create the repository if there is none, and upload the folder.
+    """Create the repository if it does not exist, and upload the folder.
 
     Args:
         folder: a checkpoint, as ``save_pretrained`` writes it.

@@ -1,4 +1,4 @@
-"""Think in latent space, then generate, inside transformers' own ``generate``.
+"""Adds latent thoughts before the answer to transformers' own ``generate``.
 
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, padding_side="left")
@@ -6,7 +6,7 @@
     answers = model.generate(**inputs, custom_generate=CHECKPOINT, trust_remote_code=True, max_new_tokens=16)
     tokenizer.batch_decode(answers, skip_special_tokens=True)  # ["### 5"]
 
-This file needs nothing but transformers. It reads ``latent_config.json`` and ``thought.safetensors`` from the
+This file needs only transformers. It reads ``latent_config.json`` and ``thought.safetensors`` from the
 checkpoint. All options of ``generate`` apply to the answer. The prompt is left-padded, and only the answer is returned.
 """
 
@@ -35,10 +35,10 @@ def generate(
     Args:
         model: a checkpoint with Coconut's latent tokens.
         inputs: ids of the questions, each with a final newline, [B, S]; left-padded.
-        input_ids: the same, under the tokenizer's name.
+        input_ids: the same as ``inputs``, under the name that the tokenizer uses.
         attention_mask: 0 on padding, [B, S]; all ones when not given.
         latent_steps: thoughts per answer; the checkpoint's own number when not given.
-        **options: as in ``generate``, for the answer.
+        **options: options of ``generate``, for the answer.
     """
     ids = inputs if input_ids is None else input_ids
     if ids is None:
@@ -92,7 +92,7 @@ def _file(checkpoint: str, name: str) -> Path:
 
 
 def _thought(checkpoint: str, config: dict) -> nn.Module:
-    """What is fed back: the hidden state itself, a learned vector (pause), or a projection."""
+    """The module that makes a thought: the hidden state itself, a learned vector (pause), or a projection."""
     if config["thought"] == "hidden_state":
         return nn.Identity()
     tensors = load_file(_file(checkpoint, "thought.safetensors"))
