@@ -10,8 +10,8 @@ SEED ?= 0
 demo: $(READY)
 	$(BIN)/dropout-grpo demo --seed $(SEED) --data.word_problems.seed $(SEED) --run_dir runs/demo-seed$(SEED)
 
-test: lint
-	$(BIN)/pytest
+test: lint  # on all cores; a test uses one thread
+	$(BIN)/pytest -n logical --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -111,6 +111,7 @@ def test_gsm8k_on_qwen_is_the_papers_own_run(parsed: Callable[[str], Recipe]) ->
     assert recipe.model.name_or_path == "Qwen/Qwen2.5-1.5B"
     assert (curriculum.c_thought, curriculum.latent_steps, curriculum.epochs_per_stage) == (2, 6, 3)
     assert (recipe.exploration.kind, recipe.exploration.p) == ("shared_dropout", 0.1)
+    assert recipe.exploration.sites == ("attention_weights",)
     assert (grpo.num_generations, grpo.prompts_per_step, grpo.max_steps, grpo.num_iterations) == (32, 16, 3000, 1)
     assert (grpo.max_prompt_length, grpo.max_completion_length) == (96, 32)
     assert (grpo.answers, grpo.temperature, grpo.replay, grpo.baseline) == ("greedy", 1.0, True, "group_mean")
