@@ -13,7 +13,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.evidence.studies import study, study_tables
 from dropout_grpo.evidence.studies.results_page import block
 from dropout_grpo.evidence.studies.study_plan import Plan, arm_options, command_lines, places, read_plan
-from dropout_grpo.evidence.studies.study_summary import pooled, t_interval, training
+from dropout_grpo.evidence.studies.study_summary import pooled, sampled, t_interval, training
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.recipe_file import load_recipe
 from dropout_grpo.latent.model import LatentModel
@@ -137,6 +137,12 @@ def test_the_rivals_share_runs_with_the_study(made: Path, rivals: Path) -> None:
     pause = LatentModel.from_pretrained(places(rivals / "runs", 1).checkpoint("pause", "coconut"))
     assert pause.thought.kind == "pause"
     where = places(rivals / "runs", 1)
+    for file in (
+        "grpo.json",
+        "valid.json",
+        "test.json",
+    ):  # so that arms of both baselines are compared problem by problem
+        assert (where.data("pause") / file).read_bytes() == (where.data("demo") / file).read_bytes()
     start = LatentModel.from_pretrained(where.checkpoint("demo", "coconut")).state_dict()
     end = LatentModel.from_pretrained(where.checkpoint("svp_v", "grpo")).state_dict()
     assert all(torch.equal(end[name], start[name]) for name in start if not name.endswith("c_attn.weight"))
@@ -276,6 +282,27 @@ def test_commands_are_those_of_a_user(plan: Plan) -> None:
     (grpo, _) = command_lines(plan, "old_greedy", Path("runs/study"), 1)
     assert "--grpo.answers greedy" in grpo
     assert "--data.grpo runs/study/seed1/overfitted-data/train.json" in grpo
+
+
+def test_samples_by_hand(tmp_path: Path) -> None:
+    """pass@2 of the first noise is 0.2 and 0.4 for two seeds, of the second 0.5 and 0.5: 0.2 ahead, +- 0.1 t."""
+    plan = read_plan(TINY).only(["rivals"], [1, 2])
+    first, second, *_ = plan.samples
+    for name in plan.samples:
+        for seed, share in ((1, 0.2), (2, 0.4)):
+            value = 0.5 if name == second else share
+            curve = [{"k": 1, "value": value / 2}, {"k": 2, "value": value}, {"k": 3, "value": 0.9}]
+            file = places(tmp_path, seed).run(name) / "metrics.json"
+            file.parent.mkdir(parents=True)
+            measured = {"n": 4, "num_samples": 3, "pass@k": curve, "seconds": float(seed)}
+            file.write_text(json.dumps({"evaluations": [measured]}), encoding="utf-8")
+    found = sampled(plan, tmp_path)
+    assert found[first]["pass@k"] == pytest.approx(0.3)
+    assert found[first]["to_first"] == {"difference": 0.0, "ci95": [0.0, 0.0]}
+    assert (found[second]["by_seed"], found[second]["sample_pass@1"]) == ([0.5, 0.5], 0.25)
+    assert found[second]["to_first"]["difference"] == pytest.approx(0.2)
+    assert found[second]["to_first"]["ci95"] == pytest.approx([0.2 - 12.706 * 0.1, 0.2 + 12.706 * 0.1])
+    assert found[second]["seconds"] == 1.5
 
 
 def test_interval_by_hand() -> None:

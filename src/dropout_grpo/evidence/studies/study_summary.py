@@ -67,7 +67,7 @@ def summarize_study(plan: Plan, out: Path, split: str) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "baselines": baselines,
         "arms": arms,
-        "samples": _samples(plan, out),
+        "samples": sampled(plan, out),
         "tables": {
             name: {
                 "against": list(t.against),
@@ -80,7 +80,7 @@ def summarize_study(plan: Plan, out: Path, split: str) -> dict[str, Any]:
     }
 
 
-def _samples(plan: Plan, out: Path) -> dict[str, Any]:
+def sampled(plan: Plan, out: Path) -> dict[str, Any]:
     """pass@k of the baselines under each noise, and the difference to the first noise of the plan, over seeds."""
     measured = {
         name: [read_measures(places(out, seed).run(name))["evaluations"][0] for seed in plan.seeds]
