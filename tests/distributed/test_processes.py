@@ -59,7 +59,7 @@ def gradients(rank: int) -> list[torch.Tensor | None]:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_talk(count: int, tmp_path: Path) -> None:
-    said = in_processes(count, talk, tmp_path)
+    said = in_processes(count, talk, tmp_path / "results")
     ranks = range(count)
     for rank in ranks:
         mine = said[rank]
@@ -119,7 +119,7 @@ def late_or_wait() -> None:
 def test_a_killed_process_is_named(tmp_path: Path) -> None:
     """By every survivor, also by one that does not talk to it directly, within ten seconds."""
     start = time.monotonic()
-    said = in_processes(4, die_or_wait, tmp_path, may_die=True)
+    said = in_processes(4, die_or_wait, tmp_path / "results", may_die=True)
     assert time.monotonic() - start < 10
     assert said[1] is None
     for rank in (0, 2, 3):
@@ -128,10 +128,10 @@ def test_a_killed_process_is_named(tmp_path: Path) -> None:
 
 
 def test_a_failed_process_is_named_with_its_error(tmp_path: Path) -> None:
-    said = in_processes(2, fail_or_wait, tmp_path, may_die=True)
+    said = in_processes(2, fail_or_wait, tmp_path / "results", may_die=True)
     assert said[0].startswith("rank 1 of 2 has stopped: out of memory")
 
 
 def test_a_late_process_is_named(tmp_path: Path) -> None:
-    said = in_processes(2, late_or_wait, tmp_path, patience=1.0)
+    said = in_processes(2, late_or_wait, tmp_path / "results", patience=1.0, may_die=True)
     assert said[0].startswith("lost rank 1 of 2: alive, but did not respond in time")

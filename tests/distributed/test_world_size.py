@@ -81,7 +81,7 @@ def test_evaluation_is_shared_out_and_every_process_has_all_answers(tmp_path: Pa
     one = answers()
     assert [each["problem"]["id"] for each in one] == list(range(7))
     assert len({each["samples"] for each in one}) > 1
-    assert in_processes(2, answers, tmp_path) == [one, one]
+    assert in_processes(2, answers, tmp_path / "results") == [one, one]
 
 
 def test_muon_refuses_shards(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -30,7 +31,7 @@ def in_processes(
     Args:
         count: number of processes.
         work: a function of a module; what it returns goes through ``torch.save`` of tensors and plain values.
-        folder: for the results.
+        folder: for the results; replaced.
         *args: arguments of ``work``.
         **options: keyword arguments of ``work``.
         patience: seconds that a process waits for another.
@@ -39,7 +40,8 @@ def in_processes(
     A process that lost another one has the message as its result.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # held by torchrun's agent
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     processes = [
         _CONTEXT.Process(
             target=_run, args=(rank, count, store.port, folder / str(rank), patience, partial(work, *args, **options))
