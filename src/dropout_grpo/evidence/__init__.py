@@ -1,1 +1,1 @@
-"""Everything that proves the method: checks, benchmarks, studies, and the pages made from them."""
+"""Evidence for the method: checks of the theory, benchmarks, studies, and the pages made from them."""

@@ -38,8 +38,8 @@ class BenchConfig:
     """What to measure.
 
     Args:
-        size: tiny is the demo's model (GPT-2 shape, 3 layers of width 128), gpt2 the one with 124 M parameters, smollm2
-            a Llama of 135 M (30 layers of width 576, grouped heads, gated MLPs). All have random weights.
+        size: tiny is the demo's model (a GPT-2 with 3 layers of width 128), gpt2 has 124 M parameters, smollm2 is a
+            Llama with 135 M (30 layers of width 576, grouped heads, gated MLPs). All have random weights.
         jobs: rollouts, update, curriculum, evaluation.
         beside: the ways that the engine is compared with: plain (every rollout reads its own prompt), published (one
             row at a time, no cache), cot (chain of thought in tokens, with transformers).
@@ -56,7 +56,7 @@ class BenchConfig:
         axes: axes of a sweep, varied one at a time.
         memory: also measure peak memory; on a CPU each arm then runs once more in a fresh process.
         device: cpu or cuda. The default is cuda if there is a CUDA device.
-        bf16: matrix products in bf16. By default a measurement decides whether bf16 is fast.
+        bf16: compute matrix products in bf16. By default on hardware that multiplies bf16 matrices.
         seed: seed of weights, questions, masks and samples.
     """
 

@@ -1,7 +1,7 @@
-"""Model FLOPs: matrix products of a decoder shaped like GPT-2 or Llama, 2 m n k each, and nothing else.
+"""Model FLOPs: only matrix products of a decoder shaped like GPT-2 or Llama, 2 m n k each.
 
-The count is the work that an arm needs, even where its kernels do more: a causal position attends to itself and to
-earlier positions, and the language-model head runs where a token is chosen or scored. A backward pass counts as two
+The count is the work that an arm needs, even if its kernels do more: a position attends to itself and to earlier
+positions, and the language-model head runs only where a token is chosen or scored. A backward pass counts as two
 forward passes.
 """
 
@@ -15,7 +15,7 @@ FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of a decoder: like Llama's where ``key_width`` is given, else like GPT-2's."""
+    """Sizes of a decoder: shaped like Llama if ``key_width`` is given, else like GPT-2."""
 
     layers: int
     width: int

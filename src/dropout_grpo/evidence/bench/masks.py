@@ -1,4 +1,4 @@
-"""The cost of masks alone: making those of a batch, and multiplying them with activations."""
+"""The cost of masks only: drawing those of a batch, and multiplying them with activations."""
 
 import time
 from collections.abc import Callable

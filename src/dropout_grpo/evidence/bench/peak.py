@@ -1,4 +1,4 @@
-"""How fast the device multiplies matrices of the model's own shapes, measured in the same run as everything else."""
+"""Measures how fast the device multiplies matrices of the model's shapes, in the same run as the arms."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """The published way: one row at a time, without a cache. Each thought and sampled token runs the whole prefix again.
 
 Each function runs the first ``rows`` rows; the benchmark runs a few and scales their time. The way is not made slower
-than necessary: the language-model head runs for answer tokens alone, and scored answers share one pass.
+than necessary: the language-model head runs only for answer tokens, and scored answers share one pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.training.precision import autocast
 
 Parts = list[tuple[Mapping[str, Tensor], int]]
-"""Factors and length of each stretch of a row: prompt, each thought, answer."""
+"""Factors and length of each part of a row: prompt, each thought, answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The inputs of a case: a model with random weights, questions, seeds and sampled answers.
 
-Questions are random words of the vocabulary, all of the same length. Where answers are generated, EOS has an id outside
+Questions are random words of the vocabulary, all of the same length. When answers are generated, EOS has an id outside
 the vocabulary, so that no answer ends early and all arms do equal work.
 """
 
@@ -43,7 +43,7 @@ Their cost does not depend on p.
 
 _SIZES = {"tiny": (128, 3, 4), "gpt2": (768, 12, 12)}  # width, layers, heads
 _WORDS = {"gpt2": 50_257, "smollm2": 49_152}  # the size of the vocabulary
-_OWN_TOKENS = 5  # the word tokenizer's
+_OWN_TOKENS = 5  # special tokens of the word tokenizer
 
 
 class Networks:
@@ -222,7 +222,7 @@ class Workload:
 
     @cached_property
     def curriculum(self) -> CurriculumTrainer:
-        """The trainer whose last stage is measured: all thoughts, and answers alone."""
+        """The trainer whose last stage is measured: all steps are thoughts."""
         setting = self.setting
         config = CurriculumConfig(c_thought=1, max_latent_stage=setting.latent_steps, batch_size=setting.problems)
         model = self.networks.latent(setting.latent_steps)

@@ -1,1 +1,1 @@
-"""How documents get their numbers: marked blocks, one Markdown table, one style of figure."""
+"""Fills documents with results: marked blocks, Markdown tables, and figures in one style."""

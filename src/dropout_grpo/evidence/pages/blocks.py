@@ -1,4 +1,4 @@
-"""Documents whose prose is written by hand and whose numbers are not.
+"""Documents with text written by hand and numbers filled in from results.
 
 A block stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. Filling a document replaces the
 text between the two marks and leaves the rest as it is.

@@ -1,1 +1,1 @@
-"""Runs of record: one module a study."""
+"""The studies whose results are recorded, one module per study."""

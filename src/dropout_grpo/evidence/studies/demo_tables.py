@@ -9,7 +9,7 @@ from typing import Any
 from dropout_grpo.evidence.pages.markdown import percent, percent_range, table
 
 Demo = Mapping[str, Any]
-"""What a demo run's ``results.json`` holds."""
+"""The content of a demo run's ``results.json``."""
 
 _ARMS = {"baseline": "Coconut baseline", "dropout_grpo": "Dropout-GRPO", "temperature_only": "temperature only"}
 _UNDER_MASKS = ("pass@8", "maj@8", "bma")
@@ -58,7 +58,7 @@ def means(demos: Sequence[Demo]) -> str:
 
 
 def seconds(demos: Sequence[Demo]) -> str:
-    """Where the time goes."""
+    """Seconds of each part."""
     names = list(demos[0]["seconds"])
     return table(["seed", *names], [[d["seed"], *(f"{d['seconds'][name]:.0f}" for name in names)] for d in demos])
 

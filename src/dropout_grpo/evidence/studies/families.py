@@ -3,9 +3,9 @@
 python -m dropout_grpo.evidence.studies.families
 
 Each family gets two layers with random weights. The reference runs the whole sequence again for each thought, one row
-at a time, without a cache, padding or any code of ours. The engine answers the same questions in one left-padded batch
-with two rollouts each. Weights are float64, or float32 where a family is refused in float64. Writes
-docs/results/families.json; docs/models.md is made from it.
+at a time, without a cache, padding or code of this package. The engine answers the same questions in one left-padded
+batch with two rollouts each. Weights are float64, or float32 if a family is refused in float64. Writes
+docs/results/families.json, from which docs/models.md is made.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def tiny(model_type: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     """A model of two layers with random weights, a pure function of its arguments, that runs.
 
     Raises:
-        Exception: whatever the family says about the sizes.
+        Exception: any exception that the family raises for these sizes.
         ValueError: the sizes do not make the model small.
     """
     default = AutoConfig.for_model(model_type)
@@ -121,8 +121,8 @@ def examine(model_type: str) -> dict[str, Any]:
     """What a family can do, or why it is refused.
 
     Returns:
-        ``status``: ``not built`` (transformers does not build or run it so small), ``refused`` (with our message),
-        ``fails`` (an error without a message of ours), or ``works``. For the last: ``dtype`` of the weights;
+        ``status``: ``not built`` (transformers does not build or run it so small), ``refused`` (with a UserError),
+        ``fails`` (with another error), or ``works``. For the last: ``dtype`` of the weights;
         ``shares_prompt``; the largest difference to the reference ``alone``, ``padded`` (left-padded, in groups) and
         ``masked`` (masks in all phases); ``replay``, the largest difference of a rollout's log-probabilities and their
         replay; ``masks_act``; and ``lacks``, the sites that it does not have.
@@ -149,7 +149,7 @@ def _examined(model_type: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def compared(plain: PreTrainedModel, model: LatentModel) -> dict[str, Any]:
-    """The engine beside the reference; see `examine`."""
+    """Compare the engine with the reference; see `examine`."""
     answer = model.tokenizer.encode(ANSWER, add_special_tokens=False)
     rows = model.encode_rows(QUESTIONS)
     seeds = rollout_seeds(0, 1, torch.arange(len(rows)), 2)  # [N, 2]
@@ -227,7 +227,7 @@ def _score(model: LatentModel, rows: Sequence[Sequence[int]], answers: Tensor, s
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinite where a number is not finite."""
+    """The largest difference; infinite if a number is not finite."""
     gap = float((a.double() - b.double()).abs().max())
     return gap if math.isfinite(gap) else math.inf
 

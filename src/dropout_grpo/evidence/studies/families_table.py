@@ -1,4 +1,4 @@
-"""The blocks of ``docs/models.md``: which families work, and what refused ones are told."""
+"""The blocks of ``docs/models.md``: the families that work, and the messages of those that are refused."""
 
 import json
 from functools import partial

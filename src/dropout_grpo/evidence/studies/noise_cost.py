@@ -34,7 +34,7 @@ CASES = {
     "svp, prompt and latent": ExplorationConfig(kind="svp", phases=_BOTH),
     "weight_noise, prompt and latent": ExplorationConfig(kind="weight_noise", phases=_BOTH),
 }
-"""In the latent phase alone, if nothing else is said."""
+"""The explorations by name; they are on in the latent phase only, unless the name says otherwise."""
 
 
 def seconds(work: Workload, exploration: Exploration) -> tuple[float, float]:

@@ -92,7 +92,7 @@ def pairs(record: Record) -> str:
 
 
 def notes(record: Record) -> str:
-    """Where the time went, and what the runs were made with."""
+    """Seconds of training, mixed groups, versions and commit."""
     took = ", ".join(
         f"{_ARMS[name]} {run['seconds'][next(iter(run['seconds']))]:.0f}" for name, run in record["runs"].items()
     )

@@ -1,4 +1,4 @@
-"""Runs the commands of a study, each in its own process, as many at a time as there are cores."""
+"""Runs the commands of a study, each in its own process, with one process per core at a time."""
 
 import os
 import shlex
@@ -17,11 +17,11 @@ def finished(out: str, name: str) -> bool:
 
 
 def run_side_by_side(commands: Mapping[str, Sequence[str]], out: str) -> None:
-    """Run commands to their end; exits if one fails. Each writes its output to ``OUT-NAME.log``.
+    """Run commands until all have ended; exit if one fails. Each writes its output to ``OUT-NAME.log``.
 
     Args:
-        commands: by name, the words of the command line; the first is the program.
-        out: what the names of the run folders start with.
+        commands: the words of each command line by name; the first word is the program.
+        out: prefix of the names of the run folders.
     """
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     cores = os.cpu_count() or 1

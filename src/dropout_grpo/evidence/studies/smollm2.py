@@ -11,12 +11,12 @@ Rounds run one after the other; the commands of a round share the cores:
 2. pilots on short problems choose the curriculum's learning rate and thoughts_predict, by pass@1 on validation problems
 3. the curriculum
 4. GRPO from its checkpoint: held masks with sampled answers, held masks with greedy answers, temperature alone, and
-   greedy answers without masks, which can learn nothing and runs a few steps to show it
+   greedy answers without masks, which cannot learn anything and runs only a few steps to show it
 5. evaluation on the test files: Coconut, the GRPO arms, and the chain of thought of the curriculum's stage 0
 
-Every command is a user's and continues after an interruption: a command with results does not run again, and one that
-was stopped resumes from its last checkpoint. Writes docs/results/gsm8k-smollm2.json. The plan in hours is in
-docs/gsm8k.md.
+All commands are commands of the command line, and continue after an interruption: a command with results does not run
+again, and one that was stopped resumes from its last checkpoint. Writes docs/results/gsm8k-smollm2.json. docs/gsm8k.md
+has the planned hours.
 """
 
 import argparse
@@ -55,7 +55,7 @@ CHOICES = {
     for predict in ("false", "true")
     for rate in ("1e-4", "3e-4")
 }
-"""The pilots, and the options of the curriculum that each stands for."""
+"""The pilots, and the options of the curriculum that each of them tests."""
 
 ARMS = {
     "masks-sampled": "",
@@ -112,16 +112,16 @@ def _words(line: str, **paths: str) -> list[str]:
 
 
 def best(out: str) -> str:
-    """The pilot with the highest pass@1 on the validation problems; of equals the first."""
+    """The pilot with the highest pass@1 on the validation problems; the first of equals."""
     passed = {name: _results(out, name)["evaluations"][0]["pass@1"] for name in CHOICES}
     return max(passed, key=lambda name: passed[name])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what has no results yet, then records all results."""
+    """Runs all commands that have no results yet, then records all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with GSM8K's files")
-    parser.add_argument("--out", default="runs/gsm8k", help="what the names of the run folders start with")
+    parser.add_argument("--out", default="runs/gsm8k", help="prefix of the names of the run folders")
     options = parser.parse_args(argv)
     out, data = options.out, Path(f"{options.out}-data")
     prepare_weights(Path(f"{out}-model"))
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(commands: dict[str, list[str]], out: str) -> dict[str, str]:
-    """Runs the commands without results and adds the time to what was spent before; returns all command lines."""
+    """Runs the commands without results and adds the time to that of earlier runs; returns all command lines."""
     missing = {name: words for name, words in commands.items() if not finished(out, name)}
     start = time.monotonic()
     try:

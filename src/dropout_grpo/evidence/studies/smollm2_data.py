@@ -1,8 +1,8 @@
-"""The problem files of ``make gsm8k``: what is trained on, validated on, and held out.
+"""The problem files of ``make gsm8k``, for training, validation and tests.
 
-GSM8K-Aug's 500 validation problems are problems of GSM8K's training file, so they are left out of training, as are
-their variations. MAWPS and ASDiv-A are one file of short problems; a part is held out of it, as a test of one- and
-two-step problems.
+GSM8K-Aug's 500 validation problems are also in GSM8K's training file, so they and their variations are left out of
+training. MAWPS and ASDiv-A are one file of short problems; a part of it is held out as a test of one- and two-step
+problems.
 """
 
 import random
@@ -57,9 +57,9 @@ def split(
 
     Args:
         gsm8k: GSM8K's training problems.
-        valid: GSM8K's problems to validate on; those that ``gsm8k`` has are left out there.
+        valid: GSM8K's problems to validate on; they are removed from ``gsm8k``.
         short: problems of one or two steps; may be empty.
-        seed: of the division and of the variations.
+        seed: seed of the division and of the variations.
     """
     asked = {key(p) for p in valid}
     long = [p for p in gsm8k if key(p) not in asked]
@@ -83,18 +83,18 @@ def split(
 
 
 def test_files(data: Path, out: Path) -> list[Path]:
-    """What checkpoints are measured on: GSM8K's test file, the others that are given, and the held-out problems."""
+    """The files to measure checkpoints on: GSM8K's test file, other given test files, and the held-out problems."""
     given = sorted({file for pattern in TESTS for file in data.glob(pattern)})
     return [data / TEST, *given, *([out / "short-test.json"] if (data / SHORT).is_file() else [])]
 
 
 def filtered(problems: Iterable[Problem], steps: int) -> list[Problem]:
-    """The problems of at most so many steps that are not too long."""
+    """The problems with at most ``steps`` steps that are not too long."""
     return [p for p in problems if fits(p, steps)]
 
 
 def fits(problem: Problem, steps: int) -> bool:
-    """Has it steps, at most so many, and a question that is not too long?"""
+    """Whether the problem has 1 to ``steps`` steps and a question that is not too long."""
     return 1 <= len(problem.steps) <= steps and len(problem.question) <= _MOST_CHARACTERS
 
 

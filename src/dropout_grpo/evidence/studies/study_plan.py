@@ -1,8 +1,8 @@
-"""The settings of the study: which baselines and arms there are, and the command of each.
+"""The settings of the study: its baselines and arms, and the command of each.
 
-A settings file (``study.yaml``) names sets of options once, under ``masks`` and ``options``; an arm lists the sets that
-it uses. An arm that several tables name runs once. A table may also list noises under ``samples``: its baselines answer
-many times under each, with greedy and with sampled answers, before any GRPO.
+A settings file (``study.yaml``) names sets of options under ``masks`` and ``options``; an arm lists the sets that it
+uses. An arm that occurs in several tables runs once. A table may also list noises under ``samples``: its baselines
+answer many times under each noise, with greedy and with sampled answers, before any GRPO.
 """
 
 import shlex
@@ -228,7 +228,7 @@ def _used(file: Path, who: str, given: Mapping[str, Any], named: Mapping[str, Op
 
 
 def _texts(options: Mapping[str, Any]) -> dict[str, str]:
-    """Values as they stand on a command line."""
+    """Values as text, as on a command line."""
     return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
 
 

@@ -1,4 +1,4 @@
-"""Reads the run folders of the study and computes what its tables show."""
+"""Reads the run folders of the study and computes the values of its tables."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,7 +19,7 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 _ENDS = 10  # steps at the beginning and the end that mixed groups are averaged over
 _POINTS = 20  # of the curve of mixed groups
 _SIGNS = {"kl": max, "grad_norm": max, "entropy": min}
-"""Metrics that show instability, and which end of their range does."""
+"""Metrics that show instability, and whether large or small values do."""
 
 
 def summarize_study(plan: Plan, out: Path, split: str) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def training(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
-    """Means over equal stretches of the steps."""
+    """Means over equal intervals of the steps."""
     points = min(_POINTS, len(values))
     ends = [round(i * len(values) / points) for i in range(points + 1)]
     return [fmean(values[a:b]) for a, b in pairwise(ends)]

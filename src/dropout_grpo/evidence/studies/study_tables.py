@@ -213,7 +213,7 @@ def _read(folder: Path, name: str) -> Any:
 
 
 def _block(make: Callable[[Study], str], needs: str | None = None, *, file: str = STUDY_FILE) -> Callable[[Path], str]:
-    """A block that says so where the study, or the table that it needs, has not been run."""
+    """A block that says so if the study, or the table that it needs, has not been run."""
 
     def block(folder: Path) -> str:
         study = _read(folder, file)

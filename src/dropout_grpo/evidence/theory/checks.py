@@ -59,8 +59,8 @@ def run(seed: int = 0, quick: bool = False) -> list[Check]:
     """Every check.
 
     Args:
-        seed: of all Monte-Carlo draws and of the small model. The exact checks do not depend on it.
-        quick: leave out the trained model, per-step masks and the longest sum: seconds instead of a minute.
+        seed: seed of all Monte-Carlo draws and of the small model. The exact checks do not depend on it.
+        quick: leave out the trained model, per-step masks and the longest sum; takes seconds instead of a minute.
     """
     found = _exact(seed, quick)
     if not quick:
@@ -70,7 +70,7 @@ def run(seed: int = 0, quick: bool = False) -> list[Check]:
 
 
 def _exact(seed: int, quick: bool) -> list[Check]:
-    """What is enumerated on the toy, and Monte Carlo that is compared with it."""
+    """Checks by exact sums on the toy, and by Monte Carlo in comparison with them."""
     toy = build_toy()
     masks = all_masks(toy, toy.exploration)
     laws = enumerate_laws(toy, masks, toy.exploration)
@@ -112,7 +112,7 @@ def _exact(seed: int, quick: bool) -> list[Check]:
 
 
 def _measured(seed: int) -> list[Check]:
-    """What is measured on a small model, trained here."""
+    """Measurements on a small model, which is trained here."""
     small = train_small_model(seed)
     questions = torch.arange(32)
     draws = draw_gradients(small.setting, questions, PerStepDropout(P), seed=seed, batches=64)

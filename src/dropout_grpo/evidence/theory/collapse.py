@@ -15,9 +15,9 @@ def check_collapse(toy: Toy, *, seed: int, exploration: Exploration | None = Non
 
     Args:
         toy: the toy.
-        seed: of the rollouts.
-        exploration: under test; none when None.
-        temperature: of the answers, under test; 0 decodes greedily.
+        seed: seed of the rollouts.
+        exploration: the exploration under test; none when None.
+        temperature: temperature of the answers, under test; 0 decodes greedily.
     """
     none, held = NoExploration(), toy.setting.exploration
     cases: list[tuple[str, Exploration, float]] = [

@@ -1,8 +1,8 @@
-"""Dividing the advantage by a standard deviation, as GRPO does by default: a bias, as an exact sum.
+"""The bias from dividing the advantage by a standard deviation, as GRPO does by default, computed as an exact sum.
 
-Rewards are 0 or 1, so within a question E g(x) = c(x) grad J(x) whatever the advantages are. Without the division c is
-(K-1)/K for every question; with it c depends on J(x), and questions that are nearly always or never solved are weighted
-up against the others.
+Rewards are 0 or 1, so for each question E g(x) = c(x) grad J(x) for any advantages. Without the division c is (K-1)/K
+for every question. With it c depends on J(x), and questions that are nearly always or nearly never solved get larger
+weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ _K = 8
 
 
 def check_divided(laws: Sequence[Law], gradients: Tensor, *, scale_rewards: ScaleRewards = "group") -> Check:
-    """Divided by a standard deviation, grad J(x) is scaled by a function of J(x), and the mean over x points elsewhere.
+    """Dividing scales grad J(x) by a function of J(x), which changes the direction of the mean over x.
 
     Args:
-        laws: of the questions.
-        gradients: grad J of each, [N, P].
-        scale_rewards: under test.
+        laws: the law of each question.
+        gradients: grad J of each question, [N, P].
+        scale_rewards: the option under test.
     """
     gradient = gradients.mean(0)
     given = [score_moments(law) for law in laws]
@@ -72,9 +72,10 @@ def _reward_factor(right: float, k: int, advantages: Callable[[Tensor], Tensor])
 
 
 def _joint_means(given: Sequence[Moments], k: int, advantages: Callable[[Tensor], Tensor]) -> Tensor:
-    """E g of each question [N, P] when advantages may depend on the whole batch of one group a question.
+    """E g of each question [N, P] if advantages may depend on the whole batch, which has one group per question.
 
-    A sum over how many of each group are right, (K+1)^N terms: advantages do not depend on the order within a group.
+    A sum over the number of right answers in each group, (K+1)^N terms, since advantages do not depend on the order
+    within a group.
     """
     n = len(given)
     weight = torch.zeros(n, 2, dtype=torch.float64)  # of the score's two conditional means in E g

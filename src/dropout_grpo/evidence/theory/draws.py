@@ -25,10 +25,10 @@ _UNCLIPPED: dict[str, Any] = {"importance_sampling_level": "sequence", "epsilon"
 class Draws:
     """Independent batches over the same questions."""
 
-    gradients: dict[str, list[Tensor]]  # way -> [P] a batch
+    gradients: dict[str, list[Tensor]]  # way -> one gradient [P] per batch
     fresh_ratios: Tensor  # [answers], of whole answers under a fresh mask
     replay_error: float  # largest |ratio - 1| of a token under the replayed mask
-    mixed: dict[str, list[float]]  # masks -> share of mixed groups, a batch
+    mixed: dict[str, list[float]]  # masks -> share of mixed groups per batch
     success: float  # mean reward
     best_baseline: float  # E[r |s|^2] / E[|s|^2], over the first batches
 
@@ -45,14 +45,14 @@ class Draws:
 
 
 def draw_gradients(setting: Setting, questions: Tensor, stepped: PerStepDropout, *, seed: int, batches: int) -> Draws:
-    """Gradients of independent batches of one group of 8 a question.
+    """Gradients of independent batches, each with one group of 8 per question.
 
     Args:
         setting: the policy.
-        questions: of every batch, [G].
+        questions: the questions of every batch, [G].
         stepped: the setting's exploration with per-step masks.
-        seed: of the rollouts.
-        batches: how many.
+        seed: seed of the rollouts.
+        batches: number of batches.
     """
     gradients: dict[str, list[Tensor]] = {}
     mixed: dict[str, list[float]] = {"held": [], "per step": []}

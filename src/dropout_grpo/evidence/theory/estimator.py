@@ -20,7 +20,7 @@ from dropout_grpo.evidence.theory.setting import Advantages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Of a rollout's vector v given its reward, 0 or 1."""
+    """Moments of a rollout's vector v given its reward, 0 or 1."""
 
     right: float  # probability of reward 1
     mean: Tensor  # [2, P]
@@ -29,7 +29,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Of a group's gradient: its mean [P] and the trace of its covariance."""
+    """The mean [P] of a group's gradient, and the trace of its covariance."""
 
     mean: Tensor
     variance: float

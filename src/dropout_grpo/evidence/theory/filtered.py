@@ -1,8 +1,8 @@
-"""The group filter: which objective has the mean gradient of the kept groups?
+"""The group filter: the objective whose gradient is the mean gradient of the kept groups.
 
 With rewards 0 and 1, a group with c right answers of K adds c (K - c) / K^2 (mu_1 - mu_0) to E g, where mu_r is the
-mean score given the reward, and mu_1 - mu_0 = grad J / (J (1 - J)). A filter that keeps some values of c thus leaves a
-gradient W(J(x)) grad J(x) with
+mean score given the reward, and mu_1 - mu_0 = grad J / (J (1 - J)). With a filter that keeps some values of c, the
+gradient is therefore W(J(x)) grad J(x) with
 
     W(J) = sum over the kept c of C(K, c) J^(c-1) (1 - J)^(K-c-1) c (K - c) / K^2
 
@@ -58,12 +58,12 @@ def kept_share(right: float, k: int, mean_range: Range) -> float:
 def check_filtered(
     laws: Sequence[Law], gradients: Tensor, *, mean_range: Range = PAPER_RANGE, claimed: Range | None = None
 ) -> list[Check]:
-    """The mean gradient under the library's filter against W(J) grad J, and against that of the kept questions.
+    """Compare the mean gradient under the library's filter with W(J) grad J, and with that of the kept questions.
 
     Args:
         laws: the law of each question.
         gradients: grad J of each question, [N, P].
-        mean_range: the filter, under test.
+        mean_range: the filter under test.
         claimed: the filter of the formula; ``mean_range`` if None.
     """
     claimed = claimed or mean_range

@@ -1,4 +1,4 @@
-"""Replaying the rollout's mask in the update against drawing a fresh one, as exact sums over (m, m', a)."""
+"""Compares replaying the rollout's mask in the update with drawing a fresh one, by exact sums over (m, m', a)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ VARIANTS: Variants = {
     "ratio of each token, clipped": {"importance_sampling_level": "token"},
     "ratio taken to be 1": None,
 }
-"""Options of ``rl.objective.surrogate``; None: the old log-probabilities are those of the update, detached, as trainers
-have it that compute no old log-probabilities when there is one update a batch."""
+"""Options of ``rl.objective.surrogate``. None: the old log-probabilities are those of the update, detached, as in
+trainers that compute no old log-probabilities when there is one update per batch."""
 
 
 def check_ratio(laws: Sequence[Law], *, replayed: bool = True) -> Check:
@@ -58,13 +58,13 @@ def check_ratio(laws: Sequence[Law], *, replayed: bool = True) -> Check:
 def check_fresh(
     laws: Sequence[Law], gradients: Tensor, *, replayed: bool = False, variants: Variants = VARIANTS
 ) -> list[Check]:
-    """Bias and variance of the gradient when the update draws fresh masks, for each way to take the ratio.
+    """Bias and variance of the gradient when the update draws fresh masks, for each form of the ratio.
 
     Args:
-        laws: of the questions.
-        gradients: grad J of each, [N, P].
-        replayed: under test; with the rollouts' masks there is nothing to find.
-        variants: how the ratio is taken, under test.
+        laws: the law of each question.
+        gradients: grad J of each question, [N, P].
+        replayed: use the rollouts' own masks instead, under test; then there is no bias.
+        variants: forms of the ratio, under test.
     """
     loo = partial(group_advantages, leave_one_out=True)  # mean grad J, so that bias and variance need no rescaling
     gradient = gradients.mean(0)

@@ -1,4 +1,4 @@
-"""Greedy answers under masks, as in the authors' runs: how far the expected gradient is from grad J.
+"""Greedy answers under masks, as in the authors' runs: the distance of the expected gradient from grad J.
 
 A greedy answer is a function of mask and weights, a = a(theta, m). Its score does not have mean zero, so the proof of
 unbiasedness does not apply: E g is (K-1)/K times the covariance of r and the score over masks, not grad J.
@@ -46,12 +46,12 @@ def greedy_atoms(toy: Toy, masks: Masks, exploration: SharedDropout, question: i
 
 
 def check_greedy(toy: Toy, *, rates: Sequence[float] = RATES, atoms: Atoms = greedy_atoms) -> Check:
-    """Angle and length of the expected gradient with greedy answers against grad J, over p, as exact sums.
+    """Angle and length of the expected gradient with greedy answers, relative to grad J, over p, by exact sums.
 
     Args:
         toy: the toy.
         rates: values of p.
-        atoms: the rollouts, under test.
+        atoms: the function that makes the rollouts, under test.
     """
     loo = partial(group_advantages, leave_one_out=True)  # E g is then the same for every K, and grad J if unbiased
     rows: list[Row] = []

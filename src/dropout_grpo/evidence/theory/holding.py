@@ -14,11 +14,11 @@ _K = 8
 
 
 def check_holding(held: Sequence[Law], stepped: Sequence[Law]) -> Check:
-    """Exact, on the toy: mixed groups, spread of the policies, variance of the unbiased gradient.
+    """Mixed groups, spread of the policies, and variance of the unbiased gradient on the toy, by exact sums.
 
     Args:
-        held: the laws under held masks.
-        stepped: of the same questions under per-step masks.
+        held: the law of each question under held masks.
+        stepped: the law of each question under per-step masks.
     """
     rows: list[Row] = []
     variances = []
@@ -66,8 +66,8 @@ def _mixed(right: float) -> float:
 
 
 def _greedy_reward(law: Law) -> float:
-    """Mean over masks of the reward of the most probable answer. (Of whole answers: the toy's greedy decoding agrees
-    with it but for ties, and no claim rests on it.)"""
+    """Mean over masks of the reward of the most probable whole answer. The toy's greedy decoding agrees with it except
+    for ties, and no claim depends on it."""
     return float(law.weights @ law.rewards[law.policy.argmax(1)])
 
 

@@ -29,7 +29,7 @@ def jackknife_interval(n: int, statistic: Callable[[Sequence[int]], float]) -> t
 
     Args:
         n: number of values.
-        statistic: computed from the values at the given places.
+        statistic: computes it from the values at the given indices.
     """
     whole = statistic(range(n))
     parts = [statistic([i for i in range(n) if i != left_out]) for left_out in range(n)]

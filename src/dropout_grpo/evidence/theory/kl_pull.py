@@ -1,4 +1,4 @@
-"""The KL term of the objective: the gradient it has, and where it balances the rewards.
+"""The gradient of the objective's KL term, and the success rate at which it balances the rewards.
 
 The mean of the k3 estimate is KL(pi || pi_ref). The mean of its gradient, taken through the log-probabilities of
 sampled tokens, is grad KL(pi_ref || pi): the score has mean zero, so E[(1 - e^gap) grad log pi] = -E_ref[grad log pi].
@@ -38,14 +38,14 @@ _NEAR = 0.01
 def check_kl_gradient(
     toy: Toy, masks: Masks, laws: Sequence[Law], *, kl_estimator: KLEstimator = "k3", kl_delta: float = 5.0
 ) -> Check:
-    """The mean gradient of the library's KL term against both directions of the KL, as exact sums.
+    """Compare the mean gradient of the library's KL term with both directions of the KL, by exact sums.
 
     Args:
         toy: the toy.
         masks: all masks.
         laws: the law of each question.
-        kl_estimator: under test.
-        kl_delta: under test.
+        kl_estimator: the estimator under test.
+        kl_delta: its delta, under test.
     """
     law, model = laws[_QUESTION], toy.setting.model
     generator = torch.Generator().manual_seed(0)
@@ -129,8 +129,8 @@ def check_balance(*, beta_schedule: BetaSchedule = "learning_rate", reverse: boo
     """Ascent along the library's expected gradient on one question, with a cosine to a tenth of the learning rate.
 
     Args:
-        beta_schedule: under test.
-        reverse: expect the balance for the other direction of the KL; under test.
+        beta_schedule: the schedule under test.
+        reverse: expect the balance for the other direction of the KL, under test.
     """
     rows: list[Row] = []
     for schedule in ("constant", beta_schedule):

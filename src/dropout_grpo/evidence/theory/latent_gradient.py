@@ -1,4 +1,4 @@
-"""The latent recurrence is an ordinary differentiable function of the parameters once its mask is given."""
+"""Given its mask, the latent recurrence is an ordinary differentiable function of the parameters."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,14 +18,14 @@ _TOLERANCE = 1e-7
 
 
 def detach_thoughts(model: LatentModel, state: LatentState, steps: int, noise: Noise | None) -> LatentState:
-    """What must not be done: thoughts fed back as constants."""
+    """A wrong variant: thoughts are fed back as constants."""
     for _ in range(steps):
         state = model.think(replace(state, hidden=state.hidden.detach()), 1, noise)
     return state
 
 
 def detach_everything(model: LatentModel, state: LatentState, steps: int, noise: Noise | None) -> LatentState:
-    """Thoughts and the cache fed back as constants: only the last step and the answer are differentiated."""
+    """A wrong variant: thoughts and the cache are constants, so only the last step and the answer have gradients."""
     for _ in range(steps):
         cache = map_cache(state.cache, torch.Tensor.detach)
         state = model.think(replace(state, hidden=state.hidden.detach(), cache=cache), 1, noise)
@@ -33,11 +33,11 @@ def detach_everything(model: LatentModel, state: LatentState, steps: int, noise:
 
 
 def check_latent_gradient(toy: Toy, *, think: Think = LatentModel.think) -> Check:
-    """Back-propagation against central differences in float64, for every entry of every parameter tensor.
+    """Compare back-propagation with central differences in float64, for every entry of every parameter tensor.
 
     Args:
         toy: the toy.
-        think: whose gradient is checked, under test; the differences are those of ``LatentModel.think``.
+        think: the function whose gradient is checked; the differences are those of ``LatentModel.think``.
     """
     model = toy.setting.model
     names = [name for name, _ in model.named_parameters()]
@@ -79,21 +79,21 @@ def check_latent_gradient(toy: Toy, *, think: Think = LatentModel.think) -> Chec
 
 
 def _value(toy: Toy, think: Think) -> Tensor:
-    """A scalar that every parameter moves: log-probabilities of two answers a question, each under its own mask."""
+    """A scalar that depends on every parameter: log-probabilities of two answers per question, each under its mask."""
     setting, model = toy.setting, toy.setting.model
     k = 4
     seeds = torch.arange(QUESTIONS * k)
     noise = model.noise(setting.exploration, seeds)
     state = model.read(setting.prompts.input_ids, setting.prompts.attention_mask).repeat(k)
     state = think(model, state, model.latent_steps, noise)
-    answers = toy.answers[1 + 5 * seeds % (len(toy.answers) - 1)]  # none of them the empty one
+    answers = toy.answers[1 + 5 * seeds % (len(toy.answers) - 1)]  # never the empty answer
     logprobs = model.score(state, answers, temperature=setting.temperature, noise=noise)
     return (logprobs * torch.linspace(-1.0, 1.0, logprobs.numel(), dtype=torch.float64).view_as(logprobs)).sum()
 
 
 @torch.no_grad()
 def _central(toy: Toy, parameter: Tensor) -> Tensor:
-    """Central differences for each entry of one parameter tensor, which is left as it was."""
+    """Central differences for each entry of one parameter tensor, which is restored."""
     flat, difference = parameter.view(-1), torch.zeros(parameter.numel(), dtype=torch.float64)
     for i in range(parameter.numel()):
         original = flat[i].item()

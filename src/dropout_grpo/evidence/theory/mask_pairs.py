@@ -34,7 +34,7 @@ class Pairs:
 
 
 def pair_up(law: Law, *, replayed: bool) -> Pairs:
-    """Rollouts with the mask of their update: their own, or an independent one."""
+    """Rollouts with the mask of their update, which is their own or an independent one."""
     count = len(law.weights)
     joint = torch.diag(law.weights) if replayed else law.weights[:, None] * law.weights[None, :]  # [M, U]
     assert joint.shape == (count, count)

@@ -21,9 +21,9 @@ _CLIP = 0.2  # epsilon of the objective
 
 
 def check_baseline_measured(draws: Draws) -> Check:
-    """J against 2 b*, and tr Cov g with the group's baseline over that without."""
+    """J compared with 2 b*, and tr Cov g with the group's baseline divided by that without baseline."""
     ratio, interval = ratio_interval(draws.squares("held"), draws.squares("no baseline"))
-    scale = (K / (K - 1)) ** 2  # the same estimator, as long as the one without baseline
+    scale = (K / (K - 1)) ** 2  # scales it to the length of the estimator without baseline
     low, high = (scale * end for end in interval)
     both = [draws.success, 2 * draws.best_baseline]
     return Check(
@@ -47,8 +47,8 @@ def check_replay_measured(draws: Draws, *, way: str = "held") -> Check:
     """In float32 the replayed ratio is 1 to rounding; under a fresh mask it is spread.
 
     Args:
-        draws: from the trained model.
-        way: the gradients whose cosine with the replayed ones is expected to be below 1.
+        draws: gradients of the trained model.
+        way: the way whose gradients are expected to have a cosine below 1 with the replayed ones.
     """
     ratios, base = draws.fresh_ratios, draws.squares("held")
     outside = float(((ratios < 1 - _CLIP) | (ratios > 1 + _CLIP)).double().mean())
@@ -80,7 +80,7 @@ def check_replay_measured(draws: Draws, *, way: str = "held") -> Check:
 
 
 def check_holding_measured(small: SmallModel, draws: Draws, *, seed: int) -> Check:
-    """Held against per-step masks: mixed groups, sampled and greedy, and variance."""
+    """Compare held with per-step masks: mixed groups with sampled and greedy answers, and variance."""
     questions = torch.arange(len(small.problems))
     rows: list[Row] = []
     for masks, noise in (("held", small.setting.exploration), ("per step", PerStepDropout(P))):

@@ -45,8 +45,8 @@ def check_coupling_measured(
     Args:
         setting: the policy, in float64.
         questions: the questions of every batch, [G].
-        seed: of the rollouts.
-        batches: independent batches.
+        seed: seed of the rollouts.
+        batches: number of independent batches.
         steps: |d| / |theta|; the first four span the decades of the fit.
         reused: keep mask and answer at theta + d; under test.
     """

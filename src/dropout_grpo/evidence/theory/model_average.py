@@ -1,4 +1,4 @@
-"""The Bayesian model average: what it is that GRPO under masks optimises, and how it differs from what one decodes."""
+"""The Bayesian model average, which GRPO under masks optimises, compared with the answers that are decoded."""
 
 from collections.abc import Sequence
 
@@ -20,22 +20,22 @@ _ROWS = 256
 
 
 def _rows_of_masks(masks: Masks) -> Tensor:
-    """256 mask indices in which each mask stands as often as it is probable: at p = 1/4 its weight is i / 256."""
+    """256 mask indices, in which each mask occurs in proportion to its probability, which at p = 1/4 is i / 256."""
     return torch.arange(len(masks.weights)).repeat_interleave((masks.weights * _ROWS).round().long())
 
 
 def check_objective_is_average(
     toy: Toy, masks: Masks, laws: Sequence[Law], *, chooser: type[AverageOverMasks] = AverageOverMasks
 ) -> Check:
-    """E_m J(m) against the reward of the average policy, built token by token by the product's chooser.
+    """Compare E_m J(m) with the reward of the average policy, built token by token by the library's chooser.
 
-    The chooser is led through every answer; the weights it then has are pi(a | x, m), whose mean is pibar(a | x).
+    The chooser is given the tokens of every answer. Its weights are then pi(a | x, m), whose mean is pibar(a | x).
 
     Args:
         toy: the toy.
         masks: all masks.
-        laws: of the questions.
-        chooser: under test.
+        laws: the law of each question.
+        chooser: the chooser under test.
     """
     which, worst = _rows_of_masks(masks), 0.0
     rows: list[Row] = []
@@ -68,14 +68,14 @@ def check_objective_is_average(
 def check_rollouts_sample_average(
     toy: Toy, laws: Sequence[Law], *, seed: int, exploration: Exploration | None = None, rollouts: int = 8192
 ) -> Check:
-    """Mean reward of rollouts drawn by their seeds against J, by Monte Carlo.
+    """Compare the mean reward of rollouts drawn by their seeds with J, by Monte Carlo.
 
     Args:
         toy: the toy.
-        laws: of the questions.
-        seed: of the rollouts.
-        exploration: of the rollouts, under test; the toy's when None.
-        rollouts: of each question.
+        laws: the law of each question.
+        seed: seed of the rollouts.
+        exploration: exploration of the rollouts, under test; the toy's when None.
+        rollouts: number of rollouts per question.
     """
     seeds = rollout_seeds(seed, 0, torch.arange(QUESTIONS), rollouts)
     drawn = sample(toy.setting, torch.arange(QUESTIONS), seeds, exploration=exploration)
@@ -100,15 +100,15 @@ def check_rollouts_sample_average(
 def check_decoding(
     toy: Toy, masks: Masks, laws: Sequence[Law], *, chooser: type[AverageOverMasks] = AverageOverMasks
 ) -> Check:
-    """Greedy decoding of the average by the product against pibar's exact next-token distributions.
+    """Compare the library's greedy decoding of the average with pibar's exact next-token distributions.
 
-    The rewards of what else could be decoded, the plain network's answer and the masks' vote, stand beside it.
+    The rewards of the plain network's answer and of the masks' vote are computed as well.
 
     Args:
         toy: the toy.
         masks: all masks.
-        laws: of the questions.
-        chooser: under test.
+        laws: the law of each question.
+        chooser: the chooser under test.
     """
     setting = toy.setting
     seeds = masks.seeds[_rows_of_masks(masks)].expand(QUESTIONS, _ROWS)
@@ -154,7 +154,7 @@ def check_decoding(
 
 
 def _greedy(toy: Toy, probability: Tensor) -> int:
-    """The answer made of the most probable next token each time, from probabilities of whole answers [A]."""
+    """The answer that greedy decoding gives, from the probabilities of whole answers [A]."""
     alive = torch.ones(len(toy.answers), dtype=torch.bool)
     for t in range(LENGTH):
         tokens = torch.zeros(int(toy.answers.max()) + 1, dtype=torch.float64)

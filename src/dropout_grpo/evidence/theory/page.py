@@ -1,4 +1,4 @@
-"""The blocks of ``docs/theory.md``: ``checks`` is the table of all checks, a check's id the numbers behind it."""
+"""The blocks of ``docs/theory.md``: ``checks`` is the table of all checks; a check's id gives the numbers behind it."""
 
 from collections.abc import Sequence
 from functools import partial

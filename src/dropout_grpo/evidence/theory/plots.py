@@ -1,4 +1,4 @@
-"""Figures of the checks as SVG files, drawn from nothing but the checks' own details."""
+"""Figures of the checks as SVG files, drawn only from the checks' details."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -52,7 +52,7 @@ def _unbiased(found: Found) -> Figure:
     low, high = sampled.interval
     (k,) = sampled.column("K")
     error = [[sampled.estimate - low], [high - sampled.estimate]]
-    # Beside its exact dot, not on it.
+    # Shifted, so that it does not cover the exact dot.
     axes.errorbar([k + 0.15], [sampled.estimate], yerr=error, fmt="D", color=GREEN, capsize=4, label="sampled rollouts")
     axes.set_xticks(ks)
     axes.set_ylim(0.4, 1.1)
@@ -215,4 +215,4 @@ FIGURES: dict[str, tuple[tuple[str, ...], Draw]] = {
     "average": (("average.measured",), _average),
     "holding": (("holding.measured",), _holding),
 }
-"""Name of the file, the checks it is drawn from, the drawing."""
+"""Name of the file, ids of the checks that it is drawn from, function that draws it."""

@@ -33,7 +33,7 @@ class Setting:
 class Rollouts:
     """G groups of K rollouts."""
 
-    questions: Tensor  # [G], places in the setting's prompts
+    questions: Tensor  # [G], indices of the setting's prompts
     seeds: Tensor  # [G, K]
     answers: Generation  # G * K rows
     rewards: Tensor  # [G, K] float64
@@ -83,11 +83,11 @@ def objective_gradient(
 
     Args:
         setting: the policy.
-        rollouts: what was sampled from it.
-        advantages: from rewards.
+        rollouts: rollouts sampled from it.
+        advantages: function from rewards to advantages.
         update_seeds: seeds of the masks in the update, [G, K]; those of the rollouts (a replay) when None.
-        exploration: of the rollouts; the setting's when None.
-        **options: of ``rl.objective.surrogate``.
+        exploration: exploration of the rollouts; the setting's when None.
+        **options: options of ``rl.objective.surrogate``.
     """
     seeds = rollouts.seeds if update_seeds is None else update_seeds
     answers = rollouts.answers
@@ -113,7 +113,7 @@ def objective_gradient(
 def estimator_gradient(setting: Setting, rollouts: Rollouts, advantages: Advantages) -> Tensor:
     """g(theta; m, a): the mean of A_k grad log pi_theta(a_k | x, m_k) at the model's current weights, [P] float64.
 
-    Unlike ``objective_gradient`` it has no ratio, so the weights need not be those that the rollouts were drawn with.
+    Unlike ``objective_gradient`` it has no ratio, so the weights may differ from those that sampled the rollouts.
     """
     answers = rollouts.answers
     logprobs = replay(

@@ -2,8 +2,8 @@
 
     question "3 5 0 7", steps "8", "8", "15", answer "15"
 
-A GPT-2 of two layers and width 32 goes through the curriculum on 250 of the 4,096 problems in a few seconds. It is then
-sure of itself and right on two unseen problems of three, which leaves GRPO something to do.
+A GPT-2 of two layers and width 32 is trained with the curriculum on 250 of the 4,096 problems in a few seconds. It then
+answers two of three unseen problems right, with high confidence, so that GRPO can still improve it.
 """
 
 import random

@@ -29,16 +29,16 @@ def check_surrogate(
     replayed: bool = True,
     batches: int = 8,
 ) -> list[Check]:
-    """Sampled batches: the gradient that the product computes against the sum over rollouts of enumerated scores.
+    """Compare the gradient of the library on sampled batches with the sum over rollouts of enumerated scores.
 
     Args:
         toy: the toy.
         masks: all masks.
-        laws: of the questions, with the scores of all answers under all masks.
-        seed: of the rollouts.
-        loss_type: of the objective, under test.
-        replayed: update under the rollouts' own masks; under test.
-        batches: batches of 64 groups of 4.
+        laws: the law of each question, with the scores of all answers under all masks.
+        seed: seed of the rollouts.
+        loss_type: loss type of the objective, under test.
+        replayed: update under the rollouts' own masks, under test.
+        batches: number of batches of 64 groups of 4.
     """
     questions = torch.arange(64) % QUESTIONS
     rows: list[Row] = []
@@ -87,7 +87,7 @@ def check_surrogate(
 
 
 def _estimator(toy: Toy, masks: Masks, laws: Sequence[Law], drawn: Rollouts) -> Tensor:
-    """g = mean of A_k grad log pi(a_k | x, m_k), from the enumeration: which mask, which answer, its score."""
+    """g = mean of A_k grad log pi(a_k | x, m_k), with the scores of the enumeration."""
     mask = masks.index(toy, toy.exploration, drawn.seeds)  # [G, K]
     answer = answer_index(toy.answers, drawn.answers.token_ids).view_as(mask)
     gains = group_advantages(drawn.rewards)

@@ -27,7 +27,7 @@ _QUESTIONS = ("a", "a a", "a a a")  # of different lengths, so that there is pad
 _SITE, _P = THOUGHT, 0.25
 
 QUESTIONS = len(_QUESTIONS)
-LENGTH = 2  # of an answer, in tokens, at most
+LENGTH = 2  # maximum number of tokens of an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ def per_step() -> PerStepDropout:
 
 
 def answer_index(answers: Tensor, token_ids: Tensor) -> Tensor:
-    """Places in ``answers`` [A, L] of decoded answers [R, L' <= L], which are padded with EOS as ``answers`` are."""
+    """Indices in ``answers`` [A, L] of decoded answers [R, L' <= L]; both are padded with EOS."""
     padded = torch.nn.functional.pad(token_ids, (0, answers.shape[1] - token_ids.shape[1]), value=_EOS)
     same = (padded[:, None] == answers[None]).all(-1)  # [R, A]
     assert bool(same.any(1).all()), "an answer that was not enumerated"
@@ -101,13 +101,13 @@ def answer_index(answers: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def all_masks(toy: Toy, exploration: SharedDropout) -> Masks:
-    """Every mask of an exploration, each found among many seeds, with its Bernoulli(1-p) probability."""
+    """All masks of an exploration, each found by trying many seeds, with its Bernoulli(1-p) probability."""
     width = len(_powers(exploration, toy))
     rarest = min(exploration.p, 1 - exploration.p) ** width
-    bits = _bits(toy.setting.model, exploration, torch.arange(round(16 / rarest)))  # it comes up 16 times on average
+    bits = _bits(toy.setting.model, exploration, torch.arange(round(16 / rarest)))  # it occurs 16 times on average
     codes, which = torch.unique(bits @ _powers(exploration, toy), return_inverse=True)
     seeds = torch.zeros_like(codes)
-    seeds[which] = torch.arange(len(bits))  # any seed that draws the mask does
+    seeds[which] = torch.arange(len(bits))  # any seed that draws the mask
     assert len(codes) == 2 ** bits.shape[1], "some mask was never drawn"
     kept = bits[seeds].sum(1).double()
     weights = (1 - exploration.p) ** kept * exploration.p ** (bits.shape[1] - kept)
@@ -115,7 +115,7 @@ def all_masks(toy: Toy, exploration: SharedDropout) -> Masks:
 
 
 def _draws(exploration: SharedDropout, toy: Toy) -> int:
-    """Independent masks in a rollout: one if it is held."""
+    """Number of independent masks in a rollout; 1 for a held mask."""
     return toy.setting.model.latent_steps if isinstance(exploration, PerStepDropout) else 1
 
 

@@ -24,7 +24,7 @@ from dropout_grpo.rl.advantage import group_advantages
 
 GROUP_SIZES = (2, 3, 4, 8)
 EXACT = 1e-10
-"""Relative error below which two float64 sums are the same."""
+"""Relative error below which two float64 sums count as equal."""
 
 Seeds = Callable[[int, int, Tensor, int], Tensor]
 
@@ -64,13 +64,13 @@ def check_unbiased(
     advantages: Callable[..., Tensor] = group_advantages,
     all_groups: Sequence[int] = (2,),
 ) -> Check:
-    """E g against (K-1)/K grad J, and leave-one-out against grad J, by exact sums.
+    """Compare E g with (K-1)/K grad J, and leave-one-out with grad J, by exact sums.
 
     Args:
-        laws: of the questions.
-        gradients: grad J of each, [N, P].
-        advantages: under test.
-        all_groups: the K for which all groups of the first question are enumerated too, to check the sum over patterns.
+        laws: the law of each question.
+        gradients: grad J of each question, [N, P].
+        advantages: the function under test.
+        all_groups: values of K for which all groups of the first question are also enumerated, to check the patterns.
     """
     rows: list[Row] = []
     worst = 0.0
@@ -116,16 +116,16 @@ def check_sampled(
     seeds: Seeds = rollout_seeds,
     advantages: Callable[..., Tensor] = group_advantages,
 ) -> Check:
-    """The same by Monte Carlo through the whole product: seeds, rollouts, rewards, advantages, replay, objective.
+    """The same by Monte Carlo through the whole library: seeds, rollouts, rewards, advantages, replay, objective.
 
     Args:
         toy: the toy.
         gradients: grad J of each question, [N, P].
-        seed: of the run.
-        batches: independent gradients.
-        groups: of each question in a batch.
-        seeds: of the rollouts, under test.
-        advantages: under test.
+        seed: seed of the run.
+        batches: number of independent gradients.
+        groups: groups per question in a batch.
+        seeds: function that makes the rollouts' seeds, under test.
+        advantages: the function under test.
     """
     k, gradient = 4, gradients.mean(0)
     questions = torch.arange(QUESTIONS).repeat(groups)

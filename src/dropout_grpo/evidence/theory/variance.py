@@ -1,11 +1,11 @@
-"""Variance with and without the group mean as a baseline, as exact sums.
+"""Variance with and without the group mean as a baseline, by exact sums.
 
-A baseline leaves the mean of the gradient as it is (leave-one-out) or shrinks it by (K-1)/K (the group mean), but it
-does not lower the variance in every case. With a constant b in place of the group mean, tr Cov of the gradient changes
-by E[(b^2 - 2 b r) |s|^2] / K, s the score, so that it falls exactly if 0 < b < 2 b*, where b* = E[r |s|^2] / E[|s|^2]
+A baseline does not change the mean of the gradient (leave-one-out) or shrinks it by (K-1)/K (the group mean), but it
+does not always lower the variance. With a constant b instead of the group mean, tr Cov of the gradient changes by
+E[(b^2 - 2 b r) |s|^2] / K, where s is the score. So it falls exactly if 0 < b < 2 b*, where b* = E[r |s|^2] / E[|s|^2]
 is the best constant (Greensmith, Bartlett and Baxter, "Variance reduction techniques for gradient estimates in
-reinforcement learning", 2004). Where right answers are likely their scores are small, b* is far below J, and
-subtracting the mean reward puts the large scores of rare wrong answers into an estimator that had left them out.
+reinforcement learning", 2004). If right answers are probable, their scores are small and b* is far below J. Subtracting
+the mean reward then adds the large scores of rare wrong answers, which do not occur without a baseline.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +30,11 @@ def best_baseline(given: Moments) -> float:
 
 
 def check_baseline(laws: Sequence[Law], *, advantages: Callable[..., Tensor] = group_advantages) -> Check:
-    """tr Cov g for A = r - mean(r), and for leave-one-out, whose mean is that of A = r, over that for A = r.
+    """tr Cov g for A = r - mean(r) and for leave-one-out (which has the mean of A = r), divided by that for A = r.
 
     Args:
-        laws: of the toy's questions.
-        advantages: under test.
+        laws: the law of each of the toy's questions.
+        advantages: the function under test.
     """
     rows: list[Row] = []
     for law in laws:
@@ -56,11 +56,11 @@ def check_baseline(laws: Sequence[Law], *, advantages: Callable[..., Tensor] = g
 
 
 def check_condition(laws: Sequence[Law], *, advantages: Callable[[Tensor, float], Tensor] = torch.sub) -> Check:
-    """When a baseline helps, over many tasks: every answer in turn the only right one, and the only wrong one.
+    """When a baseline helps, over many tasks: each answer is in turn the only right one, and the only wrong one.
 
     Args:
-        laws: whose policies and scores are used, with other rewards.
-        advantages: from rewards and the mean reward J, under test; r - J, the limit of a large group.
+        laws: laws whose policies and scores are used, with other rewards.
+        advantages: function of rewards and the mean reward J, under test; by default r - J, the limit of large groups.
     """
     cases = []
     for law in laws:
@@ -104,7 +104,7 @@ def check_condition(laws: Sequence[Law], *, advantages: Callable[[Tensor, float]
 
 
 def _counts(cases: Sequence[Sequence[float]]) -> Row:
-    """How many cases there are, in how many the variance is lower by three measures, and the range of the first."""
+    """The number of cases, the numbers in which the variance is lower by three measures, and the range of the first."""
     ideal, one_out = [case[2] for case in cases], [case[3] for case in cases]
     group_mean = [ratio * ((_K - 1) / _K) ** 2 for ratio in one_out]
     lower = [sum(ratio < 1 for ratio in ratios) for ratios in (ideal, group_mean, one_out)]
