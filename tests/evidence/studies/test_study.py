@@ -251,6 +251,12 @@ def test_the_plans_arithmetic_by_hand(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.splitlines()[-1] == "1 seeds, 11 CPU seconds, 0.00 hours on 1 cores"
 
 
+def test_an_optional_table_alone_has_a_record_of_its_own(plan: Plan) -> None:
+    names = [study.default_record(plan.only(tables, [])).name for tables in ([], ["rivals"], ["rivals", "rates"])]
+    assert names == ["study.json", "rivals.json", "study.json"]
+    assert study_tables.RIVALS_FILE == "rivals.json"
+
+
 def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
     part = plan.only(["long"], [3])
     assert (list(part.baselines), list(part.arms), part.seeds) == (["demo"], list(plan.tables["long"].rows), (3,))

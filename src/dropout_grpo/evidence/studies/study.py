@@ -78,7 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="YAML file of the baselines, arms and tables")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the run folders")
-    parser.add_argument("--record", type=Path, default=RESULTS_FOLDER / "study.json", help="JSON file to write")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        help="JSON file to write; docs/results/study.json, or TABLE.json of an optional table alone",
+    )
     parser.add_argument("--only", nargs="*", default=[], metavar="TABLE", help="tables to make, optional ones too")
     parser.add_argument("--seeds", nargs="*", type=int, default=[], help="seeds to run, in place of the settings'")
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="problems to measure on")
@@ -92,11 +96,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(arithmetic(plan, options.workers, None if options.only else whole))
             return
         run_study(plan, options.out, options.split, options.workers)
-        write_json(options.record, summarize_study(plan, options.out, options.split))
+        record = options.record or default_record(plan)
+        write_json(record, summarize_study(plan, options.out, options.split))
     except UserError as error:
         print(f"study: error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(options.record)
+    print(record)
+
+
+def default_record(plan: Plan) -> Path:
+    """A file of its own for an optional table that is made alone, so that it does not replace the study's."""
+    alone = list(plan.tables) if len(plan.tables) == 1 and not plan.default_tables else []
+    return RESULTS_FOLDER / f"{alone[0] if alone else 'study'}.json"
 
 
 def arithmetic(plan: Plan, workers: int, whole: Plan | None = None) -> str:
