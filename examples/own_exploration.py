@@ -1,4 +1,4 @@
-"""GRPO with an exploration of your own: activations are scaled by factors between 1 - width and 1 + width.
+"""GRPO with your own exploration: activations are scaled by factors between 1 - width and 1 + width.
 
     make demo && python examples/own_exploration.py        # from the demo's Coconut, on the demo's problems
     python examples/own_exploration.py --checkpoint CHECKPOINT --problems problems.json --steps 300
@@ -19,7 +19,7 @@ from dropout_grpo.exploration.seeds import uniform
 
 
 class Uniform:
-    """Factors with mean 1, held over a rollout. They depend on its seed alone, so the update can replay them."""
+    """Factors with mean 1, held over a rollout. They depend only on its seed, so the update can replay them."""
 
     def __init__(self, width: float, sites: Sequence[str] = ("residual",), phases: Sequence[str] = ("latent",)) -> None:
         self.width, self.sites, self.phases = width, sites, frozenset(phases)
@@ -34,13 +34,13 @@ class Uniform:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Post-train a checkpoint and say how many groups had both right and wrong answers."""
+    """Post-train a checkpoint; the metrics have the share of groups with both right and wrong answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="runs/demo-seed0/checkpoints/coconut")
     parser.add_argument("--problems", default="runs/demo-seed0/data/grpo.json", help="answers are enough")
     parser.add_argument("--out", default="runs/own-exploration")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--prompts", type=int, default=64, help="questions a step")
+    parser.add_argument("--prompts", type=int, default=64, help="questions per step")
     options = parser.parse_args(argv)
 
     model = LatentModel.from_pretrained(options.checkpoint)

@@ -1,4 +1,4 @@
-"""A model of your own, taught to think in latent space: any decoder-only language model of transformers.
+"""Trains your own model to reason in latent space: any decoder-only language model of transformers.
 
 python examples/own_model.py                           # a small random Llama, seconds, no network
 python examples/own_model.py --model Qwen/Qwen3-0.6B   # or a folder
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dg.add_latent_tokens(model, tokenizer)  # Coconut's three; the embeddings grow
     latent = dg.LatentModel(model, tokenizer, latent_steps=2)  # thoughts before an answer
     for site in latent.sites.instances(("residual", "heads")):  # where masks can act; Llama has no dropout modules
-        print(f"{site.name:20} {site.count} factors a rollout")
+        print(f"{site.name:20} {site.count} factors per rollout")
 
     e = options.epochs
     curriculum = dg.CurriculumConfig(c_thought=1, max_latent_stage=2, cot_epochs=e, epochs_per_stage=e, final_epochs=e)

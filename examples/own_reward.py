@@ -1,4 +1,4 @@
-"""GRPO with a reward of your own: the right number earns 1, a neighbour of it 0.2, and no number -0.1.
+"""GRPO with your own reward: 1 for the right number, 0.2 for an adjacent number, -0.1 for no number.
 
     make demo && python examples/own_reward.py            # from the demo's Coconut, on the demo's problems
     python examples/own_reward.py --checkpoint CHECKPOINT --problems problems.json --steps 300
@@ -31,13 +31,13 @@ def near_miss(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Post-train a checkpoint and show what it says."""
+    """Post-train a checkpoint and print some of its answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="runs/demo-seed0/checkpoints/coconut")
     parser.add_argument("--problems", default="runs/demo-seed0/data/grpo.json", help="answers are enough")
     parser.add_argument("--out", default="runs/own-reward")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--prompts", type=int, default=64, help="questions a step")
+    parser.add_argument("--prompts", type=int, default=64, help="questions per step")
     options = parser.parse_args(argv)
 
     model = LatentModel.from_pretrained(options.checkpoint)

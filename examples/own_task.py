@@ -1,8 +1,9 @@
-"""A task of your own: a function that makes problems, Coconut's curriculum from scratch, then Dropout-GRPO.
+"""Your own task: a function that makes problems, Coconut's curriculum from scratch, then Dropout-GRPO.
 
     python examples/own_task.py        # about two minutes
 
-A ball is under one of four cups, swapped three times; a step says where it is after a swap. Few problems have steps.
+A ball is under one of four cups, which are swapped three times. Each step says where the ball is after a swap. Only a
+part of the problems has steps.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import dropout_grpo as dg
 
 
 def cups(seed: int, count: int) -> list[dg.Problem]:
-    """The first problems of an endless stream."""
+    """The first ``count`` problems of the stream with this seed."""
     rng, problems = random.Random(seed), []
     for i in range(count):
         place, steps = rng.randint(1, 4), []

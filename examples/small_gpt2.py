@@ -19,7 +19,7 @@ EOS = "<|endoftext|>"  # GPT-2's
 
 
 def bpe_tokenizer(problems: Sequence[dg.Problem], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as GPT-2's: any text can be read and written, whatever the file it was learnt from."""
+    """Byte-level BPE, as in GPT-2: it encodes and decodes any text, also text unlike the file it was learnt from."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -23,8 +23,8 @@ KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploratio
         ),
         (
             "Parser key \"files\":\n  Expected a <class 'list'>. Got value: [hf:x@train[:20],a.json]",
-            "--files [hf:x@train[:20],a.json]: it must be a list such as [a,b]; an entry with brackets of its own "
-            "stands in quotes: ['a[:9]',b].",
+            "--files [hf:x@train[:20],a.json]: it must be a list such as [a,b]; put an entry that contains "
+            "brackets in quotes: ['a[:9]',b].",
         ),
         (
             "Parser key \"exploration.kind\":\n  Expected a typing.Literal['shared_dropout', 'none']. Got value: nome",

@@ -77,7 +77,7 @@ def test_a_class_of_ones_own_by_its_path(own: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("halves", {}, r"exploration\.kind halves: it must be one of shared_dropout, .*, or a class of your own"),
+        ("halves", {}, r"exploration\.kind halves: it must be one of shared_dropout, .*, or your own class"),
         ("shared_dropuot", {}, r"\(did you mean 'shared_dropout'\?\)"),
         ("{own}:Halfs", {}, r"kind '.*own\.py:Halfs': .*own\.py has no class 'Halfs'; it has: .*Halves"),
         ("nowhere.py:Halves", {}, r"no such file: nowhere\.py; the path is relative to the working folder"),

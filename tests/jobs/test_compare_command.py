@@ -64,7 +64,7 @@ def test_the_text_lists_wins_and_losses(tmp_path: Path) -> None:
         "a.json  (n = 5)",
         "A 40.0 %, B 60.0 %",
         f"B - A       +20.0 points, 95 % interval [{lo:+.1f}, {hi:+.1f}] (Newcombe, paired)",
-        "B alone is right on 2, A alone on 1; exact McNemar test p = 1",
+        "only B is right on 2, only A on 1; exact McNemar test p = 1",
         "won: B right, A wrong\n    1  How many is 1 ?\n        right answer 1  A: oops  B: ### 1\n    2  ",
         "lost: A right, B wrong\n    3  How many is 3 ?\n        right answer 3  A: ### 3  B: oops",
         "b.json  (n = 1)",
@@ -138,6 +138,6 @@ def test_two_checkpoints_through_the_command_line(tmp_path: Path, capfd: pytest.
     assert [(c["wins"], c["losses"]) for c in found["comparisons"]] == [(3, 0), (1, 0)]
     assert [p["id"] for p in found["comparisons"][0]["won"]] == [0, 2, 4]
     assert main(["compare", *map(str, runs)]) == 0
-    assert "B alone is right on 3, A alone on 0; exact McNemar test p = 0.25" in capfd.readouterr().out
+    assert "only B is right on 3, only A on 0; exact McNemar test p = 0.25" in capfd.readouterr().out
     assert main(["compare", str(runs[0]), str(tmp_path)]) == 2
     assert "holds no samples.jsonl" in capfd.readouterr().err

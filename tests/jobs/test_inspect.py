@@ -105,8 +105,8 @@ def test_the_text_says_what_the_json_says(latent: Path, capsys: pytest.CaptureFi
         "one copy, shared by the rollouts of a group",
         "site heads       input of layers.0-1.self_attn.o_proj: width 16 in 4 heads, 2 places, 8 bits",
         "site thought     the vector fed back: width 16, 1 place, 16 bits",
-        "64 Bernoulli bits a rollout on the default site, residual",
-        "8 bytes a rollout",
+        "64 Bernoulli bits per rollout on the default site, residual",
+        "8 bytes per rollout",
     ):
         assert line in text
 

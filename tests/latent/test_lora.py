@@ -176,10 +176,10 @@ def test_an_adapter_that_is_there_is_trained_further_or_refused(tmp_path: Path) 
 
 
 def test_a_base_that_cannot_be_loaded_again_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"GPT2LMHeadModel is no plain Hugging Face folder"):
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel is not a plain Hugging Face folder"):
         add_lora(tiny_latent(), LORA, seed=0)
     tiny_lora(tmp_path).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"adapter is no plain Hugging Face folder"):
+    with pytest.raises(UserError, match=r"adapter is not a plain Hugging Face folder"):
         add_lora(LatentModel.from_pretrained(tmp_path / "adapter", merge=True), LORA, seed=0)
 
 

@@ -218,7 +218,7 @@ def test_the_numbers_of_an_evaluation(tmp_path: Path) -> None:
         ["b.json", "20", "5.0 %", "", "–", "–", "–"],
     ]
     assert page.tables["Length of the plain answers, and time"] == [
-        ["file", "tokens an answer", "cut off", "time", "problems a second"],
+        ["file", "tokens per answer", "cut off", "time", "problems per second"],
         ["a.json", "4.2", "1.2 %", "1 min 11 s", "21.1"],
     ]
     assert page.labels() == []

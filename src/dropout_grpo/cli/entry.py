@@ -10,7 +10,7 @@ def entry() -> int:
     """Run the command line as a program; returns the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    from dropout_grpo.cli.main import main  # which has handlers of its own while a command runs
+    from dropout_grpo.cli.main import main  # it has its own handlers while a command runs
 
     return main()
 

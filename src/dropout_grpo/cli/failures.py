@@ -39,6 +39,6 @@ def describe(error: BaseException) -> str | None:
 def _is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
-    from dropout_grpo.training.memory import is_out_of_memory  # imports torch, as whatever raised this has done
+    from dropout_grpo.training.memory import is_out_of_memory  # imports torch, which is already imported in this case
 
     return is_out_of_memory(error)

@@ -28,7 +28,7 @@ def explain(message: str, known: Collection[str]) -> str:
         known: names of the command's options, without dashes, to suggest from.
 
     Returns:
-        The message in plain words, with a suggestion for an unknown option. An unknown message stays as it is.
+        The message in plain words, with a suggestion for an unknown option. An unknown message is returned unchanged.
     """
     if section := re.match(r"""Parser key "([\w.]+)":\s*Unable to load config ['"](.*?)['"]""", message, re.DOTALL):
         return f"--{section[1]} {section[2]}: it must be options with values, such as {{seed: 1}}, or a YAML file."
@@ -64,7 +64,7 @@ def _wrong_value(option: str, what: str) -> str | None:
     if choices := re.search(r"Literal\[(.*?)\]", what):
         names = tuple(re.findall(r"'([^']+)'", choices[1]))
         return f"--{option} {given[1]}: it must be one of {', '.join(names)}{nearest(given[1], names)}."
-    quotes = "; an entry with brackets of its own stands in quotes: ['a[:9]',b]" if given[1].count("[") > 1 else ""
+    quotes = "; put an entry that contains brackets in quotes: ['a[:9]',b]" if given[1].count("[") > 1 else ""
     return f"--{option} {given[1]}: it must be {' or '.join(dict.fromkeys(types))}{quotes}." if types else None
 
 

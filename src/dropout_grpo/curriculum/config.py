@@ -17,7 +17,7 @@ class CurriculumConfig:
         max_latent_stage: steps that become thoughts; the full latent block has c_thought times as many thoughts.
         cot_epochs: epochs of stage 0, which has all steps in words.
         epochs_per_stage: epochs of each latent stage.
-        final_epochs: epochs of the final stage, answers alone.
+        final_epochs: epochs of the final stage, which has only answers.
         uniform_prob: probability that a problem is shown as in a random stage instead of the current one: one of 0
             to its number of steps, as in Coconut.
         thoughts_predict: also train the hidden states that are fed back, in this stage or the next: each predicts the

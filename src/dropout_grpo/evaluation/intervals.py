@@ -32,7 +32,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     as many yes-or-no trials as would leave the mean as uncertain as it is. It is known from surveys, where s^2
     comes from the design (Franco et al. 2019, "Comparative study of confidence intervals for proportions in complex
     sample surveys"). For values 0 and 1 it is Wilson's interval itself; for many problems it is m +- z s / sqrt(n).
-    Where all problems have the same value s^2 says nothing, and n stands in: no measure in [0, 1] needs more.
+    If all problems have the same value, s^2 is 0 and the sample size is n, which suffices for any measure in [0, 1].
     """
     n = len(values)
     if n == 0:

@@ -31,7 +31,7 @@ def pass_at_k_curves(n: int, corrects: Sequence[int]) -> list[list[float]]:
 def majority_vote(votes: Sequence[str | None]) -> str | None:
     """The most frequent answer, or None if there is none.
 
-    None stands for a sample without an answer, which does not vote. The earliest of tied answers wins.
+    None means a sample without an answer, which does not vote. The earliest of tied answers wins.
     """
     counts = Counter(vote for vote in votes if vote is not None)
     # A Counter keeps the order of first sight, and max returns the first of equals.

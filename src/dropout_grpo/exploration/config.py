@@ -51,6 +51,6 @@ class ExplorationConfig:
         if self.kind not in KINDS and ":" not in self.kind:
             raise UserError(
                 f"exploration.kind {self.kind}: it must be one of {', '.join(KINDS)}"
-                f"{nearest(self.kind, tuple(KINDS))}, or a class of your own: path/to/file.py:Class or "
+                f"{nearest(self.kind, tuple(KINDS))}, or your own class: path/to/file.py:Class or "
                 "package.module:Class."
             )

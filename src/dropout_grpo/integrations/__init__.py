@@ -1,1 +1,1 @@
-"""Backends for other people's tools. Each needs an optional extra and is imported by that tool alone."""
+"""Backends for other tools. Each needs an optional extra and is imported only by its tool."""

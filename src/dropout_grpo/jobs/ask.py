@@ -32,7 +32,7 @@ def ask(
         checkpoint_options: what the checkpoint does not record.
 
     Returns:
-        ``plain``, the plain network's answer; ``masks``, one answer a mask; with masks also ``average``, the model
+        ``plain``, the plain network's answer; ``masks``, one answer per mask; with masks also ``average``, the model
         average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts.
 
     Raises:
@@ -58,7 +58,7 @@ def ask(
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The answers for people, one a line."""
+    """The answers as text, one per line."""
     lines = [("plain", found["plain"].strip())]
     lines += [(f"mask {i}", said.strip()) for i, said in enumerate(found["masks"])]
     if "average" in found:

@@ -16,9 +16,9 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
     """Compare the plain networks of two eval runs file by file, B against A.
 
     Returns:
-        ``a`` and ``b``, the folders, and ``comparisons``, an object a file: ``n``, ``pass@1`` of both, ``difference``
-        (B minus A) with ``ci95`` (Newcombe's paired interval), the exact McNemar test's ``mcnemar_p``, ``wins`` and
-        ``losses`` as counts, and ``won`` and ``lost``, the problems themselves with both answers.
+        ``a`` and ``b``, the folders, and ``comparisons``, one object per file: ``n``, ``pass@1`` of both,
+        ``difference`` (B minus A) with ``ci95`` (Newcombe's paired interval), the exact McNemar test's ``mcnemar_p``,
+        ``wins`` and ``losses`` as counts, and ``won`` and ``lost``, the problems themselves with both answers.
 
     Raises:
         UserError: a folder is not an eval run, or the problems differ.
@@ -76,7 +76,7 @@ def as_text(comparison: dict[str, Any]) -> str:
             f"  pass@1      A {100 * shares['a']:.1f} %, B {100 * shares['b']:.1f} %",
             f"  B - A       {100 * c['difference']:+.1f} points, 95 % interval [{100 * lo:+.1f}, {100 * hi:+.1f}] "
             "(Newcombe, paired)",
-            f"  B alone is right on {c['wins']}, A alone on {c['losses']}; exact McNemar test p = {c['mcnemar_p']:.2g}",
+            f"  only B is right on {c['wins']}, only A on {c['losses']}; exact McNemar test p = {c['mcnemar_p']:.2g}",
             *_listed("won: B right, A wrong", c["won"]),
             *_listed("lost: A right, B wrong", c["lost"]),
         ]

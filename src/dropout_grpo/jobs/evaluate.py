@@ -29,8 +29,8 @@ from dropout_grpo.training.progress import console
 def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: CheckpointOptions) -> dict[str, Any]:
     """Measure a checkpoint; returns ``results.json``.
 
-    Writes to the run folder ``metrics.json`` (all measures with intervals, one object a file), ``samples.jsonl`` (every
-    answer, one line a problem), ``results.json`` (the summary) and the report.
+    Writes to the run folder ``metrics.json`` (all measures with intervals, one object per file), ``samples.jsonl``
+    (every answer, one line per problem), ``results.json`` (the summary) and the report.
 
     Raises:
         UserError: before any question is asked: no file, a file named twice, a bad file, checkpoint or option, a

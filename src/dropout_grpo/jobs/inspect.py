@@ -81,7 +81,7 @@ def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str]
 
 
 def _site_kind(model: LatentModel, kind: str) -> dict[str, Any]:
-    """The sites of one kind: modules, features and factors of each place, Bernoulli bits a rollout."""
+    """The sites of one kind: modules, features and factors of each place, Bernoulli bits per rollout."""
     sites = model.sites.instances((kind,))
     return {
         "kind": kind,
@@ -158,7 +158,7 @@ def as_text(found: dict[str, Any]) -> str:
     """The report for people."""
     ids = ", ".join(f"{token} {number}" for token, number in found["latent_tokens"].items())
     if found["latent_tokens_added"]:
-        ids = f"absent: `dropout-grpo sft` adds them; added here in memory alone as {ids}"
+        ids = f"absent: `dropout-grpo sft` adds them; added here only in memory as {ids}"
     steps = {
         "assumed": f"not recorded: give --latent_steps; the dry run takes {found['latent_steps']}",
         LATENT_CONFIG: f"{found['latent_steps']} an answer, from {LATENT_CONFIG}",
@@ -176,8 +176,8 @@ def as_text(found: dict[str, Any]) -> str:
         ("prompt", prompt),
         *((f"site {site['kind']}", _site_line(site)) for site in found["sites"]),
         *((f"site {kind}", f"none, because {why}") for kind, why in found["sites_lacking"].items()),
-        ("masks", f"{default['bits']:,} Bernoulli bits a rollout on the default site, {default['kind']}"),
-        ("stored", f"{found['seed_bytes']} bytes a rollout, the seed that the masks are a function of"),
+        ("masks", f"{default['bits']:,} Bernoulli bits per rollout on the default site, {default['kind']}"),
+        ("stored", f"{found['seed_bytes']} bytes per rollout, the seed from which the masks are drawn"),
         ("dry run", f"{len(dry['rollouts'])} rollouts, {dry['prompt_tokens']} prompt tokens, {dry['exploration']}"),
         ("", seconds),
         ("", f"rollout and replay differ by {dry['logprob_difference']:.1e} at most in a token's log-probability"),

@@ -125,7 +125,7 @@ class Session:
 
     @property
     def bf16(self) -> bool:
-        """Are matrix products computed in bf16?"""
+        """Whether matrix products are computed in bf16."""
         assert self.recipe.bf16 is not None, "the recipe is not settled"
         return self.recipe.bf16
 

@@ -156,7 +156,7 @@ def _few(data: DataConfig, small: DataConfig, split: str) -> list[Problem]:
 
 
 def _mixed(data: DataConfig, small: DataConfig, folder: Path) -> tuple[WeightedSource, ...]:
-    """The sources of a mixture, each with a few problems in a file of its own."""
+    """The sources of a mixture, each with a few problems in a separate file."""
     assert isinstance(data.grpo, tuple)
     sources = []
     for i, part in enumerate(data.grpo):

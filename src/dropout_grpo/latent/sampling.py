@@ -53,7 +53,7 @@ class Greedy:
 class Sampled:
     """A sample at a temperature: the inverse distribution function at a uniform number determined by the row's seed.
 
-    The token is a function of (seed, position, probabilities) alone, so a rollout does not depend on its batch.
+    The token depends only on (seed, position, probabilities), so a rollout does not depend on its batch.
     """
 
     def __init__(self, seeds: Tensor, temperature: float) -> None:

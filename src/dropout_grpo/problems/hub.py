@@ -40,5 +40,5 @@ def dataset_records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{source}, record {number}", row
     except UserError:
         raise
-    except Exception as error:  # a script, a dataset card, any file in it: each package has errors of its own
+    except Exception as error:  # a script, a dataset card, any file in it: each package raises its own exceptions
         raise UserError(f"{source}: the dataset cannot be loaded: {type(error).__name__}: {error}") from error

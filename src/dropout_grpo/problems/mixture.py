@@ -22,7 +22,7 @@ class Mixture(list[Problem]):
         weights: summing to 1.
 
     Raises:
-        UserError: a source is empty, or the weights are not one positive number a source.
+        UserError: a source is empty, or the weights are not one positive number per source.
     """
 
     def __init__(self, sources: Sequence[Sequence[Problem]], weights: Sequence[float]) -> None:

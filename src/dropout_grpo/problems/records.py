@@ -91,7 +91,7 @@ def _steps(record: Mapping[str, Any], where: str, columns: Columns, *, required:
         marks, rest = split_marks(steps)
         if rest:
             raise UserError(
-                f"{where}: field {name!r} must be a list of strings, or calculator marks <<..>> alone, "
+                f"{where}: field {name!r} must be a list of strings, or a text of calculator marks <<..>>, "
                 f"found {described(steps)}"
             )
         return tuple(marks)

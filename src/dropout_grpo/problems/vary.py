@@ -92,7 +92,7 @@ class Chain:
 def vary(problems: Sequence[Problem], copies: int, *, seed: int) -> list[Problem]:
     """Up to ``copies`` variations of every problem that can be varied, in the problems' order.
 
-    A problem's variations depend on the seed and on the problem alone, differ from it and from each other, and are
+    A problem's variations depend only on the seed and the problem, differ from it and from each other, and are
     numbered from 0 with those of the others. Its other columns are kept.
 
     Args:
@@ -223,7 +223,7 @@ def _drawn(value: int, draw: random.Random) -> int:
 
 
 def _same_kind(new: Fraction, old: Fraction) -> bool:
-    """Is a result natural where the old one was: of the same sign, whole if that was, else of at most two decimals?"""
+    """Whether a result is of the old one's kind: same sign, and whole if the old one was, else at most two decimals."""
     if (new > 0) != (old > 0) or (new == 0) != (old == 0) or abs(new) > _LARGEST:
         return False
     return new.denominator == 1 if old.denominator == 1 else (new * 100).denominator == 1
@@ -246,7 +246,7 @@ def _constants(question: str) -> set[Fraction]:
 
 
 def _parsed(expression: str) -> ast.expr | None:
-    """The expression's tree. Nothing is executed; a mark's characters allow numbers and arithmetic alone."""
+    """The expression's tree. Nothing is executed; a mark's characters allow only numbers and arithmetic."""
     try:
         return ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

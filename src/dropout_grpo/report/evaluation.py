@@ -86,7 +86,7 @@ def _cost(evaluations: Mapping[str, Record]) -> str:
         if length is not None and seconds is not None and speed is not None:
             file = str(record.get("file", ""))
             rows.append([file, f"{length:.1f}", markup.percent(cut), markup.duration(seconds), f"{speed:,.1f}"])
-    header = ["file", "tokens an answer", "cut off", "time", "problems a second"]
+    header = ["file", "tokens per answer", "cut off", "time", "problems per second"]
     return markup.table("Length of the plain answers, and time", header, rows) if rows else ""
 
 

@@ -16,7 +16,7 @@ _FIRST = ("baseline", "grpo", "dropout_grpo", "temperature_only")
 
 
 def label(name: str) -> str:
-    """The name for the reader; one that is not known is shown as it is."""
+    """The name that the report shows; an unknown name is shown unchanged."""
     return _LABELS.get(name, name)
 
 

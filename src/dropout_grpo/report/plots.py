@@ -1,4 +1,4 @@
-"""The figures of the report. Each function returns a Figure of its own; pyplot is never touched."""
+"""The figures of the report. Each function returns a new Figure; pyplot is not used."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dropout_grpo.report.series import Series, running_mean
 from dropout_grpo.report.svg import ARM_COLOURS, INK, MUTED, RULE, STYLE
 
 SIZE = (5.6, 3.2)  # inches of 72 SVG units: a text of 12 units stays legible on a phone
-_DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))  # told apart without colour
+_DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))  # distinguishable without colour
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ _MEANINGS = {
 
 
 def headline(run: Run) -> str:
-    """Baseline to Dropout-GRPO in large type with the intervals beside; empty unless the run has both."""
+    """Baseline to Dropout-GRPO in large type, next to the intervals; empty unless the run has both."""
     scores = arm_scores(run)
     if not {"baseline", "dropout_grpo"} <= scores.keys():
         return ""

@@ -88,7 +88,7 @@ def grpo_section(run: Run) -> str:
     ]
     return _section(
         "Reinforcement learning",
-        "GRPO on questions with answers alone. Lines are running means of the faint values behind them.",
+        "GRPO on questions with answers, without steps. Lines are running means of the faint values behind them.",
         plots,
     )
 

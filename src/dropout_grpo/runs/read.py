@@ -171,7 +171,7 @@ def _float(value: float, key: str, place: str) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise UserError(f"{place}: {key!r} has {len(str(value))} digits, which is no measured value") from error
+        raise UserError(f"{place}: {key!r} has {len(str(value))} digits and cannot be a measured value") from error
 
 
 def _is_number(value: object) -> bool:

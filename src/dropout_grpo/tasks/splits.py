@@ -1,7 +1,7 @@
 """Splits of generated problems. A question can occur in one split only.
 
-The hash of its text assigns a question to a split, whatever the seed, the counts and the settings. So splits never
-overlap, not even those of two runs. Each split has a random stream of its own: a larger count appends problems to that
+The hash of its text assigns a question to a split, for any seed, counts and settings. So splits never overlap, not even
+those of two runs. Each split has a separate random stream: a larger count appends problems to that
 split and changes nothing else.
 """
 

@@ -63,7 +63,7 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def words_of(problems: Iterable[Problem]) -> list[str]:
-    """The vocabulary of a task of your own: every word of its questions, steps and answers, sorted."""
+    """The vocabulary of your own task: every word of its questions, steps and answers, sorted."""
     backend = word_tokenizer([]).backend_tokenizer
     words: set[str] = set()
     for problem in problems:

@@ -1,4 +1,4 @@
-"""Trains some of a model's weights and leaves the others as they are."""
+"""Trains some of a model's weights and keeps the others unchanged."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from dropout_grpo.errors import UserError, nearest
 from dropout_grpo.latent.model import LatentModel
 
 VALUE_WEIGHTS = "value_weights"
-"""A pattern that stands for W_V of every layer, whatever the architecture calls it."""
+"""A pattern for W_V of every layer, under any architecture's name for it."""
 
 
 def trained_weights(model: LatentModel, patterns: Sequence[str]) -> dict[str, Tensor | None]:
-    """The parameters that ``patterns`` choose.
+    """The parameters selected by ``patterns``.
 
     Args:
         model: its parameters have the names of the Hugging Face model, such as ``transformer.h.0.attn.c_attn.weight``.
@@ -65,7 +65,7 @@ def _value_weights(model: LatentModel, names: dict[str, nn.Parameter]) -> dict[s
 
 
 def check_trained(model: LatentModel, patterns: Sequence[str] | None, *, weight_decay: float, fsdp: bool) -> None:
-    """Refuses what ``only_trained`` cannot do exactly.
+    """Check that ``only_trained`` can train the selected parameters exactly.
 
     Raises:
         UserError: as ``trained_weights``; or with FSDP, or with weight decay where a part of a matrix is trained.

@@ -68,7 +68,7 @@ def _arm(name: str, work: Workload, job: Job, seconds: Seconds, engine: float, a
 
 
 def _peak(work: Workload, job: Job, engine: float, rate: Rate) -> dict[str, float]:
-    """FLOP/s of matrix products alone at the engine's shapes, and the share of it that the engine reaches."""
+    """FLOP/s of only matrix products at the engine's shapes, and the share of it that the engine reaches."""
     shape, phases = work.networks.shape, arms.phases(arms.ENGINE, work, job)
     seconds = seconds_at_peak(shape, phases, rate)
     return {

@@ -86,7 +86,7 @@ def work(result: Result) -> str:
 
 
 def peak(result: Result) -> str:
-    """The engine's rate against that of its matrix products alone."""
+    """The engine's rate compared with that of its matrix products only."""
     columns = ["job", "K", "engine, GFLOP/s", "matrix products alone, GFLOP/s", "share"]
     rows = [
         [

@@ -217,7 +217,7 @@ class Workload:
 
     @cached_property
     def plain_trainer(self) -> GRPOTrainer:
-        """The trainer of the plain way. It has micro-batches of its own, in case one trainer must halve them."""
+        """The trainer of the plain way. It has separate micro-batches, in case one trainer must halve them."""
         return self._trainer()
 
     @cached_property

@@ -15,7 +15,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     Args:
         columns: headings.
-        rows: values; numbers are shortened by ``number``, text stays as it is.
+        rows: values; numbers are shortened by ``number``, text is not changed.
     """
     texts = [[number(value) for value in row] for row in rows]
     right = [all(_NUMBER.fullmatch(row[i]) or not row[i] for row in texts) for i in range(len(columns))]
@@ -28,7 +28,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def number(value: Any) -> str:
-    """Three significant digits. Rounding errors of exact sums are shown as ``< 1e-10``; text stays as it is."""
+    """Three significant digits. Rounding errors of exact sums are shown as ``< 1e-10``; text is not changed."""
     if value is None:
         return ""
     if not isinstance(value, float):

@@ -1,4 +1,4 @@
-"""What each exploration costs, beside masks on ``residual``: CPU seconds of rollouts and of their update, taking turns.
+"""CPU seconds of rollouts and update with each exploration, in turn, compared with masks on ``residual``.
 
     python -m dropout_grpo.evidence.studies.noise_cost
     python -m dropout_grpo.evidence.studies.noise_cost --questions 16 --repeats 9

@@ -64,7 +64,7 @@ ARMS = {
     "deterministic": "--exploration.kind none --grpo.answers greedy --grpo.max_steps 10",
 }
 ARM_ROUNDS = (("masks-sampled", "temperature"), ("masks-greedy",), ("deterministic",))
-"""Two arms share two cores; what runs alone has both."""
+"""Two arms share two cores; a single command uses both."""
 
 EVALUATED = {"coconut": "sft/checkpoints/coconut", **{arm: f"{arm}/checkpoints/grpo" for arm in list(ARMS)[:3]}}
 WORDS = "--latent_steps 0 --evaluation.num_samples 0 --evaluation.max_new_tokens 110"

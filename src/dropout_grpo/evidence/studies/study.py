@@ -131,9 +131,9 @@ def arithmetic(plan: Plan, workers: int, whole: Plan | None = None) -> str:
         tables.append([name, len(part.runs), f"{seconds:.0f}", hours(seconds), hours(so_far - before)])
         before = so_far
     parts = [
-        table(["run", "seconds a seed", "all seeds"], runs),
+        table(["run", "seconds per seed", "all seeds"], runs),
         "Tables share runs: the last column counts only what no table above it has.",
-        table(["table", "runs a seed", "CPU seconds", "hours alone", "hours it adds"], tables),
+        table(["table", "runs per seed", "CPU seconds", "hours by itself", "hours it adds"], tables),
         f"{seeds} seeds, {plan.core_seconds:.0f} CPU seconds, {hours(plan.core_seconds)} hours on {workers} cores",
     ]
     whole = whole or plan

@@ -52,7 +52,7 @@ SECTIONS = {
     "latent_gradient": "The latent gradient is well defined",
     "collapse": "Without exploration nothing is learned",
 }
-"""The part of a check's id before the dot, and the heading it stands for."""
+"""The part of a check's id before the dot, and its heading."""
 
 
 def run(seed: int = 0, quick: bool = False) -> list[Check]:

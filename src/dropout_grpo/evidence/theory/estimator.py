@@ -1,6 +1,6 @@
 """Mean and variance of a group estimator g = (1/K) sum_k A_k v_k as finite sums.
 
-The K rollouts of a group are independent and A depends on rewards alone. ``from_all_groups`` sums over every group of
+The K rollouts of a group are independent and A depends only on rewards. ``from_all_groups`` sums over every group of
 every atom (a mask and an answer), which n^K limits to K = 2 and 3. ``from_patterns`` sums over the 2^K patterns of
 right and wrong instead: given its reward a rollout is independent of the others, so the first two moments of v given
 the reward are all that is needed, and K = 8 costs 256 terms. Both are exact and take the advantages as a function, so

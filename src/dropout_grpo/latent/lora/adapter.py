@@ -89,7 +89,7 @@ def _base(model: PreTrainedModel) -> str:
     name = str(model.name_or_path)
     if not name or Path(name).is_file() or is_adapter(name):
         raise UserError(
-            f"{name or type(model).__name__} is no plain Hugging Face folder, and an adapter needs one to be loaded "
+            f"{name or type(model).__name__} is not a plain Hugging Face folder, and an adapter needs one to be loaded "
             "with again: write the model to a folder with save_pretrained, and start from there."
         )
     return str(Path(name).resolve()) if Path(name).is_dir() else name
