@@ -148,6 +148,7 @@ class Killer:
             log = run.with_suffix(".log")
             argv = [*self.argv, "--run_dir", str(run), "--resume", "true"]
             for _ in range(min(_KILLS_A_RUN, kills - self.tally.kills)):
+                before = len(log.read_text()) if log.is_file() else 0
                 processes, _store = start_all(argv, log, self.processes)
                 victim = processes[self._random.randrange(self.processes)]
                 self._wait(victim, run)
@@ -163,7 +164,9 @@ class Killer:
                     break
                 assert victim.exitcode == -9, log.read_text()[-2000:]
                 if self.processes > 1:
-                    self._check_survivors([p for p in processes if p is not victim], time.monotonic() - killed, log)
+                    self._check_survivors(
+                        [p for p in processes if p is not victim], time.monotonic() - killed, log, before
+                    )
                 self.tally.kills += 1
                 self.tally.while_saving += saving
             finish(argv, log, self.processes)
@@ -173,9 +176,9 @@ class Killer:
                 assert found[name] == expected, f"{run}: {name} differs from the run that was not killed"
         return self.tally
 
-    def _check_survivors(self, survivors: Sequence[BaseProcess], seconds: float, log: Path) -> None:
+    def _check_survivors(self, survivors: Sequence[BaseProcess], seconds: float, log: Path, before: int) -> None:
         """They have ended with a message that names the killed one, unless they had nothing left to do with it."""
-        said = log.read_text()[-2000:]
+        said = log.read_text()[before:]
         assert all(process.exitcode in (0, 1, -9) for process in survivors), said
         self.tally.named += "lost rank" in said
         self.tally.slowest = max(self.tally.slowest, seconds)
