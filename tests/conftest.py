@@ -21,7 +21,7 @@ def known_global_rng() -> None:
 
 @pytest.fixture(autouse=True)
 def known_attention(request: pytest.FixtureRequest) -> Iterator[None]:
-    """On a CPU no test hangs on what a clock says."""
+    """On a CPU no test depends on a clock."""
     if request.node.get_closest_marker("gpu"):
         yield
         return

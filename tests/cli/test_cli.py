@@ -1,4 +1,4 @@
-"""The command line on a user's mistakes, each told before anything is trained; and a whole demo, small and resumed."""
+"""The command line: mistakes of the user are reported before training; a whole small demo runs and resumes."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Messages for wrong options: what a user reads, for messages of jsonargparse by hand and for those it really gives."""
+"""Messages for wrong options, from jsonargparse messages written by hand and from those that it really gives."""
 
 from pathlib import Path
 

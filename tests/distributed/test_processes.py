@@ -45,7 +45,7 @@ def talk() -> dict[str, Any]:
 
 
 def gradients(rank: int) -> list[torch.Tensor | None]:
-    """Three parameters: all processes have a gradient, rank 1 alone, none; the last one is of another type."""
+    """Three parameters, with gradients in all processes, only in rank 1, and in none; the last has another dtype."""
     shapes = ((2, 3), (4,), (5,), (2,))
     dtypes = (torch.float32, torch.float32, torch.float32, torch.float64)
     parameters = [torch.nn.Parameter(torch.zeros(s, dtype=d)) for s, d in zip(shapes, dtypes, strict=True)]

@@ -97,7 +97,7 @@ def test_each_group_sees_its_own_prompt() -> None:
 
 
 def test_padding_of_a_prompt_is_never_seen() -> None:
-    """Whatever stands in the keys and values of padding, even NaN-free nonsense, changes no output and no gradient."""
+    """Arbitrary finite keys and values of padding change no output and no gradient."""
     query, key, value, prefix_key, prefix_value = tensors(
         (6, H, 2, E), (6, 2, T, E), (6, 2, T, E), (G, 2, S, E), (G, 2, S, E)
     )

@@ -58,7 +58,7 @@ def test_variants_equal_the_oracle(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", VARIANTS)
 @both_caches
 def test_variants_under_masks_of_what_is_read_equal_the_oracle(kind: str, copy_prompts: bool) -> None:
-    """Values and attention weights; a model that keeps its own attention has values alone."""
+    """Values and attention weights; a model that keeps its own attention has only values."""
     masks = READING_VALUES if kind in KEEPS_ITS_ATTENTION else READING
     model, plain = latent_model(kind, latent_steps=4, copy_prompts=copy_prompts), oracle_model(kind)
     assert ("attention_weights" in model.sites.lacking) == (kind in KEEPS_ITS_ATTENTION)

@@ -1,4 +1,4 @@
-"""CUDA graphs of thinking and answering, beside the steps launched one by one. Run with ``pytest -m gpu``.
+"""CUDA graphs of thinking and answering, compared with running step by step. Run with ``pytest -m gpu``.
 
 What of this can be seen on a CPU is in test_static.py and test_graphs.py.
 """

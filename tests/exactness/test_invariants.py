@@ -1,4 +1,4 @@
-"""The design's invariants, each a statement about the engine alone. (That batches are rows: ``test_batching``.)"""
+"""The invariants of the design, each a statement about the engine only. ``test_batching`` has those on batches."""
 
 import copy
 

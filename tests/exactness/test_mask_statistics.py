@@ -87,7 +87,7 @@ def test_features_sites_seeds_and_steps_are_independent(seeds: Tensor, draw: obj
 
 @every_direction
 def test_the_patterns_notice_a_weak_generator(draw: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A multiplication alone, as in a linear congruential generator, never brings high bits down."""
+    """Only a multiplication, as in a linear congruential generator, which never moves high bits to low ones."""
     monkeypatch.setattr(generator, "mix", lambda z: z * generator.as_int64(generator._GAMMA))
     assert joint(draw(SEEDS["high bits only"], 0.5, 8), 0.5) < UNLIKELY  # type: ignore[operator]
 

@@ -55,7 +55,7 @@ def built(model_type: str, **more: Any) -> tuple[PreTrainedModel, Any]:
 
 
 def assert_equals_own_forward(latent: LatentModel, plain: PreTrainedModel) -> None:
-    """Two questions in one left-padded batch, two rollouts each, beside the oracle alone, to float32's rounding."""
+    """Two questions in one left-padded batch, two rollouts each, equal the oracle row by row, to float32's rounding."""
     rows, answer = latent.encode_rows(QUESTIONS), [5, 6]
     with torch.no_grad():
         state = latent.think(latent.read(*latent.pad(rows)).repeat(2), 2)

@@ -1,4 +1,4 @@
-"""Work of a fixed shape, which graphs replay, beside the steps taken one by one: the same tokens and numbers.
+"""Work with a fixed shape, which graphs replay, gives the same tokens and numbers as running step by step.
 
 A shape is worked on in the fixed way from the second time on. Here its blocks are run where a GPU replays graphs of
 them (test_gpu_graphs.py), on the same buffers.
@@ -195,7 +195,7 @@ def test_other_thoughts(thought: str) -> None:
 
 
 class OnDevice(TorchDispatchMode):
-    """Refuses what a CUDA graph cannot record: reading a value back, and copying numbers from the host."""
+    """Raises on operations that a CUDA graph cannot record: reading a value back, and copying numbers from the host."""
 
     READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique")
 

@@ -1,4 +1,4 @@
-"""The library's fast paths beside the oracle: the same tiny weights, prompts, seeds and masks for both.
+"""The library's fast paths and the oracle, with the same tiny weights, prompts, seeds and masks.
 
 The engine runs padded batches with a cache, groups on one copy of their prompt, and masks from tensors of
 seeds. The oracle runs one row at a time with neither padding nor cache, an attention that is not ours, and

@@ -1,4 +1,4 @@
-"""A small run folder, written by hand: what a demo leaves behind, in the fewest records that show it."""
+"""A small run folder written by hand, with the files of a demo and as few records as possible."""
 
 import json
 from pathlib import Path

@@ -10,7 +10,7 @@ from dropout_grpo.latent.fast.static import Answers, Thoughts
 from helpers.engine import ALL_PHASES, ALL_SITES, READING_SITES
 
 OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
-"""Three questions beside ``engine.QUESTIONS``, the longest of them shorter."""
+"""Three questions in addition to ``engine.QUESTIONS``; the longest of them is shorter."""
 HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
 EXPLORATIONS = {
     "none": NoExploration(),

@@ -34,7 +34,7 @@ def digits(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -
 
 
 def constant(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-    """A tenth, which three times over has a mean that is no tenth."""
+    """0.1; in floating point, the mean of three such rewards differs from 0.1."""
     return [0.1] * len(completions)
 
 

@@ -49,7 +49,7 @@ _KILLS_A_RUN = 5
 
 
 def start(argv: Sequence[str], log: Path, place: Mapping[str, str] | None = None) -> BaseProcess:
-    """``dropout-grpo`` in a process of its own, with environment variables."""
+    """``dropout-grpo`` in a separate process, with environment variables."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["dropout_grpo.cli.main", "dropout_grpo.cli.dispatch"])
     process = server.Process(target=_run, args=(list(argv), str(log), dict(place or {})))

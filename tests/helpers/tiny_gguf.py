@@ -44,7 +44,7 @@ _TOP = {
 def write_gguf(
     file: Path, architecture: str, *, tied: bool = True, quantized: bool = True, missing: str | None = None
 ) -> PreTrainedModel:
-    """A file with random weights; returns the model that it stands for, in float32.
+    """Write a file with random weights; return the same model in float32.
 
     Args:
         file: to write.

@@ -1,4 +1,4 @@
-"""``dropout-grpo inspect``, and the two options that say what a published checkpoint does not."""
+"""``dropout-grpo inspect``, and the two options for what a published checkpoint does not record."""
 
 import json
 from pathlib import Path

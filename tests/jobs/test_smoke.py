@@ -24,7 +24,7 @@ NAMES = recipe_names()
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder; temporary folders are made beside it, in ``temporary``."""
+    """An empty working folder; temporary folders are made next to it, in ``temporary``."""
     (tmp_path / "temporary").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

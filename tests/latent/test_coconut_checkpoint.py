@@ -103,7 +103,7 @@ def test_bf16_weights_load_in_the_dtype_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_plain_folder_with_the_tokens_answers_as_the_model_in_it(tmp_path: Path) -> None:
-    """latent-tts-coconut: a GPT-2 folder, a class of its own in config.json, the tokens, no latent_config.json."""
+    """latent-tts-coconut: a GPT-2 folder, its own class in config.json, the tokens, no latent_config.json."""
     model = trained("gpt2")
     model.save_pretrained(tmp_path)
     tokenizer_of_coconut().save_pretrained(tmp_path)

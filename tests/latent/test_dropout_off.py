@@ -15,7 +15,7 @@ def test_gpt2_and_opt_ship_dropout() -> None:
 
 
 def noisy(model: nn.Module) -> bool:
-    """Does train mode make two passes over the same input differ?"""
+    """Whether two passes over the same input differ in train mode."""
     model.train()
     ids = torch.tensor([[5, 9, 11, 28]])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adapters: no change at first, alone in being trained, masked as one with their layers, gone when they are off."""
+"""Adapters: they change nothing at first, only they are trained, masks apply to them, and they can be switched off."""
 
 import sys
 from dataclasses import replace

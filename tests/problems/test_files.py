@@ -182,7 +182,7 @@ def test_a_wrong_name_of_a_column_is_told_with_those_that_are_there(tmp_path: Pa
 
 
 def test_steps_that_are_one_text_of_calculator_marks(tmp_path: Path) -> None:
-    """As in some copies of GSM8K-Aug; an empty text is no steps."""
+    """As in some copies of GSM8K-Aug; an empty text means no steps."""
     records = [GOOD | {"steps": steps} for steps in ("<<1+1=2>> <<2*2=4>>", "")]
     assert [p.steps for p in load_problems(write(tmp_path, records))] == [("<<1+1=2>>", "<<2*2=4>>"), ()]
 

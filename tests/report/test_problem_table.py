@@ -1,4 +1,4 @@
-"""The table of all problems and the page that compares runs: data, policy, and what a real browser shows."""
+"""The table of all problems and the page that compares runs: data, policy, and the view in a real browser."""
 
 import json
 import re

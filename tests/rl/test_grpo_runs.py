@@ -148,7 +148,7 @@ def test_resuming_what_never_began_starts_it(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def probe(model: LatentModel) -> Tensor:
-    """Log-probs of fixed answers: what a model says, whichever of equal parametrisations it has."""
+    """Log-probs of fixed answers, which do not depend on the parametrisation of a model."""
     state = model.think(model.read(*model.encode(["Ann has 3 ?", "Ann has 4"])), 2)
     return model.score(state, torch.tensor([[5, 6, 1], [7, 8, 9]]))
 

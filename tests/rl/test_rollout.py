@@ -1,4 +1,4 @@
-"""Groups of rollouts: who shares what, whose mask is whose, and what a replay gives back."""
+"""Groups of rollouts: shared prompts, the mask of each rollout, and the results of a replay."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Dynamic sampling: which groups make the update, what they are divided by, and what a step may depend on."""
+"""Dynamic sampling: the groups that the update uses, their normalisation, and what a step may depend on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ ID_OF = {problem.question: problem.id for problem in PROBLEMS}
 
 
 def mixed_only(places: Sequence[int], asked: list[list[int]]) -> Callable[..., list[float | None]]:
-    """A reward that differs within the groups of these problems alone; ``asked`` gets the problems of each batch."""
+    """A reward that differs only within the groups of these problems; ``asked`` gets the problems of each batch."""
 
     def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         asked.append([ID_OF[prompt] for prompt in prompts[::4]])

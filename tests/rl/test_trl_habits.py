@@ -67,7 +67,7 @@ def test_without_an_eval_dataset_there_is_nothing_to_evaluate(tmp_path: Path) ->
 
 
 class Watching(TrainerCallback):
-    """Writes down what it is called with, and does what it is told at a step."""
+    """Records its calls, and sets the given control flags at a step."""
 
     def __init__(self, **asked: int) -> None:
         self.events: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""ProsQA: every question is solved from its words alone, and the graphs are like the published ones."""
+"""ProsQA: every question can be solved from its text, and the graphs are like the published ones."""
 
 import json
 import re

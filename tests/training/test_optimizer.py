@@ -1,4 +1,4 @@
-"""The schedule's rates, what decays, how a gradient is clipped, and what a non-finite one must not change."""
+"""The schedule's rates, weight decay, gradient clipping, and that a non-finite gradient changes nothing."""
 
 import math
 

@@ -10,7 +10,7 @@ from dropout_grpo.training.progress import Bar
 
 
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock that advances only when the test sets it."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -47,7 +47,7 @@ def test_nothing_is_set_once_torch_is_imported_or_against_the_user(monkeypatch: 
 
 @pytest.mark.slow
 def test_a_busy_process_slows_products_in_proportion() -> None:
-    """Two threads, of which one shares its core with a loop: at most three times the time alone; by default ten."""
+    """If one of two threads shares its core with a busy loop, the time is at most tripled; by default tenfold."""
     alone = min(seconds("asleep") for _ in range(3))
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:

@@ -16,7 +16,7 @@ from dropout_grpo.report.names import label
 from dropout_grpo.runs.read import Record
 
 MOST_BYTES = 2_000_000
-"""Of the data of all problems; the rest of a page is below 1 MB, so a report stays below 3 MB."""
+"""Maximum size of the data of all problems; the rest of a page is below 1 MB, so a report stays below 3 MB."""
 
 SCRIPT = """
 "use strict";
@@ -100,7 +100,7 @@ draw();
 """
 
 SCRIPT_HASH = f"sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}"
-"""What the page's policy allows."""
+"""The hash of the script, which the page's policy allows."""
 
 
 def problems_section(runs: Mapping[str, Sequence[Record]]) -> str:

@@ -1,8 +1,8 @@
-"""How threads wait for each other: asleep, so that a busy machine slows a computation in proportion and no more.
+"""Makes waiting threads sleep, so that on a busy machine a computation slows down only in proportion to the load.
 
-A product on several threads ends when the last thread does. By default the threads of OpenMP wait in a loop for up to
-milliseconds. If another process holds one core, a thread waits there for its turn while the other one fills its own
-core with waiting, thousands of times a second. docs/performance.md has the figures.
+A product on several threads ends when the last thread ends. By default the threads of OpenMP wait in a busy loop for up
+to milliseconds. If another process uses one core, one thread waits for this core while the other one keeps its own core
+busy with waiting, thousands of times per second. docs/performance.md has the measurements.
 """
 
 import os

@@ -19,12 +19,13 @@ def trained_weights(model: LatentModel, patterns: Sequence[str]) -> dict[str, Te
     """The parameters selected by ``patterns``.
 
     Args:
-        model: its parameters have the names of the Hugging Face model, such as ``transformer.h.0.attn.c_attn.weight``.
-        patterns: with the wildcards of a shell, such as ``*.v_proj.weight``; or ``value_weights``.
+        model: the model; its parameters are named as in the Hugging Face model, such as
+            ``transformer.h.0.attn.c_attn.weight``.
+        patterns: names with shell wildcards, such as ``*.v_proj.weight``; or ``value_weights``.
 
     Returns:
-        By name. None where the whole tensor is trained; else a bool tensor of its shape, True for what is trained
-        (the values' part of a matrix that holds queries and keys too).
+        For each selected parameter, by name, None if the whole tensor is trained, else a bool tensor of its shape that
+        is True for the trained entries (the values' part of a matrix that also holds queries and keys).
 
     Raises:
         UserError: a pattern matches no parameter that is trained, or a layer has no value projection.
@@ -68,7 +69,7 @@ def check_trained(model: LatentModel, patterns: Sequence[str] | None, *, weight_
     """Check that ``only_trained`` can train the selected parameters exactly.
 
     Raises:
-        UserError: as ``trained_weights``; or with FSDP, or with weight decay where a part of a matrix is trained.
+        UserError: see ``trained_weights``; with FSDP; or with weight decay if only a part of a matrix is trained.
     """
     if patterns is None:
         return
@@ -86,10 +87,10 @@ def check_trained(model: LatentModel, patterns: Sequence[str] | None, *, weight_
 
 @contextmanager
 def only_trained(model: LatentModel, patterns: Sequence[str] | None) -> Iterator[None]:
-    """Inside the block only the chosen parameters get gradients; all that were trained before, if ``patterns`` is None.
+    """Inside the block only the selected parameters get gradients; all trainable ones if ``patterns`` is None.
 
-    Where a part of a matrix is chosen, the gradient of the rest is exactly 0. AdamW without weight decay then leaves
-    the rest as it is, bit by bit. The optimiser holds state for the whole matrix, which is 0 for the rest.
+    If only a part of a matrix is selected, the gradient of the rest is exactly 0. AdamW without weight decay then does
+    not change a bit of the rest. The optimiser holds state for the whole matrix, which is 0 for the rest.
     """
     if patterns is None:
         yield

@@ -1,4 +1,4 @@
-"""Every check holds for the library as it is, and fails for a broken variant of the piece that it checks."""
+"""Every check holds for the library, and fails for a broken variant of the part that it checks."""
 
 from dataclasses import replace
 from functools import partial
@@ -197,7 +197,7 @@ def test_without_a_filter_the_questions_are_the_objective(exact):
 
 
 def test_filter_weight_by_hand():
-    """K = 2 keeps c = 1 alone: C(2, 1) J^0 (1 - J)^0 1 / 4 = 1/2 for every J; the share kept is 2 J (1 - J)."""
+    """K = 2 keeps only c = 1: C(2, 1) J^0 (1 - J)^0 1 / 4 = 1/2 for every J; the share kept is 2 J (1 - J)."""
     assert weight(0.3, 2, (0.2, 0.95)) == pytest.approx(0.5)
     assert kept_share(0.3, 2, (0.2, 0.95)) == pytest.approx(0.42)
     assert kept_counts(8, (0.2, 0.95)) == [2, 3, 4, 5, 6, 7]
@@ -237,7 +237,7 @@ def test_collapse_fails_if_anything_is_random(exact, broken):
 
 
 class Forgetful(AverageOverMasks):
-    """Weighs masks by the last token alone, not by all that was said so far."""
+    """Weights masks only by the last token, not by the whole answer so far."""
 
     def after(self, logprob):
         return Forgetful(self.masks, logprob)

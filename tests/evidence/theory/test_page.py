@@ -1,4 +1,4 @@
-"""Tables, figures and the page: made from the checks alone, and up to date."""
+"""Tables, figures and the page are made only from the checks, and are up to date."""
 
 import json
 
