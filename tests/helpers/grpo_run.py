@@ -57,26 +57,36 @@ def steps_of(tmp_path: Path) -> list[dict[str, float]]:
 
 
 class Replays:
-    """Wraps ``replay`` and ``surrogate`` of the trainer's module: the seeds replayed, and what was made of them."""
+    """Wraps ``replay`` and ``surrogate`` of the trainer's module: the seeds replayed, and what was made of them.
+
+    The pass that measures memory before the first update is left out.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seeds: list[list[list[int]]] = []  # of each call with gradient
         self.surrogates: list[dict[str, Any]] = []
         replay, surrogate = trainer_module.replay, trainer_module.surrogate
+        self._measuring, limit = False, GRPOTrainer._limit_micro_batches
+
+        def measured(trainer: GRPOTrainer) -> None:
+            self._measuring = True
+            limit(trainer)
+            self._measuring = False
 
         def watched_replay(model: Any, prompts: Any, seeds: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not self._measuring:
                 self.seeds.append(seeds.tolist())
             return replay(model, prompts, seeds, *args, **kwargs)
 
         def watched_surrogate(logprobs: Tensor, old: Tensor, mask: Tensor, advantages: Tensor, **kwargs: Any) -> Any:
-            self.surrogates.append(
-                {"logprobs": logprobs.detach(), "old": old, "mask": mask, "advantages": advantages, **kwargs}
-            )
+            seen = {"logprobs": logprobs.detach(), "old": old, "mask": mask, "advantages": advantages, **kwargs}
+            if not self._measuring:
+                self.surrogates.append(seen)
             return surrogate(logprobs, old, mask, advantages, **kwargs)
 
         monkeypatch.setattr(trainer_module, "replay", watched_replay)
         monkeypatch.setattr(trainer_module, "surrogate", watched_surrogate)
+        monkeypatch.setattr(GRPOTrainer, "_limit_micro_batches", measured)
 
 
 def talkative() -> LatentModel:
