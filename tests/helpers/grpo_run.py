@@ -66,21 +66,21 @@ class Replays:
         self.seeds: list[list[list[int]]] = []  # of each call with gradient
         self.surrogates: list[dict[str, Any]] = []
         replay, surrogate = trainer_module.replay, trainer_module.surrogate
-        self._measuring, limit = False, GRPOTrainer._limit_micro_batches
+        self.measuring, limit = False, GRPOTrainer._limit_micro_batches
 
         def measured(trainer: GRPOTrainer) -> None:
-            self._measuring = True
+            self.measuring = True
             limit(trainer)
-            self._measuring = False
+            self.measuring = False
 
         def watched_replay(model: Any, prompts: Any, seeds: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if torch.is_grad_enabled() and not self._measuring:
+            if torch.is_grad_enabled() and not self.measuring:
                 self.seeds.append(seeds.tolist())
             return replay(model, prompts, seeds, *args, **kwargs)
 
         def watched_surrogate(logprobs: Tensor, old: Tensor, mask: Tensor, advantages: Tensor, **kwargs: Any) -> Any:
             seen = {"logprobs": logprobs.detach(), "old": old, "mask": mask, "advantages": advantages, **kwargs}
-            if not self._measuring:
+            if not self.measuring:
                 self.surrogates.append(seen)
             return surrogate(logprobs, old, mask, advantages, **kwargs)
 
