@@ -1,4 +1,4 @@
-"""The examples run as they are, with small settings, and are as short as they should be."""
+"""The examples run with small settings, and are short."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ranges of numeric options: what is refused, in which words, and that every numeric option has one."""
+"""Ranges of numeric options: refused values, messages, and that every numeric option has a range."""
 
 import math
 from dataclasses import dataclass, fields, is_dataclass

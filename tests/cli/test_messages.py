@@ -93,7 +93,7 @@ def test_an_option_like_no_other_gets_no_suggestion() -> None:
 def test_the_messages_that_jsonargparse_gives_are_understood(
     words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fails if a new version of jsonargparse words its errors otherwise."""
+    """Fails if a new version of jsonargparse changes the wording of its errors."""
     (tmp_path / "recipe.yaml").write_text("grpo: {max_step: 3}\n")
     assert main(words.format(recipe=tmp_path / "recipe.yaml").split()) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The curriculum: losses against the oracle, what is mixed, what is reset, and runs that go on where they stopped."""
+"""The curriculum: losses against the oracle, stage mixing, resets of the optimiser, and resumed runs."""
 
 import json
 from dataclasses import replace
@@ -274,7 +274,7 @@ def test_stages_are_kept_when_asked_for(tmp_path: Path) -> None:
 
 
 class Stopped(Exception):
-    """The power goes."""
+    """Simulates a power failure."""
 
 
 @pytest.mark.parametrize("reset", [True, False])

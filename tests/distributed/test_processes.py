@@ -110,7 +110,7 @@ def fail_or_wait() -> None:
 
 
 def late_or_wait() -> None:
-    """Rank 1 is alive and does not come."""
+    """Rank 1 is alive and does not respond."""
     if processes.rank() == 1:
         time.sleep(6)
     processes.add_up(1.0)

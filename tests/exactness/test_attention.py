@@ -128,7 +128,7 @@ def test_which_models_share_a_prompt() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prompt_is_never_copied(kind: str) -> None:
-    """What sharing is for: whatever the verbs do, the prompt's tensors are those of its reading."""
+    """The purpose of sharing: no method copies the tensors of the prompt."""
     model = latent_model(kind)
     ids = torch.tensor([[5, 9, 28], [7, 3, 28]])
     state = model.read(ids, torch.ones_like(ids))

@@ -1,4 +1,4 @@
-"""A rollout is a function of its question and its seed: of no neighbour, no padding, no micro-batch and no order."""
+"""A rollout is a function of its question and its seed, independent of other rows, padding, micro-batches and order."""
 
 import pytest
 import torch
@@ -147,7 +147,7 @@ def test_repeat_then_select_is_having_read_those_rows(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
 def test_repeating_early_or_late_is_the_same(kind: str) -> None:
-    """Without noise the rollouts of a group think alike, so it does not matter when they part."""
+    """Without noise the rollouts of a group have the same thoughts, so it does not matter when they are split."""
     model = latent_model(kind)
     state = read(model)
     early = model.score(model.think(state.repeat(4), 3), TOKENS)

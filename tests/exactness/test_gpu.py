@@ -93,7 +93,7 @@ def test_scores_and_gradients_agree(kind: str, exploration: Exploration, dtype: 
 @every_kind
 @every_exploration
 def test_answers_agree(kind: str, exploration: Exploration) -> None:
-    """Greedy and sampled, in float64, where no token hangs on rounding."""
+    """Greedy and sampled, in float64, where no token depends on rounding."""
     here, (there, moved) = latent_model(kind), on_cuda(kind, torch.float64)
     for temperature in (0.0, 1.5):
         options = {"temperature": temperature, "max_completion_length": 8}

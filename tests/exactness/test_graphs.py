@@ -1,4 +1,4 @@
-"""Recorded and replayed is run: on a CPU with a stand-in for CUDA's graphs, which replays the very operations recorded.
+"""Recorded and replayed work equals running it, on a CPU with a stand-in for CUDA graphs that replays the operations.
 
 With CUDA itself: test_gpu_graphs.py.
 """

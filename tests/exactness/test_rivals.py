@@ -1,4 +1,4 @@
-"""Rivals of dropout against the oracle: Gaussian factors, and value projections whose own weights are perturbed."""
+"""Alternatives to dropout against the oracle: Gaussian factors, and perturbed weights of value projections."""
 
 from collections.abc import Callable
 from statistics import NormalDist

@@ -1,4 +1,4 @@
-"""What a model cannot be shown to do at load time, it is not asked to do later."""
+"""The probe at load time: models that fail it are refused or copy their prompts."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def assert_equals_own_forward(latent: LatentModel, plain: PreTrainedModel) -> No
 
 
 def test_an_attention_that_ignores_the_shared_prompt_keeps_its_own() -> None:
-    """Nemotron hands no keyword arguments down: with a shared prompt it answers without having read the question."""
+    """Nemotron does not pass keyword arguments on: with a shared prompt it answers without reading the question."""
     plain, tokenizer = built("nemotron")
     twin, _ = built("nemotron")
     with pytest.warns(UserWarning, match="does not work with a shared prompt"):

@@ -1,4 +1,4 @@
-"""A case of the benchmark that costs milliseconds."""
+"""A case of the benchmark that runs in milliseconds."""
 
 from dataclasses import replace
 from functools import lru_cache

@@ -56,7 +56,7 @@ ALL_SITES = ("residual", "mlp_hidden", "heads", "thought")
 READING_SITES = ("values", "attention_weights")
 """What a position reads from others is masked; of the kinds above only values."""
 POSITIONS = 64
-"""Of all tiny models."""
+"""The dtype of all tiny models."""
 ALL_PHASES = ("prompt", "latent", "answer")
 
 

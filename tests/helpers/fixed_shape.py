@@ -21,7 +21,7 @@ EXPLORATIONS = {
 }
 
 Played = list[tuple[type, int]]
-"""What work was done, and how many blocks of it, each time."""
+"""The works that ran, and the number of blocks of each run."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""GRPO runs that take a fraction of a second, and a look at what they replay."""
+"""GRPO runs that take a fraction of a second, and a record of what they replay."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ def constant(prompts: Sequence[str], completions: Sequence[str], **columns: Any)
 
 
 def alternating(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-    """0 and 1 in turn, whatever was said: every group is mixed."""
+    """0 and 1 in turn for any answers, so that every group is mixed."""
     return [float(i % 2) for i in range(len(completions))]
 
 

@@ -82,7 +82,7 @@ def _run(argv: list[str], log: str, place: dict[str, str]) -> None:
 
 
 def finish(argv: Sequence[str], log: Path, count: int = 1) -> None:
-    """Run to the end, which must be a success, in ``count`` processes."""
+    """Run to the end in ``count`` processes; the run must succeed."""
     processes, _store = start_all(argv, log, count)
     for process in processes:
         process.join()
@@ -90,7 +90,7 @@ def finish(argv: Sequence[str], log: Path, count: int = 1) -> None:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that two equal runs have in common: weights, optimiser, metrics and results, bit for bit, without times."""
+    """All that must be equal in two equal runs: weights, optimiser, metrics and results, bit for bit, without times."""
     command = json.loads((run / "config.json").read_text())["command"]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     results = json.loads((run / "results.json").read_text())
@@ -107,7 +107,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 @dataclass
 class Tally:
-    """What the kills have hit."""
+    """The number of kills of each kind."""
 
     kills: int = 0
     while_saving: int = 0
@@ -141,7 +141,7 @@ class Killer:
         self.expected = outcome(self.folder / "whole")
 
     def kill(self, kills: int) -> Tally:
-        """Kill so many times, half of them while a checkpoint is written, and compare every run at its end."""
+        """Kill the given number of times, every other time while a checkpoint is written; compare all finished runs."""
         while self.tally.kills < kills:
             self.tally.runs += 1
             run = self.folder / f"killed-{self.tally.runs}"

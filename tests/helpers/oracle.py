@@ -157,7 +157,7 @@ ATTENDED = ("values", "attention_weights")
 
 @contextmanager
 def _attention_by(model: PreTrainedModel, attention: Callable[..., Any]) -> Iterator[None]:
-    """Inside, every layer of the model attends by the function."""
+    """Inside the block, every layer of the model uses this attention function."""
     name, before = "oracle", model.config._attn_implementation
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, eager_mask)

@@ -26,7 +26,7 @@ def in_processes(
     may_die: bool = False,
     **options: Any,
 ) -> list[Any]:
-    """``work(*args)`` in ``count`` connected processes; what it returned in each, by rank.
+    """Run ``work(*args)`` in ``count`` connected processes; returns the results by rank.
 
     Args:
         count: number of processes.

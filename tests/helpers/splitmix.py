@@ -1,4 +1,4 @@
-"""The random bits of ``exploration/seeds.py`` once more, in Python's integers: no tensor, no overflow, no sign.
+"""The random bits of ``exploration/seeds.py`` implemented again with Python integers, without tensors or overflow.
 
 SplitMix64 (Steele, Lea and Flood 2014): a state advances by an odd constant and its finaliser is the output.
 The bits of (seed, name, index) are the finaliser of a finalised seed XOR a finalised counter.
@@ -11,7 +11,7 @@ WORD = (1 << 64) - 1  # "& WORD" makes the unsigned low 64 bits of any integer, 
 
 
 def mix(word: int) -> int:
-    """What SplitMix64 puts out from the state ``word``."""
+    """The output of SplitMix64 for the state ``word``."""
     z = (word + GAMMA) & WORD
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
@@ -25,7 +25,7 @@ def bits(seed: int, name: str, index: int) -> int:
 
 
 def dropped(seed: int, name: str, index: int, p: float) -> bool:
-    """Is this feature of this site set to zero? The upper 32 bits, as a fraction of 2**32, against p."""
+    """Whether this feature of this site is set to zero: the upper 32 bits, as a fraction of 2**32, are below p."""
     return bits(seed, name, index) >> 32 < round(p * 2**32)
 
 

@@ -1,4 +1,4 @@
-"""The oracle, checked before anything is checked against it.
+"""Checks of the oracle itself.
 
 Three independent witnesses: a GPT-2 written out by hand, which walks position by position with a cache where
 the oracle runs the whole prefix; weights scaled where activations are masked, on any architecture; finite

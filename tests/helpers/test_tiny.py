@@ -1,4 +1,4 @@
-"""The tiny models and the tiny tokenizer: offline, reproducible, spread out."""
+"""The tiny models and the tiny tokenizer: offline, reproducible, with distinct outputs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models and a tokenizer small enough for proofs, built offline from configs.
+"""Very small models and a tokenizer, built offline from configs.
 
 Every model has 2 layers, width 16, 4 attention heads (2 key/value heads where the architecture groups them),
 an MLP of width 24 and 64 positions. Qwen3 and Gemma have heads of width 8, so that heads x width is not the

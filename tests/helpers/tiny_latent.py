@@ -1,4 +1,4 @@
-"""A latent model that costs milliseconds, and small things to train it on."""
+"""A latent model that runs in milliseconds, and small problems to train it on."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from dropout_grpo.problems.problem import Problem
 from helpers.tiny import tiny_model, tiny_tokenizer
 
 PLAIN_TOKENS = 28
-"""Of the tiny tokenizer; the latent tokens are 28 (start), 29 (end) and 30 (latent), in Coconut's order."""
+"""Size of the tiny tokenizer; the latent tokens are 28 (start), 29 (end) and 30 (latent), in Coconut's order."""
 
 
 def tiny_latent(
@@ -36,7 +36,7 @@ def tiny_latent(
 
 
 def plain_model(kind: str = "gpt2", dtype: torch.dtype = torch.float32, *, seed: int = 0) -> PreTrainedModel:
-    """The weights of ``tiny_latent`` in transformers' own hands, for the oracle."""
+    """The weights of ``tiny_latent`` as a plain transformers model, for the oracle."""
     model = tiny_model(kind, dtype, seed, vocab_size=PLAIN_TOKENS)
     add_latent_tokens(model, tiny_tokenizer())
     return model
@@ -71,7 +71,7 @@ def weights_of(model: LatentModel) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    """Bit for bit."""
+    """Whether all weights are equal, bit for bit."""
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), f"{name} differs"

@@ -1,4 +1,4 @@
-"""Tiny latent models with an adapter, and a look at what they say."""
+"""Tiny latent models with an adapter, and their log-probabilities."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def saved_base(folder: Path, kind: str = "gpt2", *, thought: str = "hidden_state
 
 
 def saved_raw_base(folder: Path, kind: str = "gpt2") -> Path:
-    """A folder of a tiny language model that never heard of latent tokens."""
+    """A folder of a tiny language model without latent tokens."""
     tiny_model(kind, torch.float32, vocab_size=PLAIN_TOKENS).save_pretrained(folder / "raw")
     tiny_tokenizer().save_pretrained(folder / "raw")
     return folder / "raw"

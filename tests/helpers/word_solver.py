@@ -1,4 +1,4 @@
-"""An oracle for the embedded word problems: solves them from their text, knowing nothing of the generator."""
+"""An oracle for the embedded word problems: solves them from their text, independently of the generator."""
 
 import re
 from collections import Counter
@@ -33,7 +33,7 @@ def read_sentence(sentence: str) -> tuple[dict[str, str], str, int]:
 
 
 def solve(question: str) -> tuple[int, list[str]]:
-    """Keep books of everybody's things; return the asked-for number and its changes, as steps.
+    """Track everybody's things; return the number that is asked for and its changes, as steps.
 
     Raises:
         ValueError: a sentence has no single reading, or "are left" leaves open whose things are meant.

@@ -1,4 +1,4 @@
-"""The same small training in any number of processes: what it ends with."""
+"""The same small training in any number of processes."""
 
 import os
 import signal
@@ -102,7 +102,7 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
 
 
 def muon_in_shards(folder: Path) -> str:
-    """What training with Muon and sharded weights says."""
+    """The error message of training with Muon and sharded weights."""
     try:
         train(folder, {"part": "sft", "optimizer": "muon", "fsdp": True})
     except UserError as refused:
@@ -111,7 +111,7 @@ def muon_in_shards(folder: Path) -> str:
 
 
 def answers() -> list[dict[str, Any]]:
-    """What a model says to problems, plain, under masks and on average."""
+    """The answers of a model to problems: plain, under masks and on average."""
     model, config = tiny_latent(dtype=torch.float64), EvaluationConfig(num_samples=3, max_new_tokens=4, batch_size=6)
     answered = answer_problems(model, tiny_problems(7), config, exploration=SharedDropout(0.3), seed=5)
     return [asdict(each) for each in answered]
@@ -146,7 +146,7 @@ def killed(run: Path, case: dict[str, Any]) -> int:
 
 
 def asked_to_stop(run: Path, case: dict[str, Any]) -> int:
-    """Rank 1 alone gets SIGTERM in its second step."""
+    """Only rank 1 gets SIGTERM, in its second step."""
     return train_until(run, case, signal.SIGTERM)
 
 

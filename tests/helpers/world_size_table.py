@@ -22,7 +22,7 @@ from helpers.tiny_latent import tiny_latent
 from helpers.world_size import train, train_all
 
 KEY_BIAS = "c_attn.bias"
-"""Left out in the comparison: the gradient of a key bias is 0 but for rounding, and AdamW makes whole steps of it."""
+"""Left out in the comparison: a key bias has a gradient of 0 up to rounding, which AdamW scales to full steps."""
 
 KINDS: dict[str, dict[str, Any]] = {
     "float64": {},

@@ -125,7 +125,7 @@ def test_an_adapter_from_scratch_is_refused_before_a_run_begins(
 
 
 class Stopped(Exception):
-    """The power goes."""
+    """Simulates a power failure."""
 
 
 def stop(model: LatentModel, *args: int) -> float:

@@ -1,4 +1,4 @@
-"""What a saved folder offers to people without this package: a model card, and ``custom_generate``."""
+"""Files of a saved folder for use without this package: a model card, and ``custom_generate``."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ QUESTIONS = ["Ann has 3 ?", "Ann has 5 ? ? ?"]
 
 
 def transformers_answers(folder: Path, questions: list[str], **options: object) -> list[str]:
-    """Answers in transformers' own hands, all questions in one left-padded batch."""
+    """Answers by transformers' own ``generate``, all questions in one left-padded batch."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

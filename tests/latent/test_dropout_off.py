@@ -1,4 +1,4 @@
-"""A model's own dropout is gone, wherever it keeps it, and train mode brings none back."""
+"""A model's own dropout is switched off everywhere, and train mode does not switch it on."""
 
 import pytest
 import torch

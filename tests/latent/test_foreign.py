@@ -1,4 +1,4 @@
-"""Checkpoints that others have written: malformed, truncated or hostile ones are refused; none of their code runs."""
+"""Checkpoints from other sources: malformed, truncated or hostile ones are refused; none of their code runs."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""GGUF files as starting points: equal weights, the tokenizer kept, plain folders from there on."""
+"""GGUF files as starting points: equal weights, the same tokenizer, and plain folders when saved."""
 
 import json
 from pathlib import Path

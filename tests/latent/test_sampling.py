@@ -1,4 +1,4 @@
-"""How the next token is chosen: by seeds, never against the probabilities, and exactly under the average policy."""
+"""The choice of the next token: by seeds, in agreement with the probabilities, and exactly under the average policy."""
 
 import pytest
 import torch

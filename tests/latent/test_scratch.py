@@ -1,4 +1,4 @@
-"""Models made from nothing, and the vocabulary of a task of one's own."""
+"""Models with random weights, and the vocabulary of a custom task."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is carried from verb to verb: repetition, selection, and the rectangles that finished rows must leave."""
+"""The state of a latent model: repetition, selection, and equal group sizes when rows finish."""
 
 from dataclasses import replace
 from typing import Any

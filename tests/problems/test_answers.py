@@ -1,4 +1,4 @@
-"""Answers: what counts as one, and when two are the same."""
+"""Answers: extraction from completions, and equality."""
 
 import random
 import sys

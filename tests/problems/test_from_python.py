@@ -1,4 +1,4 @@
-"""Datasets given in Python become problems, whatever of the accepted forms they have."""
+"""Datasets given in Python, in all accepted forms, become problems."""
 
 from typing import Any
 

@@ -21,7 +21,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def folder(path: Path, **splits: Sequence[dict[str, Any]]) -> Path:
-    """A dataset of jsonl files, one a split."""
+    """A dataset of jsonl files, one per split."""
     path.mkdir(parents=True)
     for split, rows in splits.items():
         (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -46,7 +46,7 @@ AUG = [
 
 
 def test_gsm8k_as_on_the_hub_parquet_with_configurations(tmp_path: Path) -> None:
-    """openai/gsm8k has a folder of parquet files a configuration, named in the README's front matter."""
+    """openai/gsm8k has a folder of parquet files per configuration, named in the README's front matter."""
     for config, rows in (("main", GSM8K), ("socratic", [{"question": "?", "answer": "#### 1"}])):
         (tmp_path / "gsm8k" / config).mkdir(parents=True)
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "gsm8k" / config / "train-00000-of-00001.parquet")

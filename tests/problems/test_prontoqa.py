@@ -42,7 +42,7 @@ PROBLEM = Problem(
 
 
 def published(*examples: Any) -> dict[str, Any]:
-    """The file of run_experiment.py: an object of examples, each with one for the prompt that is not ours to ask."""
+    """The file of run_experiment.py: an object of examples, each with one more for the prompt, which is not read."""
     shown = {**EXAMPLE, "answer": "True"}
     return {f"example{i}": {"in_context_example0": shown, "test_example": e} for i, e in enumerate(examples, start=1)}
 

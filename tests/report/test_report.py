@@ -1,4 +1,4 @@
-"""The report of a run: its numbers, that it needs nothing else, and that text from files is only text."""
+"""The report of a run: its numbers, that it is self-contained, and that text from files is escaped."""
 
 import re
 from html.parser import HTMLParser

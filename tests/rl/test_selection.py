@@ -121,7 +121,7 @@ def test_questions_of_a_step_do_not_depend_on_how_many_the_step_before_needed(tm
 
 
 class Stopped(Exception):
-    """The power goes."""
+    """Simulates a power failure."""
 
 
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Run folders: never overwritten silently, resumed only as they were started, and readable whenever one looks."""
+"""Run folders: never overwritten silently, resumed only with the same options, and readable at any time."""
 
 import json
 import platform

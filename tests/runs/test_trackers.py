@@ -1,4 +1,4 @@
-"""Trackers get what metrics.jsonl gets, part by part, and are asked for before anything is trained."""
+"""Trackers get the same metrics as metrics.jsonl, part by part, and are checked before training."""
 
 import json
 import sys
@@ -68,7 +68,7 @@ def test_the_curriculum_is_tracked_too(tmp_path: Path) -> None:
 
 
 class Stopped(Exception):
-    """The power goes."""
+    """Simulates a power failure."""
 
 
 def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_the_words_are_those_of_the_published_files() -> None:
 
 
 def test_sentences_are_phrases_of_the_vocabulary() -> None:
-    """Two tokens a fact, three a question, and nothing in the generator's texts that is not in the vocabulary."""
+    """Two tokens per fact, three per question, and all words of the generator's texts are in the vocabulary."""
     assert len(vocabulary()) == len(set(vocabulary())) == 2 * 17 + 4 * 38
     tokenizer = word_tokenizer(vocabulary())
     question = "Every lempus is a zumpus. Tom is a lempus. Is Tom a zumpus or impus?"

@@ -1,4 +1,4 @@
-"""The registry of tasks: an entry is all that a new task needs."""
+"""The registry of tasks: a new task only needs an entry."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The oracle of the word problems: right on a story worked out by hand, and hard to please."""
+"""The oracle of the word problems: right on a story solved by hand, and strict about its input."""
 
 import pytest
 

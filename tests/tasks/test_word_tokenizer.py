@@ -1,4 +1,4 @@
-"""The word-level tokenizer: one id a word, text back as it was, Coconut's layout and special tokens."""
+"""The word-level tokenizer: one id per word, decoding returns the text, Coconut's layout and special tokens."""
 
 from itertools import chain
 from pathlib import Path

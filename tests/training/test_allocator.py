@@ -1,4 +1,4 @@
-"""Memory that was freed is used again: its pages are not fetched from the kernel once more."""
+"""Freed memory is reused without requesting its pages from the kernel again."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""Checkpoints: plain Hugging Face folders that give the same model back, or say clearly why they cannot."""
+"""Checkpoints: plain Hugging Face folders from which the same model is loaded, or a clear error."""
 
 import json
 import shutil
@@ -22,11 +22,11 @@ from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
 
 THOUGHTS = ["hidden_state", "pause", "projection"]
 NO_QWEN2 = [kind for kind in KINDS if kind != "qwen2"]
-"""transformers' AutoTokenizer takes any tokenizer beside a Qwen2 model for Qwen2's own, and the tiny one is not."""
+"""AutoTokenizer loads any tokenizer in the folder of a Qwen2 model as Qwen2's own, and the tiny one is not."""
 
 
 def answers_of(model: LatentModel) -> tuple[Tensor, list[str]]:
-    """Log-probs of an answer after thinking, and what it says to two questions."""
+    """Log-probs of an answer after thinking, and answers to two questions."""
     with torch.no_grad():
         state = model.think(model.read(*model.encode(["Ann has 3", "Bob has 4 ? ?"])), model.latent_steps)
         return model.score(state, torch.tensor([[25, 10, 1]] * 2)), model.answer(["Ann has 3", "Bob ?"], 5)

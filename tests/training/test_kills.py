@@ -101,7 +101,7 @@ def _spin() -> None:
 
 
 def test_the_same_command_beside_a_busy_process_gives_the_same_bits(sft: Killer, tmp_path: Path) -> None:
-    """Nothing is chosen by a clock; here with precision and attention left to the program."""
+    """Nothing is chosen by a timing; here the program chooses precision and attention."""
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("bf16: false\n", ""))
     argv = ["sft", "--recipe", str(tmp_path / "recipe.yaml")]
     finish([*argv, "--run_dir", str(tmp_path / "idle")], tmp_path / "log")

@@ -1,4 +1,4 @@
-"""Micro-batches that do not fit are halved, and what they leave behind is not counted."""
+"""Micro-batches that do not fit are halved, and gradients of failed attempts are discarded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +122,7 @@ def gradients_of(model: LatentModel) -> dict[str, Tensor]:
 
 
 def grpo(tmp_path: Path, groups: int) -> GRPOTrainer:
-    """5 mixed groups of 4, so many of them in a micro-batch."""
+    """5 mixed groups of 4, a given number of them per micro-batch."""
     config = replace(CONFIG, prompts_per_step=5, micro_batch_size=4 * groups, beta=0.1)
     return trainer(tmp_path / str(groups), config, model=tiny_latent(dtype=torch.float64), reward_funcs=[alternating])
 
@@ -293,7 +293,7 @@ def test_what_autograd_keeps_is_counted_by_hand() -> None:
     ("free", "size"), [(None, 64), (10**9, 64), (64 * 150, 64), (64 * 149, 32), (8 * 150, 8), (1, 4)]
 )
 def test_the_size_is_halved_until_it_fits(free: int | None, size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """A row takes 70 bytes, 105 at the peak, and 0.7 of the memory is used: 150 bytes of free memory a row."""
+    """A row takes 70 bytes, 105 at the peak, and 0.7 of the memory is used: 150 bytes of free memory per row."""
     batches = MicroBatches("micro_batch_size", 64)
     batches.limit(70, free, rows=4)
     assert batches.size == size

@@ -1,4 +1,4 @@
-"""bf16 is decided by what the hardware can do, and never by a clock."""
+"""bf16 is chosen by the capabilities of the hardware, never by a timing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Progress on a pipe: a line now and then, with the time that is left, on standard error."""
+"""Progress on a pipe: occasional lines with the remaining time, on standard error."""
 
 import io
 

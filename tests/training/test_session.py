@@ -1,4 +1,4 @@
-"""A resumed run continues from the newest good checkpoint, whatever has happened to the others."""
+"""A resumed run continues from the newest good checkpoint, whatever the state of the others."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 class Stopped(Exception):
-    """The power goes."""
+    """Simulates a power failure."""
 
 
 def run_until(kind: str, run: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Threads that wait asleep: what is set, when, and that a busy process on one core no longer multiplies the time."""
+"""Threads sleep while waiting: the settings, when they apply, and their effect next to a busy process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Training some weights only: the others stay bit for bit, the optimiser knows only those, a stopped run goes on."""
+"""Training some weights only: the others do not change, the optimiser has no state for them, a stopped run resumes."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -55,7 +55,7 @@ def test_smollm2_has_its_published_sizes() -> None:
 
 
 def test_the_design_s_token_forwards() -> None:
-    """60 prompt tokens, 6 thoughts, 6 answer tokens, K = 32: about 440 token-forwards a group instead of 2,300."""
+    """60 prompt tokens, 6 thoughts, 6 answer tokens, K = 32: about 440 token-forwards per group instead of 2,300."""
     setting = replace(
         SMALL, questions=1, num_generations=32, prompt_tokens=60, latent_steps=6, answer_tokens=6, micro_batch_size=64
     )

@@ -24,7 +24,7 @@ from helpers.bench_setting import SMALL, workload
 
 
 class Clock:
-    """Time passes only where an arm lets it."""
+    """A clock that advances only inside the arms."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -159,7 +159,7 @@ def test_peak_of_this_process_is_above_what_it_holds_now() -> None:
 
 
 def test_a_fresh_process_measures_one_arm() -> None:
-    """It holds nothing of what this one does."""
+    """A fresh process does not contain the memory of this one."""
     ballast = torch.ones(2**27)  # 512 MiB
     found = memory.peak_memory("engine", workload(), "evaluation", None)
     assert 50 * 2**20 < found["before"] < found["peak"] < ballast.nbytes + 2**28

@@ -1,4 +1,4 @@
-"""``make gpu`` on a machine without a GPU: what it would do, done on a CPU in small."""
+"""``make gpu`` on a machine without a GPU: the same steps on a CPU with small sizes."""
 
 import json
 from dataclasses import replace

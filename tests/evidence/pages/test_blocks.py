@@ -1,4 +1,4 @@
-"""Marked blocks are replaced and nothing else is; all documents are up to date."""
+"""Only marked blocks are replaced, and all documents are up to date."""
 
 from pathlib import Path
 

@@ -42,7 +42,7 @@ def published(count: int) -> str:
 
 
 def test_no_library_complains(tmp_path: Path) -> None:
-    """In one process, in which a warning is an error; loggers, which are no warnings of Python's, write to stderr."""
+    """In one process, in which a warning is an error; loggers, which do not use Python's warnings, write to stderr."""
     train, valid, out = tmp_path / "train.jsonl", tmp_path / "valid.txt", tmp_path / "out"
     train.write_text(published(9), encoding="utf-8")
     valid.write_text("Ann has 2 pens and buys 3.||<<2+3=5>> #### 5\n", encoding="utf-8")

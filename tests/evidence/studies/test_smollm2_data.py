@@ -15,7 +15,7 @@ NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "
 
 
 def problem(name: str, steps: int, thing: str = "pens") -> Problem:
-    """Of ``steps`` additions of other numbers."""
+    """A problem with ``steps`` additions of other numbers."""
     numbers = [11, 13, 17, 19, 23, 29, 31][: steps + 1]
     marks, total = [], numbers[0]
     for number in numbers[1:]:
