@@ -72,7 +72,7 @@ def ranged(
     """A dataclass field with a default and a range, which also holds for every number of a list.
 
     Args:
-        default: of the field.
+        default: default value of the field.
         at_least: lower bound, included.
         above: lower bound, excluded.
         at_most: upper bound, included.

@@ -128,7 +128,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 def with_recipe_paths(argv: Sequence[str]) -> list[str]:
     """Replace the names of shipped recipes by their files, and give the demo its recipe if none is named.
 
-    Recipes are moved before all other options, so that options of the command line override them wherever they stand.
+    Recipes are moved before all other options, so that options of the command line override them in any position.
     """
     recipes, others = [], []
     words = iter(argv)

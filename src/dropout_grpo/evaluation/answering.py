@@ -121,13 +121,13 @@ def answer_problems(
 
     Args:
         model: the checkpoint.
-        problems: in any order; batches are formed by length.
+        problems: problems in any order; batches are formed by length.
         config: options.
         exploration: masks for the samples and the average.
         seed: seed of the masks and samples.
         bf16: matrix products in bf16.
         progress: called with the number of finished problems after each batch.
-        batches: of an earlier call, whose size is then used; new ones if None.
+        batches: batches of an earlier call, whose size is used again; new ones if None.
 
     Raises:
         UserError: see ``check_evaluation``; not even one problem fits memory; logits are not finite.

@@ -11,7 +11,7 @@ class EvaluationConfig:
 
     Args:
         num_samples: n, number of answers under masks for each problem; 0 measures only the plain network.
-        temperature: of the answers under masks; 0 decodes greedily, and only the masks differ.
+        temperature: temperature of the answers under masks; 0 decodes greedily, and only the masks differ.
         max_new_tokens: maximum number of answer tokens.
         batch_size: number of rows (answers) at once; halved when memory runs out.
         latent_steps: number of thoughts before an answer; the checkpoint's own number if not given.

@@ -57,7 +57,7 @@ def paired_interval(both: int, wins: int, losses: int, neither: int, confidence:
         wins: problems that only the second solves.
         losses: problems that only the first solves.
         neither: problems that neither solves.
-        confidence: of the interval.
+        confidence: confidence level of the interval.
     """
     counts = (both, wins, losses, neither)
     n = sum(counts)

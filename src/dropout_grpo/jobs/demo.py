@@ -153,7 +153,7 @@ def train_temperature_only(recipe: Recipe) -> None:
     """Train the arm without masks in a second process, from the checkpoint ``coconut`` of the run.
 
     Args:
-        recipe: as the first process settled it, so that both arms use the same precision and attention.
+        recipe: the recipe with the first process's choices, so that both arms use the same precision and attention.
     """
     session = Session.start("demo", recipe, NoExploration(), device=default_device(), joins=True)
     problems = problems_of(recipe.data, ("grpo", "valid"))

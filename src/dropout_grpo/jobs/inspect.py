@@ -113,7 +113,7 @@ def _modules(sites: Sequence[Site]) -> list[str]:
 
 @torch.no_grad()
 def dry_run(model: LatentModel) -> dict[str, Any]:
-    """Roll out a short question, time each verb, and replay the rollouts under the same masks."""
+    """Roll out a short question, time each method, and replay the rollouts under the same masks."""
     exploration = build_exploration(ExplorationConfig())
     seeds = rollout_seeds(0, 0, torch.tensor([0]), _ROLLOUTS).to(model.device)
     prompts = Prompts(*model.encode([_QUESTION], room=_ANSWER_TOKENS))

@@ -22,7 +22,7 @@ def measure(
         session: its exploration, seed and precision are used.
         model: what answers.
         problems: what is asked.
-        title: of the progress bar.
+        title: title of the progress bar.
         plain_only: ask the plain network only, without samples.
     """
     config = session.recipe.evaluation

@@ -71,7 +71,7 @@ def fresh_model(
         words: vocabulary of a model made from scratch.
         latent_steps: number of thoughts.
         thought: what is fed back.
-        seed: of the weights that are new.
+        seed: seed of the new weights.
         device: ``default_device()`` if None.
 
     Raises:

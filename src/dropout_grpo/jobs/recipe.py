@@ -180,7 +180,7 @@ class Recipe:
         attention: what reads prompts, plain matrix products or transformers' SDPA; if not given, by type of device.
         fsdp: shard weights, gradients and optimiser state over the processes of torchrun or accelerate launch (FSDP2),
             instead of a copy in each.
-        report_to: trackers that get the training metrics, besides metrics.jsonl: tensorboard, wandb, trackio.
+        report_to: trackers that get the training metrics in addition to metrics.jsonl: tensorboard, wandb, trackio.
         data: problems.
         model: model that the curriculum starts from.
         lora: adapter that is trained instead of all weights.

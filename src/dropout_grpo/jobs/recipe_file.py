@@ -54,7 +54,7 @@ def require_sections(options: Namespace | Mapping[str, Any], section: type[Any] 
     """Check that every section of a recipe holds options: YAML reads ``grpo:`` as null, and ``grpo: 3`` as a number.
 
     Args:
-        options: of the section.
+        options: options of the section.
         section: its dataclass.
         above: what precedes the names of its options, for example ``data.``.
 

@@ -89,9 +89,9 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
     """Small stand-ins for the recipe, checkpoint and files of a command, written to a new folder.
 
     Args:
-        recipe: of the user.
-        checkpoint: of the user, None for commands without one.
-        files: of the user, empty for commands without files.
+        recipe: the user's recipe.
+        checkpoint: the user's checkpoint; None for commands without one.
+        files: the user's files; empty for commands without files.
 
     Raises:
         UserError: a local problem file is malformed.

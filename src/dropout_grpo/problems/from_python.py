@@ -19,7 +19,7 @@ def as_problems(dataset: Iterable[Any], name: str, columns: Columns = COCONUT_CO
         dataset: problems, dicts with the columns of a problem file, or a ``datasets.Dataset``. Where a row has no
             column ``question`` or ``answer``, TRL's ``prompt`` and ``solution`` are read. Other columns go to the
             reward functions. A ``Mixture`` stays one.
-        name: of the dataset, for messages, such as ``train_dataset``.
+        name: name of the dataset, for messages, such as ``train_dataset``.
         columns: names of the columns.
 
     Raises:

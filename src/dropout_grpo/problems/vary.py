@@ -1,4 +1,4 @@
-"""New problems from a worked one: other numbers, changed alike in question, steps and answer.
+"""New problems from a worked one: other numbers, changed consistently in question, steps and answer.
 
 The idea is GSM-Symbolic's (Mirzadeh et al. 2024, arXiv 2410.05229), without templates written by hand: the calculator
 marks ``<<48/2=24>>`` of GSM8K say how the answer follows from the question's numbers. A number of the question is
@@ -98,7 +98,7 @@ def vary(problems: Sequence[Problem], copies: int, *, seed: int) -> list[Problem
     Args:
         problems: with calculator marks as steps; others are passed over.
         copies: variations of each at most.
-        seed: of the numbers drawn.
+        seed: seed of the random numbers.
     """
     varied = [made for problem in problems for made in variations(problem, copies, seed=seed)]
     return [replace(problem, id=place) for place, problem in enumerate(varied)]

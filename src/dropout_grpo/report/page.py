@@ -91,7 +91,7 @@ def page(title: str, subtitle: str, name: str, body: str) -> str:
     Args:
         title: heading, as plain text.
         subtitle: line below it, as plain text.
-        name: of the run, for the window's title.
+        name: name of the run, for the window's title.
         body: HTML.
     """
     title, subtitle, name = markup.text(title), markup.text(subtitle), markup.text(name)

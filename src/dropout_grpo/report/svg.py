@@ -50,7 +50,7 @@ def inline_svg(figure: Figure, *, label: str, name: str) -> str:
     """`figure` as an <svg> element without links or fixed size.
 
     `label` is read aloud in its place. `name`, unique on the page, prefixes every id: matplotlib numbers the
-    ids of each figure alike.
+    ids of every figure in the same way.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):

@@ -169,7 +169,7 @@ class GRPOConfig:
             raise UserError("train_only is empty: name parameters, or leave it out to train everything.")
         if self.sync_ref_model and self.beta == 0:
             raise UserError(
-                "sync_ref_model renews the reference of the KL, and beta=0 keeps none: set beta above 0, or leave "
+                "sync_ref_model updates the reference of the KL, and beta=0 has none: set beta above 0, or leave "
                 "sync_ref_model out."
             )
         if self.min_lr_rate > 0 and self.lr_scheduler_type == "constant":

@@ -10,9 +10,9 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Make glibc's malloc reuse freed memory in this process.
 
-    By default malloc maps every large tensor anew and unmaps it when it is freed, and the kernel clears each page. This
-    takes a tenth of a training step on a CPU, at the demo's size and at GPT-2's. In exchange the process keeps its peak
-    memory. The command line calls this; the library does not.
+    By default malloc maps new memory for every large tensor and unmaps it when the tensor is freed, and the kernel
+    clears each page. This takes a tenth of the time of a training step on a CPU, for models of the demo's size and of
+    GPT-2's. In exchange the process keeps its peak memory. The command line calls this; the library does not.
 
     Returns:
         False without glibc: nothing has changed.

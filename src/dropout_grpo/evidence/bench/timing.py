@@ -1,4 +1,4 @@
-"""Times several arms in turn, so that a drift of the machine affects all of them alike."""
+"""Times several arms in turn, so that a drift of the machine affects all of them equally."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping

@@ -189,7 +189,7 @@ class Workload:
 
     @cached_property
     def chain_of_thought(self) -> Tensor:
-        """Random token ids in place of steps and answer, [rows, T + L], to train on."""
+        """Random token ids instead of steps and answer, [rows, T + L], to train on."""
         rows = max(self.setting.questions * self.setting.num_generations, self.setting.problems)
         length = self.setting.cot_tokens + self.setting.answer_tokens
         ids = torch.tensor(self.networks.tokenizer.convert_tokens_to_ids(self.networks.words))

@@ -203,7 +203,7 @@ def reference(
         plain: the model as transformers made it.
         prompt: ids of the question, with the start marker.
         answer: ids.
-        model: for the ids of the markers and the places of the sites.
+        model: gives the ids of the markers and the modules of the sites.
         factors: held masks of all phases by site, [1, 1, F] each.
     """
     embed, factors = plain.get_input_embeddings(), factors or {}

@@ -3,7 +3,7 @@
 python -m dropout_grpo.evidence.studies.study --out runs/study
 
 Runs every baseline and arm of the settings file (``study.yaml``) for every seed, one per core, with one thread each.
-Tables that the settings call optional (``rivals``) run only if they are named. Every run is a run folder of its own,
+Tables that the settings call optional (``rivals``) run only if they are named. Every run has its own run folder,
 made by the functions behind the commands ``data``, ``sft``, ``grpo`` and ``eval``. What has finished does not run
 again, and what was interrupted continues, so the same command resumes a study. Results go to docs/results/study.json;
 ``make docs`` fills the tables and figures of docs/RESULTS.md.
@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="JSON file to write; docs/results/study.json, or TABLE.json of an optional table alone",
     )
     parser.add_argument("--only", nargs="*", default=[], metavar="TABLE", help="tables to make, optional ones too")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[], help="seeds to run, in place of the settings'")
+    parser.add_argument(
+        "--seeds", nargs="*", type=int, default=[], help="seeds to run, instead of those in the settings"
+    )
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="problems to measure on")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, one thread each")
     parser.add_argument("--plan", action="store_true", help="print the arithmetic and run nothing")

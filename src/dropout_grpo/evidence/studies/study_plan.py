@@ -60,7 +60,7 @@ class SamplesPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePlan:
-    """Rows of a table: names of arms, and the arms that all rows are compared with besides their baseline.
+    """Rows of a table: names of arms, and the arms that all rows are compared with in addition to their baseline.
 
     An optional table is made only if it is named.
     """

@@ -69,7 +69,7 @@ class Answers:
     """Up to ``max_new_tokens`` answer tokens, ``BLOCK`` tokens per block.
 
     Args:
-        model: for the special tokens.
+        model: model with the special tokens.
         given: inputs of the first batch; those of later batches are loaded into its buffers.
         state: the first batch's state.
         chooser: the first batch's chooser; the seeds of later ones are loaded.

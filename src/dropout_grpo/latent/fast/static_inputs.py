@@ -30,10 +30,10 @@ class Given:
         next_position: int64 [B, 1].
         own: keys and values of each layer, [B, N, T, E]; empty if rows have no positions of their own yet.
         keys: the prompts' keys, one tensor per layer, [G, N, S, E], with S a multiple of ``PROMPT_BUCKET``.
-        values: the prompts' values, likewise.
+        values: the prompts' values, in the same form.
         padding: added to the scores of the prompts' positions, [G, 1, 1, S].
         factors: the noise by phase, step and site, [B, 1, F].
-        by_key: factors of attention weights likewise, [B, H, S + T + all later positions].
+        by_key: factors of attention weights by phase, step and site, [B, H, S + T + all later positions].
         seeds: seeds of a chooser that samples, int64 [B].
     """
 
