@@ -202,7 +202,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training file has no problems"):
         trainer(tmp_path / "a", problems=[])
     bare = replace(LONG, id=5, steps=())
-    with pytest.raises(UserError, match=r"no training problem has steps.* GRPO, which needs answers alone"):
+    with pytest.raises(UserError, match=r"no training problem has steps.* GRPO, which needs only answers"):
         trainer(tmp_path / "b", problems=[bare])
     # 64 positions: prompt 3 + 59 + newline + start, 2 thoughts, the end marker and 3 of the answer's 4 tokens.
     with pytest.raises(UserError, match=r"question 2 \('.*' \.\.\.\) has 64 tokens and needs 15 more"):

@@ -101,7 +101,7 @@ def test_the_text_says_what_the_json_says(latent: Path, capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     for line in (
         "<|start-latent|> 28, <|end-latent|> 29, <|latent|> 30",
-        "3 an answer, from latent_config.json; kind projection",
+        "3 per answer, from latent_config.json; kind projection",
         "one copy, shared by the rollouts of a group",
         "site heads       input of layers.0-1.self_attn.o_proj: width 16 in 4 heads, 2 places, 8 bits",
         "site thought     the vector fed back: width 16, 1 place, 16 bits",

@@ -135,7 +135,10 @@ GOOD = {"question": "q", "steps": ["s"], "answer": "1"}
         ({"answer": True}, ["'answer' must be", "found a boolean: true"]),
         ({"answer": ["1"]}, ["'answer' must be", "found a list"]),
         ({"answer": float("nan")}, ["'answer' must be", "found a number: NaN"]),
-        ({"steps": "<<1+1=2>> so 2"}, ["'steps' must be a list of strings, or calculator marks", "found a string"]),
+        (
+            {"steps": "<<1+1=2>> so 2"},
+            ["'steps' must be a list of strings, or a text of calculator marks", "found a string"],
+        ),
         ({"steps": 2}, ["'steps' must be a list of strings", "found a number: 2"]),
         ({"steps": ["s", 2]}, ["'steps', step 2 must be a string", "found a number: 2"]),
         ({"steps": ["s", None]}, ["'steps', step 2 must be a string", "found null"]),

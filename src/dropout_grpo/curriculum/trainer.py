@@ -83,8 +83,8 @@ class CurriculumTrainer:
             raise UserError("the training file has no problems.")
         if not any(problem.steps for problem in problems):
             raise UserError(
-                "no training problem has steps, and the curriculum needs them: use the problems for GRPO, which needs "
-                "answers alone."
+                "no training problem has steps, and the curriculum needs them: use the problems for GRPO, which "
+                "needs only answers."
             )
         self._prompts = encode_questions(model.tokenizer, [p.question for p in problems], model.tokens)
         steps = encode_steps(model.tokenizer, [p.steps for p in problems])

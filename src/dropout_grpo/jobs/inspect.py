@@ -161,8 +161,8 @@ def as_text(found: dict[str, Any]) -> str:
         ids = f"absent: `dropout-grpo sft` adds them; added here only in memory as {ids}"
     steps = {
         "assumed": f"not recorded: give --latent_steps; the dry run takes {found['latent_steps']}",
-        LATENT_CONFIG: f"{found['latent_steps']} an answer, from {LATENT_CONFIG}",
-        "--latent_steps": f"{found['latent_steps']} an answer, as given",
+        LATENT_CONFIG: f"{found['latent_steps']} per answer, from {LATENT_CONFIG}",
+        "--latent_steps": f"{found['latent_steps']} per answer, as given",
     }[found["latent_steps_from"]]
     prompt = "one copy, shared by the rollouts of a group" if found["shares_prompt"] else "copied for each rollout"
     dry, default = found["dry_run"], found["sites"][0]
