@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = load_problems(options.problems, require_steps=False)
     config = GRPOConfig(max_steps=options.steps, prompts_per_step=options.prompts, num_generations=8)
     run = RunFolder(options.out, "own_exploration", config)
-    GRPOTrainer(model, config, Uniform(0.3), [exact_answer], problems, run, seed=0).train()
+    GRPOTrainer(model, exact_answer, config, problems, exploration=Uniform(0.3), run=run).train()
     model.save_pretrained(run.checkpoint("own_exploration"))
     print(f"metrics of every step: {run.path / 'metrics.jsonl'}")
 

@@ -2,8 +2,7 @@
 
     python examples/own_task.py        # about two minutes
 
-A ball is under one of four cups, which are swapped three times. Each step says where the ball is after a swap. Only a
-part of the problems has steps.
+A ball is under one of four cups, which are swapped three times. Each step says where the ball is then.
 """
 
 import argparse

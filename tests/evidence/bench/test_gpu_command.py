@@ -60,7 +60,7 @@ def test_all_parts_write_their_results(
     ):
         assert list(case["arms"]) == names
         assert case["arms"]["engine"]["rows_per_second"] > 0
-    assert results["gpt2-cuda"]["attention"]["cpu"].keys() == {"float32", "bfloat16"}
+    assert results["gpt2-cuda"]["attention"]["cpu"] in ("products", "sdpa")
     for name in ("gpu-tests.tests", "gpt2-cuda.ratios", "gpt2-cuda-sweep.lines"):
         assert "Not measured" not in block(results, name)
     assert "engine, no graphs" in capsys.readouterr().out

@@ -71,6 +71,7 @@ def test_no_library_complains(tmp_path: Path) -> None:
 
 KNOWN = (
     "$ ",
+    "micro_batch_size ",
     "Writing model shards",
     "curriculum ",
     "validation ",
