@@ -19,7 +19,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.problems.files import load_problems, save_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks.prosqa import CONCEPTS, PEOPLE, ProsqaConfig, make_splits, vocabulary
-from dropout_grpo.tasks.splits import SPLITS, split_of
+from dropout_grpo.tasks.splits import SPLIT_NAMES, split_of
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 
 CONFIG = ProsqaConfig(n_train=400, n_grpo=50, n_valid=30, n_test=30)
@@ -151,7 +151,7 @@ def test_the_same_everywhere_and_always() -> None:
 
 def test_only_the_wanted_splits_are_made_and_they_are_the_same() -> None:
     assert make_splits(CONFIG, ("valid",)) == {"valid": splits()["valid"]}
-    assert tuple(splits()) == SPLITS
+    assert tuple(splits()) == SPLIT_NAMES
 
 
 def test_the_words_are_those_of_the_published_files() -> None:

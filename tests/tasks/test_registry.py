@@ -9,7 +9,7 @@ import pytest
 
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
-from dropout_grpo.tasks.splits import SPLITS
+from dropout_grpo.tasks.splits import SPLIT_NAMES
 
 CUPS = '''
 """A third task: a ball is under one of four cups, which are swapped."""
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks import registry
-from dropout_grpo.tasks.splits import SPLITS, below, deal_split
+from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class CupsConfig:
         check_ranges(self, "cups")
 
 
-def make_splits(config, wanted=SPLITS):
+def make_splits(config, wanted=SPLIT_NAMES):
     def draw(rng):
         place = below(rng, 4)
         told, steps = [f"ball {place}"], []
@@ -103,6 +103,6 @@ def test_the_entries_are_complete() -> None:
         assert task.name == name
         assert is_dataclass(task.config)
         few = task.config(n_train=3, n_grpo=2, n_valid=1, n_test=1)
-        splits = task.make_splits(few, SPLITS)
-        assert [len(splits[split]) for split in SPLITS] == [3, 2, 1, 1]
+        splits = task.make_splits(few, SPLIT_NAMES)
+        assert [len(splits[split]) for split in SPLIT_NAMES] == [3, 2, 1, 1]
         assert len(task.vocabulary(few)) == len(set(task.vocabulary(few))) > 0

@@ -13,7 +13,7 @@ from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.metrics import majority_vote
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.exploration.sites import THOUGHT
+from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.generation import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.recurrence import keyed_noise
@@ -227,7 +227,7 @@ def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: in
     if keyed is not None and any(keyed.key_factors(phase, 0, keys) for phase in phases):
         return True
     # The thought is fed back in the latent phase only.
-    return any(site != THOUGHT or phase == "latent" for phase in phases for site in noise.factors(phase, 0))
+    return any(site != THOUGHT_SITE or phase == "latent" for phase in phases for site in noise.factors(phase, 0))
 
 
 def _vote(completion: str) -> str | None:

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from dropout_grpo.errors import UserError
 
 SITES = ("residual", "attention", "mlp", "mlp_hidden", "heads", "thought", "values", "attention_weights")
-THOUGHT, ATTENTION_WEIGHTS = "thought", "attention_weights"
+THOUGHT_SITE, ATTENTION_WEIGHTS = "thought", "attention_weights"
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUT = ("c_proj", "o_proj", "out_proj", "dense", "wo")
@@ -99,7 +99,7 @@ class SiteMap:
             "values": "a norm stands between its heads and their projection, or they do not share values evenly",
             ATTENTION_WEIGHTS: "it keeps its own attention (a sliding window, a soft cap, ...)",
         }
-        self._all: list[Site] = [Site(name=THOUGHT, kind=THOUGHT, count=width)]
+        self._all: list[Site] = [Site(name=THOUGHT_SITE, kind=THOUGHT_SITE, count=width)]
         layers = _layers(decoder)
         if heads < 1:
             raise UserError(

@@ -9,7 +9,7 @@ from dropout_grpo.jobs.recipe import DataConfig, VaryOptions
 from dropout_grpo.problems.files import load_problems, save_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.vary import vary
-from dropout_grpo.tasks.splits import SPLITS
+from dropout_grpo.tasks.splits import SPLIT_NAMES
 
 
 def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
@@ -21,9 +21,9 @@ def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
     Raises:
         UserError: a file exists, the folder cannot be made, or the task has too few problems.
     """
-    targets = {name: out / f"{name}.json" for name in SPLITS}
+    targets = {name: out / f"{name}.json" for name in SPLIT_NAMES}
     _require_new(targets.values())
-    made = problems_of(config, SPLITS)
+    made = problems_of(config, SPLIT_NAMES)
     return _write(out, {targets[name]: problems for name, problems in made.items()})
 
 

@@ -32,7 +32,7 @@ from dropout_grpo.rl.collapse import collapse
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import DATA_FOLDER
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.tasks.splits import SPLITS
+from dropout_grpo.tasks.splits import SPLIT_NAMES
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
@@ -53,7 +53,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     if recipe.lora.r is not None and recipe.grpo.beta > 0:
         raise UserError("the demo trains one adapter throughout, and grpo.beta needs a merge before GRPO: set it to 0.")
     clock = Clock()
-    problems = clock("data", lambda: problems_of(recipe.data, SPLITS))
+    problems = clock("data", lambda: problems_of(recipe.data, SPLIT_NAMES))
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
     session = Session.start("demo", recipe, exploration, device=default_device(), problems=problems)
     recipe, run = session.recipe, session.run
@@ -61,7 +61,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         (run.path / DATA_FOLDER).mkdir(exist_ok=True)
         for name, split in problems.items():
             save_problems(run.path / DATA_FOLDER / f"{name}.json", split)
-    train, grpo, valid, test = (problems[name] for name in SPLITS)
+    train, grpo, valid, test = (problems[name] for name in SPLIT_NAMES)
 
     def check(model: LatentModel) -> None:
         grpo_trainer(session, model, grpo, valid, "dropout_grpo")

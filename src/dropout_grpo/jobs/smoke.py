@@ -25,7 +25,7 @@ from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.files import save_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks.registry import TASKS
-from dropout_grpo.tasks.splits import SPLITS
+from dropout_grpo.tasks.splits import SPLIT_NAMES
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
 from dropout_grpo.training.progress import console
 
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 _PROBLEMS = 4  # of each split: two batches of two
 _MODEL = {"n_embd": 32, "n_layer": 2, "n_head": 4}
 _POSITIONS = 1024
-_TASK = {f"n_{split}": _PROBLEMS for split in SPLITS}
+_TASK = {f"n_{split}": _PROBLEMS for split in SPLIT_NAMES}
 _CURRICULUM = {"cot_epochs": 1, "epochs_per_stage": 1, "final_epochs": 1, "batch_size": 2, "eval_steps": 2}
 _GRPO = {
     "max_steps": 2,
@@ -98,7 +98,7 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
     """
     folder = Path(on_main(lambda: mkdtemp(prefix="dropout-grpo-smoke-")))
     small = smoke(recipe)
-    problems = {folder / f"{split}.json": _few(recipe.data, small.data, split) for split in SPLITS}
+    problems = {folder / f"{split}.json": _few(recipe.data, small.data, split) for split in SPLIT_NAMES}
     problems |= {
         folder / f"file-{i}.json": _few(replace(recipe.data, test=file), small.data, "test")
         for i, file in enumerate(files)
@@ -107,7 +107,7 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
         for path, few in problems.items():
             save_problems(path, few)
     paths = [str(path) for path in problems]
-    sources: dict[str, Any] = dict(zip(SPLITS, paths, strict=False))
+    sources: dict[str, Any] = dict(zip(SPLIT_NAMES, paths, strict=False))
     if isinstance(recipe.data.grpo, tuple):
         sources["grpo"] = _mixed(recipe.data, small.data, folder)
     data = replace(small.data, columns=Columns(), **sources)
@@ -132,7 +132,7 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
     if checkpoint is not None:
         checkpoint = str(folder / "checkpoint")
     _announce(recipe, files, architecture, named, folder)
-    return small, checkpoint, paths[len(SPLITS) :]
+    return small, checkpoint, paths[len(SPLIT_NAMES) :]
 
 
 def architecture_of(name: str) -> str | None:
@@ -173,7 +173,7 @@ def _is_here(source: str) -> bool:
 
 
 def _announce(recipe: Recipe, files: Sequence[str], architecture: str, named: Sequence[str], folder: Path) -> None:
-    named_files = [source for split in SPLITS for source in recipe.data.sources(split)]
+    named_files = [source for split in SPLIT_NAMES for source in recipe.data.sources(split)]
     away = sorted({source for source in (*named_files, *files) if not _is_here(source)})
     model = f"a random {architecture} of {_MODEL['n_layer']} layers" + (f" for {named[0]}" if named else "")
     data = "problems of the embedded task" + (f" for {', '.join(away)}" if away else "")

@@ -22,7 +22,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel,
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, KeyNoise, Noise
-from dropout_grpo.exploration.sites import THOUGHT, SiteMap
+from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
 from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.fast.attention import SHARED_PREFIX, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.fast.shown import PROBE_STEPS, agrees, own_hidden, probe_rows
@@ -190,8 +190,8 @@ class Recurrence(nn.Module):
             by_key = {} if keyed is None else keyed.key_factors("latent", state.latent_step, key_positions(state, 1))
             fed_back = self.thought(state.hidden)  # [B, 1, D]
             with self._noisy(noise, "latent", state.latent_step) as factors:
-                if THOUGHT in factors:
-                    fed_back = fed_back * factors[THOUGHT]
+                if THOUGHT_SITE in factors:
+                    fed_back = fed_back * factors[THOUGHT_SITE]
                 cache, inputs = _inputs(state, fed_back, by_key)
                 hidden = self.model.get_decoder()(**inputs).last_hidden_state  # [B, 1, D], after the final norm
             state = replace(_advanced(state, cache, 1), hidden=hidden, latent_step=state.latent_step + 1)

@@ -33,7 +33,7 @@ from typing import Literal, TypeVar
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
+from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split, pick
 
 _T = TypeVar("_T")
 
@@ -106,7 +106,7 @@ class _Graph:
     family: list[int]  # bit 0: reachable from node 0, bit 1: from node 1
 
 
-def make_splits(config: ProsqaConfig, wanted: Sequence[str] = SPLITS) -> dict[str, list[Problem]]:
+def make_splits(config: ProsqaConfig, wanted: Sequence[str] = SPLIT_NAMES) -> dict[str, list[Problem]]:
     """Make the wanted splits of ``train``, ``grpo`` (without steps), ``valid`` and ``test``. All questions differ.
 
     `Problem.extra` holds the other columns of the published files: ``idx_to_symbol``, ``edges``, ``root``, ``target``

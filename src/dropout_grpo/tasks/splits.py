@@ -14,7 +14,7 @@ from typing import TypeVar
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
 
-SPLITS = ("train", "grpo", "valid", "test")
+SPLIT_NAMES = ("train", "grpo", "valid", "test")
 """For the curriculum, for GRPO (without steps), for choosing settings, for the final results."""
 
 _SPLIT_OF_HASH = ("train", "train", "grpo", "grpo", "grpo", "grpo", "valid", "test")
@@ -34,7 +34,7 @@ def deal_split(task: str, split: str, count: int, seed: int, draw: Callable[[ran
 
     Args:
         task: name of the task, part of the random stream's seed and of messages.
-        split: one of `SPLITS`.
+        split: one of `SPLIT_NAMES`.
         count: number of problems.
         seed: seed of the random stream.
         draw: draws a problem of the task.

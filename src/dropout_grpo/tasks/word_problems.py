@@ -17,7 +17,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks import word_sentences as sentences
-from dropout_grpo.tasks.splits import SPLITS, below, deal_split, pick
+from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split, pick
 
 SYMBOLS = ("<<", ">>", "+", "-", "*", "=")
 
@@ -57,7 +57,7 @@ class WordProblemsConfig:
             raise UserError(f"word_problems.min_steps={self.min_steps} must be at most max_steps={self.max_steps}.")
 
 
-def make_splits(config: WordProblemsConfig, wanted: Sequence[str] = SPLITS) -> dict[str, list[Problem]]:
+def make_splits(config: WordProblemsConfig, wanted: Sequence[str] = SPLIT_NAMES) -> dict[str, list[Problem]]:
     """Make the wanted splits of ``train``, ``grpo`` (without steps), ``valid`` and ``test``. All questions differ.
 
     Raises:

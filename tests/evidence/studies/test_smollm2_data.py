@@ -7,7 +7,13 @@ import pytest
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.evidence.studies import smollm2_data
-from dropout_grpo.evidence.studies.smollm2_data import SPLITS, key, split, test_files as files_to_measure, write_files
+from dropout_grpo.evidence.studies.smollm2_data import (
+    SPLIT_NAMES,
+    key,
+    split,
+    test_files as files_to_measure,
+    write_files,
+)
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
 
@@ -74,7 +80,7 @@ def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
     (data / "gsm8k_aug_valid.json").write_text(json.dumps([{**lines[0], "steps": [], "answer": "41"}]))
     (data / "svamp.coconut.json").write_text(text, encoding="utf-8")
     write_files(data, out)
-    assert {file.stem for file in out.glob("*.json")} == set(SPLITS)
+    assert {file.stem for file in out.glob("*.json")} == set(SPLIT_NAMES)
     assert len(load_problems(out / "train.json")) == 11 * 2
     assert files_to_measure(data, out) == [data / "gsm8k_test.jsonl", data / "svamp.coconut.json"]
     (data / "gsm8k_train.jsonl").unlink()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dropout_grpo.evidence.bench.workload import TEMPERATURE, Workload
 from dropout_grpo.exploration.base import Noise
-from dropout_grpo.exploration.sites import THOUGHT
+from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.recurrence import at_least_float32
 from dropout_grpo.latent.sampling import Chooser, Greedy, Sampled
 from dropout_grpo.rl.objective import Batch, surrogate
@@ -101,7 +101,7 @@ def _think(work: Workload, ids: Tensor, noise: Noise | None) -> Row:
         with work.networks.reference.sites.multiplied(_spread(parts)):
             hidden = work.reference.get_decoder()(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -1:]
         factors = _factors(noise, "latent", step)
-        embeds = torch.cat([embeds, hidden * factors.get(THOUGHT, 1.0)], dim=1)
+        embeds = torch.cat([embeds, hidden * factors.get(THOUGHT_SITE, 1.0)], dim=1)
         parts.append((factors, 1))
     return Row(embeds=embeds, parts=parts, noise=noise)
 
@@ -139,7 +139,7 @@ def _factors(noise: Noise | None, phase: str, step: int) -> Mapping[str, Tensor]
 
 def _spread(parts: Sequence[tuple[Mapping[str, Tensor], int]]) -> dict[str, Tensor]:
     """Factors by site for every position of a row, [1, S, F]; 1 where a stretch is not masked."""
-    one = {name: factor for factors, _ in parts for name, factor in factors.items() if name != THOUGHT}
+    one = {name: factor for factors, _ in parts for name, factor in factors.items() if name != THOUGHT_SITE}
     return {
         name: torch.cat(
             [factors.get(name, torch.ones_like(like)).expand(-1, length, -1) for factors, length in parts], dim=1

@@ -20,7 +20,7 @@ VALID = "gsm8k_aug_valid.json"
 SHORT = "mawps_asdiva_train.coconut.json"
 TESTS = ("svamp*.json*", "multiarith*.json*", "asdiv*.json*")
 
-SPLITS = ("train", "grpo", "valid", "pilot", "short-test")
+SPLIT_NAMES = ("train", "grpo", "valid", "pilot", "short-test")
 
 _HELD_OUT = 500
 _SHORT_VALID, _SHORT_TEST = 200, 500
@@ -35,7 +35,7 @@ def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
     Raises:
         UserError: GSM8K's training or test file is missing.
     """
-    targets = [out / f"{name}.json" for name in SPLITS]
+    targets = [out / f"{name}.json" for name in SPLIT_NAMES]
     if all(target.is_file() for target in targets):
         return
     for name in (TRAIN, TEST):
@@ -46,7 +46,7 @@ def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
     short = load_problems(data / SHORT) if (data / SHORT).is_file() else []
     made = split(gsm8k, valid, short, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    for name, target in zip(SPLITS, targets, strict=True):
+    for name, target in zip(SPLIT_NAMES, targets, strict=True):
         save_problems(target, made[name])
 
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from dropout_grpo.evidence.theory.setting import Setting
 from dropout_grpo.exploration.dropout import PerStepDropout, SharedDropout
-from dropout_grpo.exploration.sites import THOUGHT
+from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.model import Generation, LatentModel
 from dropout_grpo.latent.tokens import END, LATENT, START
 from dropout_grpo.rl.rollout import Prompts
@@ -24,7 +24,7 @@ _WORDS = ("<eos>", "a", START, LATENT, END)
 _EOS, _START = 0, 2
 _WEIGHTS_SEED, _WEIGHTS_SCALE = 558, 0.6
 _QUESTIONS = ("a", "a a", "a a a")  # of different lengths, so that there is padding
-_SITE, _P = THOUGHT, 0.25
+_SITE, _P = THOUGHT_SITE, 0.25
 
 QUESTIONS = len(_QUESTIONS)
 LENGTH = 2  # maximum number of tokens of an answer
