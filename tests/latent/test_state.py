@@ -114,7 +114,7 @@ def test_select_of_shared_prompts_drops_whole_groups_and_keeps_rectangles() -> N
     assert chosen.prefix.keys[1][:, 0, 0, 0].tolist() == [100, 102]
     assert chosen.prefix.padding is not None
     assert chosen.prefix.padding.shape == (2, 1, 1, 2)
-    with pytest.raises(AssertionError, match="unevenly"):
+    with pytest.raises(AssertionError, match="unequal numbers of rows"):
         repeated.select(torch.tensor([0, 2, 7]))
 
 
