@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -135,3 +138,39 @@ def test_a_failed_process_is_named_with_its_error(tmp_path: Path) -> None:
 def test_a_late_process_is_named(tmp_path: Path) -> None:
     said = in_processes(2, late_or_wait, tmp_path / "results", patience=1.0, may_die=True)
     assert said[0].startswith("lost rank 1 of 2: alive, but did not respond in time")
+
+
+KILLED_WHILE_CONNECTING = """
+import os, signal, time
+from datetime import timedelta
+import torch.distributed as dist
+from dropout_grpo.distributed import processes
+if os.environ["RANK"] == "0":
+    with processes.connected():
+        raise AssertionError("connected to a process that never came")
+store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=30)))
+processes._Pulse(dist.PrefixStore("pulse", store.clone()), number, count)
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_while_they_connect_is_named() -> None:
+    """Without the watch, rank 0 waits in torch's own code for the whole of its patience, 30 minutes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED_WHILE_CONNECTING],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = started[0].communicate(timeout=60)[1]
+    assert started[1].wait() == -signal.SIGKILL
+    assert started[0].returncode == 1
+    assert "lost rank 1 of 2 while the processes connected: killed, or not reachable." in said

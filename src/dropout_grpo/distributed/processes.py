@@ -10,6 +10,7 @@ process that is gone.
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,10 +72,13 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
+    joined = threading.Event()
+    threading.Thread(target=_pulse.watch, args=(joined,), daemon=True).start()
     try:
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
         with others():
             dist.barrier()
+        joined.set()
         yield
     except UserError as error:
         _pulse.end(str(error))
@@ -90,6 +94,7 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
         _pulse.end("it has finished")
         dist.destroy_process_group()
     finally:
+        joined.set()
         _pulse = None
 
 
@@ -137,6 +142,28 @@ class _Pulse:
                 self._beat()
         except RuntimeError:  # the store is gone; the next message between processes reports it
             return
+
+    def watch(self, joined: threading.Event) -> None:
+        """End this process if another one is gone while they connect, because connecting cannot be interrupted.
+
+        Args:
+            joined: set when all processes are connected.
+        """
+        silent: dict[int, int] = {}  # checks in a row without a new pulse, by rank
+        seen: dict[int, bytes] = {}
+        while not joined.wait(_MISSED_PULSES * _PULSE_SECONDS):
+            for rank in range(self._count):
+                if rank == self._number or not self._store.check([str(rank)]):
+                    continue
+                beat = self._store.get(str(rank))
+                silent[rank] = silent.get(rank, 0) + 1 if seen.get(rank) == beat else 0
+                seen[rank] = beat
+            if (gone := [rank for rank, checks in silent.items() if checks >= 2]) and not joined.is_set():
+                message = f"lost rank {_numbers(gone)} of {self._count} while the processes connected: killed, or not"
+                print(
+                    f"dropout-grpo: error: {message} reachable. Start the command again.", file=sys.stderr, flush=True
+                )
+                os._exit(1)
 
     def end(self, reason: str, *, is_cause: bool = True) -> None:
         """Stop, and store the reason for the other processes.
