@@ -50,7 +50,7 @@ def read_run(folder: Path) -> Run:
         name=folder.resolve().name,
         provenance=_read_object(folder / CONFIG_FILE),
         metrics=read_metrics(folder),
-        results=_read_object(folder / RESULTS_FILE),
+        results=read_results(folder),
         measures=read_measures(folder),
         flips=_read_lines(folder / FLIPS_FILE),
     )
@@ -71,6 +71,11 @@ def read_metrics(run: Path, *, whole_lines: bool = False) -> list[Record]:
     for i, record in enumerate(metrics, start=1):
         _check_metrics_record(record, f"{path}, record {i}")
     return metrics
+
+
+def read_results(run: Path) -> Record:
+    """results.json; empty without the file."""
+    return _read_object(run / RESULTS_FILE)
 
 
 def read_measures(run: Path) -> Record:

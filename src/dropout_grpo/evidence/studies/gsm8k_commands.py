@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.evidence.places import RESULTS_FOLDER
+from dropout_grpo.runs.read import read_measures, read_metrics, read_results
 
 WARNING = re.compile(r"warn|deprecat|will be removed", re.IGNORECASE)
 
@@ -72,20 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measured(out: Path) -> dict[str, Any]:
     """Reads the run folders: results, the last update of each stage, the share of mixed groups, all measures."""
-    record: dict[str, Any] = {name: _json(out / name / "results.json") for name in ("sft", "grpo", "eval")}
-    updates = [line for line in _lines(out / "sft/metrics.jsonl") if "loss" in line]
-    steps = _lines(out / "grpo/metrics.jsonl")
+    record: dict[str, Any] = {name: read_results(out / name) for name in ("sft", "grpo", "eval")}
+    updates = [line for line in read_metrics(out / "sft") if "loss" in line]
+    steps = read_metrics(out / "grpo")
     record["last_updates"] = list({line["stage"]: line for line in updates}.values())
     record["mixed_groups"] = sum(1 - line["frac_reward_zero_std"] for line in steps) / len(steps)
-    return {**record, "metrics": _json(out / "eval/metrics.json")}
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {**record, "metrics": read_measures(out / "eval")}
 
 
 def _cpu() -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from dropout_grpo.evidence.places import RESULTS_FOLDER
 from dropout_grpo.evidence.studies.side_by_side import finished, run_side_by_side
 from dropout_grpo.jobs.compare import compare
+from dropout_grpo.runs.read import read_measures, read_metrics, read_results
 
 _SFT = "dropout-grpo sft --recipe prosqa --data.valid {valid}"
 _THOUGHTS = f"{_SFT} --model.name_or_path {{out}}-words/checkpoints/coconut --curriculum.cot_epochs 0"
@@ -74,27 +75,19 @@ def measured(out: str) -> dict[str, Any]:
     """Reads the run folders: settings, curves of pass@1, measures, and comparisons on the same problems."""
     record: dict[str, Any] = {"runs": {}, "curves": {}, "evaluations": {}, "pairs": {}}
     for name in CURVES:
-        record["runs"][name] = _json(Path(f"{out}-{name}", "results.json"))
-        steps = _lines(Path(f"{out}-{name}", "metrics.jsonl"))
+        record["runs"][name] = dict(read_results(Path(f"{out}-{name}")))
+        steps = read_metrics(Path(f"{out}-{name}"))
         keys = ("step", "stage", "eval/pass@1")
         record["curves"][name] = [{k: line[k] for k in keys if k in line} for line in steps if keys[-1] in line]
         mixed = [1 - line["frac_reward_zero_std"] for line in steps if "frac_reward_zero_std" in line]
         if mixed:
             record["runs"][name]["mixed_groups"] = [sum(part) / len(part) for part in (mixed[:10], mixed[-10:])]
     for name in _EVALUATED:
-        record["evaluations"][name] = _json(Path(f"{out}-eval-{name}", "metrics.json"))["evaluations"]
+        record["evaluations"][name] = read_measures(Path(f"{out}-eval-{name}"))["evaluations"]
     for a, b in PAIRS:
         pairs = compare(f"{out}-eval-{a}", f"{out}-eval-{b}")["comparisons"]
         record["pairs"][f"{a} {b}"] = [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
     return record
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from dropout_grpo.evidence.pages.figures import BLUE, LIGHT, MUTED, ORANGE, RULE, save
 from dropout_grpo.evidence.pages.markdown import console, percent, percent_range, table
+from dropout_grpo.evidence.studies.pairs_table import pairs_table
 
 Record = Mapping[str, Any]
 """What ``prosqa.py`` writes."""
@@ -80,15 +81,7 @@ def measures(record: Record) -> str:
 
 def pairs(record: Record) -> str:
     """Two checkpoints on the same problems."""
-    columns = ["from", "to", "file", "difference, points", "95 % interval", "wins", "losses", "McNemar p"]
-    rows = []
-    for names, comparisons in record["pairs"].items():
-        a, b = (_ARMS[name] for name in names.split())
-        for c in comparisons:
-            difference = [percent(c["difference"]), percent_range(c["ci95"])]
-            counts = [c["wins"], c["losses"], f"{c['mcnemar_p']:.1g}"]
-            rows.append([a, b, Path(c["file"]).name, *difference, *counts])
-    return table(columns, rows)
+    return pairs_table(record["pairs"], _ARMS)
 
 
 def notes(record: Record) -> str:

@@ -34,6 +34,7 @@ from dropout_grpo.evidence.studies.smollm2_data import test_files, write_files
 from dropout_grpo.evidence.studies.smollm2_tables import FILE
 from dropout_grpo.evidence.studies.smollm2_weights import prepare_weights
 from dropout_grpo.jobs.compare import compare
+from dropout_grpo.runs.read import read_measures, read_metrics, read_results
 from dropout_grpo.runs.write import write_json
 
 _RECIPE = "--recipe gsm8k-smollm2 --resume true"
@@ -177,14 +178,14 @@ def measured(out: str) -> dict[str, Any]:
     }
     for name in CURVES:
         record["runs"][name] = _results(out, name)
-        steps = _lines(Path(f"{out}-{name}", "metrics.jsonl"))
+        steps = read_metrics(Path(f"{out}-{name}"))
         keys = ("step", "stage", "eval/pass@1")
         record["curves"][name] = [{k: line[k] for k in keys if k in line} for line in steps if keys[-1] in line]
         mixed = [1 - line["frac_reward_zero_std"] for line in steps if "frac_reward_zero_std" in line]
         if mixed:
             record["runs"][name]["mixed_groups"] = [sum(part) / len(part) for part in (mixed[:10], mixed[-10:])]
     for name in (*EVALUATED, "words"):
-        record["evaluations"][name] = _json(Path(f"{out}-eval-{name}", "metrics.json"))["evaluations"]
+        record["evaluations"][name] = read_measures(Path(f"{out}-eval-{name}"))["evaluations"]
     for a, b in PAIRS:
         pairs = compare(f"{out}-eval-{a}", f"{out}-eval-{b}")["comparisons"]
         record["pairs"][f"{a} {b}"] = [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
@@ -192,15 +193,11 @@ def measured(out: str) -> dict[str, Any]:
 
 
 def _results(out: str, name: str) -> Any:
-    return _json(Path(f"{out}-{name}", "results.json"))
+    return dict(read_results(Path(f"{out}-{name}")))
 
 
 def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.evidence.pages.markdown import console, percent, percent_range, table
+from dropout_grpo.evidence.studies.pairs_table import pairs_table
 
 Record = Mapping[str, Any]
 """What ``smollm2.py`` writes."""
@@ -50,14 +51,7 @@ def measures(record: Record) -> str:
 
 def pairs(record: Record) -> str:
     """Two checkpoints on the same problems."""
-    columns = ["from", "to", "file", "difference, points", "95 % interval", "wins", "losses", "McNemar p"]
-    rows = []
-    for names, comparisons in record["pairs"].items():
-        a, b = (_NAMES[name] for name in names.split())
-        for c in comparisons:
-            difference = [percent(c["difference"]), percent_range(c["ci95"])]
-            rows.append([a, b, Path(c["file"]).name, *difference, c["wins"], c["losses"], f"{c['mcnemar_p']:.1g}"])
-    return table(columns, rows)
+    return pairs_table(record["pairs"], _NAMES)
 
 
 def curve(record: Record) -> str:
