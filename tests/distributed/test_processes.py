@@ -141,36 +141,57 @@ def test_a_late_process_is_named(tmp_path: Path) -> None:
 
 
 KILLED_WHILE_CONNECTING = """
-import os, signal, time
+import os, signal, sys, time
 from datetime import timedelta
 import torch.distributed as dist
 from dropout_grpo.distributed import processes
-if os.environ["RANK"] == "0":
-    with processes.connected():
-        raise AssertionError("connected to a process that never came")
-store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=30)))
-processes._Pulse(dist.PrefixStore("pulse", store.clone()), number, count)
-time.sleep(0.5)
+processes.START = timedelta(seconds=8)
+victim, moment = sys.argv[1:]
+if os.environ["RANK"] != victim:
+    try:
+        with processes.connected():
+            raise AssertionError("connected to a process that never came")
+    except processes.LostProcess as error:
+        sys.exit(f"dropout-grpo: error: {error}")
+if moment != "before they meet":
+    store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=30)))
+    if moment == "after its first pulse":
+        processes._Pulse(dist.PrefixStore("pulse", store.clone()), number, count)
+    time.sleep(0.5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_process_that_is_killed_while_they_connect_is_named() -> None:
-    """Without the watch, rank 0 waits in torch's own code for the whole of its patience, 30 minutes."""
+@pytest.mark.parametrize(
+    ("victim", "moment", "message"),
+    [
+        (1, "after its first pulse", "lost rank 1 of 2 while the processes connected: killed, or not reachable."),
+        pytest.param(
+            1, "before its first pulse", "rank 1 of 2 has not started within 8 seconds.", marks=pytest.mark.slow
+        ),
+        (0, "after its first pulse", "lost rank 0 of 2"),
+        pytest.param(0, "before they meet", "the 2 processes could not meet at 127.0.0.1:", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_killed_while_they_connect_is_named(victim: int, moment: str, message: str) -> None:
+    """Without the watch, the other one waits in torch's own code for the whole of its patience, 30 minutes.
+
+    Rank 0 holds the store here, as without torchrun's agent.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", KILLED_WHILE_CONNECTING],
+            [sys.executable, "-c", KILLED_WHILE_CONNECTING, str(victim), moment],
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    said = started[0].communicate(timeout=60)[1]
-    assert started[1].wait() == -signal.SIGKILL
-    assert started[0].returncode == 1
-    assert "lost rank 1 of 2 while the processes connected: killed, or not reachable." in said
+    said = started[1 - victim].communicate(timeout=60)[1]
+    assert started[victim].wait() == -signal.SIGKILL
+    assert started[1 - victim].returncode == 1
+    assert message in said

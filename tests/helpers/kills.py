@@ -114,6 +114,8 @@ class Tally:
     runs: int = 0
     named: int = 0
     """Kills of one of several processes after which another one named the rank."""
+    before_connecting: int = 0
+    """Kills of one of several processes that had not yet told the others that it had started."""
     slowest: float = 0.0
     """Seconds until the other processes had ended."""
 
@@ -149,8 +151,9 @@ class Killer:
             argv = [*self.argv, "--run_dir", str(run), "--resume", "true"]
             for _ in range(min(_KILLS_A_RUN, kills - self.tally.kills)):
                 before = len(log.read_text()) if log.is_file() else 0
-                processes, _store = start_all(argv, log, self.processes)
-                victim = processes[self._random.randrange(self.processes)]
+                processes, store = start_all(argv, log, self.processes)
+                rank = self._random.randrange(self.processes)
+                victim = processes[rank]
                 self._wait(victim, run)
                 victim.kill()
                 victim.join()
@@ -158,15 +161,15 @@ class Killer:
                 killed = time.monotonic()
                 for process in processes:
                     process.join(15)
-                    process.kill()  # as torchrun does; one that was still connecting waits for longer
+                    process.kill()  # as torchrun's agent does
                     process.join()
                 if victim.exitcode == 0:
                     break
                 assert victim.exitcode == -9, log.read_text()[-2000:]
                 if self.processes > 1:
-                    self._check_survivors(
-                        [p for p in processes if p is not victim], time.monotonic() - killed, log, before
-                    )
+                    survivors = [p for p in processes if p is not victim]
+                    seconds = time.monotonic() - killed
+                    self._check_survivors(survivors, seconds, log.read_text()[before:], store.check([f"pulse/{rank}"]))
                 self.tally.kills += 1
                 self.tally.while_saving += saving
             finish(argv, log, self.processes)
@@ -176,11 +179,18 @@ class Killer:
                 assert found[name] == expected, f"{run}: {name} differs from the run that was not killed"
         return self.tally
 
-    def _check_survivors(self, survivors: Sequence[BaseProcess], seconds: float, log: Path, before: int) -> None:
-        """They have ended with a message that names the killed one, unless they had nothing left to do with it."""
-        said = log.read_text()[before:]
-        assert all(process.exitcode in (0, 1, -9) for process in survivors), said
-        self.tally.named += "lost rank" in said
+    def _check_survivors(self, survivors: Sequence[BaseProcess], seconds: float, said: str, known: bool) -> None:
+        """They have ended with a message that names the killed one, or had nothing left to do with it.
+
+        They wait longer for one that was killed before it told them that it had started (``known``).
+        """
+        assert all(process.exitcode in ((0, 1) if known else (-9,)) for process in survivors), said
+        named = "lost rank" in said or "has stopped" in said
+        assert named or not known or all(process.exitcode == 0 for process in survivors), said
+        self.tally.named += named
+        if not known:
+            self.tally.before_connecting += 1
+            return
         self.tally.slowest = max(self.tally.slowest, seconds)
 
     def _wait(self, process: BaseProcess, run: Path) -> None:

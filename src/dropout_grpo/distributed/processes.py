@@ -29,6 +29,9 @@ _T = TypeVar("_T")
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for another one that is alive but does not respond."""
 
+START = timedelta(minutes=5)
+"""How long a process waits for another one that it has not heard of yet."""
+
 _PULSE_SECONDS = 0.5
 _MISSED_PULSES = 6  # after so many missed pulses a process counts as gone
 _BUCKET = 2**25  # elements of gradient in one all-reduce
@@ -60,14 +63,20 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
 
     Args:
         patience: how long a process waits for another one that is alive but does not respond.
+
+    Raises:
+        LostProcess: another process is gone, or the processes do not meet within :data:`START`.
     """
     if dist.is_initialized() or not launched():
         yield
         return
     global _pulse
-    store, number, count = next(dist.rendezvous("env://", timeout=patience))
-    store.set_timeout(patience)
-    _pulse = _Pulse(dist.PrefixStore("pulse", store.clone()), number, count)
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=START))
+        store.set_timeout(patience)
+        _pulse = _Pulse(dist.PrefixStore("pulse", store.clone()), number, count)
+    except RuntimeError as error:  # errors of the store have no other common type
+        raise LostProcess(_cannot_meet(error)) from error
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -75,8 +84,8 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
     joined = threading.Event()
     threading.Thread(target=_pulse.watch, args=(joined,), daemon=True).start()
     try:
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
         with others():
+            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
             dist.barrier()
         joined.set()
         yield
@@ -146,24 +155,38 @@ class _Pulse:
     def watch(self, joined: threading.Event) -> None:
         """End this process if another one is gone while they connect, because connecting cannot be interrupted.
 
+        A process that was killed before its first pulse is missed after :data:`START`.
+
         Args:
             joined: set when all processes are connected.
         """
         silent: dict[int, int] = {}  # checks in a row without a new pulse, by rank
         seen: dict[int, bytes] = {}
+        deadline = time.monotonic() + START.total_seconds()
         while not joined.wait(_MISSED_PULSES * _PULSE_SECONDS):
-            for rank in range(self._count):
-                if rank == self._number or not self._store.check([str(rank)]):
-                    continue
-                beat = self._store.get(str(rank))
-                silent[rank] = silent.get(rank, 0) + 1 if seen.get(rank) == beat else 0
-                seen[rank] = beat
-            if (gone := [rank for rank, checks in silent.items() if checks >= 2]) and not joined.is_set():
-                message = f"lost rank {_numbers(gone)} of {self._count} while the processes connected: killed, or not"
-                print(
-                    f"dropout-grpo: error: {message} reachable. Start the command again.", file=sys.stderr, flush=True
+            absent = []
+            try:
+                for rank in range(self._count):
+                    if rank == self._number:
+                        continue
+                    if not self._store.check([str(rank)]):
+                        absent.append(rank)
+                        continue
+                    beat = self._store.get(str(rank))
+                    silent[rank] = silent.get(rank, 0) + 1 if seen.get(rank) == beat else 0
+                    seen[rank] = beat
+            except RuntimeError:
+                _leave(f"lost {_store_holder(self._count)} while the processes connected: not reachable", joined)
+                return
+            if gone := [rank for rank, checks in silent.items() if checks >= 2]:
+                _leave(
+                    f"lost rank {_numbers(gone)} of {self._count} while the processes connected: killed, or not "
+                    "reachable",
+                    joined,
                 )
-                os._exit(1)
+            if absent and time.monotonic() > deadline:
+                seconds = START.total_seconds()
+                _leave(f"rank {_numbers(absent)} of {self._count} has not started within {seconds:.0f} seconds", joined)
 
     def end(self, reason: str, *, is_cause: bool = True) -> None:
         """Stop, and store the reason for the other processes.
@@ -198,9 +221,8 @@ class _Pulse:
             if ended:
                 return " ".join(f"rank {r} {of} has stopped: {reason}" for r, reason in ended.items()) + f" {remedy}"
             after = self._read()
-        except RuntimeError:  # the store is gone: torchrun's agent on the first node holds it, or else rank 0
-            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            return f"{'lost the first node' if agent else f'lost rank 0 {of}'}: not reachable. {remedy}"
+        except RuntimeError:  # the store is gone
+            return f"lost {_store_holder(self._count)}: not reachable. {remedy}"
         others = [r for r in range(self._count) if r != self._number]
         if silent := [r for r in others if after[r] == before[r] and not self._store.check([f"end {r}"])]:
             return f"lost rank {_numbers(silent)} {of}: killed, or not reachable. {remedy}"
@@ -219,6 +241,29 @@ class _Pulse:
 
 
 _pulse: _Pulse | None = None
+
+
+def _leave(message: str, joined: threading.Event) -> None:
+    """End this process with a message, unless it has connected in the meantime."""
+    if not joined.is_set():
+        print(f"dropout-grpo: error: {message}. Start the command again.", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _store_holder(count: int) -> str:
+    """The process that holds the rendezvous store: torchrun's agent on the first node, or else rank 0."""
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return "the first node" if agent else f"rank 0 of {count}"
+
+
+def _cannot_meet(error: RuntimeError) -> str:
+    """A message for a rendezvous that failed, with torch's reason on one line."""
+    count, address = os.environ["WORLD_SIZE"], f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return (
+        f"the {count} processes could not meet at {address} (MASTER_ADDR, MASTER_PORT): {str(error).splitlines()[0]} "
+        "Check that every process has started, that the port is free and that no firewall is between the nodes. Then "
+        "start the command again."
+    )
 
 
 def _numbers(ranks: Sequence[int]) -> str:

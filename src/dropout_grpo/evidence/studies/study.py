@@ -187,8 +187,13 @@ def _run_all(tasks: Sequence[Task], workers: int) -> None:
 def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Exception | None]]:
     """Each task when it ends, with what it raised."""
     if workers < 2:
-        for task in tasks:
-            yield task, _raised_by(task)
+        threads = torch.get_num_threads()
+        _start_worker()
+        try:
+            for task in tasks:
+                yield task, _raised_by(task)
+        finally:
+            torch.set_num_threads(threads)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
         futures = {pool.submit(_raised_by, task): task for task in tasks}
