@@ -29,6 +29,8 @@ theory: $(READY)  # runs all checks, then fills docs/theory.md
 	$(MAKE) docs
 
 LINEAR := [num_generations,latent_steps]
+LONE := --jobs [evaluation] --problems 1 --num_generations [2] --beside [published,cot] --repeats 9 --memory false
+BUSY := --jobs [evaluation] --num_generations [2] --beside [] --busy 1 --memory false
 # Each call writes one result file. A run that fails leaves the old file.
 measure = $(BIN)/dropout-grpo bench --device cpu $(2) --json > docs/performance/$(1).json.part && \
 	mv docs/performance/$(1).json.part docs/performance/$(1).json
@@ -37,6 +39,9 @@ bench: $(READY)  # on an idle machine; see docs/benchmark.md
 	$(call measure,tiny-cpu,--size tiny)
 	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
 	$(call measure,smollm2-cpu,--size smollm2 --repeats 3 --num_generations [32])
+	$(call measure,tiny-cpu-lone,--size tiny $(LONE))
+	$(call measure,gpt2-cpu-lone,--size gpt2 $(LONE))
+	$(call measure,gpt2-cpu-busy,--size gpt2 --repeats 3 $(BUSY))
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
 	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
 	$(MAKE) docs

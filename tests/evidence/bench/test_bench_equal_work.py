@@ -1,10 +1,13 @@
 """All arms do the same work: same tokens, log-probs and gradients from the engine, the plain and the published way."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from dropout_grpo.evidence.bench import arms, cot, engine, published
+from dropout_grpo.evidence.bench.workload import Networks, Workload
 from helpers.bench_setting import SMALL, gradients_of, workload
 
 ROWS = SMALL.questions * SMALL.num_generations
@@ -54,6 +57,19 @@ def test_curriculum_steps_have_the_same_gradient() -> None:
     loss = engine.curriculum(work)
     assert published.curriculum(work, SMALL.problems) == pytest.approx(loss, rel=1e-5)
     assert_same(gradients_of(work.reference), gradients_of(work.networks.model))
+
+
+def test_evaluation_in_company_gives_the_same_texts_and_ends_the_company() -> None:
+    work = Workload(replace(SMALL, busy=2), Networks(SMALL))
+    arm = arms.build(arms.BUSY, work, "evaluation")
+    company = arm.run._company  # type: ignore[attr-defined]
+    for _ in range(2):
+        arm.prepare()
+        started = list(company)
+        assert [process.poll() for process in started] == [None, None], "they run until the job is done"
+        assert arm.run() == engine.evaluation(work)
+        assert [process.returncode for process in started] == [-9, -9]
+        assert company == []
 
 
 def test_evaluations_give_the_same_texts() -> None:

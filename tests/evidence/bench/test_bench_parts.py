@@ -177,6 +177,8 @@ def test_arms_of_a_job() -> None:
     assert arms.names("rollouts", three) == ["engine", "engine_without_masks", *three]
     assert arms.names("update", ("cot",)) == ["engine", "engine_with_optimizer", "cot"]
     assert arms.names("evaluation", three) == ["engine", "published", "cot"], "no groups, nothing to share"
+    assert arms.names("evaluation", (), busy=True) == ["engine", "engine_beside_busy"]
+    assert arms.names("update", (), busy=True) == ["engine", "engine_with_optimizer"], "only evaluation is measured"
     with_graphs = [arms.names(job, (), graphs=True) for job in ("rollouts", "update", "evaluation")]
     assert with_graphs == [
         ["engine", "engine_without_masks", "engine_step_by_step"],
@@ -205,6 +207,8 @@ def test_defaults_are_resolved_by_size() -> None:
     assert (tiny.questions, tiny.rows("update"), tiny.rows("curriculum")) == (32, 1024, 64)
     assert (gpt2.questions, gpt2.rows("rollouts"), gpt2.rows("evaluation")) == (2, 64, 16)
     assert resolve(BenchConfig(questions=3, device="cpu", micro_batch_size=4), 8).micro_batch_size == 8
+    lone = resolve(BenchConfig(jobs=("evaluation",), problems=1, device="cpu"), 32)
+    assert not lone.bf16, "as the library decides for one row"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ ENGINE = "engine"
 OPTIMIZER = "engine_with_optimizer"
 UNMASKED = "engine_without_masks"
 STEPS = "engine_step_by_step"
+BUSY = "engine_beside_busy"
 
 _OWN: dict[Job, dict[str, Callable[[Workload], Callable[[], object]]]] = {
     "rollouts": {
@@ -26,6 +27,7 @@ _OWN: dict[Job, dict[str, Callable[[Workload], Callable[[], object]]]] = {
     "evaluation": {
         ENGINE: lambda work: lambda: engine.evaluation(work),
         STEPS: lambda work: lambda: engine.without_graphs(engine.evaluation, work),
+        BUSY: engine.EvaluationInCompany,
     },
 }
 _PLAIN: dict[Job, Callable[[Workload], object]] = {  # the other jobs have no groups that could share a prompt
@@ -39,9 +41,17 @@ _ATTENTIONS = ("sdpa", "eager")
 _TRIAL_ROWS = 16
 
 
-def names(job: Job, others: tuple[OtherWay, ...], *, graphs: bool = False) -> list[str]:
-    """The arms of a job in the order in which they run. With ``graphs``, the engine without graphs is one more arm."""
-    own = [name for name in _OWN[job] if name != STEPS or graphs]
+def names(job: Job, others: tuple[OtherWay, ...], *, graphs: bool = False, busy: bool = False) -> list[str]:
+    """The arms of a job in the order in which they run.
+
+    Args:
+        job: the job.
+        others: the ways that the engine is compared with.
+        graphs: adds the engine without graphs.
+        busy: adds the engine beside busy processes.
+    """
+    optional = {STEPS: graphs, BUSY: busy}
+    own = [name for name in _OWN[job] if optional.get(name, True)]
     return [*own, *(name for name in others if name != "plain" or job in _PLAIN)]
 
 
@@ -60,7 +70,8 @@ def rows_run(name: str, work: Workload, job: Job) -> int:
 def build(name: str, work: Workload, job: Job, attention: str | None = None) -> Arm:
     """An arm ready to be timed. ``attention`` is the attention implementation of a reference arm."""
     if name in _OWN[job]:
-        return Arm(run=_OWN[job][name](work), prepare=work.prepare)
+        run = _OWN[job][name](work)
+        return Arm(run=run, prepare=run.prepare if isinstance(run, engine.EvaluationInCompany) else work.prepare)
     if name == "plain":
         return Arm(run=lambda: _PLAIN[job](work), prepare=work.prepare)
     rows = rows_run(name, work, job)

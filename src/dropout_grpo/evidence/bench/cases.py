@@ -17,7 +17,7 @@ from dropout_grpo.latent.fast.graphs import forget_recordings
 
 def measure_case(config: BenchConfig, work: Workload, job: Job) -> dict[str, Any]:
     """Seconds, ratios, rates and FLOPs of every arm; for the engine also its share of the peak and its masks' cost."""
-    names = arms.names(job, config.beside, graphs=work.on_cuda)
+    names = arms.names(job, config.beside, graphs=work.on_cuda, busy=config.busy > 0 and not work.on_cuda)
     forget_recordings()  # of the case before
     attention = {name: arms.choose_attention(name, work, job) for name in names}
     built = {name: arms.build(name, work, job, attention[name]) for name in names}
@@ -38,7 +38,8 @@ def measure_case(config: BenchConfig, work: Workload, job: Job) -> dict[str, Any
 
 def measure_memory(config: BenchConfig, work: Workload, case: dict[str, Any]) -> None:
     """Adds the peak memory of each arm to a case."""
-    for name, arm in case["arms"].items():
+    for name in (name for name in case["arms"] if name != arms.BUSY):
+        arm = case["arms"][name]
         arm["memory"] = peak_memory(name, work, case["job"], arm["attention"])
 
 

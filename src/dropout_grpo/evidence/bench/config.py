@@ -1,6 +1,6 @@
 """Options of the benchmark, and a single case with all numbers resolved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dropout_grpo.errors import UserError
@@ -54,9 +54,11 @@ class BenchConfig:
         published_rows: rows that the published way is measured on; its time is scaled to the batch.
         repeats: timed runs per arm, after one untimed run (two on CUDA).
         axes: axes of a sweep, varied one at a time.
+        busy: processes that compute beside the benchmark in one more arm of evaluation, on a CPU.
         memory: also measure peak memory; on a CPU each arm then runs once more in a fresh process.
         device: cpu or cuda. The default is cuda if there is a CUDA device.
-        bf16: compute matrix products in bf16. By default on hardware that multiplies bf16 matrices.
+        bf16: compute matrix products in bf16. By default on hardware that multiplies bf16 matrices, unless the
+            largest batch is small.
         seed: seed of weights, questions, masks and samples.
     """
 
@@ -74,6 +76,7 @@ class BenchConfig:
     published_rows: int = ranged(4, at_least=1)
     repeats: int = ranged(5, at_least=1)
     axes: tuple[Axis, ...] = ("num_generations", "latent_steps", "prompt_tokens", "questions")
+    busy: int = ranged(0, at_least=0)
     memory: bool = True
     device: Literal["cpu", "cuda"] | None = None
     bf16: bool | None = None
@@ -111,6 +114,7 @@ class Setting:
     bf16: bool
     positions: int
     seed: int
+    busy: int = 0
 
     def rows(self, job: Job) -> int:
         """Rollouts or problems per batch of the job."""
@@ -135,7 +139,7 @@ def resolve(config: BenchConfig, num_generations: int) -> Setting:
             f"need {longest}: lower prompt_tokens, latent_steps or cot_tokens."
         )
     device = config.device or ("cuda" if _has_cuda() else "cpu")
-    return Setting(
+    setting = Setting(
         size=config.size,
         num_generations=num_generations,
         questions=config.questions or defaults.questions,
@@ -147,10 +151,13 @@ def resolve(config: BenchConfig, num_generations: int) -> Setting:
         micro_batch_size=max(config.micro_batch_size or defaults.micro_batch_size, num_generations),
         published_rows=config.published_rows,
         device=device,
-        bf16=bf16_or_not(config.bf16, torch.device(device)),
+        bf16=False,
         positions=defaults.positions,
         seed=config.seed,
+        busy=config.busy,
     )
+    rows = max(setting.rows(job) for job in config.jobs)
+    return replace(setting, bf16=bf16_or_not(config.bf16, torch.device(device), rows))
 
 
 def _has_cuda() -> bool:

@@ -1,5 +1,7 @@
 """The engine's arms, made of the library's own calls, and the plain way: the same calls with one rollout per group."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -77,6 +79,32 @@ def evaluation(work: Workload) -> list[str]:
     setting = work.setting
     config = EvaluationConfig(num_samples=0, max_new_tokens=setting.answer_tokens, batch_size=setting.problems)
     return [a.plain for a in answer_problems(work.model, work.problems[: setting.problems], config, bf16=setting.bf16)]
+
+
+class EvaluationInCompany:
+    """The evaluation while other processes compute in endless loops. Each run stops them, which takes milliseconds."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work, self._company = work, list[subprocess.Popen[bytes]]()
+
+    def prepare(self) -> None:
+        """Start the processes and wait until they are busy."""
+        self._work.prepare()
+        command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+        for _ in range(self._work.setting.busy):
+            self._company.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+            assert self._company[-1].stdout is not None
+            self._company[-1].stdout.readline()
+
+    def __call__(self) -> list[str]:
+        """Returns the answers."""
+        try:
+            return evaluation(self._work)
+        finally:
+            for process in self._company:
+                process.kill()
+                process.communicate()
+            self._company.clear()
 
 
 def without_graphs(job: Callable[[Workload], object], work: Workload) -> object:

@@ -12,6 +12,7 @@ ARM_LABELS = {
     "engine_with_optimizer": "engine, with clipping and AdamW",
     "engine_without_masks": "engine, no masks",
     "engine_step_by_step": "engine, no graphs",
+    "engine_beside_busy": "engine, beside busy processes",
     "plain": "(a) every rollout reads its prompt",
     "published": "(b) one row at a time, no cache",
     "cot": "(c) chain of thought, transformers",
