@@ -4,10 +4,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,7 +19,7 @@ from dropout_grpo.latent.lora.adapter import adapter_off, add_lora
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.optimizer import build_optimizer
 from helpers.tiny_latent import assert_same_weights, weights_of
-from helpers.tiny_lora import LORA, said, tiny_lora, tiny_lora_on_raw
+from helpers.tiny_lora import LORA, said, saved_base, tiny_lora, tiny_lora_on_raw
 
 KINDS = ("gpt2", "llama", "gemma2")
 
@@ -191,3 +192,44 @@ def test_dropout_of_a_foreign_adapter_is_switched_off(good: Path, tmp_path: Path
     model = LatentModel.from_pretrained(folder).train()
     assert torch.equal(said(model), said(LatentModel.from_pretrained(good / "adapter")))
     assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def foreign_adapter(folder: Path, kind: str, **options: Any) -> Path:
+    """An adapter on a tied base, made, trained and written by PEFT alone."""
+    base = saved_base(folder, kind)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    adapted = get_peft_model(plain, LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **options))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in (p for p in adapted.parameters() if p.requires_grad):
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(folder / "adapter")
+    for name in ("tokenizer.json", "tokenizer_config.json", "latent_config.json"):
+        shutil.copy(base / name, folder / "adapter" / name)
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gpt2", {"target_modules": ["c_attn", "lm_head"]}),
+        ("gpt2", {"target_modules": ["c_attn", "wte"]}),
+        ("gemma2", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("gemma2", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+        ("gemma2", {"target_modules": ["embed_tokens", "lm_head"]}),
+    ],
+)
+def test_an_adapter_that_moves_one_of_two_tied_tables_keeps_both(kind: str, options: Any, tmp_path: Path) -> None:
+    """Embeddings and head differ in the merged model, so it is no longer tied; neither is lost when it is written."""
+    folder = foreign_adapter(tmp_path, kind, **options)
+    model = LatentModel.from_pretrained(folder)
+    assert main(["merge", str(folder), "--out", str(tmp_path / "merged")]) == 0
+    merged = LatentModel.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(said(merged), said(model), atol=1e-4, rtol=1e-5)
+    assert merged.model.config.tie_word_embeddings is False
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ids = torch.tensor([[22, 28, 29, 30, 7]])
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(base, str(folder))(ids).logits
+        torch.testing.assert_close(merged.model(ids).logits, expected, atol=1e-4, rtol=1e-5)

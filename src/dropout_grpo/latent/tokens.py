@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
@@ -107,6 +107,24 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     table = model.get_input_embeddings().weight
     assert isinstance(table, Tensor), "the input embeddings have no table"
     return table
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output head is the table of the input embeddings."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is embedding_table(model)
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give the output head a table of its own, a copy. The config changes with ``record_untied``."""
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone())
+
+
+def record_untied(model: PreTrainedModel) -> None:
+    """Write into the model's config that embeddings and head are two tables, so that both are saved and loaded."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def encode_questions(

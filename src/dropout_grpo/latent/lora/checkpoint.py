@@ -6,6 +6,7 @@ It does not contain the base; ``adapter_config.json`` records where the base is.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_untied, untie
 from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm, load_tokenizer, some
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ def load_with_adapter(
         raise UserError(f"the base of the adapter {path} is gone or damaged: {error} {remedy}") from error
     add_latent_tokens(model, tokenizer)  # as when the adapter was made, so that the base is the same model
     weights = _load_weights(path)
+    tied = merge and is_tied(model)
+    if tied:
+        untie(model)  # or what an adapter adds to the head would be added to the embeddings too
     try:
         tuner = LoraModel(model, config, ADAPTER_NAME)
         _fill(model, weights)
@@ -101,8 +105,18 @@ def load_with_adapter(
     without_copies(model, ADAPTER_NAME)
     if merge:
         tuner.merge_and_unload(safe_merge=True)  # in place
+    if tied:
+        _tie_if_equal(model)
     model.name_or_path = str(path)
     return model, load_tokenizer(path)
+
+
+def _tie_if_equal(model: PreTrainedModel) -> None:
+    """Tie embeddings and head again if the adapter did the same to both; otherwise the model keeps both, untied."""
+    if torch.equal(model.get_output_embeddings().weight, embedding_table(model)):
+        model.tie_weights()
+    else:
+        record_untied(model)
 
 
 def _load_config(path: str | Path) -> "LoraConfig":

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table
+from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_untied, untie
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, some
 
 INNER, DUPLICATE, WRAPPED = "base_causallm.", "embedding.weight", "model_state_dict"
@@ -97,18 +97,15 @@ def _untie_what_differs(model: PreTrainedModel, weights: Mapping[str, Tensor], f
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in weights:
             names.setdefault(id(parameter), []).append(name)
-    table, head = _embedding_name(model), model.get_output_embeddings()
+    table = _embedding_name(model)
     for shared in names.values():
         differing = [name for name in shared[1:] if not torch.equal(weights[name], weights[shared[0]])]
         if not differing:
             continue
-        tied_head = head is not None and head.weight is embedding_table(model) and set(shared) == _both(model, table)
-        if not tied_head:
+        if not (is_tied(model) and set(shared) == _both(model, table)):
             raise UserError(f"{file} has different values for {some(shared)}, which are one weight in the base.")
-        assert head is not None
-        head.weight = nn.Parameter(head.weight.detach().clone())
-        for config in (model.config, model.config.get_text_config()):
-            config.tie_word_embeddings = False
+        untie(model)
+        record_untied(model)
 
 
 def _both(model: PreTrainedModel, table: str) -> set[str]:
