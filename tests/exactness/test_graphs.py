@@ -75,6 +75,21 @@ def test_what_comes_after_all_rows_have_ended_is_not_replayed() -> None:
     assert [graph.replays for graph in graphs] == [2, 2, 0]
 
 
+def test_every_stop_of_a_list_ends_an_answer_in_recorded_work() -> None:
+    """``generation_config`` may name several tokens that end an answer."""
+    model = latent_model("qwen3")
+    whole = made(model, QUESTIONS, SEEDS)
+    stops = tuple({int(whole.token_ids[0, 1]), int(whole.token_ids[-1, 2])} - {model.tokens.eos})
+    assert len(stops) == 2
+    model.tokens = replace(model.tokens, stops=stops)
+    expected = made(model, QUESTIONS, SEEDS)
+    assert expected.mask[0].sum() == 2, "the first answer ends with the first stop"
+    assert expected.mask.sum() < whole.mask.sum()
+    with fake_cuda():
+        for _ in range(3):
+            assert same(made(model, QUESTIONS, SEEDS), expected)
+
+
 def moved(model: LatentModel) -> None:
     """As an optimiser moves them: in place."""
     with torch.no_grad():
