@@ -41,6 +41,7 @@ bench: $(READY)  # on an idle machine; see docs/benchmark.md
 	$(call measure,smollm2-cpu,--size smollm2 --repeats 3 --num_generations [32])
 	$(call measure,tiny-cpu-lone,--size tiny $(LONE))
 	$(call measure,gpt2-cpu-lone,--size gpt2 $(LONE))
+	$(call measure,tiny-cpu-busy,--size tiny $(BUSY))
 	$(call measure,gpt2-cpu-busy,--size gpt2 --repeats 3 $(BUSY))
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
 	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
