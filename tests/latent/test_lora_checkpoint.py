@@ -16,6 +16,7 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.lora.adapter import adapter_off, add_lora
+from dropout_grpo.latent.tokens import is_tied
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.optimizer import build_optimizer
 from helpers.tiny_latent import assert_same_weights, weights_of
@@ -97,6 +98,9 @@ def test_merged_is_a_plain_folder_with_the_same_logits(kind: str, thought: str, 
     merged = LatentModel.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(said(merged), said(model), atol=1e-4, rtol=1e-5)
     assert all(parameter.requires_grad for parameter in merged.parameters())
+    base = LatentModel.from_pretrained(tmp_path / "base").model
+    assert merged.model.config.tie_word_embeddings == base.config.tie_word_embeddings
+    assert is_tied(merged.model) == is_tied(base)
     ids = torch.tensor([[22, 28, 29, 30, 7]])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():

@@ -116,15 +116,15 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 def untie(model: PreTrainedModel) -> None:
-    """Give the output head a table of its own, a copy. The config changes with ``record_untied``."""
+    """Give the output head a table of its own, a copy. The config changes with ``record_tied``."""
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
 
 
-def record_untied(model: PreTrainedModel) -> None:
-    """Write into the model's config that embeddings and head are two tables, so that both are saved and loaded."""
+def record_tied(model: PreTrainedModel, *, tied: bool) -> None:
+    """Write into the model's config whether embeddings and head are one table. If not, both are saved and loaded."""
     for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
+        config.tie_word_embeddings = tied
 
 
 def encode_questions(

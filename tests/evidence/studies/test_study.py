@@ -282,7 +282,7 @@ def test_settings_that_name_nothing_are_refused(tmp_path: Path, found: str, repl
 
 def test_commands_are_those_of_a_user(plan: Plan) -> None:
     data, sft, tested = command_lines(plan, "overfitted", Path("runs/study"), 1)
-    assert "dropout-grpo data --word_problems.seed 1 --word_problems.n_train 1500" in data
+    assert "dropout-grpo data --word_problems.seed 1 --word_problems.n_train 2000" in data
     assert "sft --recipe word-problems" in sft
     assert tested.startswith("dropout-grpo eval --recipe word-problems --checkpoint runs/study/seed1/overfitted/")
     (grpo, _) = command_lines(plan, "old_greedy", Path("runs/study"), 1)

@@ -3,6 +3,7 @@
 It does not contain the base; ``adapter_config.json`` records where the base is.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_untied, untie
+from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_tied, untie
 from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm, load_tokenizer, some
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def load_with_adapter(
         raise UserError(f"the adapter {path} does not fit its base {base}: {error}") from error
     without_copies(model, ADAPTER_NAME)
     if merge:
-        tuner.merge_and_unload(safe_merge=True)  # in place
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            tuner.merge_and_unload(safe_merge=True)  # in place
     if tied:
         _tie_if_equal(model)
     model.name_or_path = str(path)
@@ -114,9 +117,10 @@ def load_with_adapter(
 def _tie_if_equal(model: PreTrainedModel) -> None:
     """Tie embeddings and head again if the adapter did the same to both; otherwise the model keeps both, untied."""
     if torch.equal(model.get_output_embeddings().weight, embedding_table(model)):
+        record_tied(model, tied=True)
         model.tie_weights()
     else:
-        record_untied(model)
+        record_tied(model, tied=False)
 
 
 def _load_config(path: str | Path) -> "LoraConfig":

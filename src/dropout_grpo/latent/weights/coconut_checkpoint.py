@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_untied, untie
+from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_tied, untie
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, some
 
 INNER, DUPLICATE, WRAPPED = "base_causallm.", "embedding.weight", "model_state_dict"
@@ -105,7 +105,7 @@ def _untie_what_differs(model: PreTrainedModel, weights: Mapping[str, Tensor], f
         if not (is_tied(model) and set(shared) == _both(model, table)):
             raise UserError(f"{file} has different values for {some(shared)}, which are one weight in the base.")
         untie(model)
-        record_untied(model)
+        record_tied(model, tied=False)
 
 
 def _both(model: PreTrainedModel, table: str) -> set[str]:
