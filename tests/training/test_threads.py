@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from dropout_grpo.training.threads import wait_asleep
+from dropout_grpo.training.threads import threads_for, wait_asleep
+from helpers.tiny import tiny_model
 
 PRODUCTS = """
 import sys, time
@@ -43,6 +45,19 @@ def test_nothing_is_set_once_torch_is_imported_or_against_the_user(monkeypatch: 
     monkeypatch.setattr(os, "environ", dict(os.environ))
     assert wait_asleep()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize(("rows", "inside"), [(1, 1), (10, 1), (10_000, 3)])
+def test_a_small_batch_has_one_thread(rows: int, inside: int) -> None:
+    model = tiny_model("gpt2", torch.float32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with threads_for(model, rows):
+            assert torch.get_num_threads() == inside
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from dropout_grpo.problems.problem import Problem
 from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
+from dropout_grpo.training.threads import threads_for
 
 EVAL_STEP = -1
 """The step that ``rollout_seeds`` gets in an evaluation, so that it never reuses a training mask."""
@@ -144,11 +145,13 @@ def answer_problems(
 
     answered: dict[int, Answered] = {}
     batches = batches or evaluation_batches(config)
-    while rest := order[len(answered) :]:
-        said = batches.fit(len(rest), partial(answer_first, rest), rows=max(1, config.num_samples))
-        answered |= dict(zip(rest, said, strict=False))
-        if progress is not None:
-            progress(min(len(problems), len(answered) * processes.size()))
+    samples = max(1, config.num_samples)
+    with threads_for(model.model, samples * min(len(order), config.batch_size)):
+        while rest := order[len(answered) :]:
+            said = batches.fit(len(rest), partial(answer_first, rest), rows=samples)
+            answered |= dict(zip(rest, said, strict=False))
+            if progress is not None:
+                progress(min(len(problems), len(answered) * processes.size()))
     records = [{"place": i, **asdict(said), "problem": None} for i, said in answered.items()]
     everyones = [record for of_rank in processes.gather_json(records) for record in of_rank]
     return [_from_record(record, problems) for record in sorted(everyones, key=lambda record: record["place"])]

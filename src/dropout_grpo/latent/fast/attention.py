@@ -184,12 +184,16 @@ def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _by_group(rows: Tensor, groups: int, k: int) -> Tensor:
     """[G * K, N, Q, X] -> [G, N, K * Q, X]."""
+    if k == 1:
+        return rows
     _, kv, q, x = rows.shape
     return rows.view(groups, k, kv, q, x).transpose(1, 2).reshape(groups, kv, k * q, x)
 
 
 def _by_row(grouped: Tensor, groups: int, k: int) -> Tensor:
     """[G, N, K * Q, X] -> [G * K, N, Q, X], the inverse of ``_by_group``."""
+    if k == 1:
+        return grouped
     _, kv, kq, x = grouped.shape
     return grouped.reshape(groups, kv, k, kq // k, x).transpose(1, 2).reshape(groups * k, kv, kq // k, x)
 
