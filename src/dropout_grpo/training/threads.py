@@ -45,8 +45,8 @@ def threads_for(model: "PreTrainedModel", rows: int) -> Iterator[None]:
     """
     import torch  # not at the top: wait_asleep has to be called before it is imported
 
-    layers = model.config.get_text_config().num_hidden_layers
-    weights = model.num_parameters() - model.get_input_embeddings().weight.numel()
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
+    weights = sum(parameter.numel() for parameter in model.parameters())
     threads = torch.get_num_threads()
     if model.device.type != "cpu" or threads == 1 or rows * weights / layers > _FEW_PRODUCTS:
         yield
