@@ -185,7 +185,7 @@ class Killer:
         They wait longer for one that was killed before it told them that it had started (``known``).
         """
         assert all(process.exitcode in ((0, 1) if known else (-9,)) for process in survivors), said
-        named = "lost rank" in said or "has stopped" in said
+        named = "lost rank" in said
         assert named or not known or all(process.exitcode == 0 for process in survivors), said
         self.tally.named += named
         if not known:

@@ -59,7 +59,7 @@ def _of_two(command: str, folder: Path, sft: Killer) -> Killer:
 @pytest.mark.parametrize("command", ["sft", "grpo"])
 def test_a_kill_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
     tally = _of_two(command, folder, sft).kill(1)
-    assert tally.named + tally.before_connecting == 1
+    assert tally.named == 1
     assert tally.slowest < 10
 
 
@@ -68,6 +68,7 @@ def test_a_kill_of_one_of_two_processes(command: str, folder: Path, sft: Killer)
 def test_ten_kills_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
     tally = _of_two(command, folder, sft).kill(10)
     print(f"{command}, two processes: {tally}")
+    assert tally.named >= 8
     assert tally.named + tally.before_connecting >= 9, "more than one survivor had finished"
 
 

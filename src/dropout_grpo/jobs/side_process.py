@@ -16,6 +16,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import Interrupted, handled_signals
 from dropout_grpo.training.progress import console
+from dropout_grpo.training.threads import number_of_threads
 
 
 @contextmanager
@@ -45,11 +46,10 @@ def side_process(log: Path, work: Callable[..., None], *args: Any) -> Iterator[C
             raise UserError(f"the second process failed, see {log}: {last} Continue with --resume true.")
 
     run.start()
-    torch.set_num_threads(threads - threads // 2)
     try:
-        yield wait
+        with number_of_threads(threads - threads // 2):
+            yield wait
     finally:
-        torch.set_num_threads(threads)
         run.terminate()
         run.join()
 

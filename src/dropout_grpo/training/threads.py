@@ -36,6 +36,19 @@ def wait_asleep() -> bool:
 
 
 @contextmanager
+def number_of_threads(count: int) -> Iterator[None]:
+    """This number of threads inside the block, and the previous one after it."""
+    import torch  # not at the top: wait_asleep has to be called before it is imported
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def threads_for(model: "PreTrainedModel", rows: int) -> Iterator[None]:
     """One thread inside the block if a batch is too small for more; the size of model and batch decides, not a timing.
 
@@ -43,16 +56,10 @@ def threads_for(model: "PreTrainedModel", rows: int) -> Iterator[None]:
         model: the model that runs inside the block. Nothing changes if it is not on a CPU.
         rows: sequences in the largest batch.
     """
-    import torch  # not at the top: wait_asleep has to be called before it is imported
+    import torch
 
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    threads = torch.get_num_threads()
-    if model.device.type != "cpu" or threads == 1 or rows * weights / layers > _FEW_PRODUCTS:
+    few = model.device.type == "cpu" and rows * weights / layers <= _FEW_PRODUCTS
+    with number_of_threads(1 if few else torch.get_num_threads()):
         yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

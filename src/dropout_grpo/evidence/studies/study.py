@@ -52,6 +52,7 @@ from dropout_grpo.runs.layout import RESULTS_FILE
 from dropout_grpo.runs.write import write_json
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.precision import bf16_or_not
+from dropout_grpo.training.threads import number_of_threads
 
 Split = Literal["valid", "test"]
 
@@ -187,13 +188,10 @@ def _run_all(tasks: Sequence[Task], workers: int) -> None:
 def _outcomes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Exception | None]]:
     """Each task when it ends, with what it raised."""
     if workers < 2:
-        threads = torch.get_num_threads()
-        _start_worker()
-        try:
+        with number_of_threads(1):
+            keep_freed_memory()
             for task in tasks:
                 yield task, _raised_by(task)
-        finally:
-            torch.set_num_threads(threads)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
         futures = {pool.submit(_raised_by, task): task for task in tasks}
