@@ -1,6 +1,6 @@
 """Alternatives to dropout against the oracle: Gaussian factors, and perturbed weights of value projections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import NormalDist
 from typing import Any
 
@@ -14,7 +14,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import Exploration, value_weights
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.exploration.seeds import normal, stream
+from dropout_grpo.exploration.seeds import normal, normal_matrix, stream
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl.rollout import replay, roll_out
 from helpers import splitmix
@@ -49,7 +49,15 @@ def rival(kind: str, phases: tuple[str, ...] = ("latent",), **options: Any) -> E
 
 def reference_normal(seed: int, name: str, size: int) -> Tensor:
     """From Python's integers and its own quantile function."""
-    bits = (splitmix.bits(seed, name, i) >> 48 for i in range(size))
+    return reference_quantiles(splitmix.bits(seed, name, i) >> 48 for i in range(size))
+
+
+def reference_matrix(seed: int, name: str, size: int) -> Tensor:
+    """Four numbers from each word, lowest bits first."""
+    return reference_quantiles(splitmix.bits(seed, name, i // 4) >> 16 * (i % 4) & 0xFFFF for i in range(size))
+
+
+def reference_quantiles(bits: Iterable[int]) -> Tensor:
     return torch.tensor([NormalDist().inv_cdf((k + 0.5) / 65536) for k in bits], dtype=torch.float64)
 
 
@@ -58,6 +66,10 @@ def test_normal_numbers_are_quantiles_of_the_seeds_bits() -> None:
     found = normal(torch.tensor(seeds), stream("layers.0.mlp", 50))
     expected = torch.stack([reference_normal(seed, "layers.0.mlp", 50) for seed in seeds])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    for size in (50, 49):
+        expected = torch.stack([reference_matrix(seed, "layers.0.mlp", size) for seed in seeds])
+        packed = normal_matrix(torch.tensor(seeds), "layers.0.mlp", size, torch.float64)
+        torch.testing.assert_close(packed, expected, rtol=0, atol=1e-9)
     many = normal(torch.arange(2000), stream("thought", 40)).flatten()
     assert kstest(many.numpy(), "norm").pvalue > 1e-4
     assert kstest((1.02 * many).numpy(), "norm").pvalue < 1e-2
@@ -101,7 +113,7 @@ def with_noise(model: PreTrainedModel, kind: str, model_kind: str, seed: int, al
             added = alpha * sum(s[r] * code[r] * torch.outer(u[:, r], vt[r]) for r in range(len(s)))
         else:
             sigma = alpha * w_v.square().mean().sqrt()  # ||W||_F / sqrt(in * out)
-            added = sigma * reference_normal(seed, f"layers.{i}.value_weight", w_v.numel()).view(w_v.shape)
+            added = sigma * reference_matrix(seed, f"layers.{i}.value_weight", w_v.numel()).view(w_v.shape)
         w[:, columns] += added
 
 

@@ -28,7 +28,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import PHASES
 from dropout_grpo.exploration.gaussian import at_least_zero
 from dropout_grpo.exploration.held import checked
-from dropout_grpo.exploration.seeds import normal, stream
+from dropout_grpo.exploration.seeds import normal, normal_matrix, stream
 from dropout_grpo.exploration.sites import SiteMap
 
 MOST_HELD = 2**26
@@ -196,8 +196,7 @@ class _Added:
 
     def matrices(self, begin: int, end: int) -> Tensor:
         """sigma E of the rows ``begin`` to ``end`` - 1, [end - begin, I, O]."""
-        counters = stream(self.name, self.weight.numel(), self.seeds.device)
-        drawn = normal(self.seeds[begin:end], counters).to(self.weight)
+        drawn = normal_matrix(self.seeds[begin:end], self.name, self.weight.numel(), self.weight.dtype)
         return drawn.view(-1, *self.weight.shape) * self.sigma
 
     def select(self, rows: Tensor) -> "_Added":
