@@ -1,9 +1,7 @@
-"""The table of all problems and the page that compares runs: data, policy, and the view in a real browser."""
+"""The table of all problems and the page that compares runs: data, policy and size (the view: test_browser.py)."""
 
 import json
 import re
-import shutil
-import subprocess
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -15,33 +13,7 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
 from dropout_grpo.report import problems, write_comparison, write_report
 from helpers.fake_run import RESULTS, RL, SFT, by_k, make_run
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=alert(1)>"
-
-
-def line(i: int, right: bool, *samples: tuple[str, bool], steps: int = 2, **more: Any) -> dict[str, Any]:
-    """A line of samples.jsonl; the right answer to problem i is i."""
-    return {
-        "file": "a.json",
-        "id": i,
-        "question": f"question {i} of {'ann' if i % 2 else 'tom'}",
-        "answer": str(i),
-        "steps": steps,
-        "plain": f"<<1>>\n### {i if right else 'no'}",
-        "plain_correct": right,
-        "samples": [text for text, _ in samples],
-        "samples_correct": [is_right for _, is_right in samples],
-        **more,
-    }
-
-
-SAMPLES = [
-    line(0, True, ("### 0", True), ("### 7", False), ("### 0", True)),
-    line(1, False, ("### 1", True), ("nothing to read", False), steps=3),
-    line(2, True, steps=3),
-]
-EVALUATION = {"evaluations": [{"file": "a.json", "n": 3, "pass@1": 0.667}]}
+from helpers.samples import EVALUATION, EVIL, SAMPLES, line
 
 
 def data_of(path: Path) -> dict[str, Any]:
@@ -115,63 +87,3 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         write_comparison([first, first], out)
     with pytest.raises(UserError, match="hold no results"):
         write_comparison([make_run(tmp_path / "x"), make_run(tmp_path / "y")], out)
-
-
-# ---------------------------------------- in a browser
-
-
-def browse(path: Path, fragment: str = "", width: int = 1200) -> str:
-    """The document after its scripts have run."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=2000"]
-    options += [f"--window-size={width},900", f"--user-data-dir={path.parent / 'profile'}"]
-    command = [str(CHROMIUM), *options, f"file://{path}{fragment}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_searches_filters_and_fits_a_phone(tmp_path: Path) -> None:
-    second = [line(i, i == 1, steps=2 + (i > 0)) for i in range(3)]
-    hostile = line(3, True, (EVIL, False)) | {"question": EVIL}
-    first = make_run(tmp_path / "first", results=EVALUATION, samples=[*SAMPLES, hostile])
-    out = write_comparison(
-        [first, make_run(tmp_path / "second", results=EVALUATION, samples=second)], tmp_path / "c.html"
-    )
-
-    def count(fragment: str) -> str:
-        return re.findall(r'id="problem-count"[^>]*>([^<]*)<', browse(out, fragment))[0]
-
-    assert count("") == "4 of 4 problems"
-    assert count("#find=ANN") == "1 of 4 problems"
-    assert count("#show=flipped&steps=3") == "2 of 4 problems"
-    assert count("#show=wrong&by=0") == "1 of 4 problems"
-
-    # The same page without its policy, at the width of a phone, with keys pressed by a script of the test.
-    probe = """<script>
-      const summary = document.querySelector("#problem-list summary");
-      summary.focus();
-      const focused = document.activeElement === summary;
-      summary.click();
-      const search = document.getElementById("find");
-      addEventListener("load", () => setTimeout(() => {
-        const votes = document.querySelectorAll("#problem-list .vote").length;
-        const tabs = [...document.querySelectorAll("input, select, summary, button")].every((e) => e.tabIndex === 0);
-        search.value = "question 1";
-        search.dispatchEvent(new Event("input"));
-        document.title = JSON.stringify({focused, votes, tabs, rows: document.querySelectorAll(".problem").length,
-          hash: location.hash, overflow: document.documentElement.scrollWidth - innerWidth});
-      }, 100));
-    </script></body>"""
-    bare = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", out.read_text("utf-8"))
-    (tmp_path / "bare.html").write_text(bare.replace("</body>", probe), encoding="utf-8")
-    (title,) = re.findall(r"<title>(.*?)</title>", browse(tmp_path / "bare.html", width=500))
-    found = json.loads(title)
-    assert found == {
-        "focused": True,
-        "votes": 2,
-        "tabs": True,
-        "rows": 1,
-        "hash": "#find=question+1",
-        "overflow": found["overflow"],
-    }
-    assert found["overflow"] <= 0
-    assert "pwned" not in re.findall(r"<title>(.*?)</title>", browse(out))[0]

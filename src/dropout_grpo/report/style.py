@@ -36,7 +36,7 @@ section > p { margin: 0 0 1rem; max-width: 44rem; color: var(--muted); }
 .headline { display: grid; gap: 1.5rem 2rem; align-items: center; margin-top: 1.75rem; padding: 1.5rem;
   background: var(--card); border: 1px solid var(--rule); border-radius: 12px; }
 .headline > * { min-width: 0; }
-.headline .gain { margin: 0; color: var(--ink); font-size: clamp(1.75rem, 8vw, 2.5rem); font-weight: 650;
+.headline .gain { margin: 0; color: var(--ink); font-size: clamp(1.4rem, 8vw, 2.5rem); font-weight: 650;
   line-height: 1.15; letter-spacing: -.03em; white-space: nowrap; }
 .headline .gain .arrow { color: var(--muted); font-weight: 400; }
 .headline .gain .after { color: var(--arm-0); }
@@ -92,7 +92,7 @@ table.facts caption, table.facts thead { position: absolute; clip-path: inset(50
 .filter :focus-visible, #problem-more:focus-visible { outline: 2px solid var(--arm-0); outline-offset: 2px; }
 #problem-more { margin-top: .75rem; cursor: pointer; }
 details.problem { margin-top: .4rem; padding: .5rem .75rem; }
-details.problem p { margin: .6rem 0; }
+details.problem p { margin: .6rem 0; overflow-wrap: anywhere; }
 .problem summary { display: flex; gap: .35rem; font-weight: 400; }
 .problem .question { min-width: 0; margin-left: .35rem; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; }
