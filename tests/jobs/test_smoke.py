@@ -58,7 +58,9 @@ def test_sft_takes_two_updates_in_every_stage_with_epochs(
 
 def test_grpo_takes_two_steps_of_exactly_the_papers_objective(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replays = Replays(monkeypatch)
-    assert main(["grpo", "--recipe", "gsm8k-qwen", "--checkpoint", "no/such-checkpoint", "--smoke"]) == 0
+    assert main(["grpo", "--recipe", "gsm8k-qwen", "--smoke"]) == 0
+    base = json.loads((smoke_folder(elsewhere) / "base" / "config.json").read_text(encoding="utf-8"))
+    assert base["model_type"] == "qwen2"
     lines = [line for line in read_metrics(smoke_folder(elsewhere) / "run") if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["replay/logprob_diff_max"] < 0.1 and line["grad_norm"] > 0 for line in lines)

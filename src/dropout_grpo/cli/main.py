@@ -84,7 +84,17 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
                 raise UserError(f"{option}: {value!r} must be true or false.")
         if name in _WITH_RECIPE:
             require_sections(arguments[name])
+        if name == "grpo":
+            _require_checkpoint(arguments[name])
         return name, parser.instantiate_classes(arguments)[name]
+
+
+def _require_checkpoint(options: Namespace) -> None:
+    """A smoke run has a stand-in for the checkpoint, of the architecture of the recipe's model if none is named."""
+    if options.checkpoint is None:
+        if not options.smoke:
+            raise UserError("missing: --checkpoint.")
+        options.checkpoint = options.model.name_or_path or "a checkpoint"
 
 
 def _require_text(option: str, value: Any) -> None:

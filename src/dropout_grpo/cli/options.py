@@ -81,7 +81,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         with_options(sub, task.config, name)
     with_recipe(command("sft", "train a latent model through Coconut's curriculum"), "sft")
     sub = command("grpo", "post-train a checkpoint with Dropout-GRPO")
-    sub.add_argument("--checkpoint", type=str, required=True, help="folder or hub name of a latent model")
+    latent = "folder or hub name of a latent model (required, except with --smoke)"
+    sub.add_argument("--checkpoint", type=str | None, default=None, help=latent)
     with_options(sub, CheckpointOptions)
     with_recipe(sub, "grpo")
     sub = command("eval", "measure a checkpoint: the plain network, samples under masks, and the model average")
