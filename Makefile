@@ -51,7 +51,7 @@ study: $(READY)  # the paper's tables, in under 3 hours on 2 idle cores; the sam
 	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study
 	$(MAKE) docs
 
-rivals: $(READY)  # one more table of the study, on other sources of exploration; about 1.6 hours after it
+rivals: $(READY)  # one more table of the study, on other sources of exploration; about 1.1 hours after it
 	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study --only rivals
 	$(MAKE) docs
 
