@@ -101,6 +101,11 @@ def count(page: Any) -> str:
     return text
 
 
+def open_all(page: Any) -> None:
+    for summary in page.locator("summary").all():
+        summary.click()
+
+
 @pytest.mark.parametrize(
     ("fragment", "found"),
     [("", 4), ("#find=ANN", 1), ("#show=flipped&steps=3", 2), ("#show=wrong&by=0", 1)],
@@ -156,8 +161,7 @@ def test_nothing_leaves_a_screen_of_any_width(page: Any, tmp_path: Path, compari
     page.set_viewport_size({"width": width, "height": 800})
     for path in (demo_report(tmp_path / "demo"), comparison):
         page.goto(f"file://{path}")
-        for details in page.locator("summary").all():
-            details.click()
+        open_all(page)
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
         assert page.evaluate(LEAVES_THE_SCREEN) == []
         assert page.evaluate(CUT_OFF) == []
@@ -168,8 +172,7 @@ def test_texts_are_readable_in_both_schemes(page: Any, tmp_path: Path, compariso
     page.emulate_media(color_scheme=scheme)
     for path in (demo_report(tmp_path / "demo"), comparison):
         page.goto(f"file://{path}")
-        for details in page.locator("summary").all():
-            details.click()
+        open_all(page)
         texts, lowest, paper = page.evaluate(CONTRAST)
         assert texts > 20
         assert lowest >= 4.5
@@ -178,8 +181,7 @@ def test_texts_are_readable_in_both_schemes(page: Any, tmp_path: Path, compariso
 
 def test_hostile_texts_stay_texts(page: Any, comparison: Path) -> None:
     page.goto(f"file://{comparison}")
-    for details in page.locator("#problem-list summary").all():
-        details.click()
+    open_all(page)
     assert "pwned" not in page.title()
     assert page.locator("#problem-list img").count() == 0
     assert page.locator("#problem-list .question").last.inner_text() == EVIL

@@ -71,8 +71,8 @@ def normal(seeds: Tensor, streams: Tensor) -> Tensor:
 def normal_matrix(seeds: Tensor, name: str, size: int, dtype: torch.dtype) -> Tensor:
     """Standard normal [B, size], for a size in the thousands: each word of the named stream gives four numbers.
 
-    Number i is the quantile of 16 bits of word i // 4, lowest bits first. This takes a quarter of the time of
-    ``normal``.
+    Number i is the quantile of 16 bits of word i // 4, lowest bits first. This takes less than half of the
+    time of ``normal``.
     """
     words = random_bits(seeds, stream(name, -(-size // 4), seeds.device))
     # The lowest bits come first in memory on machines that PyTorch has packages for: they are little-endian.
