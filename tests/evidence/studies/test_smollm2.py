@@ -16,11 +16,9 @@ from dropout_grpo.problems.files import save_problems
 from dropout_grpo.problems.problem import Problem
 from helpers.tiny_gguf import write_gguf
 
-SFT = ["--curriculum.cot_epochs", "1", "--curriculum.final_epochs", "1", "--curriculum.batch_size", "4"]
 GRPO = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.max_steps", "2"]
 SMALL = {
-    "pilot": SFT,
-    "sft": SFT,
+    "sft": ["--curriculum.batch_size", "4"],
     "grpo": [*GRPO, "--grpo.eval_steps", "1"],
     "eval": ["--evaluation.max_new_tokens", "4"],
 }
@@ -45,10 +43,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> str:
     model.save_pretrained(f"{out}-model")
     tokenizer.save_pretrained(f"{out}-model")
     Path(f"{out}-data").mkdir()
-    for i, name in enumerate(("train", "grpo", "valid", "pilot", "short-test")):
+    for i, name in enumerate(("train", "grpo", "valid", "short-test")):
         save_problems(Path(f"{out}-data", f"{name}.json"), problems(4 + i, 10 * (i + 1)))
-    run(smollm2.pilots(out), SMALL["pilot"], out)
-    run(smollm2.curriculum(out, smollm2.best(out)), SMALL["sft"], out)
+    run(smollm2.curriculum(out), SMALL["sft"], out)
     run(smollm2.arms(out), SMALL["grpo"], out)
     for name, words in smollm2.evaluations(out, [f"{out}-data/short-test.json"]).items():
         run({name: words}, SMALL["eval"] + ([] if "words" in name else SAMPLED), out)
@@ -63,25 +60,24 @@ def run(commands: dict[str, list[str]], small: list[str], out: str) -> None:
 
 def test_what_is_recorded_and_the_tables(out: str, tmp_path: Path) -> None:
     record: dict[str, Any] = {"commands": {"sft": "dropout-grpo sft"}, "cores": 2, **smollm2.measured(out)}
-    assert record["choice"] in record["pilots"]
-    assert record["pilots"][record["choice"]] == max(record["pilots"].values())
-    assert record["problems"] == {"train": 4, "grpo": 5, "valid": 6, "pilot": 7, "short-test": 8}
-    assert [p["stage"] for p in record["curves"]["sft"]] == [0, 1, 2, 3, 4]
+    assert record["problems"] == {"train": 4, "grpo": 5, "valid": 6, "short-test": 7}
+    assert [p["stage"] for p in record["curves"]["sft"]] == [0, 1, 2, 3]
     assert [p["step"] for p in record["curves"]["masks-sampled"]] == [1, 2]
     measured = ["coconut", "masks-sampled", "temperature", "masks-greedy", "words"]
-    assert [(name, [e["n"] for e in es]) for name, es in record["evaluations"].items()] == [(m, [8]) for m in measured]
+    assert [(name, [e["n"] for e in es]) for name, es in record["evaluations"].items()] == [(m, [7]) for m in measured]
     for names, (c,) in record["pairs"].items():
         a, b = (record["evaluations"][name][0]["pass@1"]["value"] for name in names.split())
         assert c["pass@1"] == {"a": a, "b": b}
-    record["seconds"] = {"+".join(smollm2.CHOICES): 1800.0, "sft": 7200.0}
+    record["seconds"] = {"sft": 7200.0, "masks-sampled+temperature": 1800.0}
     (tmp_path / "gsm8k-smollm2.json").write_text(json.dumps(record), encoding="utf-8")
     found = record["evaluations"]["words"][0]["pass@1"]["value"]
-    assert f"| chain of thought in words | short-test.json | 8 | {100 * found:.1f} |" in block(
+    assert f"| chain of thought in words | short-test.json | 7 | {100 * found:.1f} |" in block(
         tmp_path, "smollm2.measures"
     )
-    assert "Hours on 2 cores: pilots 0.50, curriculum 2.00; 2.5 together." in block(tmp_path, "smollm2.notes")
+    hours = "curriculum 2.00, GRPO with sampled answers 0.50; 2.5 together."
+    assert f"Hours on 2 cores: {hours}" in block(tmp_path, "smollm2.notes")
     assert block(tmp_path, "smollm2.pairs").count("\n") == 1 + len(smollm2.PAIRS)
-    assert "| curriculum | stage 4, update 5 |" in block(tmp_path, "smollm2.curve")
+    assert "| curriculum | stage 3, update 4 |" in block(tmp_path, "smollm2.curve")
     assert "$ dropout-grpo sft" in block(tmp_path, "smollm2.commands")
 
 
@@ -94,8 +90,7 @@ def test_a_finished_study_runs_nothing_and_records_everything(
     smollm2.main(["--data", str(tmp_path / "mine"), "--out", out])
     text = (tmp_path / "gsm8k-smollm2.json").read_text(encoding="utf-8")
     record = json.loads(text)
-    assert set(record["commands"]) >= {"sft", *smollm2.CHOICES, *smollm2.ARMS, "eval-words", "eval-coconut"}
-    assert f"{smollm2.CHOICES[record['choice']]} --run_dir" in record["commands"]["sft"]
+    assert set(record["commands"]) >= {"sft", *smollm2.ARMS, "eval-words", "eval-coconut"}
     assert "--files '[DATA/gsm8k_test.jsonl]'" in record["commands"]["eval-coconut"]
     assert str(tmp_path) not in text  # where the user's folder is, stays private
 

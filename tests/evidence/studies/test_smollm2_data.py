@@ -33,7 +33,7 @@ def problem(name: str, steps: int, thing: str = "pens") -> Problem:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Problem]]:
-    for name, value in {"_SHORT_VALID": 2, "_SHORT_TEST": 3, "_PILOT": 4}.items():
+    for name, value in {"_SHORT_VALID": 2, "_SHORT_TEST": 3}.items():
         monkeypatch.setattr(smollm2_data, name, value)
     gsm8k = [problem(name, 1 + i % 6) for i, name in enumerate(NAMES)]
     short = [problem(name, 1, "cups") for name in (*NAMES, "Ann")]  # Ann's twice
@@ -45,7 +45,6 @@ def test_no_question_is_in_two_files_that_must_differ(made: dict[str, list[Probl
     for one, other in (("train", "valid"), ("train", "short-test"), ("grpo", "valid"), ("grpo", "short-test")):
         assert not keys[one] & keys[other], (one, other)
     assert not keys["train"] & keys["grpo"]
-    assert not keys["pilot"] & (keys["valid"] | keys["short-test"])
     held_out = {p.question.split()[0] for p in made["valid"] if "pens" in p.question}
     assert held_out == {"Ann", "Bob"}
     for name in ("train", "grpo"):  # variations of what is held out are held out too
@@ -53,13 +52,11 @@ def test_no_question_is_in_two_files_that_must_differ(made: dict[str, list[Probl
 
 
 def test_sizes_steps_and_ids(made: dict[str, list[Problem]]) -> None:
-    assert [len(made[name]) for name in ("valid", "short-test", "pilot")] == [2 + 2, 3, 4]
-    cups = [p for p in made["train"] if "cups" in p.question]
-    assert len(cups) == 2 * (12 - 5)  # every other one and a variation
-    pens = [p for p in made["train"] if "pens" in p.question]
-    assert len(pens) == 2 * (10 - 2)  # two of the ten have six steps
-    assert max(len(p.steps) for p in made["train"]) == 5
-    assert max(len(p.steps) for p in made["grpo"]) == 3
+    assert [len(made[name]) for name in ("valid", "short-test")] == [2 + 2, 3]
+    cups, pens = ([p for p in made["train"] if thing in p.question] for thing in ("cups", "pens"))
+    assert len(cups) == 12 - 5
+    assert [len(p.steps) for p in pens] == [3, 1, 2, 3]  # 4 to 6 steps are too many
+    assert len(made["grpo"]) == len(made["train"])  # a variation of each
     for problems in made.values():
         assert [p.id for p in problems] == list(range(len(problems)))
         assert not any(p.extra for p in problems)
@@ -81,7 +78,7 @@ def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
     (data / "svamp.coconut.json").write_text(text, encoding="utf-8")
     write_files(data, out)
     assert {file.stem for file in out.glob("*.json")} == set(SPLIT_NAMES)
-    assert len(load_problems(out / "train.json")) == 11 * 2
+    assert len(load_problems(out / "train.json")) == 11
     assert files_to_measure(data, out) == [data / "gsm8k_test.jsonl", data / "svamp.coconut.json"]
     (data / "gsm8k_train.jsonl").unlink()
     write_files(data, out)  # nothing is made again

@@ -8,11 +8,10 @@ mawps_asdiva_train.coconut.json and further test files (svamp*, multiarith*, asd
 Rounds run one after the other; the commands of a round share the cores:
 
 1. the weights, checked; the problem files (smollm2_weights.py, smollm2_data.py)
-2. pilots on short problems choose the curriculum's learning rate and thoughts_predict, by pass@1 on validation problems
-3. the curriculum
-4. GRPO from its checkpoint: held masks with sampled answers, held masks with greedy answers, temperature alone, and
+2. the curriculum
+3. GRPO from its checkpoint: held masks with sampled answers, held masks with greedy answers, temperature alone, and
    greedy answers without masks, which cannot learn anything and runs only a few steps to show it
-5. evaluation on the test files: Coconut, the GRPO arms, and the chain of thought of the curriculum's stage 0
+4. evaluation on the test files: Coconut, the GRPO arms, and the chain of thought of the curriculum's stage 0
 
 All commands are commands of the command line, and continue after an interruption: a command with results does not run
 again, and one that was stopped resumes from its last checkpoint. Writes docs/results/gsm8k-smollm2.json. docs/gsm8k.md
@@ -38,10 +37,9 @@ from dropout_grpo.runs.read import read_measures, read_metrics, read_results
 from dropout_grpo.runs.write import write_json
 
 _RECIPE = "--recipe gsm8k-smollm2 --resume true"
-_SFT = f"dropout-grpo sft {_RECIPE} --model.name_or_path {{out}}-model --data.valid {{out}}-data/valid.json"
-_PILOT = (
-    f"{_SFT} --data.train {{out}}-data/pilot.json --curriculum.max_latent_stage 2 --curriculum.cot_epochs 1 "
-    "--curriculum.final_epochs 1 --curriculum.save_stages false"
+_SFT = (
+    f"dropout-grpo sft {_RECIPE} --model.name_or_path {{out}}-model --data.train {{out}}-data/train.json "
+    "--data.valid {out}-data/valid.json"
 )
 _GRPO = (
     f"dropout-grpo grpo {_RECIPE} --checkpoint {{out}}-sft/checkpoints/coconut --data.grpo {{out}}-data/grpo.json "
@@ -49,20 +47,11 @@ _GRPO = (
 )
 _EVAL = f"dropout-grpo eval {_RECIPE} --files {{tests}}"
 
-CHOICES = {
-    f"pilot-{rate}{'-predict' if predict == 'true' else ''}": (
-        f"--curriculum.learning_rate {rate} --curriculum.thoughts_predict {predict}"
-    )
-    for predict in ("false", "true")
-    for rate in ("1e-4", "3e-4")
-}
-"""The pilots, and the options of the curriculum that each of them tests."""
-
 ARMS = {
     "masks-sampled": "",
     "temperature": "--exploration.kind none",
     "masks-greedy": "--grpo.answers greedy",
-    "deterministic": "--exploration.kind none --grpo.answers greedy --grpo.max_steps 10",
+    "deterministic": "--exploration.kind none --grpo.answers greedy --grpo.max_steps 5",
 }
 ARM_ROUNDS = (("masks-sampled", "temperature"), ("masks-greedy",), ("deterministic",))
 """Two arms share two cores; a single command uses both."""
@@ -81,15 +70,9 @@ PAIRS = (
 )
 
 
-def pilots(out: str) -> dict[str, list[str]]:
-    """The command lines of the pilots by name, as words."""
-    return {name: _words(f"{_PILOT} {options} --run_dir {{out}}-{name}", out=out) for name, options in CHOICES.items()}
-
-
-def curriculum(out: str, choice: str) -> dict[str, list[str]]:
-    """The command line of the curriculum with the options of a pilot."""
-    line = f"{_SFT} --data.train {{out}}-data/train.json {CHOICES[choice]} --run_dir {{out}}-sft"
-    return {"sft": _words(line, out=out)}
+def curriculum(out: str) -> dict[str, list[str]]:
+    """The command line of the curriculum, as words, by its name."""
+    return {"sft": _words(f"{_SFT} --run_dir {{out}}-sft", out=out)}
 
 
 def arms(out: str) -> dict[str, list[str]]:
@@ -112,12 +95,6 @@ def _words(line: str, **paths: str) -> list[str]:
     return [word.format(**paths) for word in line.split()]
 
 
-def best(out: str) -> str:
-    """The pilot with the highest pass@1 on the validation problems; the first of equals."""
-    passed = {name: _results(out, name)["evaluations"][0]["pass@1"] for name in CHOICES}
-    return max(passed, key=lambda name: passed[name])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs all commands that have no results yet, then records all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, data = options.out, Path(f"{options.out}-data")
     prepare_weights(Path(f"{out}-model"))
     write_files(options.data, data)
-    lines = _run(pilots(out), out)
-    lines |= _run(curriculum(out, best(out)), out)
+    lines = _run(curriculum(out), out)
     for names in ARM_ROUNDS:
         lines |= _run({name: arms(out)[name] for name in names}, out)
     tests = test_files(options.data, data)
@@ -165,10 +141,8 @@ def _spent(out: str) -> dict[str, float]:
 
 
 def measured(out: str) -> dict[str, Any]:
-    """Reads the run folders: the choice, curves of pass@1, measures, and comparisons on the same problems."""
+    """Reads the run folders: curves of pass@1, measures, and comparisons on the same problems."""
     record: dict[str, Any] = {
-        "choice": best(out),
-        "pilots": {name: _results(out, name)["evaluations"][0]["pass@1"] for name in CHOICES},
         "problems": {file.stem: len(_json(file)) for file in sorted(Path(f"{out}-data").glob("*.json"))},
         "seconds": _spent(out),
         "runs": {},
@@ -177,7 +151,7 @@ def measured(out: str) -> dict[str, Any]:
         "pairs": {},
     }
     for name in CURVES:
-        record["runs"][name] = _results(out, name)
+        record["runs"][name] = dict(read_results(Path(f"{out}-{name}")))
         steps = read_metrics(Path(f"{out}-{name}"))
         keys = ("step", "stage", "eval/pass@1")
         record["curves"][name] = [{k: line[k] for k in keys if k in line} for line in steps if keys[-1] in line]
@@ -190,10 +164,6 @@ def measured(out: str) -> dict[str, Any]:
         pairs = compare(f"{out}-eval-{a}", f"{out}-eval-{b}")["comparisons"]
         record["pairs"][f"{a} {b}"] = [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
     return record
-
-
-def _results(out: str, name: str) -> Any:
-    return dict(read_results(Path(f"{out}-{name}")))
 
 
 def _json(file: Path) -> Any:

@@ -20,13 +20,11 @@ VALID = "gsm8k_aug_valid.json"
 SHORT = "mawps_asdiva_train.coconut.json"
 TESTS = ("svamp*.json*", "multiarith*.json*", "asdiv*.json*")
 
-SPLIT_NAMES = ("train", "grpo", "valid", "pilot", "short-test")
+SPLIT_NAMES = ("train", "grpo", "valid", "short-test")
 
 _HELD_OUT = 500
 _SHORT_VALID, _SHORT_TEST = 200, 500
-_MOST_STEPS, _MOST_CHARACTERS = 5, 400
-_GRPO_STEPS = 3
-_PILOT = 1600
+_MOST_STEPS, _MOST_CHARACTERS = 3, 180
 
 
 def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
@@ -67,16 +65,12 @@ def split(
     random.Random(seed).shuffle(few)
     short_valid, short_test = few[:_SHORT_VALID], few[_SHORT_VALID : _SHORT_VALID + _SHORT_TEST]
     short_train = few[_SHORT_VALID + _SHORT_TEST :]
-    trained = filtered([*long, *short_train], _MOST_STEPS)
-    train = [*trained, *vary(trained, 1, seed=seed)]
-    varied = {key(p) for p in train}
-    fresh = vary(filtered([*long, *short_train], _GRPO_STEPS), 1, seed=seed + 1)
-    pilot = short_train if short_train else filtered(long, 2)
+    train = [p for p in (*long, *short_train) if fits(p)]
+    trained = {key(p) for p in train}
     made = {
         "train": train,
-        "grpo": [p for p in fresh if key(p) not in varied],
+        "grpo": [p for p in vary(train, 1, seed=seed) if key(p) not in trained],
         "valid": [*valid[: _SHORT_VALID if few else 2 * _SHORT_VALID], *short_valid],
-        "pilot": pilot[:_PILOT],
         "short-test": short_test,
     }
     return {name: [replace(p, id=i, extra={}) for i, p in enumerate(problems)] for name, problems in made.items()}
@@ -88,14 +82,9 @@ def test_files(data: Path, out: Path) -> list[Path]:
     return [data / TEST, *given, *([out / "short-test.json"] if (data / SHORT).is_file() else [])]
 
 
-def filtered(problems: Iterable[Problem], steps: int) -> list[Problem]:
-    """The problems with at most ``steps`` steps that are not too long."""
-    return [p for p in problems if fits(p, steps)]
-
-
-def fits(problem: Problem, steps: int) -> bool:
-    """Whether the problem has 1 to ``steps`` steps and a question that is not too long."""
-    return 1 <= len(problem.steps) <= steps and len(problem.question) <= _MOST_CHARACTERS
+def fits(problem: Problem) -> bool:
+    """Whether the problem has steps, but not too many, and a question that is not too long."""
+    return 1 <= len(problem.steps) <= _MOST_STEPS and len(problem.question) <= _MOST_CHARACTERS
 
 
 def distinct(problems: Iterable[Problem]) -> list[Problem]:

@@ -36,7 +36,8 @@ _ROUNDS = {
 
 def measures(record: Record) -> str:
     """Every checkpoint on every test file."""
-    columns = ["checkpoint", "file", "n", "pass@1, percent", "95 % interval", "pass@8", "maj@8", "model average"]
+    k = record["evaluations"]["coconut"][0]["pass@k"][-1]["k"]
+    columns = ["checkpoint", "file", "n", "pass@1, percent", "95 % interval", f"pass@{k}", f"maj@{k}", "model average"]
     rows = []
     for name in ("words", *(name for name in record["evaluations"] if name != "words")):
         for e in record["evaluations"][name]:
@@ -55,8 +56,8 @@ def pairs(record: Record) -> str:
 
 
 def curve(record: Record) -> str:
-    """pass@1 on the validation problems: pilots, stages of the curriculum, GRPO steps."""
-    rows = [[f"pilot {name.removeprefix('pilot-')}", "", percent(value)] for name, value in record["pilots"].items()]
+    """pass@1 on the validation problems: stages of the curriculum, GRPO steps."""
+    rows = []
     for name, points in record["curves"].items():
         for point in points:
             where = f"stage {point['stage']}, update" if "stage" in point else "step"
@@ -65,8 +66,9 @@ def curve(record: Record) -> str:
 
 
 def notes(record: Record) -> str:
-    """The choice, the problems, the hours and the versions in one paragraph."""
-    spent = ", ".join(f"{_round(names)} {seconds / 3600:.2f}" for names, seconds in record["seconds"].items())
+    """The problems, the hours and the versions in one paragraph."""
+    rounds = {_ROUNDS[names.split("+")[0]]: seconds for names, seconds in record["seconds"].items()}
+    spent = ", ".join(f"{name} {seconds / 3600:.2f}" for name, seconds in rounds.items())
     total = sum(record["seconds"].values()) / 3600
     counts = ", ".join(f"{name} {count:,}" for name, count in record["problems"].items())
     mixed = "; ".join(
@@ -77,14 +79,10 @@ def notes(record: Record) -> str:
     first = record["runs"]["sft"]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     return (
-        f"The curriculum has the options of {record['choice']}, chosen on the validation problems. Problems: {counts}. "
+        f"Problems: {counts}. "
         f"Hours on {record['cores']} cores: {spent}; {total:.1f} together. Mixed groups in the first and last ten "
         f"steps: {mixed}. Seed {first['seed']}; {versions}; commit {first['commit']}."
     )
-
-
-def _round(names: str) -> str:
-    return _ROUNDS.get(names.split("+")[0], "pilots")
 
 
 def commands(record: Record) -> str:
