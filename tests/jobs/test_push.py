@@ -77,6 +77,17 @@ def test_the_folder_goes_up_with_a_card_that_has_the_results(
     assert "| test.json | 40 | 50.0% | 35.0% to 65.0% |" in card.text
 
 
+def test_without_an_eval_run_the_card_has_what_the_training_run_measured(hub: FakeHub, checkpoint: Path) -> None:
+    rows = [{"file": "valid.json", "n": 20, "pass@1": 0.75, "ci95": [0.5, 0.9]}]
+    results = checkpoint.parent.parent / "results.json"
+    results.write_text(json.dumps({"evaluations": rows}), encoding="utf-8")
+    push(checkpoint, "me/mine")
+    assert "| valid.json | 20 | 75.0% | 50.0% to 90.0% |" in ModelCard.load(checkpoint / "README.md").text
+    early = checkpoint.rename(checkpoint.with_name("grpo-step-3"))  # not what the run measured at its end
+    push(early, "me/mine")
+    assert "valid.json" not in ModelCard.load(early / "README.md").text
+
+
 def test_another_checkpoints_results_are_refused(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:
     run = eval_run(tmp_path, tmp_path / "another")
     with pytest.raises(UserError, match="give the eval of this checkpoint"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-_TAGS = ["latent-reasoning", "coconut", "dropout-grpo", "custom_generate"]
+_TAGS = ["latent-reasoning", "coconut", "dropout-grpo"]
 _PAPER = "https://arxiv.org/abs/2606.10184"
 
 
@@ -48,12 +48,13 @@ class CardFacts:
 
 def write_card(folder: Path, *, latent_steps: int, thought: str, facts: CardFacts) -> None:
     """Write ``README.md``, the model card."""
+    complete = (folder / "custom_generate").is_dir()  # not an adapter
     data = ModelCardData(
         license=_licence_of(facts.base),
         base_model=facts.base if facts.base and not Path(facts.base).exists() else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=_TAGS,
+        tags=[*_TAGS, *(["custom_generate"] if complete else [])],
         model_name=_name_of(folder),
         eval_results=[
             EvalResult(
@@ -76,7 +77,7 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, facts: CardFact
         body.append("## Results\n\nThe plain network, greedy, masks off.\n\n" + "\n".join(lines))
     if facts.command:
         body.append(f"## Training\n\n```console\n$ {facts.command}\n```")
-    body.append(_USAGE)
+    body.append(_USAGE + (_TRANSFORMERS if complete else _ADAPTER))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
 
 
@@ -120,7 +121,13 @@ With dropout-grpo:
 $ dropout-grpo ask CHECKPOINT "a question"
 ```
 
-With transformers only. `trust_remote_code` runs `custom_generate/generate.py` of this folder; read it first.
+"""
+
+_ADAPTER = (
+    "This folder is an adapter. `dropout-grpo merge CHECKPOINT --out FOLDER` makes a model for plain transformers."
+)
+
+_TRANSFORMERS = """With transformers only. `trust_remote_code` runs `custom_generate/generate.py` of this folder; read it first.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
