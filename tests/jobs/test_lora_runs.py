@@ -81,7 +81,8 @@ def test_train_save_merge_continue(kind: str, tmp_path: Path, capsys: pytest.Cap
     card = (coconut / "README.md").read_text(encoding="utf-8")
     assert "was trained with Coconut's curriculum" in card
     assert "| problems.json | 4 | 0.0% |" in card  # what the run measured at its end
-    assert "dropout-grpo merge CHECKPOINT" in card and "custom_generate" not in card
+    assert "dropout-grpo merge CHECKPOINT" in card
+    assert "custom_generate" not in card
 
     # GRPO's reference would be a base without thoughts: refused, with the command that helps.
     grpo = ["grpo", "--checkpoint", str(coconut), *options, "--run_dir", str(tmp_path / "refused")]

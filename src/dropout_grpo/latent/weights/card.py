@@ -127,7 +127,8 @@ _ADAPTER = (
     "This folder is an adapter. `dropout-grpo merge CHECKPOINT --out FOLDER` makes a model for plain transformers."
 )
 
-_TRANSFORMERS = """With transformers only. `trust_remote_code` runs `custom_generate/generate.py` of this folder; read it first.
+_TRANSFORMERS = """With transformers only. `trust_remote_code` runs `custom_generate/generate.py` of this folder;
+read it first.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
