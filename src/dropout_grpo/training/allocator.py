@@ -1,4 +1,4 @@
-"""Keeps memory that a step frees for the next step, instead of returning it to the kernel."""
+"""Whether memory that a step frees is kept for the next step or returned to the kernel."""
 
 import ctypes
 import platform
@@ -21,3 +21,9 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the kernel now, so that another process has room for it. Does nothing without glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -18,7 +18,7 @@ from dropout_grpo.evidence.bench import arms
 from dropout_grpo.evidence.bench.config import Job, Setting
 from dropout_grpo.evidence.bench.workload import Networks, Workload
 from dropout_grpo.latent.fast.graphs import forget_recordings
-from dropout_grpo.training.allocator import keep_freed_memory
+from dropout_grpo.training.allocator import keep_freed_memory, return_freed_memory
 
 _STATUS = Path("/proc/self/status")
 
@@ -33,6 +33,7 @@ def peak_memory(name: str, work: Workload, job: Job, attention: str | None) -> d
         return _on_cuda(name, work, job, attention)
     task = {"setting": asdict(work.setting), "job": job, "arm": name, "attention": attention}
     command = [sys.executable, "-m", "dropout_grpo.evidence.bench.memory", json.dumps(task)]
+    return_freed_memory()  # an arm may need most of the machine's memory
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"measuring the memory of {name} in {job} failed:\n{done.stderr}")
