@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure, require_askable
-from dropout_grpo.jobs.model_card import describe
+from dropout_grpo.jobs.model_card import describe_measured
 from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, starting_tokenizer
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import Recipe
@@ -115,8 +114,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     arms = {"baseline": before, "dropout_grpo": after, "temperature_only": plain}
     run.write_samples([{"arm": arm, **sample(f"test: {arm}", a)} for arm, said in arms.items() for a in said])
     report = on_main(lambda: str(write_report(run.path)))
-    for name in ("coconut", "dropout_grpo", "temperature_only"):
-        on_main(partial(describe, run.checkpoint(name)))
+    on_main(lambda: describe_measured(run.path, "demo"))
     if is_main():
         console.print(what_next(run.path, report, test[0].question), markup=False)
     return results

@@ -10,15 +10,23 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.latent.weights.card import CardFacts, Measured, write_card
 from dropout_grpo.latent.weights.checkpoint import latent_config
-from dropout_grpo.runs.layout import CONFIG_FILE, flat_options
+from dropout_grpo.runs.layout import CONFIG_FILE, checkpoint_folder, flat_options
 from dropout_grpo.runs.read import read_results, read_run, started_with
 from dropout_grpo.runs.write import jsonable, writing
 
 _METHODS = {"sft": "Coconut's curriculum", "grpo": "Dropout-GRPO", "demo": "the dropout-grpo demo"}
-MEASURED_CHECKPOINT = {"sft": "coconut", "grpo": "grpo"}
-"""The checkpoint that a command measures at its end."""
-_DEMO = {"coconut": "baseline", "dropout_grpo": "dropout_grpo", "temperature_only": "temperature_only"}
-"""Checkpoints of the demo, and their names in its results."""
+_MEASURED = {
+    "sft": {"coconut": "evaluations"},
+    "grpo": {"grpo": "evaluations"},
+    "demo": {"coconut": "baseline", "dropout_grpo": "dropout_grpo", "temperature_only": "temperature_only"},
+}
+"""The checkpoints that a command measures at its end, and their names in its results."""
+
+
+def describe_measured(run: Path, command: str) -> None:
+    """Write the model cards of the checkpoints that a training command has measured; see ``describe``."""
+    for name in _MEASURED[command]:
+        describe(checkpoint_folder(run, name))
 
 
 def describe(checkpoint: Path, eval_run: Path | None = None) -> None:
@@ -63,10 +71,9 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
 
 def _own_rows(run: Path, command: str, checkpoint: str) -> list[dict[str, Any]]:
     """What a training command measured of its checkpoint of this name; empty before it has ended."""
-    results = dict(read_results(run))
-    if command == "demo" and checkpoint in _DEMO and _DEMO[checkpoint] in results:
-        return [{"file": "test.json", **results[_DEMO[checkpoint]]}]
-    return results.get("evaluations", []) if checkpoint == MEASURED_CHECKPOINT.get(command) else []
+    name = _MEASURED.get(command, {}).get(checkpoint)
+    found = [] if name is None else dict(read_results(run)).get(name, [])
+    return found if isinstance(found, list) else [{"file": "test.json", **found}]
 
 
 def _eval_rows(eval_run: Path, checkpoint: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure
-from dropout_grpo.jobs.model_card import MEASURED_CHECKPOINT, describe
+from dropout_grpo.jobs.model_card import describe_measured
 from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, starting_tokenizer
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
@@ -69,7 +69,7 @@ def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part
         **provenance(),
     }
     run.write_results(results)
-    on_main(lambda: describe(run.checkpoint(MEASURED_CHECKPOINT[part])))
+    on_main(lambda: describe_measured(run.path, part))
     console.print(
         f"pass@1 {metrics['pass@1']:.4f}; report: {on_main(lambda: str(write_report(run.path)))}", markup=False
     )
