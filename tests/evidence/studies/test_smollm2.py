@@ -61,23 +61,23 @@ def run(commands: dict[str, list[str]], small: list[str], out: str) -> None:
 def test_what_is_recorded_and_the_tables(out: str, tmp_path: Path) -> None:
     record: dict[str, Any] = {"commands": {"sft": "dropout-grpo sft"}, "cores": 2, **smollm2.measured(out)}
     assert record["problems"] == {"train": 4, "grpo": 5, "valid": 6, "short-test": 7}
-    assert [p["stage"] for p in record["curves"]["sft"]] == [0, 1, 2, 3]
+    assert [p["stage"] for p in record["curves"]["sft"]] == [0, 1, 2]
     assert [p["step"] for p in record["curves"]["masks-sampled"]] == [1, 2]
     measured = ["coconut", "masks-sampled", "temperature", "masks-greedy", "words"]
     assert [(name, [e["n"] for e in es]) for name, es in record["evaluations"].items()] == [(m, [7]) for m in measured]
     for names, (c,) in record["pairs"].items():
         a, b = (record["evaluations"][name][0]["pass@1"]["value"] for name in names.split())
         assert c["pass@1"] == {"a": a, "b": b}
-    record["seconds"] = {"sft": 7200.0, "masks-sampled+temperature": 1800.0}
+    record["seconds"] = {"sft": 7200.0, "masks-sampled+temperature": 1800.0, "eval-coconut": 360.0, "eval-words": 720.0}
     (tmp_path / "gsm8k-smollm2.json").write_text(json.dumps(record), encoding="utf-8")
     found = record["evaluations"]["words"][0]["pass@1"]["value"]
     assert f"| chain of thought in words | short-test.json | 7 | {100 * found:.1f} |" in block(
         tmp_path, "smollm2.measures"
     )
-    hours = "curriculum 2.00, GRPO with sampled answers 0.50; 2.5 together."
+    hours = "curriculum 2.00, GRPO with sampled answers 0.50, evaluation 0.30; 2.8 together."
     assert f"Hours on 2 cores: {hours}" in block(tmp_path, "smollm2.notes")
     assert block(tmp_path, "smollm2.pairs").count("\n") == 1 + len(smollm2.PAIRS)
-    assert "| curriculum | stage 3, update 4 |" in block(tmp_path, "smollm2.curve")
+    assert "| curriculum | stage 2, update 3 |" in block(tmp_path, "smollm2.curve")
     assert "$ dropout-grpo sft" in block(tmp_path, "smollm2.commands")
 
 
@@ -104,6 +104,14 @@ def test_without_masks_greedy_answers_leave_the_weights_as_they_were(out: str) -
 
 def test_every_arm_is_in_one_round() -> None:
     assert sorted(name for names in smollm2.ARM_ROUNDS for name in names) == sorted(smollm2.ARMS)
+
+
+def test_a_command_that_is_alone_gets_two_processes_where_there_are_several_cores() -> None:
+    alone, two = {"sft": ["dropout-grpo", "sft"]}, {"a": ["dropout-grpo", "grpo"], "b": ["dropout-grpo", "grpo"]}
+    torchrun = {"sft": ["torchrun", "--nproc_per_node", "2", "-m", "dropout_grpo", "sft"]}
+    assert smollm2.launched(alone, several=True) == torchrun
+    assert smollm2.launched(alone, several=False) == alone
+    assert smollm2.launched(two, several=True) == two
 
 
 def test_without_a_record_the_page_says_so(tmp_path: Path) -> None:

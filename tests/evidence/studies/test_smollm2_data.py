@@ -55,7 +55,7 @@ def test_sizes_steps_and_ids(made: dict[str, list[Problem]]) -> None:
     assert [len(made[name]) for name in ("valid", "short-test")] == [2 + 2, 3]
     cups, pens = ([p for p in made["train"] if thing in p.question] for thing in ("cups", "pens"))
     assert len(cups) == 12 - 5
-    assert [len(p.steps) for p in pens] == [3, 1, 2, 3]  # 4 to 6 steps are too many
+    assert [len(p.steps) for p in pens] == [1, 2]  # 3 to 6 steps are too many
     assert len(made["grpo"]) == len(made["train"])  # a variation of each
     for problems in made.values():
         assert [p.id for p in problems] == list(range(len(problems)))

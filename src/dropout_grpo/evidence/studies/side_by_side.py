@@ -20,7 +20,7 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], out: str) -> None:
     """Run commands until all have ended; exit if one fails. Each writes its output to ``OUT-NAME.log``.
 
     Args:
-        commands: the words of each command line by name; the first word is the program.
+        commands: the words of each command line by name; the first word is ``dropout-grpo`` or ``torchrun``.
         out: prefix of the names of the run folders.
     """
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -29,9 +29,11 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], out: str) -> None:
 
     def run(name: str, words: Sequence[str]) -> int:
         print(f"$ {shlex.join(words)}", flush=True)
-        program = [sys.executable, "-m", "dropout_grpo.cli.main", *words[1:]]
+        several = words[0] == "torchrun"  # it gives each of its processes one thread
+        module = "torch.distributed.run" if several else "dropout_grpo.cli.main"
+        program = [sys.executable, "-m", module, *words[1:]]
         with Path(f"{out}-{name}.log").open("a", encoding="utf-8") as log:
-            env = {**os.environ, "OMP_NUM_THREADS": threads}
+            env = {**os.environ, "OMP_NUM_THREADS": "1" if several else threads}
             return subprocess.run(program, stdout=log, stderr=subprocess.STDOUT, env=env, check=False).returncode
 
     with ThreadPoolExecutor(cores) as pool:

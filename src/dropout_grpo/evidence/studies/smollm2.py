@@ -5,7 +5,7 @@ python -m dropout_grpo.evidence.studies.smollm2 --data FOLDER      (make gsm8k D
 The folder has gsm8k_train.jsonl and gsm8k_test.jsonl as published, and may have gsm8k_aug_valid.json,
 mawps_asdiva_train.coconut.json and further test files (svamp*, multiarith*, asdiv*; .json or .jsonl).
 
-Rounds run one after the other; the commands of a round share the cores:
+Rounds run one after the other; the commands of a round share the cores, and one that is alone gets two processes:
 
 1. the weights, checked; the problem files (smollm2_weights.py, smollm2_data.py)
 2. the curriculum
@@ -26,6 +26,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dropout_grpo.evidence.places import RESULTS_FOLDER
 from dropout_grpo.evidence.studies.side_by_side import finished, run_side_by_side
@@ -54,11 +56,11 @@ ARMS = {
     "deterministic": "--exploration.kind none --grpo.answers greedy --grpo.max_steps 5",
 }
 ARM_ROUNDS = (("masks-sampled", "temperature"), ("masks-greedy",), ("deterministic",))
-"""Two arms share two cores; a single command uses both."""
+"""Two arms share two cores; a single one uses both."""
 
 EVALUATED = {"coconut": "sft/checkpoints/coconut", **{arm: f"{arm}/checkpoints/grpo" for arm in list(ARMS)[:3]}}
-WORDS = "--latent_steps 0 --evaluation.num_samples 0 --evaluation.max_new_tokens 110"
-"""Chain of thought: no thoughts, and room for all steps."""
+WORDS = "--latent_steps 0 --evaluation.num_samples 0 --evaluation.max_new_tokens 80"
+"""Chain of thought: no thoughts, and room for more steps than the problems of the curriculum have."""
 
 CURVES = ("sft", *ARMS)
 PAIRS = (
@@ -108,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for names in ARM_ROUNDS:
         lines |= _run({name: arms(out)[name] for name in names}, out)
     tests = test_files(options.data, data)
-    lines |= _run(evaluations(out, [str(file) for file in tests]), out)
+    for name, words in evaluations(out, [str(file) for file in tests]).items():
+        lines |= _run({name: words}, out)
     text = json.dumps({"commands": lines, "cores": os.cpu_count(), **measured(out)})
     for file in tests:
         if file.parent == options.data:  # a place on the user's disk
@@ -119,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(commands: dict[str, list[str]], out: str) -> dict[str, str]:
     """Runs the commands without results and adds the time to that of earlier runs; returns all command lines."""
+    # two processes of one thread wait for each other once per update, two threads at every operation
+    commands = launched(commands, several=not torch.cuda.is_available() and (os.cpu_count() or 1) > 1)
     missing = {name: words for name, words in commands.items() if not finished(out, name)}
     start = time.monotonic()
     try:
@@ -129,6 +134,14 @@ def _run(commands: dict[str, list[str]], out: str) -> dict[str, str]:
         spent["+".join(commands)] = spent.get("+".join(commands), 0.0) + time.monotonic() - start
         write_json(_clock(out), spent)
     return {name: shlex.join(words) for name, words in commands.items()}
+
+
+def launched(commands: dict[str, list[str]], *, several: bool) -> dict[str, list[str]]:
+    """A round's commands; a single one is launched as two processes if ``several``."""
+    if len(commands) > 1 or not several:
+        return commands
+    launcher = ["torchrun", "--nproc_per_node", "2", "-m", "dropout_grpo"]
+    return {name: [*launcher, *words[1:]] for name, words in commands.items()}
 
 
 def _clock(out: str) -> Path:

@@ -24,7 +24,7 @@ SPLIT_NAMES = ("train", "grpo", "valid", "short-test")
 
 _HELD_OUT = 500
 _SHORT_VALID, _SHORT_TEST = 200, 500
-_MOST_STEPS, _MOST_CHARACTERS = 3, 180
+_MOST_STEPS, _MOST_CHARACTERS = 2, 180
 
 
 def write_files(data: Path, out: Path, *, seed: int = 0) -> None:

@@ -1,6 +1,7 @@
 """The tables on SmolLM2 in ``docs/RESULTS.md``, from ``docs/results/gsm8k-smollm2.json``."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ _ROUNDS = {
     "masks-sampled": "GRPO with sampled answers",
     "masks-greedy": "GRPO with greedy answers",
     "deterministic": "deterministic GRPO",
-    "eval-coconut": "evaluation",
+    "eval": "evaluation",
 }
-"""Names of the rounds by their first commands."""
+"""Names of the rounds by their first commands; the evaluations count together."""
 
 
 def measures(record: Record) -> str:
@@ -67,7 +68,10 @@ def curve(record: Record) -> str:
 
 def notes(record: Record) -> str:
     """The problems, the hours and the versions in one paragraph."""
-    rounds = {_ROUNDS[names.split("+")[0]]: seconds for names, seconds in record["seconds"].items()}
+    rounds: dict[str, float] = defaultdict(float)
+    for names, seconds in record["seconds"].items():
+        first_command = "eval" if names.startswith("eval-") else names.split("+")[0]
+        rounds[_ROUNDS[first_command]] += seconds
     spent = ", ".join(f"{name} {seconds / 3600:.2f}" for name, seconds in rounds.items())
     total = sum(record["seconds"].values()) / 3600
     counts = ", ".join(f"{name} {count:,}" for name, count in record["problems"].items())
