@@ -22,7 +22,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
             {"a": [*DROPOUT_GRPO, "eval"], "b": [*DROPOUT_GRPO, "sft"]},
             "2",
         ),
-        ({"a": ["torchrun", *TORCHRUN[3:], "sft"]}, {"a": [*TORCHRUN, "sft"]}, "1"),
+        ({"a": ["torchrun", *TORCHRUN[3:], "sft"]}, {"a": [*TORCHRUN, "sft"]}, "2"),
+        (
+            {"a": ["torchrun", *TORCHRUN[3:], "sft"], "b": ["dropout-grpo", "eval"]},
+            {"a": [*TORCHRUN, "sft"], "b": [*DROPOUT_GRPO, "eval"]},
+            "1",
+        ),
     ],
 )
 def test_the_program_and_the_threads_of_each_process_on_four_cores(
