@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dropout_grpo.distributed.device import default_device, gpu_identity, local_gpu, require_own_gpus
 from dropout_grpo.errors import LostProcess, UserError
 
 _T = TypeVar("_T")
@@ -66,6 +67,7 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
 
     Raises:
         LostProcess: another process is gone, or the processes do not meet within :data:`START`.
+        UserError: two processes use the same GPU.
     """
     if dist.is_initialized() or not launched():
         yield
@@ -77,10 +79,10 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
         _pulse = _Pulse(dist.PrefixStore("pulse", store.clone()), number, count)
     except RuntimeError as error:  # errors of the store have no other common type
         raise LostProcess(_cannot_meet(error)) from error
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl"
+    on_gpu = default_device().type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(local_gpu(torch.cuda.device_count()))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     joined = threading.Event()
     threading.Thread(target=_pulse.watch, args=(joined,), daemon=True).start()
     try:
@@ -88,6 +90,8 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
             dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
             dist.barrier()
         joined.set()
+        if on_gpu:
+            require_own_gpus(gather_json(gpu_identity()))
         yield
     except UserError as error:
         _pulse.end(str(error))

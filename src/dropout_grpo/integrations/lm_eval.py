@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.evaluation.config import EvaluationConfig
@@ -60,7 +61,7 @@ class DropoutGRPOLM(LM):
     ) -> None:
         super().__init__()
         model = LatentModel.from_pretrained(pretrained, latent_steps=latent_steps, base=base)
-        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(device or default_device())
         self.max_gen_toks = int(max_gen_toks)
         self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
 

@@ -12,6 +12,7 @@ from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions
+from dropout_grpo.jobs.session import tell_device
 from dropout_grpo.problems.problem import Problem
 
 
@@ -44,6 +45,7 @@ def ask(
     if options.masks > 1 and isinstance(exploration, NoExploration):
         raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")
     model = load_model(checkpoint, checkpoint_options)
+    tell_device(model.device, bf16=False)
     model.encode([question], room=options.max_new_tokens)
     problem = Problem(id=0, question=question, steps=(), answer="?")
     settings = EvaluationConfig(num_samples=options.masks, max_new_tokens=options.max_new_tokens)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import is_main, on_main, size
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import Answered, vote_table
@@ -23,7 +24,7 @@ from dropout_grpo.jobs.model_card import describe_measured
 from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, starting_tokenizer
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import Recipe
-from dropout_grpo.jobs.session import Session, default_device
+from dropout_grpo.jobs.session import Session
 from dropout_grpo.jobs.side_process import side_process
 from dropout_grpo.jobs.trainers import grpo_trainer, train_curriculum, train_grpo
 from dropout_grpo.latent.model import LatentModel

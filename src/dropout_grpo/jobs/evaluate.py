@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import check_evaluation
@@ -16,7 +17,7 @@ from dropout_grpo.jobs.measure import measure
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.problem_sources import place_of, warn_of_overlap
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
-from dropout_grpo.jobs.session import Session, default_device
+from dropout_grpo.jobs.session import Session
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report

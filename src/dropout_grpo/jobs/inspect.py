@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.recipe import CheckpointOptions
-from dropout_grpo.jobs.session import default_device
 from dropout_grpo.latent.generation import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.sampling import Sampled

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.recipe import CheckpointOptions, ModelConfig, Recipe
-from dropout_grpo.jobs.session import default_device
 from dropout_grpo.latent.lora.adapter import require_peft
 from dropout_grpo.latent.lora.checkpoint import is_adapter
 from dropout_grpo.latent.model import LatentModel

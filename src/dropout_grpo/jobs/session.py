@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dropout_grpo.distributed.device import default_device, describe_device, unused_gpu
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.jobs.recipe import Recipe
@@ -17,11 +18,7 @@ from dropout_grpo.runs.layout import CONFIG_FILE
 from dropout_grpo.runs.read import started_with
 from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.training.precision import bf16_for, bf16_or_not
-
-
-def default_device() -> torch.device:
-    """CUDA if there is a CUDA device, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from dropout_grpo.training.progress import console
 
 
 def settled(recipe: Recipe, device: torch.device | None = None, rows: int | None = None) -> Recipe:
@@ -54,6 +51,13 @@ def _reasons(given: Recipe, device: torch.device, rows: int | None) -> dict[str,
         "bf16": bf16_for(device, rows)[1] if given.bf16 is None else "given as an option",
         "attention": attention_for(device.type)[1] if given.attention is None else "given as an option",
     }
+
+
+def tell_device(device: torch.device, bf16: bool) -> None:
+    """Print the device of a command and its precision, and a warning if a GPU cannot be used."""
+    console.print(f"device: {describe_device(device, bf16)}", markup=False)
+    if (warning := unused_gpu()) is not None:
+        console.print(f"warning: {warning}", markup=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,8 @@ class Session:
         """
         reasons, recipe = _reasons(recipe, device, rows), settled(recipe, device, rows)
         fix_attention(recipe.attention)
+        if not joins:
+            tell_device(device, bool(recipe.bf16))
         record: Any = recipe if options is None else {**options, **vars(recipe)}
         trackers = recipe.report_to if report_to is None else report_to
         run = RunFolder(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import NoExploration
@@ -13,7 +14,7 @@ from dropout_grpo.jobs.model_card import describe_measured
 from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, starting_tokenizer
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
-from dropout_grpo.jobs.session import Session, default_device
+from dropout_grpo.jobs.session import Session
 from dropout_grpo.jobs.trainers import train_curriculum, train_grpo
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel

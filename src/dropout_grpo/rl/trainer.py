@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced, imbalance
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
@@ -121,7 +122,7 @@ class GRPOTrainer:
         problems = as_problems(train_dataset, "train_dataset")
         if not isinstance(model, LatentModel):
             model = LatentModel.from_pretrained(model)
-            model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+            model = model.to(default_device())
         if evaluate is None and eval_dataset is not None:
             evaluate = partial(_pass_at_1, as_problems(eval_dataset, "eval_dataset"), config, bf16)
         if model.latent_steps == 0:

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ _PACKAGES = ("dropout-grpo", "torch", "transformers", "tokenizers", "safetensors
 def provenance() -> dict[str, Any]:
     """Versions, commit, hardware and the attention kernels in use, for every results file."""
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "commit": _commit(),
         "hardware": {
             "machine": platform.machine(),
@@ -27,6 +27,13 @@ def provenance() -> dict[str, Any]:
         },
         "attention": attention_choices(),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from the source tree, without installation
+        return None
 
 
 def _commit() -> str | None:

@@ -28,6 +28,7 @@ from typing import Literal
 
 import torch
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.evidence.pages.markdown import table
 from dropout_grpo.evidence.places import RESULTS_FOLDER
@@ -46,7 +47,6 @@ from dropout_grpo.jobs.data import write_data
 from dropout_grpo.jobs.evaluate import evaluate
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.recipe_file import load_recipe
-from dropout_grpo.jobs.session import default_device
 from dropout_grpo.jobs.train import grpo, sft
 from dropout_grpo.runs.layout import RESULTS_FILE
 from dropout_grpo.runs.write import write_json

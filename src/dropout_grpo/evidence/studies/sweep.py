@@ -13,12 +13,13 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from dropout_grpo.distributed.device import default_device
 from dropout_grpo.evidence.places import RESULTS_FOLDER
 from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.problem_sources import problems_of
 from dropout_grpo.jobs.recipe_file import load_recipe
-from dropout_grpo.jobs.session import Session, default_device
+from dropout_grpo.jobs.session import Session
 from dropout_grpo.jobs.trainers import train_grpo
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.write import write_json
