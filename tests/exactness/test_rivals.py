@@ -16,6 +16,8 @@ from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import normal, normal_matrix, stream
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.rollout import replay, roll_out
 from helpers import splitmix
 from helpers.engine import (
@@ -99,14 +101,23 @@ def test_gaussian_factors_are_the_oracles(model_kind: str, copy_prompts: bool) -
     assert differences(gradients(model.model, logprobs), gradients(plain, oracle[1])) < 1e-8
 
 
-def with_noise(model: PreTrainedModel, kind: str, model_kind: str, seed: int, alpha: float) -> None:
-    """Perturb the weights themselves, layer by layer, by numpy-like formulas of their own."""
+def with_noise(
+    model: PreTrainedModel, kind: str, model_kind: str, seed: int, alpha: float, of: PreTrainedModel | None = None
+) -> None:
+    """Perturb the weights themselves, layer by layer, by numpy-like formulas of their own.
+
+    The scale of the noise is that of the weights of ``of``, the model itself when None.
+    """
     name, entries = VALUES[model_kind]
     columns = list(entries)
+
+    def weights(model: PreTrainedModel, layer: int) -> Tensor:
+        weight = model.get_parameter(f"{name.format(layer)}.weight").detach()
+        return weight if model_kind == "gpt2" else weight.T  # [in, out], a view
+
     for i in range(2):
-        weight = model.get_parameter(f"{name.format(i)}.weight")
-        w = weight.detach() if model_kind == "gpt2" else weight.detach().T  # [in, out], a view
-        w_v = w[:, columns]
+        w = weights(model, i)
+        w_v = weights(of or model, i)[:, columns]
         if kind == "svp":
             u, s, vt = torch.linalg.svd(w_v, full_matrices=False)
             code = reference_normal(seed, f"layers.{i}.value_weight", len(s))
@@ -180,6 +191,27 @@ def test_gradients_are_finite_differences_with_the_noise_held(kind: str) -> None
                     flat[entry] = start
             central = (values[0] - values[1]) / 2e-5
             assert gradient.flatten()[entry].item() == pytest.approx(central, rel=1e-6, abs=1e-7)
+
+
+@every_rival
+@pytest.mark.parametrize("refreshed", [False, True])
+@pytest.mark.parametrize("model_kind", ["gpt2", "llama"])
+def test_the_reference_of_the_kl_has_the_policys_noise(kind: str, refreshed: bool, model_kind: str) -> None:
+    """The policy's W_V changes after the reference was copied. Before a refresh the noise is that of the old W_V."""
+    model, exploration = latent_model(model_kind), rival(kind, ALL_PHASES, alpha=0.4, refresh=2)
+    exploration.begin_step(1, model.sites)  # type: ignore[attr-defined]
+    reference = Reference(model, GRPOConfig(beta=0.1), exploration)
+    with torch.no_grad():
+        for i in range(2):
+            model.model.get_parameter(f"{VALUES[model_kind][0].format(i)}.weight").mul_(1.5 + i).add_(0.05)
+    exploration.begin_step(3 if refreshed else 2, model.sites)  # type: ignore[attr-defined]
+    found = reference.logprobs(prompts(), SEEDS, torch.tensor(ANSWERS))
+    of = model.model if refreshed else oracle_model(model_kind)
+    for row, seed in enumerate(SEEDS.flatten().tolist()):
+        plain = oracle_model(model_kind)
+        with_noise(plain, kind, model_kind, seed, 0.4, of)
+        expected = oracle_run(plain, QUESTIONS[row // 2], 2, END_ID, ANSWERS[row]).logprobs
+        assert difference(found[row], expected.detach()) < 1e-8
 
 
 @every_rival

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dropout_grpo.distributed.sharding import whole
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.base import Exploration, NoExploration
+from dropout_grpo.exploration.base import Exploration, NoExploration, Noise
+from dropout_grpo.exploration.sites import SiteMap
 from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
 from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.model import LatentModel
@@ -35,7 +36,8 @@ class Reference:
             )
         self.model = reference_of(policy)
         self.config = config
-        self.exploration = exploration if config.ref_exploration == "matched" else NoExploration()
+        matched = config.ref_exploration == "matched"
+        self.exploration: Exploration = _NoiseOf(policy.sites, exploration) if matched else NoExploration()
 
     @torch.no_grad()
     def logprobs(self, prompts: Prompts, seeds: Tensor, token_ids: Tensor) -> Tensor:
@@ -68,3 +70,18 @@ class Reference:
             raise UserError("the checkpoint's reference weights are not those of this model: start a new run.")
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
+
+
+class _NoiseOf:
+    """An exploration whose noise on any model is its noise on one model's sites.
+
+    Noise may depend on weights (``value_weights.py``), and those of the reference are not the policy's.
+    """
+
+    def __init__(self, sites: SiteMap, exploration: Exploration) -> None:
+        self._sites, self._exploration = sites, exploration
+        self.phases = exploration.phases
+
+    def noise(self, seeds: Tensor, sites: SiteMap) -> Noise | None:
+        """The noise of ``seeds`` (int64 [B]) on the one model's sites."""
+        return self._exploration.noise(seeds, self._sites)
