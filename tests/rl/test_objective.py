@@ -50,6 +50,34 @@ def test_clip_by_hand(ratio: float, advantage: float, loss: float, gradient: flo
     assert float(result.kl) == 0.0
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("advantage", "loss", "gradient", "clipped"),
+    [
+        (1.0, -1.2, 0.0, 1),  # held at 1 + 0.2
+        (0.0, 0.0, 0.0, 0),
+        (-1.0, math.inf, math.inf, 0),  # e^89 itself, which the trainer reports as not finite
+    ],
+)
+def test_a_ratio_that_overflows(level: str, advantage: float, loss: float, gradient: float, clipped: int) -> None:
+    """e^89 = 4.5e38 is above the largest number of float32, 3.4e38."""
+    logprobs = torch.zeros(1, 1, requires_grad=True)
+    batch = Batch(rollouts=1, tokens=1, max_completion_length=1)
+    result = surrogate(
+        logprobs,
+        torch.full((1, 1), -89.0),
+        torch.ones(1, 1),
+        torch.tensor([advantage]),
+        batch=batch,
+        importance_sampling_level=level,  # type: ignore[arg-type]
+    )
+    result.loss.backward()
+    assert logprobs.grad is not None
+    assert float(result.loss.detach()) == pytest.approx(loss)
+    assert float(logprobs.grad) == gradient
+    assert (int(result.clipped_low), int(result.clipped_high)) == (0, clipped)
+
+
 def test_clip_range_has_two_ends() -> None:
     # 1.25 lies inside 1 + 0.3; 0.85 is held at 0.9 = 1 - 0.1 when it should fall further
     result, gradient = of_ratios([[1.25, 0.85]], [1.0], epsilon=0.1, epsilon_high=0.3)

@@ -13,6 +13,7 @@ Differences from GRPO as published:
 Shapes: R rollouts, L answer tokens.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,10 +96,13 @@ def surrogate(
     log_ratio = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
     if importance_sampling_level == "sequence":
         log_ratio = log_ratio.sum(-1, keepdim=True)  # [R, 1]
-    ratio = log_ratio.exp()
     high = epsilon if epsilon_high is None else epsilon_high
-    clipped = ratio.clamp(1 - epsilon, 1 + high)
     gain = advantages[:, None]  # [R, 1]
+    # Without a negative advantage the clip holds here, so a larger ratio changes nothing. If it overflowed, inf times
+    # the gradient 0 would be NaN.
+    beyond = math.log1p(high) + 1.0
+    ratio = torch.where(gain < 0, log_ratio, log_ratio.clamp(max=beyond)).exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + high)
     objective = torch.minimum(ratio * gain, clipped * gain)  # [R, L] or [R, 1]
     weight = token_weight(mask, loss_type, batch, objective.dtype)
     if importance_sampling_level == "sequence":
