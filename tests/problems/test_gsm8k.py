@@ -62,10 +62,11 @@ def test_other_columns_are_kept_and_their_names_may_differ(tmp_path: Path) -> No
     assert load_problems(path, columns=Columns(question="problem", answer="solution")) == expected
 
 
-def test_a_record_with_steps_is_coconuts(tmp_path: Path) -> None:
+def test_a_record_with_steps_is_coconuts_and_its_answer_must_be_bare(tmp_path: Path) -> None:
     record = {"question": "q", "steps": ["<<1+1=2>>"], "answer": "so #### 2"}
     path = write(tmp_path / "train.json", json.dumps([record]))
-    assert load_problems(path)[0].answer == "so #### 2"
+    with pytest.raises(UserError, match="record 1: no completion can match the answer 'so #### 2': it holds '###'"):
+        load_problems(path)
 
 
 def test_gsm8k_aug(tmp_path: Path) -> None:

@@ -1,32 +1,28 @@
 """Reads problems from files and datasets of every supported format, and writes Coconut's JSON.
 
-The file's suffix says how it is parsed, and its first record what the columns mean:
+The file's suffix says how it is parsed:
 
     .json   a list of records, or ProntoQA's object of examples
     .jsonl  one record per line
     .txt    GSM8K-Aug, one problem per line: question||<<..>> <<..>> #### answer
     hf:...  a Hugging Face dataset, see `hub.dataset_records`
 
-Records are Coconut's (question, steps, answer), GSM8K's (question, answer with ``####``) or ProntoQA's (question,
-query, chain_of_thought, answer).
+What the columns of the records mean is decided in ``records``, for files, datasets and rows of Python alike.
 """
 
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.columns import COCONUT_COLUMNS, Columns
-from dropout_grpo.problems.gsm8k import from_gsm8k, from_gsm8k_aug, is_gsm8k
+from dropout_grpo.problems.gsm8k import from_gsm8k_aug
 from dropout_grpo.problems.hub import HUB_PREFIX, SOURCE_FORM, dataset_records
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.prontoqa import TEST_EXAMPLE, from_prontoqa, is_prontoqa
-from dropout_grpo.problems.records import FIELDS, described, problem_of, without_empty_steps
+from dropout_grpo.problems.prontoqa import TEST_EXAMPLE
+from dropout_grpo.problems.records import FIELDS, described, problems_of_records
 
-_LOG = logging.getLogger(__name__)
 _SUFFIXES = (".json", ".jsonl", ".txt")
 
 
@@ -35,9 +31,7 @@ def load_problems(
 ) -> list[Problem]:
     """Read all problems of a file or dataset. A problem's id is its index in it, from 0.
 
-    Answers may be JSON numbers; they become text (``18.0`` becomes ``"18"``). Steps without text are dropped, and a
-    warning says how many. Columns that are not read become ``Problem.extra``; its value is None if a record lacks a
-    column that another record has.
+    Its records are read as `records.problems_of_records` says.
 
     Args:
         source: a path that ends in ``.json``, ``.jsonl`` or ``.txt``, or ``hf:NAME_OR_FOLDER[:CONFIG][@SPLIT]``.
@@ -46,28 +40,10 @@ def load_problems(
             step. False for training on answers alone: steps may be missing.
 
     Raises:
-        UserError: the source cannot be read, holds no problem, or a record is malformed. The message names the place.
+        UserError: the source cannot be read, holds no problem, or a record is malformed or has an answer that no
+            completion can match. The message names the place.
     """
-    problems = []
-    empty_steps = 0
-    first: Any = None
-    for index, (where, record) in enumerate(_records(source, columns)):
-        first = record if index == 0 else first
-        if isinstance(record, dict) and isinstance(first, dict):
-            record, dropped = without_empty_steps(_in_coconuts_layout(record, first, where, columns), columns)
-            empty_steps += dropped
-        problems.append(problem_of(record, index, where, columns, require_steps=require_steps))
-    if not problems:
-        raise UserError(f"{source}: no problems in it; expected at least one record with question and answer")
-    if require_steps and not any(problem.steps for problem in problems):
-        raise UserError(
-            f"{source}: {columns.steps!r} is empty in every record, so there is no chain of thought to learn from; "
-            "the curriculum needs a file with steps (answers alone are enough for GRPO and evaluation)"
-        )
-    if empty_steps:
-        _LOG.warning("%s: steps without text were dropped: %d", source, empty_steps)
-    extra = list(dict.fromkeys(name for problem in problems for name in problem.extra))
-    return [_with_columns(problem, extra) for problem in problems]
+    return problems_of_records(_records(source, columns), str(source), columns, require_steps=require_steps)
 
 
 def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
@@ -105,17 +81,6 @@ def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
         path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; give another place") from error
-
-
-def _in_coconuts_layout(
-    record: Mapping[str, Any], first: Mapping[str, Any], where: str, columns: Columns
-) -> dict[str, Any]:
-    """Convert a record to question, steps and answer. The format is the one of the source's `first` record."""
-    if is_prontoqa(first):
-        return from_prontoqa(record, where, columns)
-    if is_gsm8k(first, columns):
-        return from_gsm8k(record, where, columns)
-    return dict(record)
 
 
 def _records(source: str | Path, columns: Columns) -> Iterator[tuple[str, Any]]:
@@ -182,9 +147,3 @@ def _parse(text: str, path: Path, *, first_line: int) -> Any:
         raise UserError(f"{place}: not valid JSON: {error.msg}; {remedy}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, too many brackets
         raise UserError(f"{path}, line {first_line} or below: not readable as JSON: {error}") from error
-
-
-def _with_columns(problem: Problem, columns: list[str]) -> Problem:
-    if problem.extra.keys() == set(columns):
-        return problem
-    return replace(problem, extra={name: problem.extra.get(name) for name in columns})

@@ -7,25 +7,26 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.problems.columns import COCONUT_COLUMNS, Columns
 from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.records import described, problem_of
-
-_PROMPT, _SOLUTION = "prompt", "solution"  # what TRL's datasets call question and answer
+from dropout_grpo.problems.records import check_golds, described, problems_of_records
 
 
-def as_problems(dataset: Iterable[Any], name: str, columns: Columns = COCONUT_COLUMNS) -> Sequence[Problem]:
-    """The problems of a dataset; steps are optional.
+def as_problems(
+    dataset: Iterable[Any], name: str, columns: Columns = COCONUT_COLUMNS, *, require_steps: bool = False
+) -> Sequence[Problem]:
+    """The problems of a dataset, read as `records.problems_of_records` says.
 
     Args:
-        dataset: problems, dicts with the columns of a problem file, or a ``datasets.Dataset``. Where a row has no
-            column ``question`` or ``answer``, TRL's ``prompt`` and ``solution`` are read. Other columns go to the
-            reward functions. A ``Mixture`` stays one.
+        dataset: problems, dicts with the columns of a problem file, or a ``datasets.Dataset``. A ``Mixture`` stays one.
         name: name of the dataset, for messages, such as ``train_dataset``.
         columns: names of the columns.
+        require_steps: as there.
 
     Raises:
-        UserError: the dataset is empty or not iterable, or a row is not a problem; the message names the row.
+        UserError: the dataset is empty or not iterable, or a row is not a problem or has an answer that no completion
+            can match; the message names the row.
     """
     if isinstance(dataset, Mixture):
+        check_golds(dataset, name, columns)
         return dataset
     if isinstance(dataset, str | Mapping) or not isinstance(dataset, Iterable):
         raise UserError(
@@ -35,19 +36,6 @@ def as_problems(dataset: Iterable[Any], name: str, columns: Columns = COCONUT_CO
     rows = list(dataset)
     if not rows:
         raise UserError(f"{name} is empty.")
-    if all(isinstance(row, Problem) for row in rows):
-        return rows
-    return [
-        problem_of(_renamed(row, columns), i, f"{name}, row {i}", columns, require_steps=False)
-        for i, row in enumerate(rows)
-    ]
-
-
-def _renamed(row: Any, columns: Columns) -> Any:
-    if not isinstance(row, Mapping):
-        return row
-    record = dict(row)
-    for name, theirs in ((columns.question, _PROMPT), (columns.answer, _SOLUTION)):
-        if name not in record and theirs in record:
-            record[name] = record.pop(theirs)
-    return record
+    return problems_of_records(
+        ((f"{name}, row {i}", row) for i, row in enumerate(rows)), name, columns, require_steps=require_steps
+    )

@@ -18,9 +18,9 @@ def split_marks(text: str) -> tuple[list[str], str]:
 
 
 def is_gsm8k(record: Mapping[str, Any], columns: Columns) -> bool:
-    """Whether a record is GSM8K's own: no column of steps, and an answer that is a text with ``####`` in it."""
+    """Whether a record is GSM8K's own: no steps, and an answer that is a text with ``####`` in it."""
     answer = record.get(columns.answer)
-    return columns.steps not in record and isinstance(answer, str) and _ANSWER in answer
+    return record.get(columns.steps) is None and isinstance(answer, str) and _ANSWER in answer
 
 
 def from_gsm8k(record: Mapping[str, Any], where: str, columns: Columns) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def from_gsm8k(record: Mapping[str, Any], where: str, columns: Columns) -> dict[
     solution, marker, answer = text.rpartition(_ANSWER) if isinstance(text, str) else ("", "", "")
     if not marker or not answer.strip():
         raise UserError(
-            f"{where}: field {columns.answer!r} has no '#### <answer>' at its end, as the first record's has; "
-            "expected GSM8K as published"
+            f"{where}: field {columns.answer!r} has no '#### <answer>' at its end, as other records have; "
+            "expected GSM8K as published, or steps and a bare answer"
         )
     answer = answer.strip().replace(",", "")
     return {**record, columns.steps: split_marks(solution)[0], columns.answer: answer}

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.problem import Problem, with_equal_columns
 
 
 class Mixture(list[Problem]):
     """The problems of all sources, one source after the other. Only training with GRPO uses the weights.
 
-    Ids are numbered through, so that no two problems share the seeds of their rollouts. Extra columns are kept where
-    every source has them, because a reward function gets the same columns for every problem.
+    Ids are numbered through, so that no two problems share the seeds of their rollouts. Extra columns are those of
+    all sources, with None where a source lacks one.
 
     Args:
         sources: the problems of each source, at least one.
@@ -33,10 +33,7 @@ class Mixture(list[Problem]):
                 raise UserError(f"source {index + 1} of the mixture has no problems: leave it out.")
             if not 0 < weight < float("inf"):
                 raise UserError(f"source {index + 1} of the mixture has weight {weight}: use a number above 0.")
-        common = set.intersection(*(set(problem.extra) for problems in sources for problem in problems[:1]))
-        super().__init__(
-            replace(problem, id=index, extra={name: problem.extra[name] for name in problem.extra if name in common})
-            for index, problem in enumerate(problem for problems in sources for problem in problems)
-        )
+        together = with_equal_columns([problem for problems in sources for problem in problems])
+        super().__init__(replace(problem, id=index) for index, problem in enumerate(together))
         self.source_of = [source for source, problems in enumerate(sources) for _ in problems]
         self.weights = tuple(weight / sum(weights) for weight in weights)

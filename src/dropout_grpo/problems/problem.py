@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dropout_grpo.errors import UserError
@@ -38,6 +38,20 @@ class Problem:
         _check_text("the answer", self.answer)
         for number, step in enumerate(self.steps, start=1):
             _check_text(f"step {number}", step)
+
+
+def with_equal_columns(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems with the same extra columns, those of all of them. A value that is missing is None.
+
+    A reward function then gets the same columns for every batch.
+    """
+    names = dict.fromkeys(name for problem in problems for name in problem.extra)
+    return [
+        problem
+        if problem.extra.keys() == names.keys()
+        else replace(problem, extra={name: problem.extra.get(name) for name in names})
+        for problem in problems
+    ]
 
 
 def problem_fingerprint(problems: Iterable[Problem]) -> str:

@@ -1,17 +1,115 @@
-"""From a record to a problem: which columns are read, and which values each may have."""
+"""From records to problems: which columns are read, and which values each may have.
+
+Files, Hugging Face datasets, dicts and problems made in Python all take this way, so that they are read alike. Records
+are Coconut's (question, steps, answer), GSM8K's (question, answer with ``####``), ProntoQA's (question, query,
+chain_of_thought, answer) or have TRL's names (prompt, solution).
+"""
 
 import json
+import logging
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dropout_grpo.errors import UserError, at_place
+from dropout_grpo.problems.answers import MARKER, answers_match, extract_answer
 from dropout_grpo.problems.columns import Columns
-from dropout_grpo.problems.gsm8k import split_marks
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.gsm8k import from_gsm8k, is_gsm8k, split_marks
+from dropout_grpo.problems.problem import Problem, with_equal_columns
+from dropout_grpo.problems.prontoqa import from_prontoqa, is_prontoqa
 
 FIELDS = ("question", "steps", "answer")
+_PROMPT, _SOLUTION = "prompt", "solution"  # what TRL's datasets call question and answer
+_LOG = logging.getLogger(__name__)
+
+
+def problems_of_records(
+    records: Iterable[tuple[str, Any]], source: str, columns: Columns, *, require_steps: bool
+) -> list[Problem]:
+    """The problems of a source's records. A problem's id is its index in it, from 0.
+
+    If any record without steps has an answer with ``####``, all records without steps are GSM8K's: their answers are
+    split into steps and answer. Where a record has no column ``question`` or ``answer``, TRL's ``prompt`` and
+    ``solution`` are read. Answers may be numbers; they become text (``18.0`` becomes ``"18"``). Steps without text are
+    dropped, and a warning says how many. Columns that are not read become ``Problem.extra``; its value is None if a
+    record lacks a column that another record has.
+
+    Args:
+        records: each with its place, for messages. A record that is a ``Problem`` keeps its id and texts.
+        source: name of the source, for messages.
+        columns: which columns to read.
+        require_steps: True for the curriculum: every record must have a column of steps, and some record must have a
+            step. False for training on answers alone: steps may be missing.
+
+    Raises:
+        UserError: there are no records, or one is malformed or has an answer that no completion can match. The message
+            names the place.
+    """
+    named = [(where, _with_our_names(record, columns)) for where, record in records]
+    if not named:
+        raise UserError(f"{source}: no problems in it; expected at least one record with question and answer")
+    dicts = [record for _, record in named if isinstance(record, dict)]
+    prontoqa = any(map(is_prontoqa, dicts))
+    gsm8k = not prontoqa and any(is_gsm8k(record, columns) for record in dicts)
+    problems = []
+    empty_steps = 0
+    for index, (where, record) in enumerate(named):
+        if isinstance(record, dict):
+            if prontoqa:
+                record = from_prontoqa(record, where, columns)
+            elif gsm8k and record.get(columns.steps) is None:
+                record = from_gsm8k(record, where, columns)
+            record, dropped = without_empty_steps(record, columns)
+            empty_steps += dropped
+        if not isinstance(record, Problem):
+            record = problem_of(record, index, where, columns, require_steps=require_steps)
+        _check_gold(record.answer, where, columns)
+        problems.append(record)
+    if require_steps and not any(problem.steps for problem in problems):
+        raise UserError(
+            f"{source}: {columns.steps!r} is empty in every record, so there is no chain of thought to learn from; "
+            "the curriculum needs problems with steps (answers alone are enough for GRPO and evaluation)"
+        )
+    if empty_steps:
+        _LOG.warning("%s: steps without text were dropped: %d", source, empty_steps)
+    return with_equal_columns(problems)
+
+
+def check_golds(problems: Sequence[Problem], source: str, columns: Columns) -> None:
+    """Check that every problem's answer can be given.
+
+    Raises:
+        UserError: names the row of the first answer that no completion can match.
+    """
+    for row, problem in enumerate(problems):
+        _check_gold(problem.answer, f"{source}, row {row}", columns)
+
+
+def _check_gold(answer: str, where: str, columns: Columns) -> None:
+    if len(answer.strip().splitlines()) > 1:
+        fault = "it has several lines"
+    elif MARKER in answer:
+        fault = f"it holds {MARKER!r}, the marker before an answer"
+    elif not answers_match(extract_answer(f"{MARKER} {answer}"), answer):
+        fault = "it is empty"
+    else:
+        return
+    raise UserError(
+        f"{where}: no completion can match the answer {reprlib.repr(answer)}: {fault}. Put the bare answer, such as "
+        f"'72', into field {columns.answer!r}, and a worked solution into {columns.steps!r} or another column"
+    )
+
+
+def _with_our_names(record: Any, columns: Columns) -> Any:
+    """A mapping as a dict, with TRL's columns under the names that are read; anything else as it is."""
+    if not isinstance(record, Mapping):
+        return record
+    named = dict(record)
+    for name, theirs in ((columns.question, _PROMPT), (columns.answer, _SOLUTION)):
+        if name not in named and theirs in named:
+            named[name] = named.pop(theirs)
+    return named
 
 
 def problem_of(record: Any, index: int, where: str, columns: Columns, *, require_steps: bool) -> Problem:
@@ -68,10 +166,10 @@ def without_empty_steps(record: dict[str, Any], columns: Columns) -> tuple[dict[
         The record and the number of steps dropped. ``[""]``, as Coconut writes a chain without steps, counts as 0.
     """
     steps = record.get(columns.steps)
-    if not isinstance(steps, list):
+    if not isinstance(steps, list | tuple):
         return record, 0
     kept = [step for step in steps if not isinstance(step, str) or step.strip()]
-    return {**record, columns.steps: kept}, 0 if steps == [""] else len(steps) - len(kept)
+    return {**record, columns.steps: kept}, 0 if list(steps) == [""] else len(steps) - len(kept)
 
 
 def described(value: Any) -> str:
@@ -95,7 +193,7 @@ def _steps(record: Mapping[str, Any], where: str, columns: Columns, *, required:
                 f"found {described(steps)}"
             )
         return tuple(marks)
-    if not isinstance(steps, list):
+    if not isinstance(steps, list | tuple):
         raise UserError(f"{where}: field {name!r} must be a list of strings, found {described(steps)}")
     for number, step in enumerate(steps, start=1):
         if not isinstance(step, str):
