@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.exploration.dropout import SharedDropout
+from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.jobs import session, trainers
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.thoughts import Thought
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training import checkpoint
@@ -184,6 +188,31 @@ def test_a_run_killed_while_it_keeps_the_coconut_has_none_yet(
         assert main(["demo", *tiny]) == 130
     assert not (tmp_path / "run" / "checkpoints" / "coconut").exists()
     assert main(["demo", *tiny, "--resume", "true"]) == 0
+
+
+def test_asking_for_the_thoughts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the masks that answer: mask 1 of the answers is mask 1 of the thoughts."""
+    model = tiny_latent(latent_steps=2)
+    model.save_pretrained(tmp_path)
+    words = ["ask", str(tmp_path), "Ann has 3", "--masks", "2", "--max_new_tokens", "3", "--seed", "4"]
+    assert main([*words, "--exploration.p", "0.5", "--thoughts"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    seeds = rollout_seeds(4, -1, torch.tensor([0]), 2)[0].tolist()
+    (expected,) = model.thoughts(["Ann has 3"], SharedDropout(p=0.5), seeds)
+    assert [line for line in said if line.startswith(("thought ", "after"))] == [
+        "thought 1",
+        "thought 2",
+        "after the thoughts",
+    ]
+    assert said[said.index("thought 2") + 1].split() == ["plain", *_said(expected.plain[1])]
+    for mask in range(2):
+        thought = expected.masked[mask][2]
+        line = said[said.index("after the thoughts") + 2 + mask]
+        assert line.split() == ["mask", str(mask), "cos", f"{thought.cosine:.3f}", *_said(thought)]
+
+
+def _said(thought: Thought) -> list[str]:
+    return "  ".join(f"{token!r} {share:.3f}" for token, share in thought.tokens).split()
 
 
 def test_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

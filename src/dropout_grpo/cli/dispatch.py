@@ -88,7 +88,8 @@ def _compare(options: Namespace) -> None:
 
 def _ask(options: Namespace) -> None:
     asked = AskOptions(masks=options.masks, seed=options.seed, max_new_tokens=options.max_new_tokens)
-    answers = ask(options.checkpoint, options.question, options.exploration, asked, _checkpoint_options(options))
+    given = (options.checkpoint, options.question, options.exploration, asked, _checkpoint_options(options))
+    answers = ask(*given, thoughts=options.thoughts)
     print(answers_as_text(answers))
 
 

@@ -98,6 +98,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub = command("ask", "answer one question with the plain network, with several masks, and by their vote")
     sub.add_argument("checkpoint", type=str, help="folder or hub name of a latent model")
     sub.add_argument("question", type=str)
+    read = "read each thought through the head: its likeliest tokens, plain and under each mask"
+    sub.add_argument("--thoughts", action="store_true", help=read)
     with_options(sub, CheckpointOptions)
     with_options(sub, AskOptions)
     with_options(sub, ExplorationConfig, "exploration")

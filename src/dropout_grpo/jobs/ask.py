@@ -1,15 +1,18 @@
 """The command ``ask``: one question to the plain network, to several masks, and their vote."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.answering import answer_problems, vote, vote_table
+from dropout_grpo.evaluation.answering import EVAL_STEP, answer_problems, vote, vote_table
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions
 from dropout_grpo.jobs.session import tell_device
@@ -22,6 +25,8 @@ def ask(
     config: ExplorationConfig,
     options: AskOptions,
     checkpoint_options: CheckpointOptions,
+    *,
+    thoughts: bool = False,
 ) -> dict[str, Any]:
     """Ask a checkpoint one question.
 
@@ -31,10 +36,12 @@ def ask(
         config: the exploration that makes the masks.
         options: masks, seed and length.
         checkpoint_options: what the checkpoint does not record.
+        thoughts: read the thoughts through the head as well, plain and under the same masks.
 
     Returns:
         ``plain``, the plain network's answer; ``masks``, one answer per mask; with masks also ``average``, the model
-        average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts.
+        average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts; with ``thoughts`` also
+        those, as ``Thoughts`` in JSON values.
 
     Raises:
         UserError: an empty or too long question, a bad option or checkpoint.
@@ -56,6 +63,9 @@ def ask(
         found["average"] = answered.average
     if answered.samples:
         found |= {"vote": vote(answered), "votes": vote_table(answered)}
+    if thoughts:
+        seeds = rollout_seeds(options.seed, EVAL_STEP, torch.tensor([problem.id]), options.masks)[0].tolist()
+        found["thoughts"] = asdict(model.thoughts([question], exploration, seeds)[0])
     return found
 
 
@@ -68,4 +78,28 @@ def as_text(found: dict[str, Any]) -> str:
     if "votes" in found:
         counts = ", ".join(f"{name} x{count}" for name, count in found["votes"].items())
         lines.append(("vote", f"{found['vote'] or 'none'}  ({counts})"))
-    return "\n".join(f"{title:<8} {text}" for title, text in lines)
+    text = "\n".join(f"{title:<8} {text}" for title, text in lines)
+    return f"{text}\n\n{thoughts_as_text(found['thoughts'])}" if "thoughts" in found else text
+
+
+def thoughts_as_text(thoughts: Mapping[str, Any]) -> str:
+    """The thoughts about one question, a block for each: the likeliest tokens, and how far each mask moves it.
+
+    Args:
+        thoughts: ``Thoughts`` as JSON values.
+    """
+    plain, masked = thoughts["plain"], thoughts["masked"]
+    lines = ["thoughts read through the head: the likeliest tokens; cos: cosine with the plain network's thought"]
+    for i, thought in enumerate(plain):
+        lines.append(f"thought {i + 1}" if i < len(plain) - 1 else "after the thoughts")
+        lines.append(f"  {'plain':<18} {shown_tokens(thought)}")
+        lines += [
+            f"  {f'mask {m}':<7} cos {under[i]['cosine']:6.3f} {shown_tokens(under[i])}"
+            for m, under in enumerate(masked)
+        ]
+    return "\n".join(lines)
+
+
+def shown_tokens(thought: Mapping[str, Any]) -> str:
+    """The likeliest tokens of a thought with their probabilities: ``' 7' 0.612  ' 8' 0.103``."""
+    return "  ".join(f"{token!r} {share:.3f}" for token, share in thought["tokens"])

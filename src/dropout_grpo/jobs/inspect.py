@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
+from dropout_grpo.jobs.ask import shown_tokens
 from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.recipe import CheckpointOptions
 from dropout_grpo.latent.generation import require_finite_answers
@@ -129,12 +131,15 @@ def dry_run(model: LatentModel) -> dict[str, Any]:
     replayed = replay(model, prompts, seeds, rollouts.token_ids, exploration, temperature=1.0)
     clock.stop("replay")
     difference = (replayed - rollouts.logprobs)[rollouts.mask].abs().max().item()
+    (thoughts,) = model.thoughts([_QUESTION], exploration, seeds.flatten().tolist())
     return {
         "question": _QUESTION,
         "exploration": repr(exploration),
         "prompt_tokens": prompts.input_ids.shape[1],
         "rollouts": model.decode(rollouts.token_ids, rollouts.mask),
         "plain": model.answer([_QUESTION], _ANSWER_TOKENS)[0],
+        "thoughts": asdict(thoughts),
+        "mean_cosine": thoughts.mean_cosine,
         "logprob_difference": difference,
         "seconds": clock.seconds,
     }
@@ -167,6 +172,10 @@ def as_text(found: dict[str, Any]) -> str:
     prompt = "one copy, shared by the rollouts of a group" if found["shares_prompt"] else "copied for each rollout"
     dry, default = found["dry_run"], found["sites"][0]
     seconds = ", ".join(f"{verb} {taken:.3f} s" for verb, taken in dry["seconds"].items())
+    thoughts = zip(dry["thoughts"]["plain"], dry["mean_cosine"], strict=True)
+    read = [
+        f"{shown_tokens(thought)}; under masks the mean cosine with it is {cosine:.3f}" for thought, cosine in thoughts
+    ]
     lines = [
         ("model", f"{found['model']}: {found['class']}, {found['parameters']:,} parameters, {found['dtype']}"),
         ("positions", "not said" if found["positions"] is None else f"{found['positions']:,}"),
@@ -182,6 +191,8 @@ def as_text(found: dict[str, Any]) -> str:
         ("", seconds),
         ("", f"rollout and replay differ by {dry['logprob_difference']:.1e} at most in a token's log-probability"),
         ("", f"the plain network says {dry['plain']!r}"),
+        *((f"thought {i}", said) for i, said in enumerate(read[:-1], start=1)),
+        ("after thoughts", read[-1]),
     ]
     return "\n".join(f"{title:<16} {text}" for title, text in lines)
 

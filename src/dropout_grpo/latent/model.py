@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.errors import QuestionTooLong, UserError
-from dropout_grpo.exploration.base import Noise
+from dropout_grpo.exploration.base import Exploration, Noise
 from dropout_grpo.latent.fast.graphs import recordings_for
 from dropout_grpo.latent.generation import Generation, generate_eagerly, require_finite_answers
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState
+from dropout_grpo.latent.thoughts import TOP_K, Thoughts, read_thoughts
 from dropout_grpo.latent.tokens import encode_questions, pad_left
 from dropout_grpo.latent.weights.checkpoint import load_parts, load_thought, save_latent_model
 
@@ -89,6 +90,29 @@ class LatentModel(Recurrence):
         generation = self.generate(state, max_new_tokens)
         require_finite_answers(generation, lambda row: f"question {row + 1} ({questions[row]!r:.60})")
         return self.decode(generation.token_ids, generation.mask)
+
+    def thoughts(
+        self,
+        questions: Sequence[str],
+        exploration: Exploration | None = None,
+        seeds: Sequence[int] = (),
+        top_k: int = TOP_K,
+    ) -> list[Thoughts]:
+        """What thoughts are close to: the likeliest tokens that the head gives for each, plain and under masks.
+
+        Args:
+            questions: N texts.
+            exploration: makes the masks.
+            seeds: one mask each, the same for all questions.
+            top_k: number of tokens.
+
+        Returns:
+            N ``Thoughts``: tokens with probabilities, and the cosine between each masked state and the plain one.
+
+        Raises:
+            UserError: ``top_k`` is below 1, seeds without an exploration, or a question is too long.
+        """
+        return read_thoughts(self, *self.encode(questions), exploration, seeds, top_k) if questions else []
 
     def decode(self, token_ids: Tensor, mask: Tensor) -> list[str]:
         """Texts of the answer tokens [B, L] where ``mask`` [B, L] is True, without special and final tokens."""
