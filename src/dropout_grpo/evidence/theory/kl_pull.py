@@ -71,7 +71,7 @@ def check_kl_gradient(
     rows: list[Row] = []
     for direction in ("reference to policy", "policy to reference"):
         logprobs = answer_logprobs(toy, masks, toy.exploration, _QUESTION)
-        expected = flat_gradient(_token_kl(law, logprobs, reference, direction), model)
+        expected = flat_gradient(_token_kl(law, toy.answers, logprobs, reference, direction), model)
         rows.append([direction, float(expected.norm()), relative(found - expected, expected)])
     return Check(
         id="kl.gradient",
@@ -85,7 +85,7 @@ def check_kl_gradient(
     )
 
 
-def _token_kl(law: Law, logprobs: Tensor, reference: Tensor, direction: str) -> Tensor:
+def _token_kl(law: Law, answers: Tensor, logprobs: Tensor, reference: Tensor, direction: str) -> Tensor:
     """Sum over tokens of the KL between next-token distributions, prefixes drawn from the policy and held.
 
     Summing over answers a with weight pi(a_<t) p(a_t | a_<t) counts every prefix once for each continuation of a_t, so
@@ -94,7 +94,7 @@ def _token_kl(law: Law, logprobs: Tensor, reference: Tensor, direction: str) -> 
     first = (law.answer_mask.cumsum(-1) == 1) & law.answer_mask  # [A, L], position 0
     lengths = law.answer_mask.sum(-1)
     once = torch.ones(len(lengths), 1, dtype=torch.float64)
-    share = torch.where(first & (lengths > 1)[:, None], once / _second_tokens(law), once)
+    share = torch.where(first & (lengths > 1)[:, None], once / _second_tokens(answers[lengths > 1]), once)
     before = (logprobs.cumsum(-1) - logprobs).exp().detach()  # [M, A, L], probability of the prefix
     weight = law.weights[:, None, None] * before * share * law.answer_mask
     if direction == "reference to policy":
@@ -102,10 +102,9 @@ def _token_kl(law: Law, logprobs: Tensor, reference: Tensor, direction: str) -> 
     return (weight * logprobs.exp() * (logprobs - reference)).sum()
 
 
-def _second_tokens(law: Law) -> int:
-    """Number of answers that share a first token other than the end."""
-    longer = law.answer_mask.sum(-1) > 1
-    return int(longer.sum()) // int(torch.unique(law.logprobs[0, longer, 0]).numel())
+def _second_tokens(longer: Tensor) -> int:
+    """Number of answers that share a first token, of the answers [A, L] with more than one token."""
+    return len(longer) // len(longer[:, 0].unique())
 
 
 def balance(beta: float, start: float, k: int = _K, *, reverse: bool = False) -> float:
