@@ -8,13 +8,14 @@ The recurrence itself is in ``recurrence.py``. This module adds text, files, and
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dropout_grpo.errors import QuestionTooLong, UserError
 from dropout_grpo.exploration.base import Exploration, Noise
-from dropout_grpo.latent.fast.graphs import recordings_for
+from dropout_grpo.latent.fast.graphs import recordings_for, ropes
 from dropout_grpo.latent.generation import Generation, generate_eagerly, require_finite_answers
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.sampling import Chooser, Greedy
@@ -126,8 +127,17 @@ class LatentModel(Recurrence):
 
     @property
     def max_positions(self) -> int | None:
-        """Maximum number of positions in a sequence; None if the model's config does not give it."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """Maximum number of positions in a sequence; None if the model's config does not give it.
+
+        With longrope (Phi-3) these are the positions it was pretrained with. One longer row would make it rotate all
+        rows of its batch by other factors, and a row's answer must not depend on the others.
+        """
+        limits = [rope["original_max_position_embeddings"] for rope in self._longropes()]
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return min([*limits, *([] if positions is None else [positions])], default=None)
+
+    def _longropes(self) -> list[dict[str, Any]]:
+        return [rope for rope in ropes(self.model.config) if rope.get("rope_type") == "longrope"]
 
     def encode(self, questions: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
         """Encode questions as left-padded prompts: ids [B, S] and mask [B, S].
@@ -168,10 +178,11 @@ class LatentModel(Recurrence):
             return
         if len(rows[longest]) + room > self.max_positions:
             begins = self.tokenizer.decode(list(rows[longest][:12]))
+            longrope = " before longrope changes all rows of a batch" if self._longropes() else ""
             raise QuestionTooLong(
                 f"question {longest + 1} ({begins!r} ...) has {len(rows[longest])} tokens and needs {room} more for "
-                f"thoughts and answer; the model has {self.max_positions} positions. Shorten or drop it, or have fewer "
-                "thoughts or answer tokens."
+                f"thoughts and answer; the model has {self.max_positions} positions{longrope}. Shorten or drop it, or "
+                "have fewer thoughts or answer tokens."
             )
 
     def think(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:

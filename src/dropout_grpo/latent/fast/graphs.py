@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -171,7 +171,7 @@ def recordings_for(
         or has_adapter(inner)
         or is_sharded(model)  # each update gathers the weights to another place
         or isinstance(noise, ChangesWeights)
-        or _rope_type(inner.config) == "dynamic"
+        or any(rope.get("rope_type") == "dynamic" for rope in ropes(inner.config))
     ):
         return None
     return _RECORDINGS.setdefault(model, Recordings())
@@ -193,9 +193,10 @@ def forget_recordings() -> None:
     _RECORDINGS.clear()
 
 
-def _rope_type(config: PreTrainedConfig) -> str | None:
-    rope = getattr(config.get_text_config(), "rope_parameters", None)
-    return rope.get("rope_type") if isinstance(rope, dict) else None
+def ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The rotary position embeddings of a model: one for all layers, or one for each kind of layer."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [rope] if "rope_type" in rope else [one for one in rope.values() if isinstance(one, dict)]
 
 
 def _weights(model: Recurrence) -> Hashable:
