@@ -1,27 +1,44 @@
-"""Settings for every test: offline, one thread, a known global RNG (which nothing of ours should read)."""
+"""Settings for every test: offline, one thread, no GPU, a known global RNG (which nothing of ours should read)."""
 
 import os
+import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that needs the network must fail
 
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from dropout_grpo.latent.fast.attention_choice import fixed_attention
 
-torch.set_num_threads(1)  # tiny tensors gain nothing from more, and sums keep one order
+def selects_gpu(expression: str) -> bool:
+    """Whether a marker expression (``-m``) selects the tests marked gpu."""
+    return re.search(r"\bgpu\b", expression.replace("not gpu", "")) is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPU from ordinary tests, which compare bits, and from the processes that they start.
+
+    The driver reads the variable when CUDA is first used, so nothing above imports torch.
+    """
+    if not selects_gpu(config.getoption("markexpr")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors gain nothing from more, and sums keep one order
 
 
 @pytest.fixture(autouse=True)
 def known_global_rng() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def known_attention(request: pytest.FixtureRequest) -> Iterator[None]:
     """On a CPU no test depends on a clock."""
+    from dropout_grpo.latent.fast.attention_choice import fixed_attention
+
     if request.node.get_closest_marker("gpu"):
         yield
         return

@@ -1,8 +1,17 @@
 """The exception for mistakes that the user can fix: the command line prints it in one line, without a traceback."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+_OUT_OF_MEMORY = re.compile(
+    "DefaultCPUAllocator: (can't allocate|not enough) memory"
+    "|CUDA error: out of memory"  # torch.AcceleratorError: memory that is not the caching allocator's
+    "|CU[A-Z]+_STATUS_(ALLOC_FAILED|INSUFFICIENT_RESOURCES)"  # cuBLAS, cuDNN and others allocate their own memory
+    "|Failed to CUDA (malloc|calloc)|Cuda failure .{0,20}out of memory"  # NCCL
+    "|could not create a primitive"  # oneDNN, the CPU's matrix library, when it gets no memory for its kernels
+)
 
 
 class UserError(ValueError):
@@ -30,3 +39,24 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
     """``" (did you mean 'x'?)"`` with the most similar known name, or an empty string if none is similar."""
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an out-of-memory error. Only torch's CUDA allocator has an exception class for it."""
+    if not isinstance(error, RuntimeError):
+        return False
+    named = any(
+        kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__
+    )  # torch's, which is not imported here
+    return named or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+@contextmanager
+def out_of_memory_is(message: str) -> Iterator[None]:
+    """A block in which an out-of-memory error becomes a UserError with this message."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(message) from error

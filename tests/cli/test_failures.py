@@ -84,7 +84,7 @@ def test_only_commands_that_can_resume_say_so(
     assert main(["sft"]) == 130
     assert capsys.readouterr().err == "interrupted; continue with --resume true\n"
 
-    def ask(*args: Any) -> None:
+    def ask(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(dispatch, "ask", ask)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dropout_grpo.curriculum import trainer as curriculum_trainer
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems, evaluation_batches
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
@@ -21,7 +21,8 @@ from dropout_grpo.rl import trainer as grpo_trainer
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.memory import MicroBatches, free_memory, is_out_of_memory, saved_bytes
+from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
+from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
@@ -254,8 +255,40 @@ def test_evaluation_of_a_problem_that_does_not_fit() -> None:
         answer_problems(model, tiny_problems(5), config, exploration=SharedDropout(0.3))
 
 
-def test_onednn_says_it_in_other_words() -> None:
-    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+@pytest.mark.parametrize(
+    "message",
+    [
+        "could not create a primitive",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "NCCL error in: ProcessGroupNCCL.cpp:3384, unhandled cuda error, NCCL version 2.27.5\n"
+        "Last error:\nFailed to CUDA calloc async 4 bytes",
+        "NCCL error in: ProcessGroupNCCL.cpp:2391, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+    ],
+)
+def test_libraries_say_it_in_other_words(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+
+
+@pytest.mark.parametrize("message", ["CUDA error: an illegal memory access was encountered", "Cuda failure 'invalid'"])
+def test_other_failures_of_a_gpu_are_not_memory(message: str) -> None:
+    assert not is_out_of_memory(RuntimeError(message))
+
+
+def test_an_optimizer_without_room_for_its_state_says_so() -> None:
+    """The first step allocates it; no traceback, no half of a message."""
+    model = nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer = build_optimizer(model.parameters(), learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+    schedule = build_schedule(optimizer, "constant", warmup_steps=0, updates=1)
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    optimizer.register_step_pre_hook(fails)
+    with pytest.raises(UserError, match=r"out of memory in the optimiser's step.*8 bytes per parameter"):
+        update(model, optimizer, schedule, loss=1.0, max_grad_norm=1.0, where="step 1", last_good="none")
 
 
 def test_a_failed_attempt_leaves_random_numbers_and_gradients_as_they_were() -> None:

@@ -3,6 +3,8 @@
 import errno
 from pathlib import Path
 
+from dropout_grpo.errors import is_out_of_memory
+
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
@@ -31,14 +33,6 @@ def describe(error: BaseException) -> str | None:
         return "a path has a NUL character: remove it."
     if type(error).__name__ == "SafetensorError":
         return f"weights cannot be read or written: {error}: check the file and the free space."
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
         return "out of memory: use smaller batches, a smaller model or shorter texts."
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if not isinstance(error, RuntimeError):
-        return False
-    from dropout_grpo.training.memory import is_out_of_memory  # imports torch, which is already imported in this case
-
-    return is_out_of_memory(error)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dropout_grpo.distributed.device import default_device, gpu_identity, local_gpu, require_own_gpus
-from dropout_grpo.errors import LostProcess, UserError
+from dropout_grpo.errors import LostProcess, UserError, is_out_of_memory
 
 _T = TypeVar("_T")
 
@@ -123,7 +123,7 @@ def others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # errors of gloo, NCCL and the store have no other common type
-        if _pulse is None or isinstance(error, (LostProcess, torch.OutOfMemoryError)):
+        if _pulse is None or isinstance(error, LostProcess) or is_out_of_memory(error):
             raise
         raise LostProcess(_pulse.blame(error)) from error
 

@@ -14,27 +14,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.latent.fast.graphs import forget_recordings
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
-_MESSAGES = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",  # CUDA's matrix library allocates its own memory
-    "could not create a primitive",  # oneDNN, the CPU's matrix library, when it gets no memory for its kernels
-)
 _SHARE = 0.7
 """Share of the free memory that activations may use."""
 
 _PEAK = 1.5
 """Peak memory of a forward and backward pass, as a multiple of what autograd keeps."""
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is an out-of-memory error. Only CUDA's allocator has an exception class for it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)
 
 
 class MicroBatches:

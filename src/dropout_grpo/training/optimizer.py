@@ -9,13 +9,19 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dropout_grpo.distributed.sharding import sharded_like, updating, whole
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, out_of_memory_is
 from dropout_grpo.training.config import Schedule
 from dropout_grpo.training.muon import MuonAdamW
 
 
 class NonFinite(UserError):
     """A loss, gradient, weight or logit that is NaN or infinite."""
+
+
+_NO_ROOM = (
+    "out of memory in the optimiser's step; the first one allocates its state, with AdamW 8 bytes per parameter. "
+    "Train an adapter (lora), shard over several GPUs (fsdp), or use a smaller model."
+)
 
 
 def build_optimizer(
@@ -100,8 +106,9 @@ def update(
 
     Raises:
         NonFinite: the loss or the gradient is not finite; no weight has been changed. Raised in all processes.
+        UserError: memory runs out. The first step allocates the optimiser's state.
     """
-    with updating(model):
+    with out_of_memory_is(_NO_ROOM), updating(model):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         total = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         norm = float(total)
