@@ -1,7 +1,6 @@
 """Settings for every test: offline, one thread, no GPU, a known global RNG (which nothing of ours should read)."""
 
 import os
-import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that needs the network must fail
 
@@ -9,10 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-
-def selects_gpu(expression: str) -> bool:
-    """Whether a marker expression (``-m``) selects the tests marked gpu."""
-    return re.search(r"\bgpu\b", expression.replace("not gpu", "")) is not None
+from helpers.gpu import selects_gpu
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from conftest import selects_gpu
+from helpers.gpu import selects_gpu
 
 
 @pytest.mark.parametrize(
