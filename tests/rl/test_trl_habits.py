@@ -1,18 +1,20 @@
 """What people who know TRL expect of a trainer: its argument names, callbacks, evaluation, resuming, completions."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import TensorBoardCallback
 
-from dropout_grpo import GRPOConfig, GRPOTrainer, NoExploration, SharedDropout, UserError
+from dropout_grpo import GRPOConfig, GRPOTrainer, LatentModel, NoExploration, SharedDropout, UserError
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.rl import trainer as trainer_module
 from helpers.grpo_run import CONFIG, digits, steps_of, trainer
-from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
+from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
 ROWS = [{"question": p.question, "answer": p.answer} for p in tiny_problems(5)]
 
@@ -66,53 +68,111 @@ def test_without_an_eval_dataset_there_is_nothing_to_evaluate(tmp_path: Path) ->
         GRPOTrainer(tiny_latent(), digits, CONFIG, ROWS, run=tmp_path).evaluate()
 
 
+EVENTS = [name for name in dir(TrainerCallback) if name.startswith("on_")]
+
+
 class Watching(TrainerCallback):
     """Records its calls, and sets the given control flags at a step."""
 
     def __init__(self, **asked: int) -> None:
         self.events: list[tuple[str, int]] = []
         self.metrics: list[dict[str, float]] = []
+        self.logs: list[set[str]] = []
+        self.given: list[set[str]] = []
         self.asked = asked
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.events.append(("begin", state.global_step))
+    def __getattribute__(self, name: str) -> Any:
+        if name not in EVENTS:
+            return super().__getattribute__(name)
+        return lambda args, state, control, **more: self.see(name.removeprefix("on_"), args, state, control, **more)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert kwargs["model"] is not None
-        self.events.append(("step", state.global_step))
-        for flag, step in self.asked.items():
-            if state.global_step == step:
-                setattr(control, flag, True)
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert "reward" in kwargs["logs"]
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.events.append(("evaluate", state.global_step))
-        self.metrics.append(kwargs["metrics"])
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.events.append(("save", state.global_step))
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.events.append(("end", state.global_step))
-        assert [line["step"] for line in state.log_history] == [*range(1, state.global_step + 1)]
+    def see(self, event: str, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        assert args.num_generations == CONFIG.num_generations
+        assert isinstance(more["model"], LatentModel)
+        assert more["processing_class"] is more["model"].tokenizer
+        self.events.append((event, state.global_step))
+        if event == "step_end":
+            for flag, step in self.asked.items():
+                if state.global_step == step:
+                    setattr(control, flag, True)
+        if event == "evaluate":
+            self.metrics.append(more["metrics"])
+        if event == "log":
+            self.logs.append(set(more["logs"]))
+        if event == "pre_optimizer_step":
+            gradients = [p.grad for p in more["model"].parameters()]
+            assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+            assert more["optimizer"] is not None
+            assert more["lr_scheduler"] is not None
 
 
-def test_callbacks_are_called_in_order(tmp_path: Path) -> None:
+def test_callbacks_are_called_in_transformers_order(tmp_path: Path) -> None:
     watching = Watching()
-    config = GRPOConfig(**{**vars(CONFIG), "eval_steps": 2, "save_steps": 3})
-    GRPOTrainer(tiny_latent(), digits, config, ROWS, ROWS, run=tmp_path, callbacks=[watching]).train()
+    config = replace(CONFIG, eval_steps=2, save_steps=3)
+    made = GRPOTrainer(tiny_latent(), digits, config, ROWS, ROWS, run=tmp_path, callbacks=[watching])
+    output = made.train()
+    updates = ["pre_optimizer_step", "optimizer_step"]
     assert watching.events == [
-        ("begin", 0),
-        ("step", 1),
-        ("step", 2),
-        ("evaluate", 2),
-        ("step", 3),
-        ("save", 3),
-        ("end", 3),
+        *[("init_end", 0), ("train_begin", 0)],
+        *[("epoch_begin", 0), ("step_begin", 0), *((name, 0) for name in updates), ("step_end", 1), ("log", 1)],
+        # 3 of 5 problems in a step: the second step holds the last two of the first pass, the third step begins at 6.
+        *[("step_begin", 1), *((name, 1) for name in updates), ("step_end", 2), ("epoch_end", 2)],
+        *[("log", 2), ("log", 2), ("evaluate", 2)],
+        *[("epoch_begin", 2), ("step_begin", 2), *((name, 2) for name in updates), ("step_end", 3), ("epoch_end", 3)],
+        *[("log", 3), ("save", 3)],
+        *[("log", 3), ("train_end", 3)],
     ]
-    assert [set(metrics) for metrics in watching.metrics] == [{"eval/pass@1"}]
+    assert [set(metrics) for metrics in watching.metrics] == [{"eval_pass@1"}]
+    lines = read_metrics(tmp_path)
+    assert watching.logs[0] == lines[0].keys() - {"part", "step"} | {"epoch"}
+    assert watching.logs[2:] == [{"eval_pass@1", "epoch"}, watching.logs[0], {"train_runtime", "train_loss", "epoch"}]
+    assert [round(entry["epoch"], 9) for entry in made.state.log_history] == [0.6, 1.2, 1.2, 1.8, 1.8]
+    assert [entry["loss"] for entry in made.state.log_history if "loss" in entry] == [line["loss"] for line in lines]
+    assert output.global_step == 3
+    assert output.training_loss == pytest.approx(sum(line["loss"] for line in lines) / 3)
+    assert made.state.log_history[-1]["train_loss"] == output.training_loss == output.metrics["train_loss"]
+
+
+def test_transformers_own_callbacks_work_as_classes_and_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(CONFIG, eval_steps=2)
+    callbacks = [PrinterCallback(), TensorBoardCallback]
+    GRPOTrainer(tiny_latent(), digits, config, ROWS, ROWS, run=tmp_path, callbacks=callbacks).train()
+    assert "'reward': '" in capsys.readouterr().out
+    (folder,) = (tmp_path / "runs").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    lines = read_metrics(tmp_path)
+    assert [event.value for event in events.Scalars("train/reward")] == pytest.approx(
+        [line["reward"] for line in lines]
+    )
+    assert [event.step for event in events.Scalars("eval/pass@1")] == [2]
+
+
+def test_callbacks_can_be_added_and_removed(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    kept, removed = Watching(), Watching()
+    made.add_callback(kept)
+    made.add_callback(removed)
+    made.remove_callback(removed)
+    made.train()
+    assert removed.events == []
+    assert kept.events[0] == ("train_begin", 0)
+    with pytest.raises(UserError, match="callbacks: function is not a"):
+        made.add_callback(digits)  # type: ignore[arg-type]
+
+
+def test_save_model_writes_a_latent_model(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run")
+    made.train()
+    made.save_model(tmp_path / "mine")
+    made.save_model()
+    for folder in (tmp_path / "mine", tmp_path / "run" / "checkpoints" / "grpo"):
+        assert_same_weights(weights_of(LatentModel.from_pretrained(folder)), weights_of(made.model))
 
 
 def test_a_callback_can_evaluate_save_and_stop_and_the_run_resumes(tmp_path: Path) -> None:
@@ -121,9 +181,12 @@ def test_a_callback_can_evaluate_save_and_stop_and_the_run_resumes(tmp_path: Pat
     watching = Watching(should_evaluate=1, should_training_stop=2)
     run = tmp_path / "parts"
     GRPOTrainer(tiny_latent(), digits, CONFIG, ROWS, ROWS, run=run, callbacks=[watching]).train()
-    assert watching.events[1:] == [("step", 1), ("evaluate", 1), ("step", 2), ("save", 2), ("end", 2)]
+    seen = [event for event in watching.events if event[0] in ("step_end", "evaluate", "save", "train_end")]
+    assert seen == [("step_end", 1), ("evaluate", 1), ("step_end", 2), ("save", 2), ("train_end", 2)]
     again = GRPOTrainer(tiny_latent(), digits, CONFIG, ROWS, run=run)
     again.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in again.state.log_history] == [1, 2, 3, 3]
+    assert "eval_pass@1" in again.state.log_history[0]
     assert_same_weights(weights_of(again.model), weights_of(whole.model))
     assert [line["step"] for line in steps_of(run)] == [1, 2, 3]
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced, imbalance
@@ -39,7 +40,6 @@ from dropout_grpo.rl.advantage import (
     standard_deviations,
     zero_variance,
 )
-from dropout_grpo.rl.callbacks import Callbacks
 from dropout_grpo.rl.completions import completions_table
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.groups import Groups, rows_of
@@ -48,6 +48,10 @@ from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.layout import checkpoint_folder
+from dropout_grpo.runs.read import read_metrics
+from dropout_grpo.training.callbacks import Callbacks, arguments
+from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
@@ -91,7 +95,7 @@ class GRPOTrainer:
         fsdp: shard weights, gradients and optimiser state over the processes.
         evaluate: a function of the model that returns pass@1 on validation problems, in [0, 1]. When not given, pass@1
             is measured on ``eval_dataset``, with the plain network and greedy answers.
-        callbacks: transformers' ``TrainerCallback`` objects; `rl/callbacks.py` lists the methods that are called.
+        callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
@@ -113,7 +117,7 @@ class GRPOTrainer:
         bf16: bool = False,
         fsdp: bool = False,
         evaluate: Evaluate | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
         part: str = "grpo",
     ) -> None:
         config = GRPOConfig() if args is None else args
@@ -135,9 +139,21 @@ class GRPOTrainer:
         check_trained(model, config.train_only, weight_decay=config.weight_decay, fsdp=fsdp)
         self.model, self.config, self.exploration, self._run = model, config, exploration, run
         self.bf16, self.fsdp, self.part, self._validate = bf16, fsdp, part, evaluate
-        self._callbacks = Callbacks(callbacks, config, model)
         self.sampler = Sampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
         self._batches = MicroBatches("micro_batch_size", config.micro_batch_size)
+        self._callbacks = Callbacks(
+            callbacks or (),
+            arguments(
+                config,
+                output_dir=str(run.path if isinstance(run, RunFolder) else run),
+                evaluates=evaluate is not None,
+                metric_for_best_model=None,
+                greater_is_better=None,
+            ),
+            model,
+            max_steps=config.max_steps,
+            steps_per_epoch=len(self.sampler.problems) / config.prompts_per_step,
+        )
         self.updates = 0
         self.baseline = MovingAverage()
         noisy = model.noise(exploration, torch.zeros(1, dtype=torch.int64)) is not None
@@ -157,22 +173,40 @@ class GRPOTrainer:
         if config.beta > 0 and not self.deterministic:  # a policy that never changes has a KL of 0
             self.reference = Reference(model, config, exploration)
 
-    def train(self, resume_from_checkpoint: bool = False) -> None:
+    @property
+    def state(self) -> TrainerState:
+        """transformers' state of the training: ``global_step``, ``epoch``, ``log_history``, the best metric."""
+        return self._callbacks.state
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add a callback, an object or a class."""
+        self._callbacks.add(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Remove a callback, or the first one of a class."""
+        self._callbacks.pop(callback)
+
+    def train(self, resume_from_checkpoint: bool = False) -> TrainOutput:
         """Run ``max_steps`` steps.
 
         Args:
             resume_from_checkpoint: load the newest good checkpoint of the run and continue after it. The reference is
                 still the model that was passed to the trainer.
 
+        Returns:
+            The number of steps, the mean of their losses, and ``train_runtime`` in seconds, as in transformers.
+
         Raises:
             NonFinite: loss, gradient or logits are not finite.
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         with only_trained(self.model, self.config.train_only):
-            self._train(resume_from_checkpoint)
+            return self._train(resume_from_checkpoint)
 
-    def _train(self, resume_from_checkpoint: bool) -> None:
+    def _train(self, resume_from_checkpoint: bool) -> TrainOutput:
         config, callbacks = self.config, self._callbacks
+        began: float = time.monotonic()
+        losses: list[float] = []
         if not isinstance(self._run, RunFolder):
             self._run = RunFolder(self._run, "grpo", config, resume=resume_from_checkpoint)
         run = self._run
@@ -197,6 +231,7 @@ class GRPOTrainer:
         if saved is not None:
             saved.restore_optimizer(optimizer)
             self.restore(saved.state, saved.reference())
+            callbacks.restore(saved.state, read_metrics(run.path, whole_lines=True), self.part)
         if saved is None and self.model.device.type == "cpu":
             self._limit_micro_batches()
         schedule = build_schedule(
@@ -208,36 +243,37 @@ class GRPOTrainer:
             min_lr_rate=config.min_lr_rate,
         )
         with session.steps(self.part.replace("_", "-"), config.max_steps, done) as bar:
-            callbacks.state.global_step = done
-            callbacks.call("on_train_begin")
+            callbacks.begin(done, optimizer, schedule)
             for step in range(done + 1, config.max_steps + 1):
-                callbacks.begin_step(step)
+                callbacks.begin_step(step, first=step == done + 1)
                 metrics = self.step(step, optimizer, schedule, session.last_good)
-                callbacks.call("on_step_end")
-                asked = callbacks.control
-                due = config.eval_steps > 0 and step % config.eval_steps == 0
-                if self._validate is not None and (due or asked.should_evaluate):
+                losses.append(metrics["loss"])
+                callbacks.end_step(step)
+                logs = callbacks.control.should_log
+                evaluates = callbacks.control.should_evaluate and self._validate is not None
+                if logs:
+                    callbacks.log(metrics)
+                if evaluates:
                     metrics |= self.evaluate()
-                if step % config.logging_steps == 0 or "eval/pass@1" in metrics:
+                if logs or evaluates:
                     run.log({"part": self.part, "step": step, **metrics})
-                    callbacks.call("on_log", logs=metrics)
                 interrupted = session.stopping
-                stopping = interrupted or asked.should_training_stop
-                save = stopping or asked.should_save or (config.save_steps > 0 and step % config.save_steps == 0)
+                save = interrupted or callbacks.control.should_training_stop or callbacks.control.should_save
                 if save or step == config.max_steps:
                     first = self.sampler.prompts([0])
                     session.require_finite((first.input_ids, first.attention_mask), self._where(step))
                 if save:
-                    session.save(step, optimizer, self.state(), self.reference_tensors())
-                    callbacks.call("on_save")
+                    session.save(step, optimizer, self.checkpoint_state(), self.reference_tensors())
+                    callbacks.saved()
                 bar.advance(reward=metrics["reward"], loss=metrics["loss"])
                 if interrupted:
                     session.stop(step)
-                if asked.should_training_stop:
+                if callbacks.control.should_training_stop:
                     break
-            callbacks.call("on_train_end")
+            output = callbacks.end(losses, time.monotonic() - began)
         if isinstance(self.exploration, Refreshed):
             self.exploration.end_training(self.model.sites)
+        return output
 
     def evaluate(self) -> dict[str, float]:
         """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.
@@ -248,8 +284,13 @@ class GRPOTrainer:
         if self._validate is None:
             raise UserError("there is nothing to evaluate on: give the trainer an eval_dataset.")
         found = {"eval/pass@1": self._validate(self.model)}
-        self._callbacks.call("on_evaluate", metrics=found)
+        self._callbacks.evaluated(found)
         return found
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``."""
+        run = self._run.path if isinstance(self._run, RunFolder) else Path(self._run)
+        save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the model with its model card to the Hugging Face Hub, and return the address.
@@ -282,9 +323,9 @@ class GRPOTrainer:
     def _clear_gradients(self) -> None:
         self.model.zero_grad(set_to_none=True)
 
-    def state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         """State for a checkpoint in addition to weights, optimiser and step, as JSON."""
-        return {"updates": self.updates, "baseline": asdict(self.baseline)}
+        return {"updates": self.updates, "baseline": asdict(self.baseline), **self._callbacks.checkpoint_state()}
 
     def reference_tensors(self) -> dict[str, Tensor]:
         """The reference's weights if training updates them, and the exploration's tensors."""
@@ -295,7 +336,7 @@ class GRPOTrainer:
         return tensors
 
     def restore(self, state: Mapping[str, Any], reference: Mapping[str, Tensor]) -> None:
-        """The inverse of ``state`` and ``reference_tensors``; ``state`` also has the key ``step``."""
+        """The inverse of ``checkpoint_state`` and ``reference_tensors``; ``state`` also has the key ``step``."""
         self.updates = state.get("updates", state["step"] * self.config.num_iterations)
         self.baseline = MovingAverage(**state.get("baseline", {}))
         if self.reference is not None:
@@ -343,6 +384,7 @@ class GRPOTrainer:
                 max_grad_norm=config.max_grad_norm,
                 where=f"{self._where(step)}, update {iteration + 1}",
                 last_good=last_good,
+                around=self._callbacks.optimizer_step,
             )
             self.updates += 1
             if iteration > 0:  # rollout and replay have the same policy only before the first update

@@ -1,7 +1,9 @@
 """The optimiser, its schedule, and the one place where an update happens."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -89,6 +91,7 @@ def update(
     max_grad_norm: float,
     where: str,
     last_good: str,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> float:
     """Sum the gradients over all processes, clip them, step, advance the schedule and clear the gradients.
 
@@ -100,6 +103,7 @@ def update(
         max_grad_norm: gradients are clipped to this norm.
         where: seed and step, for messages.
         last_good: the checkpoint to return to, for messages.
+        around: a context for the step itself, after the gradients are clipped and before they are cleared.
 
     Returns:
         The gradient norm before clipping, the same in all processes.
@@ -115,7 +119,8 @@ def update(
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFinite(f"{where}: loss {loss}, gradient norm {norm}. {last_good_is(last_good)}")
         nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total, foreach=True)
-        optimizer.step()
+        with around():
+            optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
