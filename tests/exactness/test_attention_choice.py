@@ -83,6 +83,27 @@ def test_a_mask_stays_finite_in_a_narrower_dtype() -> None:
     assert attention._of_dtype(None, torch.bfloat16) is None
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mask_has_the_dtype_that_the_kernel_sees(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotary positions make queries float32 under autocast, but the kernel still gets them in bf16; never float64."""
+    kernel, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(query: Tensor, *args: Any, attn_mask: Tensor, **kwargs: Any) -> Tensor:
+        found: Tensor = kernel(query, *args, attn_mask=attn_mask, **kwargs)
+        seen.append((found.dtype, attn_mask.dtype, attn_mask.to(found.dtype).isfinite().all().item()))
+        return found
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model, given = latent_model(kind, dtype), prompts()
+    with fixed_attention("sdpa"), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        model.read(given.input_ids, given.attention_mask)
+    expected = torch.bfloat16 if dtype == torch.float32 else torch.float64
+    assert seen == [(expected, expected, True)] * 2
+
+
 def test_the_type_of_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_choice, "_fixed", None)
     assert [chosen(device) for device in ("cpu", "cuda", "mps")] == ["products", "sdpa", "products"]

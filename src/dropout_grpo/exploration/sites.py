@@ -79,7 +79,7 @@ class ValueProjection:
 
 
 class SiteMap:
-    """All sites of one model.
+    """All sites of one model, and its decoder ``layers``.
 
     Args:
         decoder: the transformer without its language-model head.
@@ -100,12 +100,12 @@ class SiteMap:
             ATTENTION_WEIGHTS: "it keeps its own attention (a sliding window, a soft cap, ...)",
         }
         self._all: list[Site] = [Site(name=THOUGHT_SITE, kind=THOUGHT_SITE, count=width)]
-        layers = _layers(decoder)
+        self.layers = layers = _layers(decoder)
         if heads < 1:
             raise UserError(
                 f"the config of {type(decoder).__name__} has no num_attention_heads: its heads are unknown."
             )
-        self._heads, self._key_heads, self._layers = heads, key_heads or heads, len(layers)
+        self._heads, self._key_heads = heads, key_heads or heads
         self._value_projections: tuple[ValueProjection, ...] | None = None
         shared_by, uneven = divmod(heads, key_heads or heads)
         paths = {module: path for path, module in decoder.named_modules()}
@@ -144,7 +144,7 @@ class SiteMap:
         """Add the sites of attention weights: the model's attention multiplies them (``latent/fast/attention.py``)."""
         added = [
             Site(name=f"layers.{i}.{ATTENTION_WEIGHTS}", kind=ATTENTION_WEIGHTS, count=self._heads)
-            for i in range(self._layers)
+            for i in range(len(self.layers))
         ]
         self._all += added
         self._by_name |= {site.name: site for site in added}
@@ -183,7 +183,7 @@ class SiteMap:
         if self._value_projections is None:
             found = []
             names = {module: path.rpartition(".")[2] for path, module in self._decoder.named_modules()}
-            for i, layer in enumerate(_layers(self._decoder)):
+            for i, layer in enumerate(self.layers):
                 columns, module = None, _projection(layer, _ATTENTION, _VALUES)
                 if module is not None:
                     columns = _value_columns(module, names[module], self._heads, self._key_heads)

@@ -25,6 +25,8 @@ from dropout_grpo.exploration.base import ChangesWeights, Exploration, KeyNoise,
 from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
 from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.fast.attention import SHARED_PREFIX, own_cache, prefix_of, shares_prefix
+from dropout_grpo.latent.fast.attention_choice import without_cudnn
+from dropout_grpo.latent.fast.padding import padding_sees_itself
 from dropout_grpo.latent.fast.shown import PROBE_STEPS, agrees, own_hidden, probe_rows
 from dropout_grpo.latent.state import LatentState, extended, share_cache
 from dropout_grpo.latent.thought import build_thought
@@ -162,7 +164,7 @@ class Recurrence(nn.Module):
         cache = own_cache() if self.shares_prefix else DynamicCache(config=self.model.config)
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("prompt", 0, positions)
-        with self._noisy(noise, "prompt", 0):
+        with self._noisy(noise, "prompt", 0), padding_sees_itself(self.sites.layers, attention_mask):
             output = self.model.get_decoder()(
                 inputs_embeds=self.model.get_input_embeddings()(input_ids),
                 attention_mask=attention_mask,
@@ -199,12 +201,12 @@ class Recurrence(nn.Module):
 
     @contextmanager
     def _noisy(self, noise: Noise | None, phase: str, step: int) -> Iterator[Mapping[str, Tensor]]:
-        """Apply the noise to the model's modules inside the block. The caller applies the thought's factors."""
+        """Apply the noise to the model's modules in a forward pass. The caller applies the thought's factors."""
         factors = {} if noise is None else noise.factors(phase, step)
         changes: Mapping[str, Callable[[Tensor], Tensor]] = {}
         if isinstance(noise, ChangesWeights):
             changes = noise.weight_changes(phase, step)
-        with self.sites.multiplied(factors), self.sites.changed(changes):
+        with self.sites.multiplied(factors), self.sites.changed(changes), without_cudnn():
             yield factors
 
     def score(

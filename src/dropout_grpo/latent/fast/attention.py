@@ -135,7 +135,7 @@ def shared_prefix_attention(
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if prefix is None and key_factors is None and chosen(query.device.type) == "sdpa":
-        mask = _of_dtype(attention_mask, query.dtype)
+        mask = _of_dtype(attention_mask, _kernel_dtype(query))
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     layer = int(module.layer_idx) if prefix is not None or key_factors is not None else 0  # type: ignore[arg-type]
     rows, heads, length, size = query.shape
@@ -173,12 +173,16 @@ def attention_choices() -> dict[str, Choice]:
     return {device: chosen(device) for device in devices}
 
 
-def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The mask in a narrower dtype, with a lowest number that is still finite.
+def _kernel_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product or SDPA takes a floating-point tensor; autocast casts all but float64."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
 
-    Autocast would round it to minus infinity. A padding row sees no position, and a softmax over minus infinities may
-    be NaN. In the next layer this NaN would reach every row that multiplies the row's values by a weight of 0.
-    """
+
+def _of_dtype(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask in the kernel's dtype, with a lowest number that is still finite; autocast would give minus infinity."""
     return mask if mask is None or mask.dtype == dtype else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
+
 Choice = Literal["products", "sdpa"]
 CHOICES: tuple[Choice, ...] = ("products", "sdpa")
 
@@ -46,3 +48,18 @@ def fixed_attention(choice: Choice) -> Iterator[None]:
         yield
     finally:
         fix_attention(before)
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Keep SDPA from choosing cuDNN's kernel inside the block; what the caller has set applies again after it.
+
+    On H100 and H200 torch prefers this kernel, whose gradients are wrong for some masks (pytorch#196678). The kernel of
+    a backward pass is that of its forward pass, so the block need not cover it.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
