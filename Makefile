@@ -55,9 +55,8 @@ rivals: $(READY)  # one more table of the study, on other sources of exploration
 	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study --only rivals
 	$(MAKE) docs
 
-gpu: $(READY)  # tests and benchmark on a GPU
-	$(BIN)/python -m dropout_grpo.evidence.studies.gpu
-	$(MAKE) docs
+gpu: $(READY)  # tests, real sizes and speed on a GPU, in 8 minutes; see docs/gpu.md
+	$(BIN)/python -m dropout_grpo.evidence.studies.gpu; status=$$?; $(MAKE) docs && exit $$status
 
 gsm8k: $(READY)  # a real model on GSM8K; DATA is the folder with the problem files; continues an interrupted run
 	@test -n "$(DATA)" || { echo "Name the folder with GSM8K's files: make gsm8k DATA=..."; exit 2; }

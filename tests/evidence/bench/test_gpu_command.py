@@ -1,21 +1,32 @@
 """``make gpu`` on a machine without a GPU: the same steps on a CPU with small sizes."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import GPT2Config, Qwen2Config
 
-from dropout_grpo.evidence.bench import arms
+from dropout_grpo.evidence.bench import arms, run as bench_run
 from dropout_grpo.evidence.bench.config import BenchConfig, resolve
-from dropout_grpo.evidence.bench.page import block
+from dropout_grpo.evidence.bench.cot import _rows_at_once
+from dropout_grpo.evidence.bench.page import block, read_results
 from dropout_grpo.evidence.bench.workload import Workload
-from dropout_grpo.evidence.studies import gpu
+from dropout_grpo.evidence.studies import gpu, gpu_sizes
 
 SMALL: dict[str, Any] = {"prompt_tokens": 6, "latent_steps": 2, "answer_tokens": 3, "cot_tokens": 2, "repeats": 1}
 SMALL |= {"questions": 2, "problems": 2, "num_generations": (2,), "beside": (), "memory": False, "device": "cpu"}
 QUICK = BenchConfig(**SMALL, jobs=("rollouts", "evaluation"), bf16=False)
+CPU = torch.device("cpu")
+WORK = gpu_sizes.Work(questions=3, num_generations=4, latent_steps=2, answer_tokens=3, longest_prompts=(12,))
+
+
+def tiny_qwen2() -> Qwen2Config:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Qwen2Config(vocab_size=200, num_key_value_heads=1, max_position_embeddings=64, **sizes)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
@@ -33,42 +44,152 @@ def test_without_a_gpu_it_says_so(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("failed", "passed", "status"), [([], 5, 0), (["tests/a.py::b"], 5, 1), ([], 0, 1)], ids=["good", "bad", "none"]
-)
+def test_the_plan_takes_8_minutes_and_begins_with_the_tests() -> None:
+    assert sum(part.seconds for part in gpu.PARTS.values()) <= 480
+    assert list(gpu.PARTS) == ["gpu-tests", "gpu-sizes", "gpt2-cuda", "gpt2-cuda-sweep"]
+    assert " 480 s  in all" in gpu.plan(gpu.PARTS)
+
+
 def test_all_parts_write_their_results(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    failed: list[str],
-    passed: int,
-    status: int,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = replace(QUICK, jobs=("rollouts",), axes=("num_generations",))
     monkeypatch.setattr(gpu, "has_device", lambda: True)
-    monkeypatch.setattr(gpu, "benchmarks", lambda: {"gpt2-cuda": (QUICK, False), "gpt2-cuda-sweep": (sweep, True)})
-    outcome = {"kind": "tests", "passed": passed, "skipped": 0, "failed": failed, "machine": {"gpu": "Some GPU"}}
-    monkeypatch.setattr(gpu, "run_tests", lambda: {**outcome, "versions": {"torch": "2"}, "commit": "abc"})
+    monkeypatch.setattr(gpu, "gpt2", lambda sweeps: sweep if sweeps else QUICK)
+    monkeypatch.setattr(gpu, "Work", lambda: WORK)
+    monkeypatch.setattr(gpu_sizes, "SIZES", {"tiny qwen2": tiny_qwen2})
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(Workload, "on_cuda", True)  # an arm more, and a run more before those that are timed
     monkeypatch.setattr(Workload, "synchronize", lambda self: None)
-    assert run(monkeypatch, "--out", str(tmp_path)) == status
-    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("*.json")}
-    assert set(results) == {"gpu-tests", *(part for part in gpu.PARTS if part != "tests")}
+    parts = ["gpu-sizes", "gpt2-cuda", "gpt2-cuda-sweep"]
+    assert run(monkeypatch, "--here", "--out", str(tmp_path), "--parts", *parts) == 0
+    results = read_results(tmp_path)
+    assert set(results) == set(parts)
     cases = results["gpt2-cuda"]["results"]
     for case, names in zip(
         cases, (["engine", "engine_without_masks", arms.STEPS], ["engine", arms.STEPS]), strict=True
     ):
         assert list(case["arms"]) == names
         assert case["arms"]["engine"]["rows_per_second"] > 0
-    assert results["gpt2-cuda"]["attention"]["cpu"] in ("products", "sdpa")
-    for name in ("gpu-tests.tests", "gpt2-cuda.ratios", "gpt2-cuda-sweep.lines"):
+    assert results["gpt2-cuda"]["failed"] == []
+    for name in ("gpu-sizes.sizes", "gpt2-cuda.ratios", "gpt2-cuda-sweep.lines"):
         assert "Not measured" not in block(results, name)
-    assert "engine, no graphs" in capsys.readouterr().out
+    assert "| nothing |" in block(results, "gpu-sizes.sizes")
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "said"),
+    [
+        ("raise SystemExit(0)", 60, None),
+        ("raise SystemExit(1)", 60, "part: exit status 1"),
+        ("import time; time.sleep(60)", 1, "part: stopped after 1 s; part.json has what was measured until then"),
+    ],
+    ids=["good", "failed", "too long"],
+)
+def test_a_part_that_fails_or_hangs_is_named(
+    code: str, seconds: int, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = gpu.subprocess.run
+    monkeypatch.setattr(
+        gpu.subprocess, "run", lambda command, **options: start([sys.executable, "-c", code], **options)
+    )
+    assert gpu._run("part", gpu.Part("a part", seconds, lambda file: []), tmp_path) == said
+
+
+def test_the_next_part_starts_after_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(gpu, "has_device", lambda: True)
+    monkeypatch.setattr(gpu, "_run", lambda name, part, out: ran.append(name) or f"{name}: exit status 1")
+    assert run(monkeypatch, "--out", str(tmp_path)) == 1
+    assert ran == list(gpu.PARTS)
+    out = capsys.readouterr().out
+    assert out.index("in all") < out.index("failed: gpu-tests")
+    assert out.count("failed: ") == 4
+
+
+def test_counts_are_written_after_every_test(tmp_path: Path) -> None:
+    outcomes = gpu.Outcomes(tmp_path / "gpu-tests.json")
+
+    class Report:
+        nodeid, skipped = "tests/a.py::b", False
+
+        def __init__(self, when: str, failed: bool) -> None:
+            self.when, self.failed, self.passed = when, failed, not failed
+
+    for when, failed in (("setup", False), ("call", True), ("teardown", False)):
+        outcomes.pytest_runtest_logreport(Report(when, failed))
+    found = json.loads((tmp_path / "gpu-tests.json").read_text(encoding="utf-8"))
+    assert (found["passed"], found["failed"], found["skipped"]) == (0, ["tests/a.py::b"], 0)
+    assert "1 failed" in block({"gpu-tests": {**found, "machine": {"gpu": "G"}}}, "gpu-tests.tests")
+
+
+def test_a_case_that_fails_is_named_and_the_others_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, saved = bench_run.measure_case, []
+
+    def fails(config: BenchConfig, work: Workload, job: str) -> dict[str, Any]:
+        if job == "rollouts":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return measure(config, work, job)
+
+    monkeypatch.setattr(bench_run, "measure_case", fails)
+    result = bench_run.run_bench(QUICK, save=lambda result: saved.append(len(result["results"])))
+    assert result["failed"] == ["tiny rollouts, K = 2: CUDA out of memory."]
+    assert [case["job"] for case in result["results"]] == ["evaluation"]
+    assert saved == [0, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        bench_run.run_bench(QUICK)
+
+
+def test_sizes_that_fail_are_rows_with_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> GPT2Config:
+        raise RuntimeError("no such model")
+
+    monkeypatch.setattr(gpu_sizes, "SIZES", {"broken": broken, "tiny": tiny_qwen2})
+    saved: list[int] = []
+    rows = gpu_sizes.check_sizes(CPU, WORK, lambda rows: saved.append(len(rows)))
+    assert saved == [1, 2]
+    assert rows[0]["wrong"] == ["RuntimeError: no such model"]
+    assert rows[1]["wrong"] == []
+    assert rows[1]["recorded_same_answers"] == 1.0
+    assert rows[1]["step_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"recorded_same_answers": 0.5}, "recorded answers"),
+        ({"recorded_logprob_gap": 0.1}, "recorded log-probs"),
+        ({"replay_gap_mean": 0.2}, "replayed log-probs"),
+        ({"gradients_not_finite": 3}, "3 gradients"),
+    ],
+)
+def test_what_is_wrong_at_a_size_is_said(change: dict[str, float], said: str) -> None:
+    good = {"recorded_same_answers": 1.0, "recorded_logprob_gap": 1e-5, "replay_gap_mean": 0.01}
+    good |= {"gradients_not_finite": 0}
+    assert list(gpu_sizes._wrong(good)) == []
+    (found,) = gpu_sizes._wrong({**good, **change})
+    assert found.startswith(said)
+
+
+def test_chain_of_thought_has_micro_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # a config for CUDA is refused where there is none
+    setting = resolve(replace(gpu.gpt2(False), device="cpu", bf16=True), 32)
+    assert setting.rows("rollouts") == 4096
+
+    class Large:
+        class networks:
+            class shape:
+                vocab = 50_260
+
+    Large.setting = setting
+    assert _rows_at_once(Large) == 2**29 // ((26 + 8) * 50_260) == 314
+    assert resolve(QUICK, 2).micro_batch_size == 512  # the demo's size keeps its own
 
 
 def test_its_batches_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # a config for CUDA is refused where there is none
-    config, sweep = gpu.benchmarks()["gpt2-cuda"]
-    assert (config.size, config.device, sweep) == ("gpt2", "cuda", False)
-    assert resolve(replace(config, device="cpu", bf16=True), 32).rows("rollouts") == 4096
-    assert gpu.benchmarks()["gpt2-cuda-sweep"][1]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = gpu.gpt2(False)
+    assert (config.size, config.device, config.num_generations) == ("gpt2", "cuda", (32,))
+    assert gpu.gpt2(True).beside == ()

@@ -13,6 +13,8 @@ from dropout_grpo.evidence.bench.workload import TEMPERATURE, Workload
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.training.precision import autocast
 
+_LOGITS = 2**29  # of a micro-batch; in float32, with gradient and softmax, they take 6 GiB
+
 
 def rollouts(work: Workload, rows: int) -> Tensor:
     """Prompts with sampled steps and answers, [rows, S + T + L]."""
@@ -27,7 +29,7 @@ def update(work: Workload, rows: int) -> float:
     completions, loss = work.chain_of_thought[:rows], 0.0
     total = Batch(rollouts=rows, tokens=completions.numel(), max_completion_length=completions.shape[1])
     old = -math.log(work.networks.shape.vocab)  # the value does not matter: clipped or not, the gradient costs the same
-    for few in torch.arange(rows).split(work.setting.micro_batch_size):
+    for few in torch.arange(rows).split(_rows_at_once(work)):
         few = few.to(work.model.device)
         with autocast(work.model.device, work.setting.bf16):
             logprobs = _score(work, work.each_its_own.input_ids[few], completions[few])
@@ -44,11 +46,15 @@ def update(work: Workload, rows: int) -> float:
 
 
 def curriculum(work: Workload, rows: int) -> float:
-    """Supervised training: mean loss over steps and answers of a batch, back-propagated; returns the loss."""
-    with autocast(work.model.device, work.setting.bf16):
-        loss = -_score(work, work.question_ids[:rows], work.chain_of_thought[:rows]).mean()
-    loss.backward()
-    return float(loss.detach())
+    """Supervised training: mean loss over steps and answers, back-propagated in micro-batches; returns the loss."""
+    loss = 0.0
+    for few in torch.arange(rows).split(_rows_at_once(work)):
+        few = few.to(work.model.device)
+        with autocast(work.model.device, work.setting.bf16):
+            part = -_score(work, work.question_ids[few], work.chain_of_thought[few]).mean() * len(few) / rows
+        part.backward()
+        loss += float(part.detach())
+    return loss
 
 
 def evaluation(work: Workload, rows: int) -> list[str]:
@@ -56,6 +62,12 @@ def evaluation(work: Workload, rows: int) -> list[str]:
     ids, mask = work.model.encode([p.question for p in work.problems[:rows]])
     made = _generate(work, ids, mask, sample=False)[:, ids.shape[1] :]
     return work.model.decode(made, torch.ones_like(made))
+
+
+def _rows_at_once(work: Workload) -> int:
+    """Rows of a micro-batch: the setting's, or as many as have ``_LOGITS`` logits."""
+    row = (work.setting.cot_tokens + work.setting.answer_tokens) * work.networks.shape.vocab
+    return max(1, min(work.setting.micro_batch_size, _LOGITS // row))
 
 
 def _generate(work: Workload, ids: Tensor, mask: Tensor, *, sample: bool) -> Tensor:

@@ -4,6 +4,7 @@ On a CPU the arm runs in a fresh process, ``python -m dropout_grpo.evidence.benc
 Linux's VmHWM, because ``ru_maxrss`` of a child starts from the memory of its parent.
 """
 
+import gc
 import json
 import resource
 import subprocess
@@ -59,6 +60,14 @@ def peak_resident() -> int:
         line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def return_memory() -> None:
+    """Return what no tensor uses, graphs included, so that the next case has room for it."""
+    forget_recordings()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _on_cuda(name: str, work: Workload, job: Job, attention: str | None) -> dict[str, Any]:

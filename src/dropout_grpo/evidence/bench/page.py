@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dropout_grpo.evidence.bench.plots import save_sweep_plot
-from dropout_grpo.evidence.bench.tables import OF_CASES, OF_SWEEPS, OF_TESTS, Result, tables
+from dropout_grpo.evidence.bench.tables import OF_CASES, OF_SIZES, OF_SWEEPS, OF_TESTS, Result, tables
 from dropout_grpo.evidence.pages.blocks import fill_file, unknown_block
 
 _NO_RESULT = "*Not measured yet.*"
@@ -28,7 +28,7 @@ def block(results: Mapping[str, Result], name: str) -> str:
         UserError: there is no table of that name for the kind of result.
     """
     file, _, table = name.rpartition(".")
-    known = tables(results[file]) if file in results else OF_CASES | OF_SWEEPS | OF_TESTS
+    known = tables(results[file]) if file in results else OF_CASES | OF_SIZES | OF_SWEEPS | OF_TESTS
     if table not in known:
         raise unknown_block(name, [f"{file}.{known_table}" for known_table in known])
     return known[table](results[file]) if file in results else _NO_RESULT

@@ -1,7 +1,8 @@
 """How the cost grows along one axis at a time: the engine and the plain way at a few values, and fitted lines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from dropout_grpo.evidence.bench import arms
@@ -47,15 +48,12 @@ def measure_sweep(config: BenchConfig, base: Setting, networks: Networks, axis: 
 
 
 def sweeps(
-    config: BenchConfig, base: Setting, networks: Networks, announce: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """All axes of the config, for the jobs on groups."""
-    found = []
+    config: BenchConfig, base: Setting, networks: Networks
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Names and measurements of all axes of the config, for the jobs on groups."""
     for axis in config.axes:
         for job in (job for job in config.jobs if job in GROUPED):
-            announce(f"{job} over {axis}")
-            found.append(measure_sweep(config, base, networks, axis, job))
-    return found
+            yield f"{job} over {axis}", partial(measure_sweep, config, base, networks, axis, job)
 
 
 def _at(base: Setting, axis: Axis, value: int) -> Setting:

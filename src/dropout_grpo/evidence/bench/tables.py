@@ -166,6 +166,23 @@ def outcomes(result: Result) -> str:
     )
 
 
+def sizes(result: Result) -> str:
+    """Models of real sizes, as checked by ``evidence/studies/gpu_sizes.py``."""
+    columns = ["model", "recorded = step by step", "replay gap, bf16", "GRPO step, s", "peak, GiB", "wrong"]
+    rows = [
+        [
+            row["size"],
+            f"{100 * row['recorded_same_answers']:.1f} % of answers" if "recorded_same_answers" in row else "",
+            row.get("replay_gap_mean", ""),
+            row.get("step_seconds", ""),
+            row["peak_bytes"] / _GIB if row.get("peak_bytes") else "",
+            "; ".join(row["wrong"]) or "nothing",
+        ]
+        for row in result["results"]
+    ]
+    return _table(columns, rows)
+
+
 OF_CASES: dict[str, Callable[[Result], str]] = {
     "machine": machine,
     "ratios": ratios,
@@ -176,12 +193,13 @@ OF_CASES: dict[str, Callable[[Result], str]] = {
     "memory": memory,
 }
 OF_TESTS: dict[str, Callable[[Result], str]] = {"tests": outcomes}
+OF_SIZES: dict[str, Callable[[Result], str]] = {"sizes": sizes}
 OF_SWEEPS: dict[str, Callable[[Result], str]] = {"machine": machine, "lines": lines}
 
 
 def tables(result: Result) -> dict[str, Callable[[Result], str]]:
     """The tables that can be made from a result, by name."""
-    return {"cases": OF_CASES, "sweep": OF_SWEEPS, "tests": OF_TESTS}[result["kind"]]
+    return {"cases": OF_CASES, "sweep": OF_SWEEPS, "tests": OF_TESTS, "sizes": OF_SIZES}[result["kind"]]
 
 
 def render(result: Result) -> str:
