@@ -62,12 +62,12 @@ def by_k(*values: float, half: float = 0.02) -> list[Record]:
 
 
 def make_run(folder: Path, **files: Any) -> Path:
-    """A run folder with the given parts: config, results, measures (objects), metrics, flips, samples (lists)."""
+    """A run folder with these parts: objects config, results, measures; lists metrics, flips, samples, thoughts."""
     folder.mkdir(exist_ok=True)
     for name, file in (("config", "config.json"), ("results", "results.json"), ("measures", "metrics.json")):
         if name in files:
             (folder / file).write_text(json.dumps(files[name]))
-    for name in ("metrics", "flips", "samples"):
+    for name in ("metrics", "flips", "samples", "thoughts"):
         if name in files:
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in files[name]))
     return folder

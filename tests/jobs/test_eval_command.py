@@ -1,15 +1,17 @@
 """``dropout-grpo eval``: what it leaves in the run folder and prints, what it refuses, how it goes on after a stop."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
+from dropout_grpo.evaluation.answering import EVAL_STEP, EvaluationConfig, answer_problems
 from dropout_grpo.evaluation.measures import measure_answers, summarize
 from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.jobs import evaluate as command
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.files import load_problems, save_problems
@@ -39,7 +41,7 @@ def test_the_files_of_a_run_hold_what_was_measured(checkpoint: Path, tmp_path: P
     files, run = save_files(tmp_path), tmp_path / "run"
     assert evaluate(checkpoint, files, run) == 0
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.json", "results.json", "samples.jsonl", "report.html", "lock",
+        "config.json", "metrics.json", "results.json", "samples.jsonl", "thoughts.jsonl", "report.html", "lock",
     }  # fmt: skip
     config = read(run, "config.json")
     assert (config["command"], config["config"]["checkpoint"]) == ("eval", str(checkpoint))
@@ -250,3 +252,21 @@ def test_a_file_that_shares_problems_with_the_validation_file_is_warned_of(
     assert f"warning: 1 of 3 questions of {second} are also in data.valid" in said
     assert evaluate(checkpoint, [first], tmp_path / "gone", *OPTIONS, "--data.valid", "gone.json") == 0
     assert "warning" not in capfd.readouterr().err
+
+
+def test_the_thoughts_about_a_few_problems_are_those_of_the_same_masks(checkpoint: Path, tmp_path: Path) -> None:
+    files, run = save_files(tmp_path), tmp_path / "run"
+    assert evaluate(checkpoint, files, run) == 0
+    model, masks = LatentModel.from_pretrained(checkpoint), SharedDropout(0.4, phases=("latent", "answer"))
+    read_thoughts = [json.loads(line) for line in (run / "thoughts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert read_thoughts
+    for thought in read_thoughts:
+        (said,) = [line for line in lines(run) if line["question"] == thought["question"]]
+        assert (said["file"], said["answer"]) == (str(files[0]), thought["answer"])
+        most = sum(said["samples_correct"]) > 1.5  # of 3 masks
+        assert thought["kind"] == ("divided" if most != said["plain_correct"] else "right" if most else "wrong")
+        seeds = rollout_seeds(read(run, "config.json")["config"]["seed"], EVAL_STEP, torch.tensor([said["id"]]), 8)
+        (expected,) = model.thoughts([said["question"]], masks, seeds[0].tolist())
+        assert thought["models"] == json.loads(
+            json.dumps([{"name": "", "said": said["plain"].strip(), "thoughts": asdict(expected)}])
+        )

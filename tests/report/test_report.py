@@ -1,5 +1,6 @@
 """The report of a run: its numbers, that it is self-contained, and that text from files is escaped."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from dropout_grpo.report import write_report
+from dropout_grpo.report import watch_report, write_comparison, write_report
 from dropout_grpo.report.style import CSS
+from dropout_grpo.runs.lock import lock_folder
 from helpers.fake_run import CONFIG, FLIP, RESULTS, RL, SFT, by_k, make_run, rl
 
 
@@ -174,6 +176,9 @@ def test_figures_follow_the_theme(demo: Path) -> None:
 def test_text_from_files_is_only_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"' onload='x' $5$ &amp;"
     side = {"plain": evil, "votes": {evil: 3}}
+    state = {"tokens": [[evil, 0.5]], "cosine": 0.9}
+    side_read = {"name": evil, "said": evil, "thoughts": {"plain": [state, state], "masked": [[state, state]]}}
+    thought = {"kind": evil, "question": evil, "answer": evil, "models": [side_read]}
     flip = {"question": evil, "answer": evil, "direction": "gained", "before": side, "after": side}
     run = make_run(
         tmp_path / "<i>run",
@@ -183,13 +188,15 @@ def test_text_from_files_is_only_text(tmp_path: Path) -> None:
         measures={"evaluations": [{"file": evil, "pass@k": by_k(0.1, 0.2)}]},
         metrics=[rl(evil, 0, 0.5), rl("grpo", 0, 0.5)],
         flips=[flip],
+        thoughts=[thought],
     )
     page = read_page(run)
     assert not [tag for tag, attributes in page.tags if tag in ("script", "i") or "onload" in attributes]
     # The page shows the string as it is: title, heading, a row of the results and of their figure, file and
-    # column of the evaluation, file of its figure and of its table by k, 4 legends, the flip's question, answer,
-    # 2 plain answers, 2 votes, time, name and value of a version, commit, name and value of a setting.
-    assert page.text.count(evil) == 24
+    # column of the evaluation, file of its figure and of 2 rows of its table by k, the part's steps, 4 legends, the
+    # flip's question, answer, 2 plain answers, 2 votes, time, name and value of a version, commit, name and value of a
+    # setting, the thoughts' kind, question, answer, model, what it says and 4 tokens.
+    assert page.text.count(evil) == 35
     assert "run <i>run" in page.text
 
 
@@ -232,11 +239,10 @@ def test_what_k_answers_give(tmp_path: Path) -> None:
     run = make_run(tmp_path, results={"evaluations": rows}, measures={"evaluations": [several, single]})
     page = read_page(run)
     assert page.tables["pass@k and maj@k with 95 % intervals"] == [
-        ["file", "", "k = 1", "k = 2", "k = 3"],
-        ["a.json", "pass@k", "40.0 % [38.0, 42.0] %", "50.0 % [48.0, 52.0] %", "60.0 % [58.0, 62.0] %"],
-        ["a.json", "maj@k", "40.0 % [38.0, 42.0] %", "40.0 % [38.0, 42.0] %", "45.0 % [43.0, 47.0] %"],
-        ["b.json", "pass@k", "10.0 % [8.0, 12.0] %", "–", "–"],
-        ["b.json", "maj@k", "10.0 % [8.0, 12.0] %", "–", "–"],
+        ["file", "k", "pass@k", "95 % interval", "maj@k", "95 % interval"],
+        ["a.json", "1", "40.0 %", "[38.0, 42.0] %", "40.0 %", "[38.0, 42.0] %"],
+        ["a.json", "2", "50.0 %", "[48.0, 52.0] %", "40.0 %", "[38.0, 42.0] %"],
+        ["a.json", "3", "60.0 %", "[58.0, 62.0] %", "45.0 %", "[43.0, 47.0] %"],
     ]
     (label,) = page.labels()  # one answer to each problem makes no curve
     assert label.replace("\u202f", " ") == (
@@ -251,3 +257,117 @@ def test_the_same_run_gives_the_same_page_and_no_global_state_changes(demo: Path
     first = write_report(demo).read_bytes()
     assert write_report(demo).read_bytes() == first
     assert dict(matplotlib.rcParams) == before
+
+
+def test_the_arm_without_masks_is_compared_beside_the_headline(tmp_path: Path) -> None:
+    behind = RESULTS | {"temperature_only": {"pass@1": 0.623}}
+    behind |= {"comparison_temperature_only": {"wins": 131, "losses": 145, "mcnemar_p": 0.434}}
+    text = read_page(make_run(tmp_path, results=behind)).text
+    assert "Dropout-GRPO is 0.7 points behind: 131 problems won, 145 lost (p\u00a0=\u00a00.434)." in text
+
+
+def test_what_a_run_is_stands_at_the_top(tmp_path: Path) -> None:
+    config = {
+        "checkpoint": "runs/sft/checkpoints/coconut",
+        "base": None,
+        "bf16": True,
+        "data": {"grpo": [{"source": "a.json", "weight": 2.0}, {"source": "b.json"}], "valid": None, "task": "words"},
+        "model": {"name_or_path": None, "model_type": "gpt2"},
+        "lora": {"r": 16},
+        "reward_funcs": ["my.py:short"],
+        "exploration": {"kind": "shared_dropout", "p": 0.2, "sites": ["residual"], "phases": ["prompt", "latent"]},
+        "grpo": {"max_steps": 50},
+    }
+    started = {"command": "grpo", "config": config, "started": "2026-11-29 04:33:49 UTC"}
+    metrics = [rl("grpo", 3, 0.5), rl("grpo", 4, 0.5)]
+    source = write_report(make_run(tmp_path, config=started, metrics=metrics)).read_text(encoding="utf-8")
+    facts = dict(re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", source))
+    assert facts == {
+        "model": "runs/sft/checkpoints/coconut",
+        "adapter": "LoRA of rank 16",
+        "data": "grpo: a.json + b.json; valid: embedded task words",
+        "rewards": "my.py:short",
+        "exploration": "shared_dropout, p = 0.2, on residual, in prompt and latent",
+        "steps": "GRPO 4 of 50",
+        "precision": "bf16 matrix products",
+        "started": "2026-11-29 04:33:49 UTC",
+    }
+    assert source.index("<dl class") < source.index("Reinforcement learning")
+
+
+def test_every_metric_that_a_diagnosis_needs_has_a_chart(tmp_path: Path) -> None:
+    more = {"grad_norm": 0.5, "completions/mean_length": 3.0, "rewards/a/mean": 0.25, "rewards/b/mean": 1.0}
+    metrics = [rl("grpo", step, 0.5, kl=0.01 * step, **more) for step in (1, 2)]
+    labels = " ".join(read_page(make_run(tmp_path, metrics=metrics)).labels())
+    for said in (
+        "KL to the reference by step. GRPO: 0.01 at step 1, 0.02 at step 2",
+        "Gradient norm by step. GRPO: 0.5",
+        "Length of the answers by step. GRPO: 3",
+        "Reward: a by step. GRPO: 0.25",
+        "Reward: b by step. GRPO: 1",
+    ):
+        assert said in labels
+    without_kl = [record | {"kl": 0.0} for record in metrics]
+    assert "KL" not in " ".join(read_page(make_run(tmp_path, metrics=without_kl)).labels())
+
+
+@pytest.mark.parametrize(("bf16", "limit"), [(True, "bf16: below 0.1"), (False, "float32: below 0.0001"), (None, "")])
+def test_the_replay_difference_is_shown_with_its_healthy_range(tmp_path: Path, bf16: bool | None, limit: str) -> None:
+    run = make_run(tmp_path, config={"config": {"bf16": bf16}}, metrics=[rl("grpo", 1, 0.5), rl("grpo", 2, 0.5)])
+    assert ("healthy in" in read_page(run).text) == bool(limit)
+    assert limit in read_page(run).text
+
+
+def test_bands_are_named_only_where_they_are(tmp_path: Path) -> None:
+    of_task = {"config": {"data": {"task": "words", "valid": None, "max_valid": 500, "words": {"n_valid": 1000}}}}
+    of_file = {"config": {"data": {"task": "words", "valid": "valid.json", "max_valid": 500}}}
+    for config, bands in (of_task, 2), (of_file, 0):
+        run = make_run(tmp_path / str(bands), config=config, metrics=SFT + RL)
+        assert read_page(run).text.count("Bands are 95 % intervals") == bands
+        page = write_comparison([run, make_run(tmp_path / "other", metrics=SFT)], tmp_path / f"{bands}.html")
+        assert page.read_text(encoding="utf-8").count("Bands are 95 % intervals") == bands
+
+
+def test_thoughts_are_shown_with_what_masks_do_to_them(tmp_path: Path) -> None:
+    def state(cosine: float, *tokens: tuple[str, float]) -> dict[str, object]:
+        return {"tokens": [list(pair) for pair in tokens], "cosine": cosine}
+
+    plain = [state(1.0, (" 7", 0.61), ("8", 0.2)), state(1.0, ("9", 0.5))]
+    masked = [
+        [state(1.0, ("7", 0.6)), state(0.8, ("9", 0.4))],
+        [state(1.0, ("7", 0.6)), state(0.6, ("4", 0.4))],
+        [state(1.0, ("8", 0.6)), state(0.7, ("9", 0.4))],
+    ]
+    side = {"name": "baseline", "said": "### 9\n", "thoughts": {"plain": plain, "masked": masked}}
+    alone = {"name": "dropout_grpo", "said": "### 4", "thoughts": {"plain": plain, "masked": []}}
+    line = {"kind": "gained", "question": "Ann?", "answer": "4", "models": [side, alone]}
+    page = read_page(make_run(tmp_path, results=RESULTS, thoughts=[line]))
+    assert page.tables["Baseline: ### 9"] == [
+        ["", "likeliest tokens", "cosine", "likeliest under masks"],
+        ["thought 1", "7 0.61  8 0.20", "1.000", "7 × 2  8 × 1"],
+        ["after them", "9 0.50", "0.700", "9 × 2  4 × 1"],
+    ]
+    assert page.tables["Dropout-GRPO: ### 4"][1] == ["thought 1", "7 0.61  8 0.20", "–", "–"]
+
+
+def test_a_watched_run_is_drawn_until_it_ends(tmp_path: Path) -> None:
+    """While another process works in the folder, with half a line that it is writing; the last page stays."""
+    run = make_run(tmp_path, config=CONFIG)
+    lock, waited, refresh = [lock_folder(run)], [], '<meta http-equiv="refresh" content="7">'
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        source = (run / "report.html").read_text(encoding="utf-8")
+        assert refresh in source
+        assert outside_references(source) == []
+        assert ("Training loss" in source) == (len(waited) > 1)
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in SFT) + '{"part": "s')
+        if len(waited) == 2:
+            (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in SFT))
+            lock.clear()
+
+    source = watch_report(run, 7, wait).read_text(encoding="utf-8")
+    assert waited == [7, 7]
+    assert refresh not in source
+    assert "Training loss" in source

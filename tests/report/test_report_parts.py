@@ -112,6 +112,27 @@ def test_an_axis_is_logarithmic_only_where_every_value_can_be_shown() -> None:
         assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [values, values]  # dots, line
 
 
+def test_a_running_mean_begins_anew_at_a_stage() -> None:
+    loss = Series([1, 2, 3, 4], [0.0, 3.0, 6.0, 0.0])
+    assert running_mean(loss, 3, [1, 3]).values == [1.5, 1.5, 3.0, 3.0]
+    values = [*[1.0] * 50, *[3.0] * 50]
+    curve = Curve(label="loss", series=Series(list(range(100)), values), noisy=True)
+    figure = curves_figure([curve], ylabel="loss", marks=[(0, 0), (50, 1)])
+    (_, mean, *_) = figure.axes[0].lines
+    assert list(mean.get_ydata()) == values
+
+
+def test_an_axis_of_shares_ends_at_0_and_at_100_percent() -> None:
+    for values in ([0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.01, 0.3]):
+        figure = curves_figure([Curve(label="x", series=Series([1, 2], values))], ylabel="x", percent=True)
+        lo, hi = figure.axes[0].get_ylim()
+        assert lo <= min(values) < hi
+        assert max(values) <= hi
+        assert lo >= -0.03
+        assert hi <= 1.03
+        assert not [t for t in figure.axes[0].get_yticks() if lo <= t <= hi and not -1e-9 <= t <= 1 + 1e-9]
+
+
 def test_numbers_as_they_are_said() -> None:
     assert percent(0.4567).replace("\u202f", " ") == "45.7 %"
     assert [points(0.2134), points(-0.004), points(0.0)] == ["+21.3", "−0.4", "+0.0"]
@@ -123,7 +144,7 @@ def test_numbers_as_they_are_said() -> None:
 def test_the_report_knows_only_run_folders() -> None:
     imported: set[str] = set()
     report = Path(dropout_grpo.report.__file__).parent
-    format_of_a_run = ("layout", "read", "write")
+    format_of_a_run = ("layout", "lock", "read", "write")
     for path in (*report.glob("*.py"), *(report.parent / "runs" / f"{name}.py" for name in format_of_a_run)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):

@@ -30,7 +30,8 @@ from dropout_grpo.jobs.push import push
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
 from dropout_grpo.jobs.smoke import stand_ins
 from dropout_grpo.jobs.train import grpo, sft
-from dropout_grpo.report import write_comparison, write_report
+from dropout_grpo.report import watch_report, write_comparison, write_report
+from dropout_grpo.runs.layout import REPORT_FILE
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console
 
@@ -123,6 +124,12 @@ def _theory(options: Namespace) -> None:
 
 def _report(options: Namespace) -> None:
     folders = [Path(folder) for folder in options.run_dirs]
+    if options.watch:
+        if len(folders) > 1:
+            raise UserError("--watch writes the page of one run: give one folder.")
+        console.print(f"{folders[0] / REPORT_FILE}: open it in a browser; Ctrl-C ends the watch", markup=False)
+        print(watch_report(folders[0]))
+        return
     print(write_report(folders[0]) if len(folders) == 1 else write_comparison(folders, Path(options.out)))
 
 

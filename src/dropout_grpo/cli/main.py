@@ -21,7 +21,7 @@ from dropout_grpo.training.progress import console
 from dropout_grpo.training.threads import wait_asleep
 
 _WITH_RECIPE = ("demo", "sft", "grpo", "eval")  # which have a run folder, and can resume
-_FLAGS = ("smoke", "json", "sweep", "thoughts")
+_FLAGS = ("smoke", "json", "sweep", "thoughts", "watch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

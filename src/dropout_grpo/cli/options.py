@@ -125,6 +125,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub = command("report", "write report.html from a run folder, or a page that compares several runs")
     sub.add_argument("run_dirs", type=str, nargs="+", help="the run folder; or two and more to compare")
     sub.add_argument("--out", type=str, default="comparison.html", help="the page that compares several runs")
+    again = "write the page again while the run goes on; the browser loads it again by itself"
+    sub.add_argument("--watch", action="store_true", help=again)
     return parser, made
 
 

@@ -13,7 +13,7 @@ import torch
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import is_main, on_main, size
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.answering import Answered, vote_table
+from dropout_grpo.evaluation.answering import Answered, vote, vote_table
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.evaluation.paired import compare
 from dropout_grpo.evaluation.samples import sample
@@ -26,9 +26,12 @@ from dropout_grpo.jobs.problem_sources import problems_of, require_readable, voc
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.jobs.side_process import side_process
+from dropout_grpo.jobs.thoughts_of import flips_of, thought_lines
 from dropout_grpo.jobs.trainers import grpo_trainer, train_curriculum, train_grpo
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.problems.answers import answers_match
 from dropout_grpo.problems.files import save_problems
+from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
 from dropout_grpo.rl.collapse import collapse
 from dropout_grpo.runs.folder import RunFolder
@@ -40,6 +43,8 @@ from dropout_grpo.training.progress import console
 _T = TypeVar("_T")
 _COLLAPSE_PROBLEMS = 64
 _FLIPS_KEPT = 20
+_KEPT = {"baseline": "coconut", "dropout_grpo": "dropout_grpo"}
+"""The checkpoints of the arms whose thoughts are read."""
 
 
 def demo(recipe: Recipe) -> dict[str, Any]:
@@ -114,21 +119,50 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     write_flips(run, before, after)
     arms = {"baseline": before, "dropout_grpo": after, "temperature_only": plain}
     run.write_samples([{"arm": arm, **sample(f"test: {arm}", a)} for arm, said in arms.items() for a in said])
+    models = {name: (_checkpoint(session, kept), arms[name]) for name, kept in _KEPT.items()}
+    run.write_thoughts(thought_lines(flips_of(before, after), models, session))
     report = on_main(lambda: str(write_report(run.path)))
     on_main(lambda: describe_measured(run.path, "demo"))
     if is_main():
-        console.print(what_next(run.path, report, test[0].question), markup=False)
+        console.print(what_next(run.path, report, *to_ask(before, after)), markup=False)
     return results
 
 
-def what_next(run: Path, report: str, question: str) -> str:
+def to_ask(before: Sequence[Answered], after: Sequence[Answered]) -> tuple[Problem, str]:
+    """A problem to ask the trained model, and what it shows: one that training has turned from wrong to right.
+
+    Preferably both the plain answer and the vote of the masks were wrong and are right, and most masks are right: then
+    other masks agree.
+
+    Args:
+        before: the baseline's answers.
+        after: the trained model's answers to the same problems.
+    """
+
+    def voted(answered: Answered) -> bool:
+        return answers_match(vote(answered), answered.problem.answer)
+
+    pairs = [*zip(before, after, strict=True)]
+    plain = [(a, b) for a, b in pairs if not a.plain_correct and b.plain_correct]
+    both = [(a, b) for a, b in plain if not voted(a) and voted(b)]
+    of_vote = [(a, b) for a, b in pairs if not voted(a) and voted(b)]
+    for found, who in ((both, "plain answer and vote"), (plain, "plain answer"), (of_vote, "vote")):
+        if found:
+            clearest = max((b for _, b in found), key=lambda b: sum(b.samples_correct()))
+            return clearest.problem, f"GRPO turned its {who} from wrong to right"
+    return after[0].problem, "GRPO turned no test problem from wrong to right"
+
+
+def what_next(run: Path, report: str, problem: Problem, shows: str) -> str:
     """How to look at the report, and what to try next.
 
     Args:
         run: the run folder of the demo.
         report: its report.
-        question: one that the model can be asked.
+        problem: one that the model can be asked.
+        shows: what its answer shows.
     """
+    question = problem.question
     program = shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "dropout-grpo" else "dropout-grpo"
     checkpoint = run / "checkpoints" / "dropout_grpo"
     test_file = run / DATA_FOLDER / "test.json"
@@ -137,6 +171,7 @@ def what_next(run: Path, report: str, question: str) -> str:
         f"report: {report}\n"
         f"open it in a browser:   python3 -m webbrowser {shlex.quote(Path(report).resolve().as_uri())}\n"
         f"ask the model:          {program} ask {checkpoint} {shlex.quote(question)}\n"
+        f"                        right answer: {problem.answer} ({shows})\n"
         f"measure it again:       {program} {measure_it}\n"
         f"look inside:            {program} inspect {checkpoint}\n"
         "other models and data:  README.md, 'Your own model, data, reward'"

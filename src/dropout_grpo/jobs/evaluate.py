@@ -18,6 +18,7 @@ from dropout_grpo.jobs.models import load_model
 from dropout_grpo.jobs.problem_sources import place_of, warn_of_overlap
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.session import Session
+from dropout_grpo.jobs.thoughts_of import kinds_of, thought_lines
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
@@ -31,7 +32,8 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
     """Measure a checkpoint; returns ``results.json``.
 
     Writes to the run folder ``metrics.json`` (all measures with intervals, one object per file), ``samples.jsonl``
-    (every answer, one line per problem), ``results.json`` (the summary) and the report.
+    (every answer, one line per problem), ``thoughts.jsonl`` (thoughts about a few problems of the first file),
+    ``results.json`` (the summary) and the report.
 
     Raises:
         UserError: before any question is asked: no file, a file named twice, a bad file, checkpoint or option, a
@@ -65,6 +67,8 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
         evaluations.append({"file": file, **measure_answers(answered), **speed})
         samples += [sample(file, a) for a in answered]
         run.write_samples(samples)
+        if file == files[0]:
+            run.write_thoughts(thought_lines(kinds_of(answered), {"": (model, answered)}, session))
         run.write_measures({"ci95": CI95, "evaluations": evaluations})
     rows = [{"file": e["file"], **summary(e)} for e in evaluations]
     results = {"checkpoint": checkpoint, "seed": recipe.seed, "evaluations": rows, **provenance()}

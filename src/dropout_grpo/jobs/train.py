@@ -6,7 +6,9 @@ from typing import Any
 
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main
+from dropout_grpo.evaluation.answering import Answered
 from dropout_grpo.evaluation.measures import summarize
+from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure
@@ -15,6 +17,7 @@ from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, start
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.session import Session
+from dropout_grpo.jobs.thoughts_of import kinds_of, thought_lines
 from dropout_grpo.jobs.trainers import train_curriculum, train_grpo
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
@@ -22,6 +25,9 @@ from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.training.progress import console
+
+_SAMPLED = 32
+"""Validation problems that ``grpo`` answers under masks at the end, for its report."""
 
 
 def sft(recipe: Recipe) -> dict[str, Any]:
@@ -60,9 +66,20 @@ def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[st
     return _finish(session, model, problems["valid"], "grpo", start)
 
 
+def _under_masks(session: Session, model: LatentModel, valid: Sequence[Problem]) -> list[Answered]:
+    """Answers to a few problems, as a rollout gives them; the plain ones alone where all rollouts are the same."""
+    alike = isinstance(session.exploration, NoExploration) and session.recipe.evaluation.temperature == 0
+    return measure(session, model, valid, "samples", plain_only=alike)
+
+
 def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part: str, start: float) -> dict[str, Any]:
     recipe, run = session.recipe, session.run
-    metrics = summarize(measure(session, model, valid, "validation", plain_only=True))
+    answered = measure(session, model, valid, "validation", plain_only=True)
+    metrics = summarize(answered)
+    if part == "grpo":
+        answered[:_SAMPLED] = _under_masks(session, model, valid[:_SAMPLED])
+        run.write_thoughts(thought_lines(kinds_of(answered[:_SAMPLED]), {"": (model, answered)}, session))
+    run.write_samples([sample("validation", a) for a in answered])
     results = {
         "seed": recipe.seed,
         "evaluations": [{"file": recipe.data.valid or f"{recipe.data.task} valid", **metrics}],

@@ -98,6 +98,7 @@ class LatentModel(Recurrence):
         exploration: Exploration | None = None,
         seeds: Sequence[int] = (),
         top_k: int = TOP_K,
+        latent_steps: int | None = None,
     ) -> list[Thoughts]:
         """What thoughts are close to: the likeliest tokens that the head gives for each, plain and under masks.
 
@@ -106,6 +107,7 @@ class LatentModel(Recurrence):
             exploration: makes the masks.
             seeds: one mask each, the same for all questions.
             top_k: number of tokens.
+            latent_steps: number of thoughts; the model's own number when None.
 
         Returns:
             N ``Thoughts``: tokens with probabilities, and the cosine between each masked state and the plain one.
@@ -113,7 +115,11 @@ class LatentModel(Recurrence):
         Raises:
             UserError: ``top_k`` is below 1, seeds without an exploration, or a question is too long.
         """
-        return read_thoughts(self, *self.encode(questions), exploration, seeds, top_k) if questions else []
+        if not questions:
+            return []
+        steps = self.latent_steps if latent_steps is None else latent_steps
+        ids, mask = self.encode(questions, room=steps - self.latent_steps)
+        return read_thoughts(self, ids, mask, exploration, seeds, top_k, steps)
 
     def decode(self, token_ids: Tensor, mask: Tensor) -> list[str]:
         """Texts of the answer tokens [B, L] where ``mask`` [B, L] is True, without special and final tokens."""

@@ -60,20 +60,21 @@ def read_thoughts(
     exploration: Exploration | None,
     seeds: Sequence[int],
     top_k: int,
+    latent_steps: int,
 ) -> list[Thoughts]:
     """The thoughts about encoded questions, ids and mask [N, S]; see ``LatentModel.thoughts``."""
     if top_k < 1:
         raise UserError(f"top_k={top_k} must be at least 1.")
     if len(seeds) and exploration is None:
         raise UserError("seeds without an exploration make no masks: give one, such as SharedDropout(p=0.1).")
-    plain = _hidden_states(model, ids, mask, None)  # [N, n + 1, D]
+    plain = _hidden_states(model, ids, mask, latent_steps, None)  # [N, n + 1, D]
     own = [tuple(Thought(tokens=tokens) for tokens in row) for row in _tokens(model, plain, top_k)]
     if exploration is None or not len(seeds):
         return [Thoughts(plain=row) for row in own]
     k = len(seeds)
     rows = torch.tensor([as_int64(seed) for seed in seeds]).repeat(len(ids))  # [N * k]
     noise = model.noise(exploration, rows)
-    states = _hidden_states(model, ids.repeat_interleave(k, 0), mask.repeat_interleave(k, 0), noise)
+    states = _hidden_states(model, ids.repeat_interleave(k, 0), mask.repeat_interleave(k, 0), latent_steps, noise)
     wide = at_least_float32(states.dtype)
     near = nn.functional.cosine_similarity(states.to(wide), plain.to(wide).repeat_interleave(k, 0), dim=-1)
     moved = [
@@ -83,11 +84,11 @@ def read_thoughts(
     return [Thoughts(plain=row, masked=tuple(moved[i * k : i * k + k])) for i, row in enumerate(own)]
 
 
-def _hidden_states(model: Recurrence, ids: Tensor, mask: Tensor, noise: Noise | None) -> Tensor:
+def _hidden_states(model: Recurrence, ids: Tensor, mask: Tensor, steps: int, noise: Noise | None) -> Tensor:
     """The last hidden state after the prompt and after each thought, [B, n + 1, D]; each row reads its own prompt."""
     state = model.read(ids, mask, noise)
     states = [state.hidden]
-    for _ in range(model.latent_steps):
+    for _ in range(steps):
         state = model.think_eagerly(state, 1, noise)
         states.append(state.hidden)
     return torch.cat(states, dim=1)

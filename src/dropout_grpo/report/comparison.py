@@ -70,7 +70,8 @@ def _training(runs: Mapping[str, Run]) -> str:
                 label=f"{title}, validation pass@1 by step. {said}",
                 name=f"runs-{'sft' if of_curriculum else 'rl'}",
             )
-            drawn.append(markup.figure(title, "Validation pass@1. Bands are 95 % intervals.", svg))
+            bands = " Bands are 95 % intervals." if any(curve.n for curve in curves) else ""
+            drawn.append(markup.figure(title, f"Validation pass@1.{bands}", svg))
     return markup.section("Training", f'<div class="figures">{"".join(drawn)}</div>') if drawn else ""
 
 

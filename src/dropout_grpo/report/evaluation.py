@@ -61,18 +61,19 @@ def _figure(record: Record, place: str, name: str) -> str:
 
 
 def _intervals(measured: Mapping[str, Record]) -> str:
-    """pass@k and maj@k with their intervals, at powers of two and the largest k."""
-    lines = [
-        (str(record.get("file", "")), key, {e.k: e for e in estimates(record, key, place)})
-        for place, record in measured.items()
-        for key in _BY_K
-    ]
-    largest = {max(by_k) for _, _, by_k in lines if len(by_k) > 1}
-    ks = sorted(largest | {2**i for i in range(max(largest, default=0).bit_length())}) if largest else []
-    rows = [[file, key, *(_with_interval(by_k.get(k)) for k in ks)] for file, key, by_k in lines if by_k]
-    if not ks:
-        return ""
-    return markup.table("pass@k and maj@k with 95 % intervals", ["file", "", *(f"k = {k}" for k in ks)], rows)
+    """pass@k and maj@k with their intervals, at powers of two and the largest k: a row for each file and k."""
+    rows = []
+    for place, record in measured.items():
+        curves = [{e.k: e for e in estimates(record, key, place)} for key in _BY_K]
+        largest = max((k for curve in curves for k in curve), default=0)
+        if largest < 2:
+            continue
+        for k in sorted({largest} | {2**i for i in range(largest.bit_length())}):
+            rows.append(
+                [str(record.get("file", "")), str(k), *(cell for curve in curves for cell in _cells(curve.get(k)))]
+            )
+    header = ["file", "k", *(name for key in _BY_K for name in (key, "95 % interval"))]
+    return markup.table("pass@k and maj@k with 95 % intervals", header, rows) if rows else ""
 
 
 def _cost(evaluations: Mapping[str, Record]) -> str:
@@ -90,10 +91,10 @@ def _cost(evaluations: Mapping[str, Record]) -> str:
     return markup.table("Length of the plain answers, and time", header, rows) if rows else ""
 
 
-def _with_interval(estimate: Estimate | None) -> str:
+def _cells(estimate: Estimate | None) -> list[str]:
     if estimate is None:
-        return markup.percent(None)
-    return f"{markup.percent(estimate.value)} {markup.percent_interval((estimate.lo, estimate.hi))}"
+        return [markup.percent(None), ""]
+    return [markup.percent(estimate.value), markup.percent_interval((estimate.lo, estimate.hi))]
 
 
 def estimates(record: Record, key: str, place: str) -> list[Estimate]:

@@ -46,20 +46,22 @@ def curves_figure(
     from_zero: bool = False,
     log: bool = False,
     marks: Sequence[tuple[int, int]] = (),
+    healthy: tuple[float, str] | None = None,
 ) -> Figure:
     """Curves over steps.
 
-    `percent` labels the axis in percent, `from_zero` starts it at 0; `log` makes it logarithmic if every
-    value is positive, as a value of exactly 0 is seen on a linear axis only. `marks` are (step, stage) pairs,
-    drawn as vertical lines.
+    `percent` labels the axis in percent, within 0 and 100; `from_zero` starts it at 0; `log` makes it logarithmic if
+    every value is positive, as a value of exactly 0 is seen on a linear axis only. `marks` are (step, stage) pairs,
+    drawn as vertical lines, at which running means begin anew. `healthy` is the upper end of a shaded range and its
+    name.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel=ylabel)
         for curve in curves:
-            _draw_curve(axes, curve)
+            _draw_curve(axes, curve, [step for step, _ in marks])
         if percent:
-            axes.yaxis.set_major_formatter(_percent)
+            _shares(axes)
         if log and all(value > 0 for curve in curves for value in curve.series.values):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -67,6 +69,12 @@ def curves_figure(
             axes.yaxis.set_minor_locator(NullLocator())
         elif from_zero:
             axes.set_ylim(bottom=0.0)
+        if healthy is not None:
+            limit, name = healthy
+            axes.set_ylim(top=max(axes.get_ylim()[1], 2.0 * limit))
+            axes.axhspan(axes.get_ylim()[0], limit, color=MUTED, alpha=0.12, lw=0)
+            place = axes.get_yaxis_transform()
+            axes.text(1.0, limit, name, transform=place, color=MUTED, size=10.5, ha="right", va="bottom")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=True))
         for i, (step, stage) in enumerate(marks):
             axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=":")
@@ -118,12 +126,20 @@ def by_k_figure(curves: Sequence[tuple[str, Sequence[Estimate]]], plain: float |
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(_percent)
+        _shares(axes)
         figure.legend(loc="outside upper left", ncols=3, handlelength=2.4)
     return figure
 
 
-def _draw_curve(axes: Axes, curve: Curve) -> None:
+def _shares(axes: Axes) -> None:
+    """An axis of shares: in percent, from 0 at the lowest to 100 at the highest."""
+    lo, hi = axes.get_ylim()
+    margin = 0.02 * (hi - lo)  # so that a line at 0 or 100 % is not cut in half
+    axes.set_ylim(max(lo, -margin), min(hi, 1.0 + margin))
+    axes.yaxis.set_major_formatter(_percent)
+
+
+def _draw_curve(axes: Axes, curve: Curve, breaks: Sequence[int]) -> None:
     steps, values = curve.series.steps, curve.series.values
     colour = ARM_COLOURS[curve.arm % len(ARM_COLOURS)]
     dashes = _DASHES[curve.arm % len(_DASHES)]
@@ -131,10 +147,10 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         ends = [wilson_interval(round(value * curve.n), curve.n) for value in values]
         axes.fill_between(steps, [lo for lo, _ in ends], [hi for _, hi in ends], color=colour, alpha=0.15, lw=0)
     if curve.faint:
-        mean = running_mean(curve.series, _window(len(steps)))
+        mean = running_mean(curve.series, _window(len(steps)), breaks)
         axes.plot(steps, mean.values, color=colour, linewidth=1.0, alpha=0.6)
     elif curve.noisy and len(steps) > 2:
-        mean = running_mean(curve.series, _window(len(steps)))
+        mean = running_mean(curve.series, _window(len(steps)), breaks)
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
         axes.plot(steps, mean.values, color=colour, linewidth=2.0, linestyle=dashes, label=curve.label)
     else:

@@ -28,13 +28,13 @@ def headline(run: Run) -> str:
     alone = ""
     if "temperature_only" in scores:
         difference = markup.points(_pass_at_1(scores["temperature_only"]) - before)
-        alone = f" GRPO with answer temperature alone, without masks: {difference} points."
+        alone = f" GRPO with answer temperature alone, without masks: {difference} points.{_against_alone(run, scores)}"
     return (
         '<div class="headline"><div>'
         f'<p class="gain">{markup.percent(before)} <span class="arrow">→</span> '
         f'<span class="after">{markup.percent(after)}</span></p>'
         f"<p><strong>{markup.points(after - before)} points</strong> of pass@1 {on}, from the baseline to "
-        f"Dropout-GRPO.{markup.text(_comparison(run))}{alone}</p></div>"
+        f"Dropout-GRPO.{markup.text(_comparison(run) + alone)}</p></div>"
         f"{_intervals(scores)}</div>"
     )
 
@@ -112,16 +112,33 @@ def _intervals(scores: Mapping[str, Record]) -> str:
 
 
 def _comparison(run: Run) -> str:
-    comparison = mapping(run.results, "comparison", _PLACE)
-    place = f"{_PLACE}, 'comparison'"
-    wins, losses, p = (number(comparison, key, place) for key in ("wins", "losses", "mcnemar_p"))
-    if wins is None or losses is None or p is None:
+    if (found := _paired(run, "comparison")) is None:
         return ""
-    p_text = "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"  # never broken over lines
+    wins, losses, p_text = found
     return (
         f" It solves {wins:,.0f} problems that the baseline does not, and loses {losses:,.0f} "
         f"(exact McNemar test, {p_text})."
     )
+
+
+def _against_alone(run: Run, scores: Mapping[str, Record]) -> str:
+    """Which of the two arms is ahead, and whether that could be chance."""
+    if (found := _paired(run, "comparison_temperature_only")) is None:
+        return ""
+    wins, losses, p_text = found
+    ahead = _pass_at_1(scores["dropout_grpo"]) - _pass_at_1(scores["temperature_only"])
+    place = "level with it" if ahead == 0 else f"{abs(ahead) * 100:.1f} points {'ahead' if ahead > 0 else 'behind'}"
+    return f" Dropout-GRPO is {place}: {wins:,.0f} problems won, {losses:,.0f} lost ({p_text})."
+
+
+def _paired(run: Run, key: str) -> tuple[float, float, str] | None:
+    """Wins, losses and the p-value in words of a paired comparison."""
+    comparison = mapping(run.results, key, _PLACE)
+    place = f"{_PLACE}, {key!r}"
+    wins, losses, p = (number(comparison, name, place) for name in ("wins", "losses", "mcnemar_p"))
+    if wins is None or losses is None or p is None:
+        return None
+    return wins, losses, "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"  # never broken over lines
 
 
 def _collapse(run: Run) -> str:

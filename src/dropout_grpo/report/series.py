@@ -1,7 +1,9 @@
 """Turns the records of metrics.jsonl into curves."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dropout_grpo.runs.read import Record, number
 
@@ -39,14 +41,19 @@ def complement(curve: Series) -> Series:
     return Series(curve.steps, [1.0 - value for value in curve.values])
 
 
-def running_mean(curve: Series, window: int) -> Series:
-    """Mean over the `window` values around each one, fewer at the two ends; window must be odd."""
+def running_mean(curve: Series, window: int, breaks: Sequence[int] = ()) -> Series:
+    """Mean over the `window` values around each one, fewer at the two ends; window must be odd.
+
+    No mean crosses a step of `breaks`, at which something else begins.
+    """
     assert window % 2 == 1, window
     reach = window // 2
+    edges = [0, *sorted(bisect_left(curve.steps, step) for step in breaks), len(curve.steps)]
     means = []
-    for i in range(len(curve.values)):
-        around = curve.values[max(0, i - reach) : i + reach + 1]
-        means.append(sum(around) / len(around))
+    for start, end in pairwise(edges):
+        for i in range(start, end):
+            around = curve.values[max(start, i - reach) : min(end, i + reach + 1)]
+            means.append(sum(around) / len(around))
     return Series(curve.steps, means)
 
 

@@ -43,6 +43,12 @@ section > p { margin: 0 0 1rem; max-width: 44rem; color: var(--muted); }
 .headline p { margin: .6rem 0 0; color: var(--muted); }
 .headline p strong { color: var(--ink); }
 
+.about { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .35rem 2rem;
+  margin: 1.25rem 0 0; font-size: .9rem; }
+.about div { display: grid; grid-template-columns: 6rem 1fr; min-width: 0; }
+.about dt { color: var(--muted); }
+.about dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+
 .figures { display: grid; gap: 1.25rem; }
 figure { display: flex; flex-direction: column; margin: 0; padding: 1rem; min-width: 0;
   background: var(--card); border: 1px solid var(--rule); border-radius: 12px; }

@@ -1,5 +1,6 @@
 """The curves of metrics.jsonl: the curriculum, then reinforcement learning with its arms side by side."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from dropout_grpo.report import markup
@@ -11,6 +12,7 @@ from dropout_grpo.runs.layout import CONFIG_FILE
 from dropout_grpo.runs.read import Run, mapping, number
 
 PASS_AT_1 = "eval/pass@1"
+_REWARD = re.compile(r"rewards/(.+)/mean")
 
 
 def curriculum_section(run: Run) -> str:
@@ -22,7 +24,7 @@ def curriculum_section(run: Run) -> str:
     plots = [
         _plot(
             "Validation pass@1",
-            "On held-out problems, answered greedily.",
+            "On held-out problems, answered greedily." + _bands([accuracy]),
             [accuracy],
             name="sft-accuracy",
             ylabel="pass@1",
@@ -38,6 +40,15 @@ def curriculum_section(run: Run) -> str:
             log=True,
             marks=marks,
         ),
+        _plot(
+            "Gradient norm",
+            "Before clipping; the line is a running mean.",
+            [Curve(label="gradient norm", series=series(run.metrics, CURRICULUM, "grad_norm"), noisy=True)],
+            name="sft-norm",
+            ylabel="gradient norm",
+            log=True,
+            marks=marks,
+        ),
     ]
     return _section(
         "The curriculum",
@@ -48,7 +59,7 @@ def curriculum_section(run: Run) -> str:
 
 
 def grpo_section(run: Run) -> str:
-    """Validation pass@1, mixed groups, entropy and replay difference of every arm."""
+    """Validation pass@1, mixed groups, entropy, replay, KL, gradient, lengths and rewards of every arm."""
     names = in_order(arms(run.metrics))
 
     def curves(key: str, change: Callable[[Series], Series] = lambda curve: curve) -> list[Curve]:
@@ -78,12 +89,47 @@ def grpo_section(run: Run) -> str:
         ),
         _plot(
             "Replay difference",
-            "Largest gap between a rollout's log-probability and its replay with the same seed.",
+            "Largest gap between a rollout's log-probability and its replay with the same seed. In the shaded range it "
+            "is rounding; far above, a mask was not replayed.",
             curves("replay/logprob_diff_max"),
             name="grpo-replay",
             ylabel="max |difference|, nats",
             from_zero=True,
             log=True,
+            healthy=_healthy_replay(run),
+        ),
+        _plot(
+            "KL to the reference",
+            "Estimate per token.",
+            curves("kl", _if_measured),
+            name="grpo-kl",
+            ylabel="KL, nats",
+        ),
+        _plot(
+            "Gradient norm",
+            "Before clipping; 0 if no group is mixed.",
+            curves("grad_norm"),
+            name="grpo-norm",
+            ylabel="gradient norm",
+            from_zero=True,
+        ),
+        _plot(
+            "Length of the answers",
+            "Mean number of tokens of the rollouts.",
+            curves("completions/mean_length"),
+            name="grpo-length",
+            ylabel="tokens",
+            from_zero=True,
+        ),
+        *(
+            _plot(
+                f"Reward: {reward}",
+                "Mean over the sampled rollouts, before weights.",
+                curves(key),
+                name=f"grpo-reward-{i}",
+                ylabel="reward",
+            )
+            for i, (key, reward) in enumerate(_rewards(run))
         ),
     ]
     return _section(
@@ -91,6 +137,26 @@ def grpo_section(run: Run) -> str:
         "GRPO on questions with answers, without steps. Lines are running means of the faint values behind them.",
         plots,
     )
+
+
+def _if_measured(curve: Series) -> Series:
+    """Nothing for a KL that is 0 throughout, as without a reference."""
+    return curve if any(curve.values) else Series([], [])
+
+
+def _rewards(run: Run) -> list[tuple[str, str]]:
+    """(metric, name) of each reward function, if there are several: one alone is the reward that is drawn anyway."""
+    keys = dict.fromkeys(key for record in run.metrics for key in record)
+    found = [(key, key.removeprefix("rewards/").removesuffix("/mean")) for key in keys if _REWARD.fullmatch(key)]
+    return found if len(found) > 1 else []
+
+
+def _healthy_replay(run: Run) -> tuple[float, str] | None:
+    """The upper end of the healthy range of docs/metrics.md for the precision of the run."""
+    bf16 = mapping(run.provenance, "config", CONFIG_FILE).get("bf16")
+    if not isinstance(bf16, bool):
+        return None
+    return (0.1, "healthy in bf16: below 0.1") if bf16 else (1e-4, "healthy in float32: below 0.0001")
 
 
 def validation_size(run: Run) -> int | None:
@@ -126,12 +192,17 @@ def _accuracy_plot(run: Run, names: Sequence[str]) -> str:
     thin = " Thin lines: mean reward of the rollouts." if any(curve.series for curve in reward) else ""
     return _plot(
         "Validation pass@1",
-        f"Dots: the plain network on held-out problems.{thin}",
+        f"Dots: the plain network on held-out problems.{_bands(accuracy)}{thin}",
         [*accuracy, *reward],
         name="grpo-accuracy",
         ylabel="pass@1",
         percent=True,
     )
+
+
+def _bands(curves: Sequence[Curve]) -> str:
+    """What the bands are, if any curve has one: the number of problems of a file is not recorded."""
+    return " Bands are 95 % intervals." if any(curve.series and curve.n for curve in curves) else ""
 
 
 def _plot(
@@ -145,12 +216,15 @@ def _plot(
     from_zero: bool = False,
     log: bool = False,
     marks: Sequence[tuple[int, int]] = (),
+    healthy: tuple[float, str] | None = None,
 ) -> str:
     """A figure of the curves that have values; empty if none has."""
     present = [curve for curve in curves if curve.series]
     if not present:
         return ""
-    drawing = curves_figure(present, ylabel=ylabel, percent=percent, from_zero=from_zero, log=log, marks=marks)
+    drawing = curves_figure(
+        present, ylabel=ylabel, percent=percent, from_zero=from_zero, log=log, marks=marks, healthy=healthy
+    )
     show: Callable[[float], str] = markup.percent if percent else "{:.3g}".format
     described = "; ".join(_described(curve, show) for curve in present if not curve.faint)
     return markup.figure(title, caption, inline_svg(drawing, label=f"{title} by step. {described}", name=name))

@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dropout_grpo.runs.layout import (
     METRICS_FILE,
     RESULTS_FILE,
     SAMPLES_FILE,
+    THOUGHTS_FILE,
     checkpoint_folder,
     flat_options,
 )
@@ -93,7 +95,9 @@ class RunFolder:
                 self._tidy()
             return
         with writing(self.path / CONFIG_FILE):
-            write_json(self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], **provenance()})
+            write_json(
+                self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], "started": _now(), **provenance()}
+            )
 
     def _check_same(self, record: dict[str, Any]) -> None:
         old = started_with(self.path)
@@ -192,10 +196,19 @@ class RunFolder:
         """Write flips.jsonl of a demo."""
         self._write(FLIPS_FILE, lambda path: write_text(path, _lines(flips)))
 
+    def write_thoughts(self, thoughts: Sequence[Mapping[str, Any]]) -> None:
+        """Write thoughts.jsonl; see ``jobs/thoughts_of.py``."""
+        self._write(THOUGHTS_FILE, lambda path: write_text(path, _lines(thoughts)))
+
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
         if is_main():
             with writing(self.path / name):
                 write(self.path / name)
+
+
+def _now() -> str:
+    """The time in UTC, to the second: ``2026-11-29 04:33:49 UTC``."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> str:

@@ -22,6 +22,9 @@ SAMPLES_FILE = "samples.jsonl"
 FLIPS_FILE = "flips.jsonl"
 """Problems whose plain answer changed between right and wrong."""
 
+THOUGHTS_FILE = "thoughts.jsonl"
+"""Thoughts about some problems, read through the head."""
+
 REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 DATA_FOLDER = "data"

@@ -63,6 +63,21 @@ def lock_folder(folder: Path) -> FolderLock:
     return lock
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder's lock, this one included."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _owner(descriptor: int) -> str:
     try:
         owner = json.loads(os.pread(descriptor, 1000, 0))

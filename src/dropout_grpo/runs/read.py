@@ -15,6 +15,7 @@ from dropout_grpo.runs.layout import (
     METRICS_FILE,
     RESULTS_FILE,
     SAMPLES_FILE,
+    THOUGHTS_FILE,
 )
 from dropout_grpo.runs.write import reading
 
@@ -36,10 +37,15 @@ class Run:
     results: Record  # results.json
     measures: Record  # metrics.json of an evaluation: all measures with intervals
     flips: list[Record]  # flips.jsonl: problems whose plain answer changed between right and wrong
+    thoughts: list[Record]  # thoughts.jsonl: the thoughts about some problems, read through the head
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, *, whole_lines: bool = False) -> Run:
     """Load a run folder.
+
+    Args:
+        folder: the run folder.
+        whole_lines: leave out a last line of metrics.jsonl that is not finished, as while the run goes on.
 
     Raises:
         UserError: there is no such folder, or one of its files is malformed.
@@ -49,10 +55,11 @@ def read_run(folder: Path) -> Run:
     return Run(
         name=folder.resolve().name,
         provenance=_read_object(folder / CONFIG_FILE),
-        metrics=read_metrics(folder),
+        metrics=read_metrics(folder, whole_lines=whole_lines),
         results=read_results(folder),
         measures=read_measures(folder),
         flips=_read_lines(folder / FLIPS_FILE),
+        thoughts=_read_lines(folder / THOUGHTS_FILE),
     )
 
 

@@ -1,0 +1,100 @@
+"""What a run is, at the top of its page: model, data, rewards, exploration, steps, date."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dropout_grpo.report import markup
+from dropout_grpo.report.names import in_order, label
+from dropout_grpo.report.series import CURRICULUM
+from dropout_grpo.runs.layout import CONFIG_FILE
+from dropout_grpo.runs.read import Record, Run, mapping
+
+_SPLITS = {"sft": ("train", "valid"), "grpo": ("grpo", "valid"), "demo": ("train", "grpo", "valid", "test")}
+_PRECISIONS = {"True": "bf16 matrix products", "False": "float32"}
+_EXPLORES = ("grpo", "demo", "eval")
+
+
+def about(run: Run) -> str:
+    """A list of the facts that the run folder records; empty if it has no config."""
+    config = mapping(run.provenance, "config", CONFIG_FILE)
+    command = str(run.provenance.get("command") or "")
+    facts = {
+        "model": _model(config),
+        "base": _text(config.get("base")),
+        "adapter": _lora(config),
+        "data": _data(config, command),
+        "rewards": ", ".join(map(str, config.get("reward_funcs") or ())) if command in ("grpo", "demo") else "",
+        "exploration": _exploration(config) if command in _EXPLORES else "",
+        "steps": _steps(run, config),
+        "precision": _PRECISIONS.get(str(config.get("bf16")), ""),
+        "started": _text(run.provenance.get("started")),
+    }
+    items = "".join(
+        f"<div><dt>{name}</dt><dd>{markup.text(value)}</dd></div>" for name, value in facts.items() if value
+    )
+    return f'<dl class="about">{items}</dl>' if items else ""
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _model(config: Record) -> str:
+    if (checkpoint := config.get("checkpoint")) is not None:
+        return str(checkpoint)
+    model = config.get("model")
+    if not isinstance(model, Mapping):
+        return _text(model)
+    if (name := model.get("name_or_path")) is not None:
+        return str(name)
+    return f"{model.get('model_type')} from scratch: {model.get('n_layer')} layers of width {model.get('n_embd')}"
+
+
+def _lora(config: Record) -> str:
+    lora = config.get("lora")
+    return f"LoRA of rank {lora['r']}" if isinstance(lora, Mapping) and lora.get("r") is not None else ""
+
+
+def _data(config: Record, command: str) -> str:
+    """The sources of the splits that the command uses; splits of the same source are named together."""
+    if isinstance(files := config.get("files"), list):
+        return ", ".join(map(str, files))
+    data = config.get("data")
+    if not isinstance(data, Mapping):
+        return ""
+    splits: dict[str, list[str]] = {}
+    for split in _SPLITS.get(command, ()):
+        splits.setdefault(_source(data.get(split), data.get("task")), []).append(split)
+    return "; ".join(f"{', '.join(names)}: {source}" for source, names in splits.items())
+
+
+def _source(given: Any, task: Any) -> str:
+    if given is None:
+        return f"embedded task {task}"
+    if isinstance(given, list):
+        return " + ".join(str(part.get("source")) if isinstance(part, Mapping) else str(part) for part in given)
+    return str(given)
+
+
+def _exploration(config: Record) -> str:
+    found = config.get("exploration")
+    if not isinstance(found, Mapping):
+        return _text(found)
+    kind = str(found.get("kind"))
+    if kind == "none":
+        return "none"
+    p = f", p = {found.get('p')}" if "dropout" in kind else ""
+    sites, phases = (" and ".join(map(str, found.get(name) or ())) for name in ("sites", "phases"))
+    return f"{kind}{p}, on {sites}, in {phases}"
+
+
+def _steps(run: Run, config: Record) -> str:
+    """The last step of each part that trains, and of how many."""
+    last = {record["part"]: record["step"] for record in run.metrics}
+    grpo = config.get("grpo")
+    planned = grpo.get("max_steps") if isinstance(grpo, Mapping) else None
+    texts = []
+    for part in sorted(in_order(last), key=lambda name: name != CURRICULUM):
+        of = f" of {planned}" if planned is not None and part != CURRICULUM else ""
+        texts.append(f"{label(part)} {last[part]}{of}")
+    return ", ".join(texts)
