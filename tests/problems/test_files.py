@@ -164,10 +164,14 @@ def test_a_malformed_field_is_named_with_its_place(
 
 
 def test_other_names_of_columns(tmp_path: Path) -> None:
-    """An unread column with the name of a field is left out: the map says which column is that field."""
+    """An unread column with the name of a field is left out: the map says which column is that field.
+
+    The columns that were read stay, as they came.
+    """
     record = {"prompt": "q", "chain": ["s"], "gold": 2, "answer": "a long solution", "level": 3}
     columns = Columns(question="prompt", steps="chain", answer="gold")
-    expected = [Problem(id=0, question="q", steps=("s",), answer="2", extra={"level": 3})]
+    came = {"prompt": "q", "chain": ["s"], "gold": 2}
+    expected = [Problem(id=0, question="q", steps=("s",), answer="2", extra={"level": 3, **came})]
     assert load_problems(write(tmp_path, [record]), columns=columns) == expected
 
 

@@ -1,6 +1,7 @@
 """Datasets given in Python, in all accepted forms, become problems; files with the same rows give the same ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.problems.columns import Columns
-from dropout_grpo.problems.files import load_problems
+from dropout_grpo.problems.files import load_problems, save_problems
 from dropout_grpo.problems.from_python import as_problems
 from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
@@ -19,6 +20,11 @@ EXPECTED = [
     Problem(id=0, question="2 + 3 ?", steps=(), answer="5", extra={"level": 1}),
     Problem(id=1, question="4 + 5 ?", steps=(), answer="9", extra={"level": 2}),
 ]
+
+
+def with_columns(rows: list[dict[str, Any]]) -> list[Problem]:
+    """``EXPECTED`` with the columns of the rows as they came."""
+    return [replace(problem, extra=row) for problem, row in zip(EXPECTED, rows, strict=True)]
 
 
 def test_dicts_and_datasets_give_the_same_problems() -> None:
@@ -34,9 +40,9 @@ def test_problems_stay_as_they_are() -> None:
 
 def test_names_of_trl_and_of_ones_own_are_read() -> None:
     theirs = [{"prompt": row["question"], "solution": row["answer"], "level": row["level"]} for row in ROWS]
-    assert as_problems(theirs, "train_dataset") == EXPECTED
+    assert as_problems(theirs, "train_dataset") == with_columns(theirs)
     own = [{"q": row["question"], "a": row["answer"], "level": row["level"]} for row in ROWS]
-    assert as_problems(own, "train_dataset", Columns(question="q", answer="a")) == EXPECTED
+    assert as_problems(own, "train_dataset", Columns(question="q", answer="a")) == with_columns(own)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,13 @@ def test_names_of_trl_and_of_ones_own_are_read() -> None:
         (5, "eval_dataset is a number: 5"),
         ([*ROWS, {"question": "no answer"}], "eval_dataset, row 2: field 'answer' is missing"),
         ([*ROWS, "text"], "eval_dataset, row 2: expected an object"),
-        ([{"prompt": [{"role": "user", "content": "2 + 3 ?"}], "answer": "5"}], "row 0: field 'question' must be a s"),
+        ([{"prompt": [], "answer": "5"}], "row 0: field 'question' is a conversation that must end before"),
+        ([{"prompt": [{"role": "assistant", "content": "5"}], "answer": "5"}], "must end before the assistant's turn"),
+        (
+            [{"prompt": [{"role": "user", "content": ["2"]}], "answer": "5"}],
+            "message 1 must be an object with the text",
+        ),
+        ([{"prompt": ["2 + 3 ?"], "answer": "5"}], 'message 1 must be an object .* found a string: "2'),
     ],
 )
 def test_what_is_not_a_dataset_is_refused_by_name(dataset: Any, message: str) -> None:
@@ -96,7 +108,20 @@ WORKED = Problem(id=0, question="How many?", steps=("<<3+4=7>>", "<<7*200=1400>>
     ],
 )
 def test_every_route_splits_gsm8ks_solutions(route: Any, row: dict[str, Any], tmp_path: Path) -> None:
-    assert route([row], tmp_path) == [WORKED]
+    came = {name: value for name, value in row.items() if name in ("prompt", "solution")}
+    assert route([row], tmp_path) == [replace(WORKED, extra=came)]
+
+
+@every_route
+def test_a_conversation_is_the_prompt_and_its_last_turn_the_question(route: Any, tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3 ?"}]
+    (problem,) = route([{"prompt": turns, "solution": "so #### 5", "hint": "add"}], tmp_path)
+    assert problem.prompt == turns
+    assert (problem.question, problem.answer) == ("2 + 3 ?", "5")
+    assert problem.extra == {"prompt": turns, "solution": "so #### 5", "hint": "add"}
+    save_problems(tmp_path / "saved.json", [replace(problem, extra={})])
+    (saved,) = load_problems(tmp_path / "saved.json", require_steps=False)
+    assert saved.prompt == turns
 
 
 @every_route

@@ -58,7 +58,7 @@ def test_a_file_of_another_kind(tmp_path: Path, answer: str) -> None:
 def test_other_columns_are_kept_and_their_names_may_differ(tmp_path: Path) -> None:
     record = {"problem": "q", "solution": "1 + 1 = <<1+1=2>>2\n#### 2", "level": 3}
     path = write(tmp_path / "train.json", json.dumps([record]))
-    expected = [Problem(id=0, question="q", steps=("<<1+1=2>>",), answer="2", extra={"level": 3})]
+    expected = [Problem(id=0, question="q", steps=("<<1+1=2>>",), answer="2", extra=record)]
     assert load_problems(path, columns=Columns(question="problem", answer="solution")) == expected
 
 

@@ -17,7 +17,7 @@ from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_steps, pad_left, pad_right
+from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training.checkpoint import save_checkpoint
@@ -86,7 +86,7 @@ class CurriculumTrainer:
                 "no training problem has steps, and the curriculum needs them: use the problems for GRPO, which "
                 "needs only answers."
             )
-        self._prompts = encode_questions(model.tokenizer, [p.question for p in problems], model.tokens)
+        self._prompts = model.tokenize_for_training([problem.prompt for problem in problems])
         steps = encode_steps(model.tokenizer, [p.steps for p in problems])
         answers = encode_answers(model.tokenizer, [p.answer for p in problems], model.tokens)
         self._answers = {  # stage index -> what follows the end marker: the steps still in words, then the answer

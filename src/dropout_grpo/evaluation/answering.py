@@ -99,7 +99,7 @@ def check_evaluation(
             "Set a temperature, an exploration, or num_samples 0."
         )
     more_thoughts = steps - model.latent_steps  # encode_rows leaves room for the model's own
-    return model.encode_rows([p.question for p in problems], room=config.max_new_tokens + more_thoughts)
+    return model.encode_rows([p.prompt for p in problems], room=config.max_new_tokens + more_thoughts)
 
 
 def evaluation_batches(config: EvaluationConfig) -> MicroBatches:

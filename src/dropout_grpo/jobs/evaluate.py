@@ -47,7 +47,7 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
     sets = {file: load_problems(file, columns=recipe.data.columns, require_steps=False) for file in files}
     _warn_of_validation_problems(recipe, sets)
     device = default_device()
-    model = load_model(checkpoint, options, device=device)
+    model = load_model(checkpoint, options, chat_template=recipe.data.chat_template, device=device)
     for file, problems in sets.items():
         require_known_words(model.tokenizer, problems, file)
         with at_place(file):

@@ -67,4 +67,4 @@ def require_askable(model: LatentModel, problems: Sequence[Problem], split: str,
     if not problems:
         raise UserError(f"the split {split} has no problems: give a file for data.{split}, or have some made.")
     with at_place(place_of(recipe.data, split)):
-        model.encode_rows([p.question for p in problems], room=recipe.evaluation.max_new_tokens)
+        model.encode_rows([p.prompt for p in problems], room=recipe.evaluation.max_new_tokens)

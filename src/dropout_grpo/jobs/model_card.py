@@ -8,6 +8,7 @@ from typing import Any
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.latent.tokens import COCONUT
 from dropout_grpo.latent.weights.card import CardFacts, Measured, write_card
 from dropout_grpo.latent.weights.checkpoint import latent_config
 from dropout_grpo.runs.layout import CONFIG_FILE, checkpoint_folder, flat_options
@@ -42,7 +43,13 @@ def describe(checkpoint: Path, eval_run: Path | None = None) -> None:
     config = latent_config(checkpoint)
     facts = facts_of(checkpoint, eval_run)
     with writing(checkpoint):
-        write_card(checkpoint, latent_steps=config["latent_steps"], thought=config["thought"], facts=facts)
+        write_card(
+            checkpoint,
+            latent_steps=config["latent_steps"],
+            thought=config["thought"],
+            prompt_format=config.get("prompt_format", COCONUT),
+            facts=facts,
+        )
 
 
 def facts_of(checkpoint: Path, eval_run: Path | None = None) -> CardFacts:

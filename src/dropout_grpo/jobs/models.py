@@ -12,28 +12,42 @@ from dropout_grpo.jobs.recipe import CheckpointOptions, ModelConfig, Recipe
 from dropout_grpo.latent.lora.adapter import require_peft
 from dropout_grpo.latent.lora.checkpoint import is_adapter
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 
 
 def load_model(
-    checkpoint: str | Path, options: CheckpointOptions | None = None, *, device: torch.device | None = None
+    checkpoint: str | Path,
+    options: CheckpointOptions | None = None,
+    *,
+    chat_template: bool | None = None,
+    device: torch.device | None = None,
 ) -> LatentModel:
     """A latent model from a folder, a hub name or a Coconut ``state_dict`` file, placed on a device.
 
     Args:
         checkpoint: the folder, name or file.
         options: what the checkpoint does not record.
+        chat_template: whether questions go through the tokenizer's chat template; as the checkpoint records if None.
         device: ``default_device()`` if None.
 
     Raises:
         UserError: the checkpoint cannot be loaded, or an option is missing.
     """
     options = options or CheckpointOptions()
-    model = LatentModel.from_pretrained(checkpoint, latent_steps=options.latent_steps, base=options.base)
+    model = LatentModel.from_pretrained(
+        checkpoint,
+        latent_steps=options.latent_steps,
+        base=options.base,
+        prompt_format=None if chat_template is None else _prompt_format(chat_template),
+    )
     return model.to(device or default_device())
+
+
+def _prompt_format(chat_template: bool | None) -> str:
+    return CHAT if chat_template else COCONUT
 
 
 def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedTokenizerBase:
@@ -62,6 +76,7 @@ def fresh_model(
     thought: str,
     seed: int,
     *,
+    chat_template: bool | None = None,
     device: torch.device | None = None,
 ) -> LatentModel:
     """The model that the curriculum starts from, with latent tokens, placed on a device.
@@ -72,10 +87,11 @@ def fresh_model(
         latent_steps: number of thoughts.
         thought: what is fed back.
         seed: seed of the new weights.
+        chat_template: whether questions go through the tokenizer's chat template.
         device: ``default_device()`` if None.
 
     Raises:
-        UserError: ``name_or_path`` cannot be loaded.
+        UserError: ``name_or_path`` cannot be loaded, or its tokenizer has no chat template.
     """
     tokenizer = starting_tokenizer(config, words)
     if config.name_or_path is None:
@@ -91,7 +107,14 @@ def fresh_model(
     else:
         model, tokenizer = load_causal_lm(config.name_or_path)
     add_latent_tokens(model, tokenizer)
-    latent = LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
+    latent = LatentModel(
+        model,
+        tokenizer,
+        latent_steps=latent_steps,
+        thought=thought,
+        seed=seed,
+        prompt_format=_prompt_format(chat_template),
+    )
     return latent.to(device or default_device())
 
 

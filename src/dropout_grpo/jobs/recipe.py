@@ -89,6 +89,9 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
         valid: file or hf: dataset to validate on.
         test: file or hf: dataset to measure on.
         columns: names of the columns in these files and datasets.
+        chat_template: put questions into a user's turn of the tokenizer's chat template, for Instruct models; if not
+            given, as the checkpoint was trained. A question that is a conversation, [{"role": "user", "content":
+            ...}], always goes through the template.
         max_valid: number of validation problems that are used during training.
         task: the embedded task. The option of the same name, such as prosqa.seed, holds its settings.
     """
@@ -98,6 +101,7 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
     valid: str | None = None
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
+    chat_template: bool | None = None
     max_valid: int = ranged(500, at_least=1)
     task: TaskName = DEFAULT_TASK
 

@@ -42,6 +42,7 @@ def train_curriculum(
         curriculum.latent_steps,
         curriculum.thought,
         recipe.seed,
+        chat_template=recipe.data.chat_template,
         device=session.device,
     )
     if recipe.lora.r is not None:

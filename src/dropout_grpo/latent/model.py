@@ -21,8 +21,9 @@ from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState
 from dropout_grpo.latent.thoughts import TOP_K, Thoughts, read_thoughts
-from dropout_grpo.latent.tokens import encode_questions, pad_left
+from dropout_grpo.latent.tokens import CHAT, encode_questions, pad_left, require_prompt_format
 from dropout_grpo.latent.weights.checkpoint import load_parts, load_thought, save_latent_model
+from dropout_grpo.problems.problem import Prompt
 
 
 class LatentModel(Recurrence):
@@ -40,6 +41,7 @@ class LatentModel(Recurrence):
         latent_steps: int | None = None,
         thought: str | None = None,
         merge: bool = False,
+        prompt_format: str | None = None,
         dtype: torch.dtype = torch.float32,
         attn_implementation: str | None = None,
     ) -> "LatentModel":
@@ -52,6 +54,8 @@ class LatentModel(Recurrence):
             latent_steps: number of thoughts per answer; required if there is no ``latent_config.json``.
             thought: kind of thought; by default from ``latent_config.json``, or ``hidden_state`` without that file.
             merge: for an adapter: add it to its base's weights and remove it.
+            prompt_format: how questions become prompts, ``coconut`` or ``chat``; by default from
+                ``latent_config.json``, or ``coconut`` without that file.
             dtype: dtype of the weights.
             attn_implementation: as in transformers; None for its default.
 
@@ -74,6 +78,7 @@ class LatentModel(Recurrence):
             latent_steps=parts.latent_steps,
             thought=parts.thought,
             prj_dim=parts.prj_dim,
+            prompt_format=prompt_format or parts.prompt_format,
         )
         load_thought(model, path, saved_kind=parts.saved_thought)
         return model
@@ -145,11 +150,11 @@ class LatentModel(Recurrence):
     def _longropes(self) -> list[dict[str, Any]]:
         return [rope for rope in ropes(self.model.config) if rope.get("rope_type") == "longrope"]
 
-    def encode(self, questions: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
+    def encode(self, questions: Sequence[Prompt], room: int = 0) -> tuple[Tensor, Tensor]:
         """Encode questions as left-padded prompts: ids [B, S] and mask [B, S].
 
         Args:
-            questions: the texts, at least one.
+            questions: texts, or conversations for the tokenizer's chat template; at least one.
             room: number of answer tokens that must still fit after the prompt and the thoughts.
 
         Raises:
@@ -157,11 +162,25 @@ class LatentModel(Recurrence):
         """
         return self.pad(self.encode_rows(questions, room))
 
-    def encode_rows(self, questions: Sequence[str], room: int = 0) -> list[list[int]]:
+    def encode_rows(self, questions: Sequence[Prompt], room: int = 0) -> list[list[int]]:
         """Like ``encode``, without padding: for callers that encode once and pad batch by batch."""
-        rows = encode_questions(self.tokenizer, questions, self.tokens)
+        rows = self.tokenize(questions)
         self.check_length(rows, self.latent_steps + 1 + room)
         return rows
+
+    def tokenize(self, questions: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of prompts of any length, each with the start marker at its end; see ``encode_questions``."""
+        return encode_questions(self.tokenizer, questions, self.tokens, self.prompt_format)
+
+    def tokenize_for_training(self, questions: Sequence[Prompt]) -> list[list[int]]:
+        """Like ``tokenize``. If there is a conversation, the model's format becomes ``chat``, which it then records.
+
+        Raises:
+            UserError: there is a conversation, and the tokenizer has no chat template.
+        """
+        if not all(isinstance(question, str) for question in questions):
+            self.prompt_format = require_prompt_format(self.tokenizer, CHAT, self.name)
+        return self.tokenize(questions)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids [B, S] and mask [B, S] of prompts, padded on the left.

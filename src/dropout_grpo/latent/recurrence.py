@@ -30,7 +30,7 @@ from dropout_grpo.latent.fast.padding import padding_sees_itself
 from dropout_grpo.latent.fast.shown import PROBE_STEPS, agrees, own_hidden, probe_rows
 from dropout_grpo.latent.state import LatentState, extended, share_cache
 from dropout_grpo.latent.thought import build_thought
-from dropout_grpo.latent.tokens import LatentTokens, latent_tokens, pad_left
+from dropout_grpo.latent.tokens import COCONUT, LatentTokens, latent_tokens, pad_left, require_prompt_format
 
 _UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of architectures that do not accept input embeddings, a standard cache or positions."""
@@ -51,6 +51,7 @@ class Recurrence(nn.Module):
         thought: kind of thought: ``hidden_state`` (Coconut), ``projection`` (CODI) or ``pause`` (control).
         prj_dim: inner width of a projection; the model's width when None.
         seed: seed of a projection's initial weights.
+        prompt_format: how questions become prompts: ``coconut``, or ``chat``, the tokenizer's chat template.
 
     Raises:
         UserError: latent tokens are missing, ``latent_steps`` is below 0, the kind of thought is unknown, or sites are
@@ -66,6 +67,7 @@ class Recurrence(nn.Module):
         thought: str = "hidden_state",
         prj_dim: int | None = None,
         seed: int = 0,
+        prompt_format: str = COCONUT,
     ) -> None:
         super().__init__()
         if not isinstance(latent_steps, int) or latent_steps < 0:
@@ -76,6 +78,7 @@ class Recurrence(nn.Module):
         stops = getattr(model.generation_config, "eos_token_id", None)
         self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__, stops)
         self.tokenizer, self.latent_steps = tokenizer, latent_steps
+        self.prompt_format = require_prompt_format(tokenizer, prompt_format, model.name_or_path or type(model).__name__)
         self.model = model
         switch_off_dropout(model)
         with torch.no_grad():  # call the module: it may do more than look up a row (Gemma scales it)

@@ -3,18 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.problems.problem import Message, Prompt
 
 START, LATENT, END = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
 LATENT_TOKENS = (START, END, LATENT)
 """The latent tokens in the order in which Coconut's run.py adds them; their ids follow the vocabulary in this order."""
 
 ANSWER_PREFIX = "### "
+
+COCONUT, CHAT = "coconut", "chat"
+PROMPT_FORMATS = (COCONUT, CHAT)
+"""How a question becomes a prompt: with a newline after it, or as the user's turn of the tokenizer's chat template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +133,54 @@ def record_tied(model: PreTrainedModel, *, tied: bool) -> None:
         config.tie_word_embeddings = tied
 
 
+def require_prompt_format(tokenizer: PreTrainedTokenizerBase, prompt_format: str, where: str) -> str:
+    """The format, if the tokenizer can write it.
+
+    Raises:
+        UserError: the format is unknown, or needs a chat template that the tokenizer lacks.
+    """
+    if prompt_format not in PROMPT_FORMATS:
+        raise UserError(f"prompt_format {prompt_format!r} of {where}: known are {', '.join(PROMPT_FORMATS)}.")
+    if prompt_format == CHAT and tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {where} has no chat template, which conversations and data.chat_template need: start "
+            "from an Instruct model, set tokenizer.chat_template, or give plain questions."
+        )
+    return prompt_format
+
+
 def encode_questions(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], tokens: LatentTokens
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Prompt], tokens: LatentTokens, prompt_format: str = COCONUT
 ) -> list[list[int]]:
-    """Token ids of Coconut's prompts: the question, a newline, the start marker."""
-    return [[*ids, tokens.start] for ids in _encode(tokenizer, [q + "\n" for q in questions], special=True)]
+    """Token ids of prompts, each with the start marker at its end.
+
+    In the format ``coconut`` a question is followed by a newline. A conversation, and in the format ``chat`` a question
+    as a user's turn, is what the tokenizer's chat template makes of it, up to where the assistant's turn begins.
+
+    Raises:
+        UserError: there is a conversation and no chat template, or the template refuses it.
+    """
+    plain = [q + "\n" for q in questions if isinstance(q, str) and prompt_format == COCONUT]
+    encoded = iter(_encode(tokenizer, plain, special=True))
+    rows = []
+    for number, question in enumerate(questions, start=1):
+        if isinstance(question, str) and prompt_format == COCONUT:
+            ids = next(encoded)
+        else:
+            turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
+            ids = _apply_template(tokenizer, turns, f"question {number}")
+        rows.append([*ids, tokens.start])
+    return rows
+
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], where: str) -> list[int]:
+    require_prompt_format(tokenizer, CHAT, tokenizer.name_or_path or type(tokenizer).__name__)
+    try:
+        conversation = [dict(turn) for turn in turns]
+        ids: Any = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+    except Exception as error:  # a template is a program: it raises jinja2's errors, and those of its own expressions
+        raise UserError(f"{where}: the chat template refuses the conversation: {error}") from error
+    return list(ids)
 
 
 def encode_steps(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Sequence[str]]) -> list[list[list[int]]]:

@@ -43,6 +43,8 @@ def load_problems(
         UserError: the source cannot be read, holds no problem, or a record is malformed or has an answer that no
             completion can match. The message names the place.
     """
+    if Path(source).suffix == ".txt":
+        columns = COCONUT_COLUMNS  # its lines have no names
     return problems_of_records(_records(source, columns), str(source), columns, require_steps=require_steps)
 
 
@@ -68,7 +70,7 @@ def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
                 f"has {sorted(columns)}; give every problem the same columns (None where there is no value)"
             )
         record = {
-            "question": problem.question,
+            "question": problem.prompt,
             "steps": list(problem.steps),
             "answer": problem.answer,
             **problem.extra,

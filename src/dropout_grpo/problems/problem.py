@@ -8,6 +8,12 @@ from typing import Any
 
 from dropout_grpo.errors import UserError
 
+Message = Mapping[str, Any]
+"""A turn of a conversation, as in chat templates: ``{"role": "user", "content": "..."}``."""
+
+Prompt = str | Sequence[Message]
+"""What the model reads: a question, or a conversation that ends before the assistant's turn."""
+
 LONGEST_TEXT = 1_000_000
 """Characters that a question, a step or an answer may have. Longer texts exceed every model's context."""
 
@@ -18,10 +24,11 @@ class Problem:
 
     Attributes:
         id: index of the problem in its set; it enters every rollout's seed.
-        question: what the model reads, without the closing newline.
+        question: what the model reads, without the closing newline. Of a conversation, the last turn's text.
         steps: the chain of thought, one string per step; empty if only the answer is known.
         answer: what should follow ``### ``, as text.
         extra: the file's other columns, passed to reward functions by name.
+        messages: the conversation that the model reads, if the prompt is one.
 
     Raises:
         UserError: a text is too long to be read, or holds a lone surrogate, which no tokenizer can encode.
@@ -32,12 +39,20 @@ class Problem:
     steps: tuple[str, ...]
     answer: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_text("the question", self.question)
         _check_text("the answer", self.answer)
         for number, step in enumerate(self.steps, start=1):
             _check_text(f"step {number}", step)
+        for number, message in enumerate(self.messages or (), start=1):
+            _check_text(f"message {number}", message["content"])
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the model reads: the conversation if there is one, else the question."""
+        return self.question if self.messages is None else list(self.messages)
 
 
 def with_equal_columns(problems: Sequence[Problem]) -> list[Problem]:
@@ -60,6 +75,8 @@ def problem_fingerprint(problems: Iterable[Problem]) -> str:
     for problem in problems:
         extra = repr(sorted(problem.extra.items()))
         fields = [problem.id, problem.question, problem.steps, problem.answer, extra]
+        if problem.messages is not None:
+            fields.append([dict(message) for message in problem.messages])
         digest.update(json.dumps(fields).encode() + b"\n")
     return digest.hexdigest()
 

@@ -16,11 +16,12 @@ from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.problems.answers import MARKER, answers_match, extract_answer
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.problems.gsm8k import from_gsm8k, is_gsm8k, split_marks
-from dropout_grpo.problems.problem import Problem, with_equal_columns
+from dropout_grpo.problems.problem import Message, Problem, with_equal_columns
 from dropout_grpo.problems.prontoqa import from_prontoqa, is_prontoqa
 
 FIELDS = ("question", "steps", "answer")
-_PROMPT, _SOLUTION = "prompt", "solution"  # what TRL's datasets call question and answer
+PROMPT, SOLUTION = "prompt", "solution"
+"""What TRL's datasets call question and answer."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -32,8 +33,9 @@ def problems_of_records(
     If any record without steps has an answer with ``####``, all records without steps are GSM8K's: their answers are
     split into steps and answer. Where a record has no column ``question`` or ``answer``, TRL's ``prompt`` and
     ``solution`` are read. Answers may be numbers; they become text (``18.0`` becomes ``"18"``). Steps without text are
-    dropped, and a warning says how many. Columns that are not read become ``Problem.extra``; its value is None if a
-    record lacks a column that another record has.
+    dropped, and a warning says how many. A question may be a conversation, a list of ``{"role": ..., "content": ...}``
+    that ends before the assistant's turn. ``Problem.extra`` holds the other columns, and those that were read under
+    another name than ours, as they came; its value is None if a record lacks a column that another record has.
 
     Args:
         records: each with its place, for messages. A record that is a ``Problem`` keeps its id and texts.
@@ -46,7 +48,8 @@ def problems_of_records(
         UserError: there are no records, or one is malformed or has an answer that no completion can match. The message
             names the place.
     """
-    named = [(where, _with_our_names(record, columns)) for where, record in records]
+    came = list(records)
+    named = [(where, _with_our_names(record, columns)) for where, record in came]
     if not named:
         raise UserError(f"{source}: no problems in it; expected at least one record with question and answer")
     dicts = [record for _, record in named if isinstance(record, dict)]
@@ -63,7 +66,7 @@ def problems_of_records(
             record, dropped = without_empty_steps(record, columns)
             empty_steps += dropped
         if not isinstance(record, Problem):
-            record = problem_of(record, index, where, columns, require_steps=require_steps)
+            record = problem_of(record, index, where, columns, require_steps=require_steps, came=came[index][1])
         _check_gold(record.answer, where, columns)
         problems.append(record)
     if require_steps and not any(problem.steps for problem in problems):
@@ -106,17 +109,19 @@ def _with_our_names(record: Any, columns: Columns) -> Any:
     if not isinstance(record, Mapping):
         return record
     named = dict(record)
-    for name, theirs in ((columns.question, _PROMPT), (columns.answer, _SOLUTION)):
+    for name, theirs in ((columns.question, PROMPT), (columns.answer, SOLUTION)):
         if name not in named and theirs in named:
-            named[name] = named.pop(theirs)
+            named[name] = named[theirs]
     return named
 
 
-def problem_of(record: Any, index: int, where: str, columns: Columns, *, require_steps: bool) -> Problem:
+def problem_of(
+    record: Any, index: int, where: str, columns: Columns, *, require_steps: bool, came: Mapping[str, Any]
+) -> Problem:
     """Make a problem from a record in Coconut's layout.
 
-    Columns that are not read become ``Problem.extra``, except for a column named like a field that is read from
-    another column: with ``columns.answer`` "gold", a column "answer" is left out.
+    Columns with other names than the fields of problems become ``Problem.extra``. With ``columns.answer`` "gold", a
+    column "gold" is among them and a column "answer" is left out.
 
     Args:
         record: one record of the file or dataset.
@@ -124,6 +129,7 @@ def problem_of(record: Any, index: int, where: str, columns: Columns, *, require
         where: the record's place, for messages.
         columns: which columns to read.
         require_steps: whether the record must have a column of steps; its list may be empty.
+        came: the record before it was brought into this layout.
 
     Raises:
         UserError: the record is not an object, or a field is missing or malformed.
@@ -134,17 +140,38 @@ def problem_of(record: Any, index: int, where: str, columns: Columns, *, require
             f"found {described(record)}"
         )
     question = field_of(record, "question", where, columns)
+    messages = None
+    if isinstance(question, list | tuple):
+        messages = _messages(question, where, columns)
+        question = messages[-1]["content"]
     if not isinstance(question, str) or not question.strip():
         raise UserError(
             f"{where}: field {columns.question!r} must be a string that is not empty, found {described(question)}"
         )
     # Before the steps, which GSM8K's answers contain: a missing answer is the clearer message.
     answer = _answer(field_of(record, "answer", where, columns), where, columns)
-    read = {columns.question, columns.steps, columns.answer, *FIELDS}
+    read = (columns.question, columns.steps, columns.answer)
     steps = _steps(record, where, columns, required=require_steps)
-    extra = {name: value for name, value in record.items() if name not in read}
+    extra = {name: value for name, value in record.items() if name not in (*read, *FIELDS)}
+    extra |= {name: came[name] for name in read if name in came and name not in FIELDS}
     with at_place(where):
-        return Problem(id=index, question=question, steps=steps, answer=answer, extra=extra)
+        return Problem(id=index, question=question, steps=steps, answer=answer, extra=extra, messages=messages)
+
+
+def _messages(turns: Sequence[Any], where: str, columns: Columns) -> tuple[Message, ...]:
+    name = columns.question
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise UserError(
+                f"{where}: field {name!r}, message {number} must be an object with the texts role and content, "
+                f"found {described(turn)}"
+            )
+    if not turns or turns[-1]["role"] == "assistant":
+        raise UserError(
+            f"{where}: field {name!r} is a conversation that must end before the assistant's turn, such as "
+            f'[{{"role": "user", "content": "..."}}], found {described(list(turns))}'
+        )
+    return tuple(dict(turn) for turn in turns)
 
 
 def field_of(record: Mapping[str, Any], field: str, where: str, columns: Columns) -> Any:

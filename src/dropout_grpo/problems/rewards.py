@@ -2,8 +2,10 @@
 
 A reward function is called as ``f(prompts=..., completions=..., **columns)``. `prompts` are the questions,
 `completions` the decoded answers, and every column of the problem file (``answer``, ``steps``, ...) is a list of the
-same length. None means that the function does not judge this completion. The lists are copies: a function may change
-them.
+same length. Columns that are read under other names, such as TRL's ``solution``, are passed as well, as they came. If a
+prompt is a conversation, it is passed as its messages, and the completion as ``[{"role": "assistant", "content":
+...}]``, as in TRL. None means that the function does not judge this completion. The lists are copies: a function may
+change them.
 """
 
 import inspect
@@ -18,7 +20,7 @@ from typing import Any
 from dropout_grpo.errors import UserError
 from dropout_grpo.import_path import load_object
 from dropout_grpo.problems.answers import MARKER, answers_match, candidates, chosen, extract_answer
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.problem import Message, Problem, Prompt
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -31,7 +33,7 @@ def exact_answer(
 ) -> list[float | None]:
     """1.0 if the text after the last ``###`` is the gold answer (`answers.answers_match`), else 0.0."""
     pairs = zip(completions, answer, strict=True)
-    return [float(answers_match(extract_answer(completion), gold)) for completion, gold in pairs]
+    return [float(answers_match(extract_answer(_text(completion)), gold)) for completion, gold in pairs]
 
 
 def choice_answer(
@@ -47,6 +49,7 @@ def choice_answer(
     """
     rewards: list[float | None] = []
     for prompt, completion, gold in zip(prompts, completions, answer, strict=True):
+        prompt = _text(prompt)
         options = candidates(prompt)
         right = None if options is None else chosen(gold, options)
         if options is None or right is None:
@@ -54,7 +57,7 @@ def choice_answer(
                 f"reward choice_answer: the question ends in {prompt[-60:]!r} and its answer is {gold!r}; it is for "
                 "questions that end in 'A or B?' with one of the two in the answer, so use exact_answer"
             )
-        said = extract_answer(completion)
+        said = extract_answer(_text(completion))
         rewards.append(float(said is not None and chosen(said, options) == right))
     return rewards
 
@@ -84,7 +87,7 @@ def math_verify_reward(
     golds = {gold: read(gold) for gold in set(answer)}
     rewards: list[float | None] = []
     for completion, gold in zip(completions, answer, strict=True):
-        said = extract_answer(completion)
+        said = extract_answer(_text(completion))
         if not golds[gold]:
             rewards.append(None)
         else:
@@ -97,7 +100,17 @@ def format_penalty(prompts: Sequence[str], completions: Sequence[str], **columns
 
     To be added to `exact_answer`.
     """
-    return [-0.5 if extract_answer(completion) is None else 0.0 for completion in completions]
+    return [-0.5 if extract_answer(_text(completion)) is None else 0.0 for completion in completions]
+
+
+def _text(turns: Prompt) -> str:
+    """A prompt or completion as text: the last turn's if it is a conversation."""
+    return turns if isinstance(turns, str) else str(turns[-1]["content"])
+
+
+def completion_of(problem: Problem, text: str) -> str | list[Message]:
+    """A completion as reward functions get it: the text, or the assistant's turn if the prompt is a conversation."""
+    return text if problem.messages is None else [{"role": "assistant", "content": text}]
 
 
 def reward_name(function: RewardFunction) -> str:
@@ -124,8 +137,8 @@ def reward_columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
 
 def call_reward(
     function: RewardFunction,
-    prompts: Sequence[str],
-    completions: Sequence[str],
+    prompts: Sequence[Prompt],
+    completions: Sequence[Prompt],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[float | None]:
     """Call one reward function and check what it returns. NumPy arrays and tensors count as lists.
@@ -136,7 +149,7 @@ def call_reward(
     """
     name = reward_name(function)
     _check_parameters(function, columns)
-    given = {"prompts": list(prompts), "completions": list(completions), **_copies(columns)}
+    given = _copies({"prompts": prompts, "completions": completions, **columns})
     try:
         values: Any = function(**given)
     except UserError:
@@ -217,8 +230,8 @@ def _shown(value: Any, show: Callable[[Any], str]) -> str:
 
 def call_rewards(
     functions: Sequence[RewardFunction],
-    prompts: Sequence[str],
-    completions: Sequence[str],
+    prompts: Sequence[Prompt],
+    completions: Sequence[Prompt],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[list[float | None]]:
     """The rewards of every function for every completion, one row per function; see `call_reward`."""
@@ -277,8 +290,9 @@ def try_rewards(functions: Sequence[RewardFunction], weights: Sequence[float], p
         UserError: see `call_reward`, `reward_columns` and `combine_rewards`.
     """
     few = problems[:2]
-    questions = [problem.question for problem in few]
-    rows = call_rewards(functions, questions, [f"{MARKER} {p.answer}" for p in few], reward_columns(few))
+    prompts = [problem.prompt for problem in few]
+    said = [completion_of(problem, f"{MARKER} {problem.answer}") for problem in few]
+    rows = call_rewards(functions, prompts, said, reward_columns(few))
     combine_rewards(weights, rows)
 
 

@@ -19,6 +19,7 @@ from fractions import Fraction
 from typing import Literal
 
 from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.records import PROMPT, SOLUTION
 
 _MARK = re.compile(r"<<([0-9.+\-*/() ]{1,200})=(-?[0-9]*\.?[0-9]+)>>")
 _NUMBER = re.compile(r"(?<![\w.,:/])\$?(?P<value>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?![\w:/%]|[.,][0-9]| ?[ap]\.?m\b)")
@@ -93,7 +94,8 @@ def vary(problems: Sequence[Problem], copies: int, *, seed: int) -> list[Problem
     """Up to ``copies`` variations of every problem that can be varied, in the problems' order.
 
     A problem's variations depend only on the seed and the problem, differ from it and from each other, and are
-    numbered from 0 with those of the others. Its other columns are kept.
+    numbered from 0 with those of the others. Its other columns are kept, except TRL's names of question and answer,
+    ``prompt`` and ``solution``, whose texts have the old numbers.
 
     Args:
         problems: with calculator marks as steps; others are passed over.
@@ -101,7 +103,14 @@ def vary(problems: Sequence[Problem], copies: int, *, seed: int) -> list[Problem
         seed: seed of the random numbers.
     """
     varied = [made for problem in problems for made in variations(problem, copies, seed=seed)]
-    return [replace(problem, id=place) for place, problem in enumerate(varied)]
+    return [
+        replace(
+            problem,
+            id=place,
+            extra={name: value for name, value in problem.extra.items() if name not in (PROMPT, SOLUTION)},
+        )
+        for place, problem in enumerate(varied)
+    ]
 
 
 def variations(problem: Problem, copies: int, *, seed: int) -> Iterator[Problem]:
@@ -123,6 +132,8 @@ def variations(problem: Problem, copies: int, *, seed: int) -> Iterator[Problem]
 
 def analyse(problem: Problem) -> Chain | None:
     """Where every number of a problem comes from; None if one is unknown, or if nothing is left to vary."""
+    if problem.messages is not None:
+        return None
     marks = [_MARK.fullmatch(step) for step in problem.steps]
     plain, fixed = _numbers_of(problem.question)
     allowed = _constants(problem.question) | fixed

@@ -13,13 +13,13 @@ from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import encode_questions
 from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import (
     RewardFunction,
     call_rewards,
     combine_rewards,
+    completion_of,
     reward_columns,
     reward_statistics,
 )
@@ -75,7 +75,7 @@ class Sampler:
     ) -> None:
         self.model, self.config, self.exploration = model, config, exploration
         self.reward_funcs, self.seed, self.bf16 = list(reward_funcs), seed, bf16
-        rows = encode_questions(model.tokenizer, [p.question for p in problems], model.tokens)
+        rows = model.tokenize_for_training([problem.prompt for problem in problems])
         most = config.max_prompt_length
         kept = [i for i, row in enumerate(rows) if most is None or len(row) <= most]
         if len(kept) < len(rows):
@@ -201,8 +201,9 @@ class Sampler:
         """Total rewards of N problems with K completions each (NaN if none judged), and those of each function."""
         k = self.config.num_generations
         repeated = [problem for problem in batch for _ in range(k)]
-        questions = [problem.question for problem in repeated]
-        scores = call_rewards(self.reward_funcs, questions, completions, reward_columns(repeated))
+        prompts = [problem.prompt for problem in repeated]
+        said = [completion_of(problem, text) for problem, text in zip(repeated, completions, strict=True)]
+        scores = call_rewards(self.reward_funcs, prompts, said, reward_columns(repeated))
         weights = self.config.reward_weights or (1.0,) * len(self.reward_funcs)
         total = combine_rewards(weights, scores)
         return [math.nan if value is None else value for value in total], scores

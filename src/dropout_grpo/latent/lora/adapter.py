@@ -68,7 +68,8 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
         except ValueError as error:
             raise UserError(f"lora does not fit {model.name}: {error}") from error
     without_copies(inner, ADAPTER_NAME)
-    adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps)  # finds the wrapped sites
+    # A new object finds the wrapped sites.
+    adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps, prompt_format=model.prompt_format)
     adapted.thought = model.thought
     return adapted
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dropout_grpo.latent.tokens import CHAT
+
 _TAGS = ["latent-reasoning", "coconut", "dropout-grpo"]
 _PAPER = "https://arxiv.org/abs/2606.10184"
 
@@ -46,7 +48,7 @@ class CardFacts:
     measured: Sequence[Measured] = ()
 
 
-def write_card(folder: Path, *, latent_steps: int, thought: str, facts: CardFacts) -> None:
+def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> None:
     """Write ``README.md``, the model card."""
     complete = (folder / "custom_generate").is_dir()  # not an adapter
     data = ModelCardData(
@@ -77,7 +79,8 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, facts: CardFact
         body.append("## Results\n\nThe plain network, greedy, masks off.\n\n" + "\n".join(lines))
     if facts.command:
         body.append(f"## Training\n\n```console\n$ {facts.command}\n```")
-    body.append(_USAGE + (_TRANSFORMERS if complete else _ADAPTER))
+    usage = _TRANSFORMERS.replace(_QUESTION, _CHAT_QUESTION) if prompt_format == CHAT else _TRANSFORMERS
+    body.append(_USAGE + (usage if complete else _ADAPTER))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
 
 
@@ -122,6 +125,11 @@ $ dropout-grpo ask CHECKPOINT "a question"
 ```
 
 """
+
+_QUESTION = 'tokenizer(["a question\\n"], return_tensors="pt")'
+_CHAT_QUESTION = """tokenizer.apply_chat_template(
+    [[{"role": "user", "content": "a question"}]], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)"""
 
 _ADAPTER = (
     "This folder is an adapter. `dropout-grpo merge CHECKPOINT --out FOLDER` makes a model for plain transformers."

@@ -19,7 +19,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
-from dropout_grpo.latent.tokens import latent_tokens
+from dropout_grpo.latent.tokens import COCONUT, latent_tokens
 from dropout_grpo.latent.weights.card import CardFacts, write_card, write_custom_generate
 from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm
 from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint
@@ -40,6 +40,7 @@ class LatentParts:
     saved_thought: str
     """The kind of thought that the checkpoint was trained with."""
     prj_dim: int | None
+    prompt_format: str
 
 
 def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | None = None) -> None:
@@ -60,11 +61,19 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
     else:
         model.model.save_pretrained(folder, state_dict=whole_state(model.model))
         write_custom_generate(folder)
-        write_card(folder, latent_steps=model.latent_steps, thought=model.thought.kind, facts=facts or CardFacts())
+        write_card(
+            folder,
+            latent_steps=model.latent_steps,
+            thought=model.thought.kind,
+            prompt_format=model.prompt_format,
+            facts=facts or CardFacts(),
+        )
     model.tokenizer.save_pretrained(folder)
     config: dict[str, int | str] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):
         config["prj_dim"] = model.thought.prj_dim
+    if model.prompt_format != COCONUT:
+        config["prompt_format"] = model.prompt_format
     (folder / LATENT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     parameters = {name: tensor.detach().contiguous() for name, tensor in whole_state(model.thought).items()}
     if parameters:
@@ -128,6 +137,7 @@ def load_parts(
         thought=thought or saved_thought,
         saved_thought=saved_thought,
         prj_dim=config.get("prj_dim"),
+        prompt_format=config.get("prompt_format", COCONUT),
     )
 
 
@@ -159,7 +169,7 @@ def latent_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{LATENT_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{LATENT_CONFIG} of {path} is not a JSON object.")
-    for name, kind in (("latent_steps", int), ("thought", str), ("prj_dim", int)):
+    for name, kind in (("latent_steps", int), ("thought", str), ("prj_dim", int), ("prompt_format", str)):
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise UserError(f"{LATENT_CONFIG} of {path}: {name}={value!r:.40} must be {_KINDS[kind]}.")
