@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.advantage import group_advantages, zero_variance
+from dropout_grpo.rl.advantage import all_correct, all_wrong, group_advantages, zero_variance
 
 REWARDS = torch.tensor(
     [
@@ -89,6 +89,15 @@ def test_zero_variance() -> None:
     almost = torch.stack([one, one, torch.nextafter(one, one + 1)])[None]
     assert zero_variance(almost).tolist() == [False]  # a difference of one bit is a difference
     assert zero_variance(torch.full((1, 7), 0.1)).tolist() == [True]
+
+
+def test_groups_without_variance_are_correct_or_wrong_by_the_sign_of_their_reward() -> None:
+    assert all_correct(REWARDS).tolist() == [False, True, False, False, False]
+    assert all_wrong(REWARDS).tolist() == [False, False, True, False, False]
+    nan = float("nan")
+    partly = torch.tensor([[nan, 0.1, 0.1], [-0.5, -0.5, nan], [nan, nan, 1.0], [nan, nan, nan], [nan, 1.0, 0.0]])
+    assert all_correct(partly).tolist() == [True, False, True, False, False]
+    assert all_wrong(partly).tolist() == [False, True, False, False, False]
 
 
 def test_what_advantages_do_not_depend_on() -> None:

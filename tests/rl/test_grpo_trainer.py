@@ -32,6 +32,7 @@ def test_metrics_have_trls_names_and_the_values_of_what_was_rewarded(tmp_path: P
         "part", "step", "reward", "reward_std", "frac_reward_zero_std", "entropy", "loss", "grad_norm", "kl",
         "completions/mean_length", "completions/min_length", "completions/max_length", "completions/clipped_ratio",
         "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "replay/logprob_diff_max",
+        "replay/logprob_diff_mean", "frac_groups_all_correct", "frac_groups_all_wrong",
         "rewards/watched/mean", "rewards/watched/std", "learning_rate", "rollout_time", "step_time",
     }  # fmt: skip
     for line, (_, _, values) in zip(logged, seen, strict=True):
@@ -39,6 +40,10 @@ def test_metrics_have_trls_names_and_the_values_of_what_was_rewarded(tmp_path: P
         assert line["reward"] == pytest.approx(float(rewards.mean()))
         assert line["reward_std"] == pytest.approx(float(rewards.std(dim=1).mean()))
         assert line["frac_reward_zero_std"] == pytest.approx(sum(len(set(row.tolist())) == 1 for row in rewards) / 3)
+        right = sum(set(row.tolist()) == {1.0} for row in rewards) / 3
+        parts = (line["frac_groups_all_correct"], line["frac_groups_all_wrong"])
+        assert sum(parts) == pytest.approx(line["frac_reward_zero_std"])
+        assert parts[0] >= right
         assert line["rewards/watched/mean"] == pytest.approx(float(rewards.mean()))
         assert line["rewards/watched/std"] == pytest.approx(float(rewards.std()))
         assert line["replay/logprob_diff_max"] < 1e-5

@@ -22,7 +22,7 @@ def test_a_constant_reward_teaches_nothing_and_replays_nothing(tmp_path: Path, m
     for line in read_metrics(tmp_path):
         assert (line["frac_reward_zero_std"], line["grad_norm"], line["loss"], line["kl"]) == (1.0, 0.0, 0.0, 0.0)
         ratios = [line[f"clip_ratio/{region}_mean"] for region in ("low", "high", "region")]  # no step leaves a gap
-        assert [*ratios, line["replay/logprob_diff_max"]] == [0.0] * 4
+        assert [*ratios, line["replay/logprob_diff_max"], line["replay/logprob_diff_mean"]] == [0.0] * 5
     assert replays.seeds == []
     assert_same_weights(weights_of(model), before)
 
@@ -53,6 +53,25 @@ def test_only_groups_that_differ_within_themselves_are_replayed(
     assert rows == [1, 4, 4, 4]  # the question once, then K rows for two thoughts and the answer
     assert [len(call) for call in replays.seeds] == [1]
     assert replays.surrogates[0]["batch"].rollouts == 20  # the others count in the denominator all the same
+
+
+def test_replay_differences_are_of_the_tokens_that_are_replayed(tmp_path: Path) -> None:
+    """Group 0 alone has an advantage. Two of its log-probs are wrong, by 0.5 and 0.25; those of group 1 by 3."""
+    made = trainer(tmp_path, replace(CONFIG, micro_batch_size=4))
+    sampled, _ = made.sampler.sample(1)
+    logprobs = sampled.answers.logprobs.clone()
+    logprobs[0, 0] += 0.5
+    logprobs[3, 0] -= 0.25
+    logprobs[4:8] += 3.0
+    advantages = torch.zeros(3, 4)
+    advantages[0] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    seen = made.backward(
+        made.sampler.prompts(sampled.places), sampled.seeds, replace(sampled.answers, logprobs=logprobs), advantages
+    )
+    assert seen is not None
+    assert seen["replay/logprob_diff_max"] == pytest.approx(0.5, abs=1e-5)
+    tokens = int(sampled.answers.mask[:4].sum())
+    assert seen["replay/logprob_diff_mean"] == pytest.approx(0.75 / tokens, abs=1e-5)
 
 
 def test_replaying_all_groups_would_give_the_same_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

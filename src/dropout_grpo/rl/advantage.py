@@ -62,6 +62,23 @@ def group_advantages(rewards: Tensor, *, scale_rewards: ScaleRewards = "none", l
     return advantages
 
 
+def all_correct(rewards: Tensor) -> Tensor:
+    """True for the groups whose rollouts all have the same reward, above 0; bool [N] from rewards [N, K]."""
+    return zero_variance(rewards) & (_highest(rewards) > 0)
+
+
+def all_wrong(rewards: Tensor) -> Tensor:
+    """True for the groups whose rollouts all have the same reward, 0 or below; bool [N] from rewards [N, K].
+
+    A group without a judged rollout is neither wrong nor correct.
+    """
+    return zero_variance(rewards) & (_highest(rewards) <= 0) & ~rewards.isnan().all(dim=1)
+
+
+def _highest(rewards: Tensor) -> Tensor:
+    return rewards.nan_to_num(nan=-torch.inf).amax(dim=1)
+
+
 def standard_deviations(rewards: Tensor) -> Tensor:
     """Sample standard deviation of each row's judged rewards, [N] from [N, K]; 0 for fewer than two."""
     judged = ~rewards.isnan()

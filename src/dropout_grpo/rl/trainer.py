@@ -34,6 +34,8 @@ from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import RewardFunction
 from dropout_grpo.rl.advantage import (
     MovingAverage,
+    all_correct,
+    all_wrong,
     baseline_advantages,
     counted_rollouts,
     group_advantages,
@@ -62,9 +64,10 @@ from dropout_grpo.training.trained import check_trained, only_trained
 Evaluate = Callable[[LatentModel], float]
 
 _CLIP_RATIOS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+_REPLAY_GAPS = ("replay/logprob_diff_max", "replay/logprob_diff_mean")
 _EXPLORATION = "exploration."
 """Prefix of the names of the exploration's tensors in a checkpoint."""
-_UPDATE_METRICS = ("loss", "grad_norm", "kl", "replay/logprob_diff_max", *_CLIP_RATIOS)
+_UPDATE_METRICS = ("loss", "grad_norm", "kl", *_REPLAY_GAPS, *_CLIP_RATIOS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +79,8 @@ class Sums:
     clipped_low: float = 0.0  # answer tokens
     clipped_high: float = 0.0
     difference: float = 0.0  # a maximum
+    differences: float = 0.0  # summed over answer tokens
+    replayed: float = 0.0  # answer tokens
 
 
 class GRPOTrainer:
@@ -388,7 +393,8 @@ class GRPOTrainer:
             )
             self.updates += 1
             if iteration > 0:  # rollout and replay have the same policy only before the first update
-                del seen["replay/logprob_diff_max"]
+                for name in _REPLAY_GAPS:
+                    del seen[name]
             metrics |= seen
         if self.reference is not None:
             self.reference.end_step(step, self.model)
@@ -417,6 +423,8 @@ class GRPOTrainer:
             "reward": float(judged.mean()) if len(judged) else 0.0,
             "reward_std": float(standard_deviations(rewards).mean()),
             "frac_reward_zero_std": float(zero_variance(rewards).float().mean()),
+            "frac_groups_all_correct": float(all_correct(rewards).float().mean()),
+            "frac_groups_all_wrong": float(all_wrong(rewards).float().mean()),
             "entropy": float(answers.entropy.sum() / lengths.sum()),
             "completions/mean_length": float(lengths.float().mean()),
             "completions/min_length": float(lengths.min()),
@@ -519,7 +527,9 @@ class GRPOTrainer:
         seen = Sums()
         if len(mine):
             seen = self._batches.fit(len(mine), accumulate, rows=seeds.shape[1], clear=self._clear_gradients)
-        loss, kl, low, high = processes.add_up(seen.loss, seen.kl, seen.clipped_low, seen.clipped_high)
+        loss, kl, low, high, differences, tokens = processes.add_up(
+            seen.loss, seen.kl, seen.clipped_low, seen.clipped_high, seen.differences, seen.replayed
+        )
         metrics = {
             "loss": loss,
             "kl": kl / totals.tokens,
@@ -527,6 +537,7 @@ class GRPOTrainer:
             "clip_ratio/high_mean": high / totals.tokens,
             "clip_ratio/region_mean": (low + high) / totals.tokens,
             "replay/logprob_diff_max": processes.greatest(seen.difference)[0],
+            "replay/logprob_diff_mean": differences / max(1.0, tokens),
         }
         if processes.size() > 1:
             metrics["replay/imbalance"] = imbalance(costs, shares)
@@ -582,6 +593,8 @@ class GRPOTrainer:
             seen.clipped_high += float(part.clipped_high)
             gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
             seen.difference = max(seen.difference, float(gap.max()))
+            seen.differences += float(gap.sum())
+            seen.replayed += int(used.sum())
         return seen
 
 
