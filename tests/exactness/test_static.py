@@ -232,8 +232,24 @@ def run_without_values(model: LatentModel, chooser: Chooser) -> None:
             assert len(list(work.run(model))) == work.blocks
 
 
+def test_every_nucleus_is_met_anew() -> None:
+    model = latent_model("gpt2")
+
+    def rolled_out(top_p: float) -> Generation:
+        with torch.no_grad():
+            options = {"temperature": 1.5, "max_completion_length": LENGTH, "top_p": top_p}
+            return roll_out(model, prompts(QUESTIONS), SEEDS[4], HELD, **options)
+
+    expected = {top_p: rolled_out(top_p) for top_p in (1.0, 0.5)}
+    assert not torch.equal(expected[1.0].token_ids, expected[0.5].token_ids)
+    with fixed_shapes():
+        for _ in range(3):
+            for top_p, answers in expected.items():
+                assert_same(rolled_out(top_p), answers, TOLERANCE[torch.float64])
+
+
 @pytest.mark.parametrize("kind", SHARING)
-@pytest.mark.parametrize("chooser", [Greedy(), Sampled(SEEDS[4].flatten(), 0.7), AverageOverMasks(4)])
+@pytest.mark.parametrize("chooser", [Greedy(), Sampled(SEEDS[4].flatten(), 0.7, 0.9), AverageOverMasks(4)])
 def test_no_block_waits_for_the_device(kind: str, chooser: Chooser) -> None:
     """So whatever is recorded does not hang on what the first batch was."""
     run_without_values(latent_model(kind, torch.float32), chooser)

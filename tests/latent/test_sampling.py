@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import TopPLogitsWarper
 
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import stream, uniform
@@ -69,6 +70,31 @@ def test_samples_have_the_probabilities_of_the_row() -> None:
     used = row > 0
     chi_squared = ((counts - n * row)[used].square() / (n * row)[used]).sum()
     assert chi_squared < 16.3  # 3 degrees of freedom: exceeded once in 1,000, and this draw is always the same
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(0.1, [2]), (0.49, [2]), (0.51, [2, 0]), (0.79, [2, 0]), (0.81, [2, 0, 3]), (1.0, [2, 0, 3, 1])],
+)
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, kept: list[int]) -> None:
+    n, row = 4000, torch.tensor([0.3, 0.05, 0.5, 0.15], dtype=torch.float64)
+    chosen = Sampled(torch.arange(n), 1.0, top_p).choose(row.log().expand(n, -1), 0)
+    shares = torch.bincount(chosen, minlength=4) / n
+    expected = torch.zeros(4, dtype=torch.float64)
+    expected[kept] = row[kept] / row[kept].sum()
+    assert set(chosen.tolist()) == set(kept)
+    torch.testing.assert_close(shares.double(), expected, atol=0.03, rtol=0)
+    seeds = torch.tensor([7, 3])
+    found = Sampled(torch.arange(n), 1.0, top_p).select(seeds).choose(row.log().expand(2, -1), 0)
+    assert torch.equal(found, chosen[seeds])
+
+
+def test_the_nucleus_is_that_of_transformers() -> None:
+    logits = 2 * torch.randn(50, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for top_p in (0.1, 0.6, 0.95):
+        theirs = TopPLogitsWarper(top_p)(torch.zeros(50, 0, dtype=torch.long), logits.clone()).softmax(-1)
+        found = sampling._nucleus(logits.softmax(-1), top_p)
+        torch.testing.assert_close(found / found.sum(-1, keepdim=True), theirs)
 
 
 def thought_of(model: LatentModel, questions: list[str]) -> LatentState:

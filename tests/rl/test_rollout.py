@@ -121,6 +121,17 @@ def test_a_replay_gives_the_log_probs_of_the_rollout(exploration: Exploration, t
         assert gap(SEEDS.flip(1), temperature) > 1e-3  # and so is another mask
 
 
+def test_a_nucleus_changes_the_choice_and_not_the_log_probs() -> None:
+    """As in TRL: rollout and replay have the log-probs of the whole distribution, so their first ratio is 1."""
+    model = tiny_latent(dtype=torch.float64)
+    prompts, options = prompts_of(model), {"temperature": 1.5, "max_completion_length": 6}
+    whole, few = (made(model, prompts, SEEDS, LATENT, top_p=top_p, **options) for top_p in (1.0, 0.3))
+    logprobs = replay(model, prompts, SEEDS, few.token_ids, LATENT, temperature=1.5).detach()
+    assert float(((logprobs - few.logprobs).abs() * few.mask).max()) < 1e-10
+    assert texts(whole) != texts(few)
+    assert float(few.logprobs[:, 0].mean()) > float(whole.logprobs[:, 0].mean())
+
+
 def test_replay_sends_gradients_through_every_thought() -> None:
     # The pause vector is fed in at each of two steps in each of 12 rows: its gradient is the sum over all of them.
     model = tiny_latent(thought="pause")

@@ -54,15 +54,24 @@ class Sampled:
     """A sample at a temperature: the inverse distribution function at a uniform number determined by the row's seed.
 
     The token depends only on (seed, position, probabilities), so a rollout does not depend on its batch.
+
+    Args:
+        seeds: int64 [B].
+        temperature: logits are divided by it.
+        top_p: samples come from the nucleus, the smallest set of the most probable tokens whose probabilities add up to
+            ``top_p`` or more. The log-probabilities that are recorded stay those of the whole distribution.
     """
 
-    def __init__(self, seeds: Tensor, temperature: float) -> None:
-        self.seeds, self.temperature = seeds, temperature
+    def __init__(self, seeds: Tensor, temperature: float, top_p: float = 1.0) -> None:
+        self.seeds, self.temperature, self.top_p = seeds, temperature, top_p
 
     def choose(self, logprobs: Tensor, position: int) -> Tensor:
         """A sampled token id for each row, [B]."""
         u = uniform(self.seeds, stream(f"answer.{position}", 1, self.seeds.device))  # [B, 1]
-        cumulative = logprobs.exp().cumsum(-1)
+        probabilities = logprobs.exp()
+        if self.top_p < 1.0:
+            probabilities = _nucleus(probabilities, self.top_p)
+        cumulative = probabilities.cumsum(-1)
         total = cumulative[:, -1:]
         # Below the total even after rounding, so that the first entry above it has a non-zero probability.
         target = torch.minimum(u.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -75,7 +84,14 @@ class Sampled:
 
     def select(self, rows: Tensor) -> "Sampled":
         """The seeds of the rows that stay."""
-        return Sampled(self.seeds[rows], self.temperature)
+        return Sampled(self.seeds[rows], self.temperature, self.top_p)
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """The probabilities [B, V] with those outside the nucleus set to 0. Of equal ones the first come first."""
+    falling, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    inside = falling.cumsum(-1) - falling < top_p  # the most probable token always
+    return probabilities.masked_fill(~torch.zeros_like(inside).scatter(-1, order, inside), 0.0)
 
 
 class AverageOverMasks:

@@ -35,6 +35,9 @@ class GRPOConfig:
         max_completion_length: maximum number of answer tokens.
         answers: sampled at the temperature, or decoded greedily, so that only the exploration makes rollouts differ.
         temperature: tau, for sampling answers and for all log-probabilities, also those of greedy answers.
+        top_p: answers are sampled from the smallest set of most probable tokens whose probabilities add up to this. As
+            in TRL, log-probabilities stay those of the whole distribution, so ratios compare policies that were not
+            quite the one that sampled: below 1 the gradient is biased, as tokens outside the set are never tried.
         replay: True recomputes a rollout's log-probabilities under its own mask; False, an ablation, under a fresh
             mask for every update.
         train_only: names of the parameters that are trained, with wildcards, such as *.v_proj.weight; value_weights
@@ -88,6 +91,7 @@ class GRPOConfig:
     max_completion_length: int = ranged(8, at_least=1)
     answers: Answers = "sampled"
     temperature: float = ranged(1.0, above=0, why="for greedy answers, use answers: greedy with temperature 1")
+    top_p: float = ranged(1.0, above=0, at_most=1)
     replay: bool = True
     train_only: tuple[str, ...] | None = None
     learning_rate: float = ranged(3e-4, above=0)
@@ -140,6 +144,8 @@ class GRPOConfig:
                 raise UserError(
                     f"{name}={getattr(self, name)} must hold one group of num_generations={self.num_generations}."
                 )
+        if self.answers == "greedy" and self.top_p < 1:
+            raise UserError(f"top_p={self.top_p} is for sampled answers, and answers are greedy: drop one.")
         if self.baseline == "group_mean" and self.num_generations < 2:
             raise UserError(
                 f"num_generations={self.num_generations}: a group of one has no mean to differ from; use at least 2, "

@@ -77,6 +77,7 @@ def roll_out(
     temperature: float,
     max_completion_length: int,
     greedy: bool = False,
+    top_p: float = 1.0,
 ) -> Generation:
     """One answer for each seed [N, K]: N * K rows. Call under no_grad.
 
@@ -89,9 +90,10 @@ def roll_out(
             log-probabilities at temperature 1.
         max_completion_length: maximum number of answer tokens.
         greedy: decode greedily; the log-probabilities stay those at ``temperature``.
+        top_p: sample from the nucleus; the log-probabilities stay those of the whole distribution.
     """
     state, noise = think_in_groups(model, prompts, seeds, exploration)
-    chooser: Chooser = Sampled(seeds.flatten().to(model.device), temperature)
+    chooser: Chooser = Sampled(seeds.flatten().to(model.device), temperature, top_p)
     if greedy or temperature == 0:
         chooser = Greedy(temperature or 1.0)
     return model.generate(state, max_completion_length, chooser=chooser, noise=noise)

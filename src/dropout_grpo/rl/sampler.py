@@ -179,6 +179,7 @@ class Sampler:
                     temperature=self.config.temperature,
                     max_completion_length=self.config.max_completion_length,
                     greedy=self.config.answers == "greedy",
+                    top_p=self.config.top_p,
                 )
                 parts.append(generation)
         return join_answers(parts, self.model.tokens.pad)

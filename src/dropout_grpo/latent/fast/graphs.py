@@ -113,7 +113,7 @@ class Recordings:
     ) -> Generation:
         """As ``LatentModel.generate``."""
         given = given_by(state, noise, [("answer", 0)], max_new_tokens, chooser)
-        rule = (type(chooser), chooser.temperature, getattr(chooser, "masks", None))
+        rule = (type(chooser), chooser.temperature, *(getattr(chooser, name, None) for name in ("masks", "top_p")))
         key = ("generate", max_new_tokens, rule, model.tokens)
         work = self._done(model, key, given, lambda: Answers(model, given, state, chooser, max_new_tokens))
         if isinstance(work, Answers):

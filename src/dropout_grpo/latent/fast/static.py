@@ -122,7 +122,7 @@ def _on_buffers(chooser: Chooser, seeds: Tensor | None) -> Chooser:
     """The chooser, with its seeds in the buffer."""
     if isinstance(chooser, Sampled):
         assert seeds is not None, "there are no seeds to draw with"
-        return Sampled(seeds, chooser.temperature)
+        return Sampled(seeds, chooser.temperature, chooser.top_p)
     return chooser
 
 
