@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from dropout_grpo.errors import UserError
 
+FILE_MODULE = "dropout_grpo_user_"
+"""How the names of modules begin that are imported from a file."""
+
 
 def load_object(path: str, *, noun: Literal["function", "class"], what: str, example: str) -> Any:
     """The callable that ``path`` names. Runs the module's code.
@@ -55,7 +58,7 @@ def _import_file(place: str, what: str) -> ModuleType:
         raise UserError(f"{what}: {place!r} cannot be read: {reason}") from error
     if not found:
         raise UserError(f"{what}: no such file: {place}; the path is relative to the working folder")
-    name = f"dropout_grpo_user_{blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()}"
+    name = f"{FILE_MODULE}{blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

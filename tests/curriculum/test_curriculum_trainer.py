@@ -340,6 +340,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path) -> No
     last = LatentModel.from_pretrained(tmp_path / "checkpoints" / "sft-step-2")
     assert all(bool(tensor.isfinite().all()) for tensor in weights_of(last).values())
     state = json.loads((tmp_path / "checkpoints" / "sft-step-2" / "trainer_state.json").read_text())
+    assert state.pop("record")["options"]["learning_rate"] == CONFIG.learning_rate
     assert state == {"step": 2, "stage": 1, "batch_sizes": {"micro_batch_size": 2}}
 
 

@@ -1,5 +1,6 @@
 """The same training with 1, 2 and 4 processes, weights replicated or sharded: one result."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from helpers.several import in_processes
 from helpers.tiny_latent import read_metrics
-from helpers.world_size import answers, asked_to_stop, killed, muon_in_shards, train, train_all, with_faults
+from helpers.world_size import answers, asked_to_stop, differing, killed, muon_in_shards, train, train_all, with_faults
 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"part": "grpo", "num_iterations": 2},
@@ -121,3 +122,19 @@ def test_one_process_is_asked_to_stop_and_all_stop_after_the_same_step(single: P
     assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1, 2]
     train(tmp_path / "a", {**LONG, "save_steps": 3}, resume=True)
     assert difference(single / "grpo", tmp_path / "a") < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"learning_rate": 0.5}, r"learning_rate is .* in rank 0 and 0\.5 in rank 1"),
+        ({"seed": 3}, r"seed is 2 in rank 0 and 3 in rank 1"),
+        ({"p": 0.3}, r"exploration\.p is 0\.2 in rank 0 and 0\.3 in rank 1"),
+        ({"reward": "nobody"}, r"reward_funcs is \['digits'\] in rank 0 and \['nobody'\] in rank 1"),
+        ({"weights": 1}, r"the content of model, by its SHA-256, is \w+ in rank 0 and \w+ in rank 1"),
+    ],
+)
+def test_processes_that_were_started_differently_are_told(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    """Fault: they trained on, each with its own option, and ended with different weights."""
+    for told in in_processes(2, differing, tmp_path / "results", tmp_path / "run", change):
+        assert re.search(rf"started differently: {what}", told)

@@ -99,8 +99,12 @@ def outcome(run: Path) -> dict[str, Any]:
         "results": [{k: v for k, v in e.items() if k not in TIMES} for e in results["evaluations"]],
     }
     for file in sorted((run / "checkpoints").rglob("*")):
-        if file.suffix == ".safetensors" or file.name == "trainer_state.json":
+        if file.suffix == ".safetensors":
             found[str(file.relative_to(run))] = file.read_bytes()
+        elif file.name == "trainer_state.json":
+            state = json.loads(file.read_text())
+            del state["record"]["run"]  # its id, which is another one in every run
+            found[str(file.relative_to(run))] = state
     assert any(name.startswith(f"checkpoints/{LAST[command]}/") for name in found)
     return found
 

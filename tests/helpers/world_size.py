@@ -68,15 +68,15 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
 
     Args:
         run: the run folder.
-        case: ``part`` (sft or grpo), ``kind`` of model, ``dtype``, ``fsdp``, ``reward``, ``lora``, ``bf16``; the rest
-            are options of the config.
+        case: ``part`` (sft or grpo), ``kind`` of model, ``dtype``, ``fsdp``, ``reward``, ``lora``, ``bf16``, ``p``,
+            ``seed``, ``weights`` (their seed); the rest are options of the config.
         resume: continue the run in the folder.
     """
     case = dict(case)
     part, kind, dtype = case.pop("part"), case.pop("kind", "gpt2"), getattr(torch, case.pop("dtype", "float64"))
     fsdp, bf16, reward = case.pop("fsdp", False), case.pop("bf16", False), REWARDS[case.pop("reward", "digits")]
-    base = case.pop("lora", None)
-    model = tiny_latent(kind, dtype, std=0.2)
+    base, p, seed = case.pop("lora", None), case.pop("p", 0.2), case.pop("seed", 2)
+    model = tiny_latent(kind, dtype, std=0.2, seed=case.pop("weights", 0))
     if base is not None:
         model = add_lora(type(model).from_pretrained(base, dtype=dtype), LoRAConfig(r=2), seed=0)
     folder = RunFolder(run, part, {}, resume=resume)
@@ -92,13 +92,22 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
         reward,
         GRPOConfig(**{**GRPO, **case}),
         tiny_problems(7),
-        exploration=SharedDropout(0.2),
+        exploration=SharedDropout(p),
         run=folder,
-        seed=2,
+        seed=seed,
         fsdp=fsdp,
         bf16=bf16,
     )
     trainer.train(resume_from_checkpoint=resume)
+
+
+def differing(run: Path, change: dict[str, Any]) -> str:
+    """The error message of a training whose rank 1 has other options."""
+    try:
+        train(run, {"part": "grpo", **(change if processes.rank() == 1 else {})})
+    except UserError as refused:
+        return str(refused)
+    return "trained"
 
 
 def muon_in_shards(folder: Path) -> str:

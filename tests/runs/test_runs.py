@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -209,12 +210,41 @@ def test_provenance_says_what_it_ran_on_and_not_where() -> None:
 
 def test_data_that_changed_is_named(tmp_path: Path) -> None:
     config = {"data": {"train": "a.json", "valid": None}}
-    RunFolder(tmp_path / "run", "sft", config, data={"train": "1", "valid": "2"})
-    RunFolder(tmp_path / "run", "sft", config, resume=True, data={"train": "1", "valid": "2"})
-    with pytest.raises(UserError, match=r"the problems of data\.train \(a\.json\) have changed since the run was star"):
-        RunFolder(tmp_path / "run", "sft", config, resume=True, data={"train": "3", "valid": "2"})
-    with pytest.raises(UserError, match=r"data\.valid \(made by the embedded task\) have changed"):
-        RunFolder(tmp_path / "run", "sft", config, resume=True, data={"train": "1", "valid": "3"})
+    begun = {"data.train": "1", "data.valid": "2"}
+    RunFolder(tmp_path / "run", "sft", config, digests=begun)
+    RunFolder(tmp_path / "run", "sft", config, resume=True, digests=begun)
+    with pytest.raises(UserError, match=r"data\.train \(a\.json\), by its SHA-256, was 1 and is now 3"):
+        RunFolder(tmp_path / "run", "sft", config, resume=True, digests={**begun, "data.train": "3"})
+    with pytest.raises(UserError, match=r"data\.valid, by its"):
+        RunFolder(tmp_path / "run", "sft", config, resume=True, digests={**begun, "data.valid": "3"})
+
+
+def test_a_run_of_an_older_version_is_compared_by_what_it_recorded(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", "sft", {"seed": 3, "exploration": {"options": {}}})
+    file = tmp_path / "run" / "config.json"
+    old = {name: value for name, value in resolved(tmp_path / "run").items() if name not in ("id", "digests")}
+    file.write_text(json.dumps({**old, "data": {"train": "1"}}))
+    now = {"seed": 3, "exploration": {"options": {}}, "a_new_option": 5}
+    assert RunFolder(tmp_path / "run", "sft", now, resume=True, digests={"data.train": "1", "model": "5"}).id is None
+    with pytest.raises(UserError, match=r"data\.train, by its SHA-256, was 1 and is now 3"):
+        RunFolder(tmp_path / "run", "sft", now, resume=True, digests={"data.train": "3"})
+    with pytest.raises(UserError, match=r"exploration\.options\.sigma was None and is now 0\.3"):
+        RunFolder(tmp_path / "run", "sft", {**now, "exploration": {"options": {"sigma": 0.3}}}, resume=True)
+
+
+def test_only_the_length_of_a_run_may_grow_and_not_that_of_a_demo(tmp_path: Path) -> None:
+    def resumed(command: str, steps: int) -> dict[str, Any]:
+        folder = tmp_path / command
+        RunFolder(folder, command, {"grpo": {"max_steps": steps}}, resume=True)
+        return dict(resolved(folder))
+
+    first = resumed("grpo", 4)
+    assert resumed("grpo", 6) == {**first, "config": {"grpo": {"max_steps": 6}}}  # the report shows what was trained
+    with pytest.raises(UserError, match=r"grpo\.max_steps was 6 and is now 5"):
+        resumed("grpo", 5)
+    resumed("demo", 4)
+    with pytest.raises(UserError, match=r"grpo\.max_steps was 4 and is now 6"):
+        resumed("demo", 6)
 
 
 @pytest.mark.parametrize("resume", [True, False])

@@ -4,7 +4,9 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import chain, islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,8 +20,10 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.problem import Problem, problem_fingerprint
 from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.record import Record, weights_digest
+from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.muon import hidden_matrices
@@ -93,6 +97,7 @@ class CurriculumTrainer:
             stage.index: [[*chain.from_iterable(stage.words(s)), *a] for s, a in zip(steps, answers, strict=True)]
             for stage in self.stages
         }
+        self._record: Record | None = None
         self._shares: list[list[list[int]]] = []  # of each problem, where thoughts predict
         if config.thoughts_predict:
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
@@ -104,21 +109,30 @@ class CurriculumTrainer:
         """Number of updates in one pass over the problems; the last batch may be smaller."""
         return math.ceil(len(self.problems) / self.config.batch_size)
 
-    def train(self, resume_from_checkpoint: bool = False) -> None:
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> None:
         """Run all stages.
 
         Args:
-            resume_from_checkpoint: load the newest good checkpoint of the run and continue after it.
+            resume_from_checkpoint: True loads the newest good checkpoint of the run and continues after it; the path of
+                one of its checkpoints loads that one. Data and options must be those that the run began with.
 
         Raises:
+            UserError: the run has steps already and is not resumed, or it began with something else.
             NonFinite: loss, gradient or logits are not finite.
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         config = self.config
+        if self._record is None:
+            self._record = self._made_from()
         session = TrainingSession(
-            self.run, self.part, self.model, batches=[self._micro_batches], save_total_limit=config.save_total_limit
+            self.run,
+            self.part,
+            self.model,
+            record=self._record,
+            batches=[self._micro_batches],
+            save_total_limit=config.save_total_limit,
         )
-        saved = session.resume() if resume_from_checkpoint else None
+        saved = session.begin(resume_from_checkpoint)
         step = 0 if saved is None else saved.step
         total = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
         start_together(self.model, sharded=self.fsdp)
@@ -180,6 +194,23 @@ class CurriculumTrainer:
                     bar.advance(stage=stage.index, loss=loss)
                     if stopping:
                         session.stop(step)
+
+    def _made_from(self) -> Record:
+        """What a resumed run, and every process of a run, must have alike."""
+        options = {
+            **asdict(self.config),
+            "seed": self.seed,
+            "bf16": self.bf16,
+            "fsdp": self.fsdp,
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "latent_steps": self.model.latent_steps,
+        }
+        digests = {
+            # Weights made from a seed differ in their last bits between machines, and the seed is compared.
+            "model": weights_digest(self.model) if self.model.model.name_or_path else None,
+            "train_dataset": problem_fingerprint(self.problems),
+        }
+        return Record(options=jsonable(options), digests=digests)
 
     def _limit_micro_batches(self) -> None:
         """Size the micro-batches by the longest row of all stages that train."""

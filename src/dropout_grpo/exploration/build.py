@@ -1,11 +1,13 @@
-"""Builds an exploration from its config."""
+"""Builds an exploration from its config, and finds the config of an exploration."""
 
 import inspect
+from pathlib import Path
+from typing import Any
 
 from dropout_grpo.errors import UserError, nearest
 from dropout_grpo.exploration.base import PHASES, Exploration
 from dropout_grpo.exploration.config import KINDS, ExplorationConfig
-from dropout_grpo.import_path import load_object
+from dropout_grpo.import_path import FILE_MODULE, load_object
 
 
 def build_exploration(config: ExplorationConfig) -> Exploration:
@@ -42,3 +44,27 @@ def build_exploration(config: ExplorationConfig) -> Exploration:
     if unknown := sorted(set(exploration.phases) - set(PHASES)):
         raise UserError(f"{what}: its phase {unknown[0]!r} is unknown; known are {', '.join(PHASES)}.")
     return exploration
+
+
+def options_of(exploration: Exploration) -> dict[str, Any]:
+    """The options of ``ExplorationConfig`` that make this exploration, as JSON values; the inverse of the above.
+
+    Found are the arguments that an object keeps as attributes of the same names, as all kinds here do. The kind of a
+    class of another package is its import path, for a file without the folder.
+    """
+    made_by = type(exploration)
+    module, name = made_by.__module__, made_by.__qualname__
+    if module.startswith(FILE_MODULE) and (file := inspect.getsourcefile(made_by)):
+        module = Path(file).name
+    kinds = {place: kind for kind, place in KINDS.items()}
+    found: dict[str, Any] = {"kind": kinds.get(f"{module}:{name}", f"{module}:{name}")}
+    for parameter in inspect.signature(made_by).parameters:
+        value = getattr(exploration, parameter, None)
+        if isinstance(value, frozenset | set):
+            value = sorted(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        if isinstance(value, str | int | float | list):
+            place = found if parameter in ("p", "sites", "phases") else found.setdefault("options", {})
+            place[parameter] = value
+    return found

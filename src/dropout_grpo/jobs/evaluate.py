@@ -24,6 +24,7 @@ from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_measures, read_samples
+from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.tasks.word_tokenizer import require_known_words
 from dropout_grpo.training.progress import console
 
@@ -55,7 +56,10 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
     answers = max(map(len, sets.values())) * max(1, recipe.evaluation.num_samples)
     largest = min(recipe.evaluation.batch_size, answers)
     record = {"checkpoint": checkpoint, **vars(options), "files": list(files)}
-    session = Session.start("eval", recipe, exploration, device=device, options=record, report_to=(), rows=largest)
+    digests = {"checkpoint": weights_digest(model), "exploration.kind": code_digest(exploration)}
+    session = Session.start(
+        "eval", recipe, exploration, device=device, options=record, report_to=(), digests=digests, rows=largest
+    )
     run = session.run
     evaluations, samples = _finished(run.path, sets)
     for file in files[len(evaluations) :]:

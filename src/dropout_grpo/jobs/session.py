@@ -87,6 +87,7 @@ class Session:
         options: Mapping[str, Any] | None = None,
         report_to: Sequence[TrackerName] | None = None,
         problems: Mapping[str, Sequence[Problem]] | None = None,
+        digests: Mapping[str, str | None] | None = None,
         joins: bool = False,
         rows: int | None = None,
     ) -> "Session":
@@ -100,6 +101,7 @@ class Session:
             options: further options to record, such as the checkpoint.
             report_to: experiment trackers; those of the recipe if None.
             problems: by split; a resumed run must have the same.
+            digests: SHA-256 of what else must be the same, by name.
             joins: this process does a part of a run whose folder its parent process holds.
             rows: sequences in its largest batch, which decide on bf16; None for the batches of training.
 
@@ -118,7 +120,10 @@ class Session:
             record,
             resume=recipe.resume or joins,
             report_to=trackers,
-            data={split: problem_fingerprint(each) for split, each in (problems or {}).items()},
+            digests={
+                **{f"data.{split}": problem_fingerprint(each) for split, each in (problems or {}).items()},
+                **(digests or {}),
+            },
             reasons=reasons,
             joins=joins,
         )

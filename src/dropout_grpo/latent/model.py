@@ -80,6 +80,7 @@ class LatentModel(Recurrence):
             prj_dim=parts.prj_dim,
             prompt_format=prompt_format or parts.prompt_format,
         )
+        model.exploration = parts.exploration
         load_thought(model, path, saved_kind=parts.saved_thought)
         return model
 

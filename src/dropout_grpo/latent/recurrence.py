@@ -79,6 +79,7 @@ class Recurrence(nn.Module):
         self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__, stops)
         self.tokenizer, self.latent_steps = tokenizer, latent_steps
         self.prompt_format = require_prompt_format(tokenizer, prompt_format, model.name_or_path or type(model).__name__)
+        self.exploration: Mapping[str, Any] | None = None  # options of the one that the weights were post-trained with
         self.model = model
         switch_off_dropout(model)
         with torch.no_grad():  # call the module: it may do more than look up a row (Gemma scales it)

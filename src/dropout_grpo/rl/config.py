@@ -72,7 +72,8 @@ class GRPOConfig:
         micro_batch_size: rollouts in one forward and backward pass; halved where memory runs out.
         rollout_batch_size: rollouts sampled at once; halved where memory runs out.
         eval_steps: number of steps between two validations; 0 for no validation.
-        save_steps: number of steps between two checkpoints, from which the run can be resumed; 0 for none.
+        save_steps: number of steps between two checkpoints, from which the run can be resumed, with one of the last
+            step; 0 for none.
         save_total_limit: number of these checkpoints to keep, the newest ones; null keeps all.
         logging_steps: number of steps between two lines of metrics.
         log_completions: print a table of questions, answers under masks, rewards and advantages with the metrics.

@@ -22,6 +22,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.base import Exploration, Refreshed
+from dropout_grpo.exploration.build import options_of
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import fold
 from dropout_grpo.latent.generation import Generation
@@ -30,8 +31,8 @@ from dropout_grpo.latent.weights.card import CardFacts
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.latent.weights.publish import push_folder
 from dropout_grpo.problems.from_python import as_problems
-from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.rewards import RewardFunction
+from dropout_grpo.problems.problem import Problem, problem_fingerprint
+from dropout_grpo.problems.rewards import RewardFunction, reward_name
 from dropout_grpo.rl.advantage import (
     MovingAverage,
     all_correct,
@@ -52,6 +53,8 @@ from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import checkpoint_folder
 from dropout_grpo.runs.read import read_metrics
+from dropout_grpo.runs.record import Record, code_digest, weights_digest
+from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.callbacks import Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
@@ -159,6 +162,7 @@ class GRPOTrainer:
             max_steps=config.max_steps,
             steps_per_epoch=len(self.sampler.problems) / config.prompts_per_step,
         )
+        self._record: Record | None = None
         self.updates = 0
         self.baseline = MovingAverage()
         noisy = model.noise(exploration, torch.zeros(1, dtype=torch.int64)) is not None
@@ -191,39 +195,51 @@ class GRPOTrainer:
         """Remove a callback, or the first one of a class."""
         self._callbacks.pop(callback)
 
-    def train(self, resume_from_checkpoint: bool = False) -> TrainOutput:
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainOutput:
         """Run ``max_steps`` steps.
 
         Args:
-            resume_from_checkpoint: load the newest good checkpoint of the run and continue after it. The reference is
-                still the model that was passed to the trainer.
+            resume_from_checkpoint: True loads the newest good checkpoint of the run and continues after it; the path of
+                one of its checkpoints loads that one. Model, data, rewards and options must be those that the run
+                began with. Only ``max_steps`` may be greater. The reference is the model passed to the trainer.
 
         Returns:
             The number of steps, the mean of their losses, and ``train_runtime`` in seconds, as in transformers.
 
         Raises:
+            UserError: the run has steps already and is not resumed, or it began with something else.
             NonFinite: loss, gradient or logits are not finite.
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         with only_trained(self.model, self.config.train_only):
             return self._train(resume_from_checkpoint)
 
-    def _train(self, resume_from_checkpoint: bool) -> TrainOutput:
+    def _train(self, resume_from_checkpoint: bool | str | Path | None) -> TrainOutput:
         config, callbacks = self.config, self._callbacks
         began: float = time.monotonic()
         losses: list[float] = []
+        if self._record is None:
+            self._record = self._made_from()
         if not isinstance(self._run, RunFolder):
-            self._run = RunFolder(self._run, "grpo", config, resume=resume_from_checkpoint)
+            self._run = RunFolder(
+                self._run,
+                "grpo",
+                self._record.options,
+                resume=bool(resume_from_checkpoint),
+                digests=self._record.digests,
+            )
         run = self._run
         session = TrainingSession(
             run,
             self.part,
             self.model,
+            record=self._record,
             batches=[self._batches, self.sampler.batches],
             save_total_limit=config.save_total_limit,
+            logging_steps=config.logging_steps,
             start=f"the one it started from, {self.model.name}",
         )
-        saved = session.resume() if resume_from_checkpoint else None
+        saved = session.begin(resume_from_checkpoint)
         done = 0 if saved is None else saved.step
         start_together(self.model, sharded=self.fsdp)
         with as_shards(self.model):
@@ -247,6 +263,9 @@ class GRPOTrainer:
             done=self.updates,
             min_lr_rate=config.min_lr_rate,
         )
+        if saved is not None:
+            self._tell_of_length(saved.options.get("max_steps"), done, schedule)
+        self.model.exploration = options_of(self.exploration)
         with session.steps(self.part.replace("_", "-"), config.max_steps, done) as bar:
             callbacks.begin(done, optimizer, schedule)
             for step in range(done + 1, config.max_steps + 1):
@@ -279,6 +298,39 @@ class GRPOTrainer:
         if isinstance(self.exploration, Refreshed):
             self.exploration.end_training(self.model.sites)
         return output
+
+    def _tell_of_length(self, before: int | None, done: int, schedule: Any) -> None:
+        now, kind = self.config.max_steps, self.config.lr_scheduler_type
+        if before is None or before == now:
+            return
+        rate = f"the learning rate, {schedule.get_last_lr()[0]:.3g}, stays as it was"
+        if kind != "constant":
+            rate = (
+                f"the {kind} schedule now ends at step {now}, so that step {done + 1} has the learning rate "
+                f"{schedule.get_last_lr()[0]:.3g}; the steps before had that of a run of {before} steps"
+            )
+        console.print(f"max_steps was {before} and is now {now}: {rate}.", markup=False)
+
+    def _made_from(self) -> Record:
+        """What a resumed run, and every process of a run, must have alike."""
+        rewards = self.sampler.reward_funcs
+        options = {
+            **asdict(self.config),
+            "seed": self.sampler.seed,
+            "bf16": self.bf16,
+            "fsdp": self.fsdp,
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "latent_steps": self.model.latent_steps,
+            "exploration": options_of(self.exploration),
+            "reward_funcs": [reward_name(function) for function in rewards],
+        }
+        digests = {
+            "model": weights_digest(self.model),
+            "train_dataset": problem_fingerprint(self.sampler.problems),
+            "exploration.kind": code_digest(self.exploration),
+            **{f"reward_funcs[{i}]": code_digest(function) for i, function in enumerate(rewards)},
+        }
+        return Record(options=jsonable(options), digests=digests)
 
     def evaluate(self) -> dict[str, float]:
         """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.

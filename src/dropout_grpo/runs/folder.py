@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,14 @@ from dropout_grpo.runs.layout import (
     SAMPLES_FILE,
     THOUGHTS_FILE,
     checkpoint_folder,
-    flat_options,
 )
 from dropout_grpo.runs.lock import LOCK_FILE, lock_folder
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics, started_with
+from dropout_grpo.runs.record import Record, require_equal_processes
 from dropout_grpo.runs.trackers import TrackerName, Trackers, require_trackers
 from dropout_grpo.runs.write import jsonable, reading, sync, write_json, write_text, writing
 
-_MAY_CHANGE = ("run_dir", "resume", "report_to", "fsdp")  # on resuming
 _DRAFTS = {CONFIG_FILE, f"{CONFIG_FILE}.part", LOCK_FILE}
 _BEFORE_A_RUN = {*_DRAFTS, DATA_FOLDER}
 
@@ -43,14 +43,14 @@ class RunFolder:
         config: the resolved options, a dataclass.
         resume: continue the run in the folder; its config must be the same.
         report_to: experiment trackers that also get the metrics.
-        data: fingerprints of the problems by split; see ``problem_fingerprint``.
+        digests: SHA-256 of what the options name, such as ``{"data.train": ...}``; see ``Record``.
         reasons: reasons for the options that the program has chosen, by name of the option.
         joins: True if this process writes a part of a run whose folder its parent process has locked.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is False, or its config or data differ; another process has
-            locked it; it cannot be created; or a tracker is not installed. A run that stopped before it wrote anything
-            but its config may be replaced.
+        UserError: the folder holds a run and ``resume`` is False, or its options or digests differ; another process has
+            locked it; it cannot be created; a tracker is not installed; or the processes of this run differ. A run that
+            stopped before it wrote anything but its config may be replaced.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RunFolder:
         *,
         resume: bool = False,
         report_to: Sequence[TrackerName] = (),
-        data: Mapping[str, str] | None = None,
+        digests: Mapping[str, str | None] | None = None,
         reasons: Mapping[str, str] | None = None,
         joins: bool = False,
     ) -> None:
@@ -69,10 +69,17 @@ class RunFolder:
         self.path, self.report_to = Path(path), report_to if is_main() else ()
         self._trackers: Trackers | None = None
         self._config = jsonable(config)
-        record = {"command": command, "config": self._config, "data": dict(data or {}), "reasons": dict(reasons or {})}
-        on_main(lambda: self._open(record, resume=resume, joins=joins))
+        record = Record(options=self._config, digests=dict(digests or {}))
+        require_equal_processes(replace(record, options={"command": command, **self._config}))
+        written = {
+            "command": command,
+            "config": self._config,
+            "digests": record.digests,
+            "reasons": dict(reasons or {}),
+        }
+        on_main(lambda: self._open(record, written, resume=resume, joins=joins))
 
-    def _open(self, record: dict[str, Any], *, resume: bool, joins: bool) -> None:
+    def _open(self, record: Record, written: dict[str, Any], *, resume: bool, joins: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: choose another path.")
         with reading(self.path):
@@ -90,33 +97,24 @@ class RunFolder:
             raise UserError(f"run folder {self.path} cannot be made: {error.strerror}; choose another path.") from error
         self._lock = None if joins else lock_folder(self.path)
         if resume and (self.path / CONFIG_FILE).is_file():
-            self._check_same(record)
+            self._check_same(record, written)
             if not joins:
                 self._tidy()
             return
         with writing(self.path / CONFIG_FILE):
             write_json(
-                self.path / CONFIG_FILE, {**record, "id": uuid.uuid4().hex[:12], "started": _now(), **provenance()}
+                self.path / CONFIG_FILE, {**written, "id": uuid.uuid4().hex[:12], "started": _now(), **provenance()}
             )
 
-    def _check_same(self, record: dict[str, Any]) -> None:
+    def _check_same(self, record: Record, written: dict[str, Any]) -> None:
         old = started_with(self.path)
-        if old["command"] != record["command"]:
-            raise UserError(f"{self.path} is a run of `{old['command']}`, not of `{record['command']}`.")
-        then, now = flat_options(old["config"]), flat_options(record["config"])
-        for name in sorted(set(then) | set(now)):
-            if name not in _MAY_CHANGE and then.get(name) != now.get(name):
-                raise UserError(
-                    f"cannot resume {self.path}: {name} was {then.get(name)!r} and is now {now.get(name)!r}. Resume "
-                    "with the same options or choose another --run_dir."
-                )
-        for split, fingerprint in record["data"].items():
-            if old["data"].get(split, fingerprint) != fingerprint:
-                source = now.get(f"data.{split}") or "made by the embedded task"
-                raise UserError(
-                    f"cannot resume {self.path}: the problems of data.{split} ({source}) have changed since the run "
-                    "was started. Restore them or choose another --run_dir."
-                )
+        if old["command"] != written["command"]:
+            raise UserError(f"{self.path} is a run of `{old['command']}`, not of `{written['command']}`.")
+        then = Record(options=old["config"], digests=old["digests"])
+        may_grow = old["command"] != "demo"  # it compares its parts, which have one length
+        if then.require_same(record, str(self.path), may_grow=may_grow):
+            with writing(self.path / CONFIG_FILE):
+                write_json(self.path / CONFIG_FILE, {**old, "config": written["config"]})
 
     def _tidy(self) -> None:
         """Remove unfinished and temporary files of a killed process."""
@@ -128,6 +126,11 @@ class RunFolder:
                 old.rename(whole)
         for draft in [*self.path.glob("*.part"), *checkpoint_folder(self.path, "").glob("*.part")]:
             shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+    @property
+    def id(self) -> str | None:
+        """The run's id; None for a run of an older version."""
+        return on_main(lambda: started_with(self.path).get("id"))
 
     @contextmanager
     def tracking(self, part: str, done: int) -> Iterator[None]:
@@ -155,16 +158,23 @@ class RunFolder:
         if self._trackers is not None:
             self._trackers.log(record)
 
-    def forget_after(self, part: str, step: int) -> None:
+    def forget_after(self, part: str, step: int, every: int | None = None) -> None:
         """Drop a part's metrics after ``step``, which a resumed run writes again, and an incomplete last line.
 
+        Args:
+            part: name of the part.
+            step: the last step that is kept.
+            every: number of steps between two lines. If given, the lines that are kept must be complete.
+
         Raises:
-            UserError: metrics.jsonl is damaged or cannot be replaced.
+            UserError: metrics.jsonl is damaged, lacks a step or has one twice, or cannot be replaced.
         """
         if not is_main():
             return
-        kept = [r for r in read_metrics(self.path, whole_lines=True) if r["part"] != part or r["step"] <= step]
         path = self.path / METRICS_FILE
+        kept = [r for r in read_metrics(self.path, whole_lines=True) if r["part"] != part or r["step"] <= step]
+        if every is not None:
+            _require_complete([r for r in kept if r["part"] == part], part, step, every, path)
         if path.is_file():
             with writing(path):
                 write_text(path, _lines(kept))
@@ -209,6 +219,20 @@ class RunFolder:
 def _now() -> str:
     """The time in UTC, to the second: ``2026-11-29 04:33:49 UTC``."""
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _require_complete(records: Sequence[Mapping[str, Any]], part: str, last: int, every: int, path: Path) -> None:
+    """Check that a part has one line of every logged step up to the last, in order; a validation has its own lines."""
+    trained = [record["step"] for record in records if "loss" in record]
+    logged = [step for step in trained if step % every == 0]
+    expected = list(range(every, last + 1, every))
+    if trained != sorted(set(trained)) or logged != expected:
+        wrong = next((step for step in expected if trained.count(step) != 1), None)
+        what = "are not in order" if wrong is None else f"have step {wrong} {trained.count(wrong)} times, not once"
+        raise UserError(
+            f"{path}: the lines of {part} {what}: the file has changed since the run wrote it. Restore it, or start a "
+            "new run in another folder."
+        )
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> str:

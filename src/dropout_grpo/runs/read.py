@@ -91,7 +91,7 @@ def read_measures(run: Path) -> Record:
 
 
 def started_with(run: Path) -> dict[str, Any]:
-    """The content of config.json: ``command``, ``config`` and where the run comes from.
+    """The content of config.json: ``command``, ``config``, ``digests`` and where the run comes from.
 
     Raises:
         UserError: the file is damaged.
@@ -103,11 +103,13 @@ def started_with(run: Path) -> dict[str, Any]:
             **record,
             "command": record["command"],
             "config": dict(record["config"]),
-            "data": dict(record.get("data") or {}),
+            "digests": dict(
+                record.get("digests") or {f"data.{split}": d for split, d in record.get("data", {}).items()}
+            ),
         }
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{run / CONFIG_FILE} is damaged ({error}): choose another --run_dir.") from error
 
 

@@ -90,7 +90,7 @@ def arguments(
 
 
 class _Flow(DefaultFlowCallback):
-    """Asks for logs, validation and checkpoints at the options' intervals; unlike transformers', not at the end."""
+    """Asks for logs, validation and checkpoints at the options' intervals, and for a checkpoint at the end."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         def due(steps: int) -> bool:
@@ -98,7 +98,8 @@ class _Flow(DefaultFlowCallback):
 
         control.should_log |= due(args.logging_steps)
         control.should_evaluate |= args.eval_strategy == "steps" and due(args.eval_steps)
-        control.should_save |= due(args.save_steps)
+        last = args.save_steps > 0 and state.global_step == state.max_steps
+        control.should_save |= due(args.save_steps) or last
 
     def on_epoch_end(self, *args: Any, **more: Any) -> None:
         """Nothing: all intervals are steps."""

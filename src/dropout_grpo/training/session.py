@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from dropout_grpo.distributed.processes import greatest, is_main, on_main
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.read import read_metrics
+from dropout_grpo.runs.record import Record, require_equal_processes
 from dropout_grpo.runs.write import writing
 from dropout_grpo.training.checkpoint import (
     DamagedCheckpoint,
@@ -32,7 +34,7 @@ from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.optimizer import NonFinite, last_good_is
 from dropout_grpo.training.progress import Bar, console
 
-_BATCH_SIZES = "batch_sizes"
+_BATCH_SIZES, _RECORD = "batch_sizes", "record"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,11 @@ class Saved:
     def step(self) -> int:
         """Steps done."""
         return int(self.state["step"])
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options that the part was trained with so far; empty in an older checkpoint."""
+        return Record.from_json(self.state.get(_RECORD)).options
 
     def restore_optimizer(self, optimizer: Optimizer) -> None:
         """Load the optimiser's state."""
@@ -63,9 +70,11 @@ class TrainingSession:
         run: where metrics and checkpoints go.
         part: name of the part in metrics.jsonl, and prefix of its checkpoints.
         model: trained in place.
+        record: what the part is made from. A checkpoint keeps it, and only the same part continues from there.
         batches: micro-batches of the trainer. Their sizes are saved and restored, since a reduced size changes the
             rounding of sums.
         save_total_limit: number of checkpoints to keep, as in transformers; None keeps all.
+        logging_steps: number of steps between two lines of metrics.
         start: name of the model before the first checkpoint, for messages.
     """
 
@@ -75,11 +84,15 @@ class TrainingSession:
         part: str,
         model: LatentModel,
         *,
+        record: Record,
         batches: Sequence[MicroBatches] = (),
         save_total_limit: int | None = None,
+        logging_steps: int = 1,
         start: str = "none yet",
     ) -> None:
-        self.run, self.part, self.model = run, part, model
+        require_equal_processes(record)
+        self.run, self.part, self.model, self._logging_steps = run, part, model, logging_steps
+        self._record = replace(record, run=run.id)
         self.batches, self.save_total_limit = {b.option: b for b in batches}, save_total_limit
         self._good: Path | None = None
         self._asked = 0
@@ -92,25 +105,33 @@ class TrainingSession:
         """The last good checkpoint, for messages."""
         return self._start if self._good is None else str(self._good)
 
-    def resume(self) -> Saved | None:
-        """Load the newest good checkpoint into the model and drop the metrics after it.
+    def begin(self, resume: bool | str | Path | None) -> Saved | None:
+        """Begin the part, or load a checkpoint into the model and drop the metrics after it.
 
-        Damaged checkpoints are reported, renamed to ``NAME.damaged`` and skipped.
+        With True it is the newest good checkpoint: damaged ones are reported, renamed to ``NAME.damaged`` and skipped.
+
+        Args:
+            resume: whether to continue the part; or the checkpoint to continue from.
 
         Returns:
-            The checkpoint; None if the run has not saved one yet, so that it starts from the beginning.
+            The checkpoint; None if the part starts from the beginning, since it has not saved one yet.
 
         Raises:
-            UserError: all checkpoints are damaged, or the newest good one does not fit the model.
+            UserError: the part has been trained and is not resumed; a checkpoint is damaged, of another run, of a part
+                with another record, or does not fit the model; or all are damaged.
         """
-        name, state, damaged = on_main(self._newest_good)
+        if not resume:
+            on_main(self._require_untrained)
+            return None
+        find = self._newest_good if resume is True else lambda: self._named(Path(resume))
+        name, state, damaged = on_main(find)
         if name is not None:
-            path = self.run.checkpoint(name)
+            path = Path(name)
             self._load(path)
             for batches in self.batches.values():
                 batches.size = int(state.get(_BATCH_SIZES, {}).get(batches.option, batches.size))
-            on_main(lambda: self._report(damaged, path))
-            self.run.forget_after(self.part, int(state["step"]))
+            on_main(lambda: self._report(damaged, path, aside=".damaged" if resume is True else ".unused"))
+            self.run.forget_after(self.part, int(state["step"]), every=self._logging_steps)
             self._good = path
             return Saved(path=path, state=state)
         if damaged:
@@ -121,16 +142,44 @@ class TrainingSession:
         self.run.forget_after(self.part, 0)
         return None
 
+    def _require_untrained(self) -> None:
+        done = [line["step"] for line in read_metrics(self.run.path, whole_lines=True) if line["part"] == self.part]
+        if done:
+            raise UserError(
+                f"{self.run.path} already has {max(done)} steps of {self.part}: continue them with "
+                "train(resume_from_checkpoint=True) and, to train further, a greater max_steps; or train in another "
+                "run folder."
+            )
+
+    def _named(self, path: Path) -> tuple[str, dict[str, Any], list[str]]:
+        """As ``_newest_good``, for one checkpoint."""
+        if not path.is_dir():
+            raise UserError(f"resume_from_checkpoint={str(path)!r}: there is no such folder.")
+        state = trainer_state(path)
+        self._require_same(state, path)
+        if path.resolve() not in [known.resolve() for known in self.checkpoints()]:
+            raise UserError(
+                f"resume_from_checkpoint={str(path)!r} is not a checkpoint of {self.part} in {self.run.path}: continue "
+                "a run in its own folder, or start a new run with the checkpoint as its model."
+            )
+        return str(path), state, []
+
+    def _require_same(self, state: Mapping[str, Any], path: Path) -> None:
+        Record.from_json(state.get(_RECORD)).require_same(self._record, str(path))
+
     def _newest_good(self) -> tuple[str | None, dict[str, Any], list[str]]:
-        """Name and state of the newest good checkpoint, None if there is none, and messages about damaged ones."""
+        """Path and state of the newest good checkpoint, None if there is none, and messages about damaged ones."""
         for draft in self.run.checkpoint("").glob(f"{self.part}-step-*.part"):  # of a run killed while it saved
             shutil.rmtree(draft, ignore_errors=True)
         damaged: list[str] = []
         for path in reversed(self.checkpoints()):
             try:
-                return path.name, trainer_state(path), damaged
+                state = trainer_state(path)
             except DamagedCheckpoint as error:
                 damaged.append(str(error))
+            else:
+                self._require_same(state, path)
+                return str(path), state, damaged
         return None, {}, damaged
 
     def _load(self, path: Path) -> None:
@@ -141,17 +190,17 @@ class TrainingSession:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"checkpoint {path} does not fit the model that is trained: {reason}") from error
 
-    def _report(self, damaged: Sequence[str], used: Path) -> None:
+    def _report(self, damaged: Sequence[str], used: Path, aside: str) -> None:
         for message in damaged:
             console.print(f"warning: {message}: the checkpoint is damaged and is not used", markup=False)
         if damaged:
             console.print(f"warning: continuing from {used}", markup=False)
         for path in self.checkpoints():
             if _step_of(path) > _step_of(used):
-                aside = path.with_name(path.name + ".damaged")
-                with writing(aside):
-                    shutil.rmtree(aside, ignore_errors=True)
-                    path.rename(aside)
+                moved = path.with_name(path.name + aside)
+                with writing(moved):
+                    shutil.rmtree(moved, ignore_errors=True)
+                    path.rename(moved)
 
     def save(
         self,
@@ -174,6 +223,7 @@ class TrainingSession:
         self.run.sync_metrics()
         sizes = {option: batches.size for option, batches in self.batches.items()}
         whole = {"step": step, **(state or {}), **({_BATCH_SIZES: sizes} if sizes else {})}
+        whole[_RECORD] = self._record.as_json()
         save_checkpoint(path, self.model, optimizer, whole, reference)
         self._good = path
         if self.save_total_limit is not None and is_main():

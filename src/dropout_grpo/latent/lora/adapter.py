@@ -70,7 +70,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
     without_copies(inner, ADAPTER_NAME)
     # A new object finds the wrapped sites.
     adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps, prompt_format=model.prompt_format)
-    adapted.thought = model.thought
+    adapted.thought, adapted.exploration = model.thought, model.exploration
     return adapted
 
 

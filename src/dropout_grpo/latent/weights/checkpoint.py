@@ -41,6 +41,8 @@ class LatentParts:
     """The kind of thought that the checkpoint was trained with."""
     prj_dim: int | None
     prompt_format: str
+    exploration: dict[str, Any] | None
+    """Options of the exploration that the checkpoint was post-trained with; None if it was not."""
 
 
 def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | None = None) -> None:
@@ -69,18 +71,20 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
             facts=facts or CardFacts(),
         )
     model.tokenizer.save_pretrained(folder)
-    config: dict[str, int | str] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
+    config: dict[str, Any] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):
         config["prj_dim"] = model.thought.prj_dim
     if model.prompt_format != COCONUT:
         config["prompt_format"] = model.prompt_format
+    if model.exploration is not None:
+        config["exploration"] = dict(model.exploration)
     (folder / LATENT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     parameters = {name: tensor.detach().contiguous() for name, tensor in whole_state(model.thought).items()}
     if parameters:
         save_file(parameters, folder / THOUGHT_WEIGHTS)
 
 
-_KINDS = {int: "a whole number", str: "text"}
+_KINDS = {int: "a whole number", str: "text", dict: "an object"}
 _MOST = 65_536
 """Largest allowed number in latent_config.json; no model is so wide, or has so many thoughts."""
 
@@ -138,6 +142,7 @@ def load_parts(
         saved_thought=saved_thought,
         prj_dim=config.get("prj_dim"),
         prompt_format=config.get("prompt_format", COCONUT),
+        exploration=config.get("exploration"),
     )
 
 
@@ -169,7 +174,8 @@ def latent_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{LATENT_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{LATENT_CONFIG} of {path} is not a JSON object.")
-    for name, kind in (("latent_steps", int), ("thought", str), ("prj_dim", int), ("prompt_format", str)):
+    kinds = {"latent_steps": int, "thought": str, "prj_dim": int, "prompt_format": str, "exploration": dict}
+    for name, kind in kinds.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise UserError(f"{LATENT_CONFIG} of {path}: {name}={value!r:.40} must be {_KINDS[kind]}.")

@@ -1,0 +1,221 @@
+"""Resuming from Python: what a run was made from is compared, a named checkpoint is loaded, and a run can grow."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.import_path import load_object
+from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.record import weights_digest
+from helpers.grpo_run import CONFIG, TIMES, alternating, constant
+from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+
+GRPO = replace(CONFIG, max_steps=4, save_steps=1, save_total_limit=None, lr_scheduler_type="constant")
+SFT = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=2, epochs_per_stage=1, final_epochs=1, batch_size=2)
+
+
+def grpo(run: Path | RunFolder, **changed: Any) -> GRPOTrainer:
+    given: dict[str, Any] = {"exploration": SharedDropout(0.2), "seed": 2, **changed}
+    problems, config = given.pop("problems", tiny_problems(5)), given.pop("config", GRPO)
+    model, rewards = given.pop("model", None) or tiny_latent(), given.pop("rewards", alternating)
+    return GRPOTrainer(model, rewards, config, problems, run=run, **given)
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps, with a checkpoint of each."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    grpo(run).train()
+    return run
+
+
+@pytest.fixture
+def run(begun: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(begun, tmp_path / "run")
+
+
+CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "seed": (lambda: {"seed": 3}, r"seed was 2 and is now 3"),
+    "p": (lambda: {"exploration": SharedDropout(0.3)}, r"exploration\.p was 0\.2 and is now 0\.3"),
+    "phases": (
+        lambda: {"exploration": SharedDropout(0.2, phases=("latent", "answer"))},
+        r"exploration\.phases was \['latent'\] and is now \['answer', 'latent'\]",
+    ),
+    "option": (lambda: {"config": replace(GRPO, learning_rate=0.5)}, r"learning_rate was 0\.01 and is now 0\.5"),
+    "reward": (lambda: {"rewards": constant}, r"reward_funcs was \['alternating'\] and is now \['constant'\]"),
+    "data": (lambda: {"problems": tiny_problems(6)}, r"train_dataset, by its SHA-256, was \w+ and is now \w+"),
+    "model": (lambda: {"model": tiny_latent(seed=1)}, r"model, by its SHA-256, was \w+ and is now \w+"),
+    "thoughts": (lambda: {"model": tiny_latent(latent_steps=3)}, r"latent_steps was 2 and is now 3"),
+    "precision": (lambda: {"bf16": True}, r"bf16 was False and is now True"),
+    "dtype": (lambda: {"model": tiny_latent(dtype=torch.float64)}, r"dtype was 'float32' and is now 'float64'"),
+    "shorter": (lambda: {"config": replace(GRPO, max_steps=3)}, r"max_steps was 4 and is now 3"),
+}
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_run_was_made_from_is_compared(run: Path, change: str, opened: bool) -> None:
+    """Also where the caller has opened the run folder, with options of its own."""
+    make, message = CHANGES[change]
+    if opened:
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**config, "config": {}, "digests": {}}))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=rf"cannot resume .*{message}.*new run in another folder"):
+        grpo(RunFolder(run, "grpo", {}, resume=True) if opened else run, **make()).train(resume_from_checkpoint=True)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_an_edited_reward_file_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+
+    def reward() -> Any:
+        return load_object(f"{file}:half", noun="function", what="reward", example="")
+
+    file.write_text("def half(prompts, completions, **columns):\n    return [0.5] * len(completions)\n")
+    grpo(tmp_path / "run", rewards=reward()).train()
+    file.write_text(file.read_text().replace("0.5", "0.6"))
+    with pytest.raises(UserError, match=r"the content of reward_funcs\[0\], by its SHA-256, was"):
+        grpo(tmp_path / "run", rewards=reward()).train(resume_from_checkpoint=True)
+
+
+def test_the_curriculum_is_compared_as_well(tmp_path: Path) -> None:
+    def sft(resume: bool, **changed: Any) -> CurriculumTrainer:
+        run = RunFolder(tmp_path / "run", "sft", {}, resume=resume)
+        given = {"seed": 0, "problems": tiny_problems(4, steps=2), "config": SFT, **changed}
+        return CurriculumTrainer(tiny_latent(), given["config"], given["problems"], run, seed=given["seed"])
+
+    first = sft(resume=False)
+    first.train()
+    with pytest.raises(UserError, match=r"already has 8 steps of sft: continue"):
+        first.train()
+    for changed, message in (
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"problems": tiny_problems(5, steps=2)}, "the content of train_dataset, by"),
+        ({"config": replace(SFT, learning_rate=0.5)}, "learning_rate was"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sft(resume=True, **changed).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused(run: Path, tmp_path: Path) -> None:
+    grpo(tmp_path / "other", config=replace(GRPO, max_steps=5)).train()
+    theirs, config = tmp_path / "other" / "checkpoints" / "grpo-step-5", replace(GRPO, max_steps=5)
+    with pytest.raises(UserError, match=r"grpo-step-5: the run that it belongs to was \w+ and is now \w+"):
+        grpo(run, config=config).train(resume_from_checkpoint=str(theirs))
+    shutil.copytree(theirs, run / "checkpoints" / "grpo-step-5")
+    with pytest.raises(UserError, match=r"grpo-step-5: the run that it belongs to was \w+ and is now \w+"):
+        grpo(run, config=config).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_an_older_version_can_be_resumed(run: Path) -> None:
+    for saved in (run / "checkpoints").iterdir():
+        state = json.loads((saved / "trainer_state.json").read_text())
+        del state["record"]
+        (saved / "trainer_state.json").write_text(json.dumps(state))
+        manifest = json.loads((saved / "manifest.json").read_text())
+        from dropout_grpo.training.checkpoint import _manifest
+
+        manifest["trainer_state.json"] = _manifest(saved)["trainer_state.json"]
+        (saved / "manifest.json").write_text(json.dumps(manifest))
+    grpo(run).train(resume_from_checkpoint=True)
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+
+
+def test_the_named_checkpoint_is_loaded(run: Path) -> None:
+    whole, model = lines(run), tiny_latent()
+    made = grpo(run, model=model)
+    made.train(resume_from_checkpoint=str(run / "checkpoints" / "grpo-step-2"))
+    assert lines(run) == whole
+    assert made.model is model
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == [
+        *("grpo-step-1", "grpo-step-2", "grpo-step-3", "grpo-step-3.unused", "grpo-step-4", "grpo-step-4.unused")
+    ]
+    for path in ("no/such/folder", "grpo-step-2", str(run)):
+        with pytest.raises(UserError, match=r"no such folder|is missing"):
+            grpo(run).train(resume_from_checkpoint=path)
+    (run / "checkpoints" / "grpo-step-2" / "trainer_state.json").write_text("{}")
+    with pytest.raises(UserError, match="has changed since it was written"):
+        grpo(run).train(resume_from_checkpoint=run / "checkpoints" / "grpo-step-2")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ("constant", "max_steps was 2 and is now 4: the learning rate, 0.01, stays as it was."),
+        ("linear", "the linear schedule now ends at step 4, so that step 3 has the learning rate 0.005;"),
+    ],
+)
+def test_a_run_grows(tmp_path: Path, schedule: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(GRPO, save_steps=100, lr_scheduler_type=schedule)
+    made = grpo(tmp_path / "long", config=config)
+    made.train()
+    grpo(tmp_path / "short", config=replace(config, max_steps=2)).train()
+    grown = grpo(tmp_path / "short", config=config)
+    capsys.readouterr()
+    grown.train(resume_from_checkpoint=True)
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert [line["step"] for line in lines(tmp_path / "short")] == [1, 2, 3, 4]
+    if schedule == "constant":
+        assert lines(tmp_path / "short") == lines(tmp_path / "long")
+        assert_same_weights(weights_of(grown.model), weights_of(made.model))
+    else:
+        assert [line["learning_rate"] for line in lines(tmp_path / "short")] == pytest.approx(
+            [0.01, 0.005, 0.005, 0.0025]
+        )
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    """Fault: a second call appended steps 1 to 4, and a resumed run without a checkpoint began again."""
+    made = grpo(tmp_path / "run", config=replace(GRPO, save_steps=100))
+    made.train()
+    trained, weights = lines(tmp_path / "run"), weights_of(made.model)
+    with pytest.raises(UserError, match=r"already has 4 steps of grpo: continue them with train\(resume_from"):
+        made.train()
+    made.train(resume_from_checkpoint=True)
+    again = grpo(tmp_path / "run", config=replace(GRPO, save_steps=100))
+    again.train(resume_from_checkpoint=True)
+    assert lines(tmp_path / "run") == trained
+    assert_same_weights(weights_of(again.model), weights)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda rows: [*rows[:1], *rows[2:]], "have step 2 0 times, not once"),
+        (lambda rows: [*rows, rows[2]], "have step 3 2 times, not once"),
+        (lambda rows: rows[::-1], "are not in order"),
+    ],
+)
+def test_metrics_that_lack_or_double_a_step_are_noticed(run: Path, edit: Any, message: str) -> None:
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("".join(row + "\n" for row in edit(rows)))
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: the lines of grpo {message}: the file has changed"):
+        grpo(run).train(resume_from_checkpoint=True)
+
+
+def test_the_digest_of_weights_sees_every_value_name_and_dtype() -> None:
+    model = tiny_latent()
+    digest = weights_digest(model)
+    assert weights_digest(tiny_latent()) == digest
+    assert weights_digest(tiny_latent(dtype=torch.float64)) != digest
+    with torch.no_grad():
+        last = list(model.parameters())[-1]
+        last.view(-1)[-1] = torch.nextafter(last.view(-1)[-1], torch.tensor(9.0))  # one bit
+    assert weights_digest(model) != digest
