@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 0
 
-.PHONY: demo test lint test-slow docs theory bench study rivals gpu gsm8k clean
+.PHONY: demo test lint test-slow test-newest docs theory bench study rivals gpu gsm8k clean
 
 demo: $(READY)
 	$(BIN)/dropout-grpo demo --seed $(SEED) --data.word_problems.seed $(SEED) --run_dir runs/demo-seed$(SEED)
@@ -20,6 +20,9 @@ lint: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+test-newest:  # with the newest versions of all libraries, then with the lowest that pyproject.toml allows
+	PYTHON=$(PYTHON) .ci/test_versions $(TESTS)
 
 docs: $(READY)  # fills the tables and figures of all documents from the recorded results
 	$(BIN)/python -m dropout_grpo.evidence.redo_pages
@@ -71,4 +74,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,13 +1,16 @@
 """Files of a saved folder for use without this package: a model card, and ``custom_generate``."""
 
+from inspect import Parameter, Signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model
 
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.recurrence import cache_name
 from dropout_grpo.latent.weights.card import CardFacts, Measured
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from helpers.tiny_latent import tiny_latent
@@ -97,3 +100,31 @@ def test_a_folder_with_a_card_loads_as_before(tmp_path: Path) -> None:
     assert ModelCard.load(tmp_path / "saved" / "README.md").data.base_model == "gpt2"
     again = LatentModel.from_pretrained(tmp_path / "saved")
     assert torch.equal(again.model.get_input_embeddings().weight, model.model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_has_the_name_that_the_model_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """transformers 5.24 renamed past_key_values to cache; the package and published folders meet both."""
+    model = tiny_latent(latent_steps=3)
+    expected = model.answer(QUESTIONS, 6)
+    model.save_pretrained(tmp_path / "saved")
+    theirs, own, seen = GPT2Model.forward, cache_name(model.model), []
+
+    def renamed(self: GPT2Model, *ids: Any, **given: Any) -> Any:
+        seen.append(set(given))
+        given[own] = given.pop(name, None) if name in given else given.get(own)
+        output = theirs(self, *ids, **given)
+        output[name] = output.get(own)
+        return output
+
+    renamed.__signature__ = Signature(
+        [Parameter("self", Parameter.POSITIONAL_ONLY), Parameter(name, Parameter.KEYWORD_ONLY)]
+    )  # type: ignore[attr-defined]
+    monkeypatch.setattr(GPT2Model, "forward", renamed)
+    assert transformers_answers(tmp_path / "saved", QUESTIONS) == expected
+    assert all(name in given for given in seen[:3]), "the three thoughts"
+    seen.clear()
+    assert LatentModel.from_pretrained(tmp_path / "saved").answer(QUESTIONS, 6) == expected
+    assert sum(name in given for given in seen) >= 4, "the prompt and three thoughts; the head passes its own name on"

@@ -10,6 +10,7 @@ Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V
     logprobs = model.score(state, answers)      # teacher-forced, with gradient through every thought and the cache
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ class Recurrence(nn.Module):
         self.prompt_format = require_prompt_format(tokenizer, prompt_format, model.name_or_path or type(model).__name__)
         self.exploration: Mapping[str, Any] | None = None  # options of the one that the weights were post-trained with
         self.model = model
+        self._cache_name = cache_name(model)
         switch_off_dropout(model)
         with torch.no_grad():  # call the module: it may do more than look up a row (Gemma scales it)
             latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
@@ -173,8 +175,8 @@ class Recurrence(nn.Module):
                 inputs_embeds=self.model.get_input_embeddings()(input_ids),
                 attention_mask=attention_mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_name: cache},
                 **_keyword(by_key),
             )
         prefix = None
@@ -198,7 +200,7 @@ class Recurrence(nn.Module):
             with self._noisy(noise, "latent", state.latent_step) as factors:
                 if THOUGHT_SITE in factors:
                     fed_back = fed_back * factors[THOUGHT_SITE]
-                cache, inputs = _inputs(state, fed_back, by_key)
+                cache, inputs = self._inputs(state, fed_back, by_key)
                 hidden = self.model.get_decoder()(**inputs).last_hidden_state  # [B, 1, D], after the final norm
             state = replace(_advanced(state, cache, 1), hidden=hidden, latent_step=state.latent_step + 1)
         return state
@@ -236,9 +238,31 @@ class Recurrence(nn.Module):
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("answer", 0, key_positions(state, token_ids.shape[1]))
         with self._noisy(noise, "answer", 0):
-            cache, inputs = _inputs(state, self.model.get_input_embeddings()(token_ids), by_key)
+            cache, inputs = self._inputs(state, self.model.get_input_embeddings()(token_ids), by_key)
             logits = self.model(**inputs).logits
         return logits, _advanced(state, cache, token_ids.shape[1])
+
+    def _inputs(self, state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor]) -> tuple[Cache, dict[str, Any]]:
+        """A cache for old and new positions, and the arguments of the forward pass for embeddings [B, L, D]."""
+        length = embeds.shape[1]
+        cache = share_cache(state.cache)
+        inputs = {
+            "inputs_embeds": embeds,
+            "attention_mask": extended(state.attention_mask, length),
+            "position_ids": state.next_position + torch.arange(length, device=embeds.device),
+            self._cache_name: cache,
+            "use_cache": True,
+            **_keyword(by_key),
+        }
+        if state.prefix is not None:  # a model that copies its prompts does not get the keyword
+            own = state.attention_mask.shape[1]
+            inputs |= {"prefix": state.prefix, "attention_mask": _causal(own, length, embeds)}
+        return cache, inputs
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """The name of the cache in the model's forward pass: ``past_key_values`` before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(model.get_decoder().forward).parameters else "past_key_values"
 
 
 def keyed_noise(noise: Noise | None) -> KeyNoise | None:
@@ -264,24 +288,6 @@ def _key_heads(config: PreTrainedConfig) -> int | None:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1  # Falcon, GPT-BigCode
     return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
-
-
-def _inputs(state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor]) -> tuple[Cache, dict[str, Any]]:
-    """A cache for the old and new positions, and the arguments of the model's forward pass for embeddings [B, L, D]."""
-    length = embeds.shape[1]
-    cache = share_cache(state.cache)
-    inputs = {
-        "inputs_embeds": embeds,
-        "attention_mask": extended(state.attention_mask, length),
-        "position_ids": state.next_position + torch.arange(length, device=embeds.device),
-        "past_key_values": cache,
-        "use_cache": True,
-        **_keyword(by_key),
-    }
-    if state.prefix is not None:  # a model that copies its prompts does not get the keyword
-        own = state.attention_mask.shape[1]
-        inputs |= {"prefix": state.prefix, "attention_mask": _causal(own, length, embeds)}
-    return cache, inputs
 
 
 def _advanced(state: LatentState, cache: Cache, length: int) -> LatentState:

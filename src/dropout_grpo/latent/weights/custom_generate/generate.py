@@ -12,6 +12,7 @@ checkpoint. All options of ``generate`` apply to the answer. The prompt is left-
 
 import json
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,18 @@ def generate(
     thought = _thought(checkpoint, config)
     embeds = inputs_of_step = embed(ids)  # [B, S, D]
     positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
+    # transformers before 5.24 has the older name
+    cache_name = "cache" if "cache" in signature(model.get_decoder().forward).parameters else "past_key_values"
     with torch.no_grad():
         for _ in range(steps):
             output = model.get_decoder()(
                 inputs_embeds=inputs_of_step,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_name: cache},
             )
-            cache = output.past_key_values
+            cache = output[cache_name]
             inputs_of_step = thought(output.last_hidden_state[:, -1:]).to(embeds.dtype)  # [B, 1, D]
             embeds = torch.cat([embeds, inputs_of_step], dim=1)
             mask, positions = torch.cat([mask, one], dim=1), positions[:, -1:] + 1
