@@ -2,7 +2,9 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.options import TheoryOptions
 from dropout_grpo.distributed.processes import connected, is_main
 from dropout_grpo.errors import UserError
@@ -30,6 +33,7 @@ from dropout_grpo.jobs.push import push
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
 from dropout_grpo.jobs.smoke import stand_ins
 from dropout_grpo.jobs.train import grpo, sft
+from dropout_grpo.needs import WithoutEffect, without_effect
 from dropout_grpo.report import watch_report, write_comparison, write_report
 from dropout_grpo.runs.layout import REPORT_FILE
 from dropout_grpo.tasks.registry import TASKS
@@ -46,6 +50,7 @@ def run(name: str, options: Namespace) -> None:
     """
     # Progress bars and advice of transformers would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()
+    warnings.simplefilter("ignore", WithoutEffect)  # told below, once, with the options' names
     if name not in _IN_SEVERAL_PROCESSES:
         if os.environ.get("RANK", "0") == "0":
             _RUN[name](options)
@@ -53,6 +58,8 @@ def run(name: str, options: Namespace) -> None:
     with connected():
         console.quiet = not is_main()
         try:
+            for line in without_effect(_recipe(options), unused=UNUSED[name]):
+                console.print(line, markup=False)
             if options.get("smoke"):
                 _put_stand_ins(options)
             _RUN[name](options)
@@ -69,7 +76,7 @@ def _demo(options: Namespace) -> None:
 
 def _data(options: Namespace) -> None:
     out = Path(options.out)
-    varied = VaryOptions(**{name: getattr(options, name) for name in VaryOptions.__dataclass_fields__})
+    varied = VaryOptions(**{option.name: options[option.name] for option in fields(VaryOptions)})
     made = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
     written = write_data(out, made) if varied.vary is None else write_variations(out, varied)
     for file, count in written.items():
@@ -100,7 +107,7 @@ def _inspect(options: Namespace) -> None:
 
 
 def _bench(options: Namespace) -> None:
-    config = BenchConfig(**{name: getattr(options, name) for name in BenchConfig.__dataclass_fields__})
+    config = BenchConfig(**{option.name: options[option.name] for option in fields(BenchConfig)})
     bench(config, sweep=options.sweep, as_json=options.json)
 
 
@@ -151,7 +158,7 @@ _RUN: dict[str, Callable[[Namespace], Any]] = {
 
 
 def _recipe(options: Namespace) -> Recipe:
-    return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+    return Recipe(**{option.name: options[option.name] for option in fields(Recipe)})
 
 
 def _checkpoint_options(options: Namespace) -> CheckpointOptions:

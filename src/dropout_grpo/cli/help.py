@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from dropout_grpo.needs import within
 from dropout_grpo.ranges import range_of
 from dropout_grpo.tasks.registry import TASKS
 
@@ -33,7 +34,7 @@ def hide_unused(parser: ArgumentParser, command: str) -> None:
     """Leave the options that the command ignores out of its help."""
     unused = UNUSED[command]
     for action in parser._actions:
-        if action.dest.startswith(tuple(f"{name}." for name in unused)) or action.dest in unused:
+        if within(action.dest, unused):
             action.help = argparse.SUPPRESS
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.cli.failures import describe
+from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.messages import explain, one_line
 from dropout_grpo.cli.options import build_parser, with_recipe_paths
 from dropout_grpo.errors import LostProcess, UserError
 from dropout_grpo.jobs.recipe_file import require_sections
+from dropout_grpo.needs import within
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.progress import console
@@ -84,9 +86,20 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
                 raise UserError(f"{option}: {value!r} must be true or false.")
         if name in _WITH_RECIPE:
             require_sections(arguments[name])
+            _warn_of_unused(name, words)
         if name == "grpo":
             _require_checkpoint(arguments[name])
         return name, parser.instantiate_classes(arguments)[name]
+
+
+def _warn_of_unused(command: str, words: Sequence[str]) -> None:
+    """Name the options of the command line that only other commands use. A recipe may hold them: it is for all."""
+    if os.environ.get("RANK", "0") != "0" or "--smoke" in words:  # a smoke run's stand-in has the recipe's model
+        return
+    names = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
+    for name in dict.fromkeys(names):
+        if within(name, UNUSED[command]):
+            console.print(f"warning: --{name}: no effect; {command} does not use it.", markup=False)
 
 
 def _require_checkpoint(options: Namespace) -> None:

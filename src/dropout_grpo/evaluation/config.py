@@ -1,7 +1,9 @@
 """Options of an evaluation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from dropout_grpo.needs import Need
 from dropout_grpo.ranges import check_ranges, ranged
 
 
@@ -25,6 +27,10 @@ class EvaluationConfig:
     batch_size: int = ranged(1024, at_least=1)
     latent_steps: int | None = ranged(None, at_least=0)
     tolerance: float = ranged(0.0, at_least=0)
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(("temperature",), "num_samples above 0", lambda evaluation: evaluation.num_samples > 0),
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges.

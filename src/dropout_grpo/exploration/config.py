@@ -1,9 +1,10 @@
 """Options of an exploration, and the import path of each kind. Does not import torch."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from dropout_grpo.errors import UserError, nearest
+from dropout_grpo.needs import Need
 from dropout_grpo.ranges import check_ranges, ranged
 
 KINDS = {
@@ -40,6 +41,12 @@ class ExplorationConfig:
     sites: tuple[str, ...] = ("residual",)
     phases: tuple[str, ...] = ("latent",)
     options: dict[str, Any] = field(default_factory=dict)
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (  # a class of the user may have any of them
+        Need(("p",), "kind shared_dropout or per_step_dropout", lambda e: e.kind.endswith("dropout") or ":" in e.kind),
+        Need(("sites",), "a kind that multiplies activations", lambda e: e.kind not in ("none", "weight_noise", "svp")),
+        Need(("phases",), "a kind other than none", lambda e: e.kind != "none"),
+    )
 
     def __post_init__(self) -> None:
         """Check the kind and the ranges.

@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.jobs.recipe import DataConfig, WeightedSource
+from dropout_grpo.needs import changed
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
@@ -29,6 +30,11 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
             f"embedded task. Give data.{measured[0]} too."
         )
     unnamed = [name for name, source in given.items() if source is None]
+    settings = changed(getattr(data, data.task), f"data.{data.task}")
+    if settings and not unnamed:
+        console.print(
+            f"warning: {', '.join(settings)}: no effect; all problems of this command come from files.", markup=False
+        )
     made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
     problems = {
         name: made[name] if source is None else _load(source, data, require_steps=name == "train")

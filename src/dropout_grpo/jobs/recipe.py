@@ -1,13 +1,15 @@
 """Options of the commands. A recipe holds all options of a run: every command that trains or measures can read it."""
 
+import os
 from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.latent.config import LoRAConfig
+from dropout_grpo.needs import Need
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.rl.config import GRPOConfig
@@ -51,6 +53,14 @@ class ModelConfig:
     n_layer: int = ranged(3, at_least=1)
     n_head: int = ranged(4, at_least=1)
     n_positions: int = ranged(160, at_least=1)
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("model_type", "n_embd", "n_layer", "n_head", "n_positions"),
+            "a model from scratch, and name_or_path names another one",
+            lambda model: model.name_or_path is None,
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
@@ -210,6 +220,14 @@ class Recipe:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     reward_funcs: tuple[str, ...] = (EXACT_ANSWER,)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("fsdp",),
+            "more than one process, as torchrun starts them",
+            lambda recipe: int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -1,9 +1,10 @@
 """Options of the GRPO trainer, with TRL's names where TRL has the option."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.needs import Need, warn_without_effect
 from dropout_grpo.ranges import check_ranges, ranged
 from dropout_grpo.training.config import Schedule
 
@@ -130,6 +131,33 @@ class GRPOConfig:
     log_completions: bool = False
     num_completions_to_print: int = ranged(2, at_least=1)
 
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(
+            ("beta_schedule", "kl_estimator", "kl_delta", "ref_exploration", "sync_ref_model"),
+            "beta above 0",
+            lambda grpo: grpo.beta > 0,
+        ),
+        Need(("kl_delta",), "kl_estimator k3_huber or k3_clamp", lambda grpo: grpo.kl_estimator != "k3"),
+        Need(
+            ("ref_model_sync_steps", "ref_model_mixup_alpha"),
+            "sync_ref_model true",
+            lambda grpo: grpo.sync_ref_model,
+        ),
+        Need(
+            ("epsilon", "epsilon_high"),
+            "num_iterations above 1, since the first update on a batch has the ratio 1 everywhere",
+            lambda grpo: grpo.num_iterations > 1 or not grpo.replay,  # fresh masks change the ratio too
+        ),
+        Need(("ema_decay",), "baseline ema", lambda grpo: grpo.baseline == "ema"),
+        Need(
+            ("min_lr_rate",),
+            "lr_scheduler_type linear or cosine",
+            lambda grpo: grpo.lr_scheduler_type != "constant",
+        ),
+        Need(("save_total_limit",), "save_steps above 0", lambda grpo: grpo.save_steps > 0),
+        Need(("num_completions_to_print",), "log_completions true", lambda grpo: grpo.log_completions),
+    )
+
     def __post_init__(self) -> None:
         """Check the ranges, and that no options contradict each other, before anything is trained.
 
@@ -138,6 +166,7 @@ class GRPOConfig:
         """
         check_ranges(self, "grpo")
         self._check_combinations()
+        warn_without_effect(self)
 
     def _check_combinations(self) -> None:
         for name in ("micro_batch_size", "rollout_batch_size"):
@@ -174,13 +203,3 @@ class GRPOConfig:
             raise UserError("leave_one_out removes a bias that scale_rewards puts back: set scale_rewards to none.")
         if self.train_only == ():
             raise UserError("train_only is empty: name parameters, or leave it out to train everything.")
-        if self.sync_ref_model and self.beta == 0:
-            raise UserError(
-                "sync_ref_model updates the reference of the KL, and beta=0 has none: set beta above 0, or leave "
-                "sync_ref_model out."
-            )
-        if self.min_lr_rate > 0 and self.lr_scheduler_type == "constant":
-            raise UserError(
-                f"min_lr_rate={self.min_lr_rate} is where a falling schedule ends: set lr_scheduler_type to cosine or "
-                "linear, or leave min_lr_rate out."
-            )

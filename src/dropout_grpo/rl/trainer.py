@@ -50,6 +50,7 @@ from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
+from dropout_grpo.rl.watch import Watch
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import checkpoint_folder
 from dropout_grpo.runs.read import read_metrics
@@ -268,11 +269,14 @@ class GRPOTrainer:
         self.model.exploration = options_of(self.exploration)
         with session.steps(self.part.replace("_", "-"), config.max_steps, done) as bar:
             callbacks.begin(done, optimizer, schedule)
+            watch = Watch(config)
             for step in range(done + 1, config.max_steps + 1):
                 callbacks.begin_step(step, first=step == done + 1)
                 metrics = self.step(step, optimizer, schedule, session.last_good)
                 losses.append(metrics["loss"])
                 callbacks.end_step(step)
+                for warning in watch.after(metrics):
+                    console.print(warning, markup=False)
                 logs = callbacks.control.should_log
                 evaluates = callbacks.control.should_evaluate and self._validate is not None
                 if logs:

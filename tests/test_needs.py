@@ -1,0 +1,147 @@
+"""An option that has no effect is told in one line; the default, and an option whose need is met, is not."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from dropout_grpo.cli.help import UNUSED
+from dropout_grpo.cli.main import main
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.jobs.problem_sources import problems_of
+from dropout_grpo.jobs.recipe import DataConfig, ModelConfig, Recipe, TaskSettings
+from dropout_grpo.jobs.recipe_file import load_recipe, recipe_names
+from dropout_grpo.needs import WithoutEffect, without_effect
+from dropout_grpo.problems.files import save_problems
+from dropout_grpo.problems.problem import Problem
+from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.watch import Watch
+
+FIRST = "num_iterations above 1, since the first update on a batch has the ratio 1 everywhere"
+
+
+@pytest.mark.parametrize(
+    ("set_in_vain", "line", "met"),
+    [
+        ({"kl_estimator": "k3_huber"}, "grpo.kl_estimator=k3_huber: no effect; it needs beta above 0.", {"beta": 0.1}),
+        ({"sync_ref_model": True}, "grpo.sync_ref_model=True: no effect; it needs beta above 0.", {"beta": 0.1}),
+        (
+            {"beta": 0.1, "kl_delta": 2.0},
+            "grpo.kl_delta=2.0: no effect; it needs kl_estimator k3_huber or k3_clamp.",
+            {"kl_estimator": "k3_clamp"},
+        ),
+        (
+            {"beta": 0.1, "ref_model_sync_steps": 3, "ref_model_mixup_alpha": 1.0},
+            "grpo.ref_model_sync_steps=3, grpo.ref_model_mixup_alpha=1.0: no effect; they need sync_ref_model true.",
+            {"sync_ref_model": True},
+        ),
+        ({"epsilon": 0.1}, f"grpo.epsilon=0.1: no effect; it needs {FIRST}.", {"num_iterations": 2}),
+        ({"epsilon_high": 0.1}, f"grpo.epsilon_high=0.1: no effect; it needs {FIRST}.", {"replay": False}),
+        ({"ema_decay": 0.5}, "grpo.ema_decay=0.5: no effect; it needs baseline ema.", {"baseline": "ema"}),
+        (
+            {"min_lr_rate": 0.1, "lr_scheduler_type": "constant"},
+            "grpo.min_lr_rate=0.1: no effect; it needs lr_scheduler_type linear or cosine.",
+            {"lr_scheduler_type": "cosine"},
+        ),
+    ],
+)
+def test_options_of_grpo(set_in_vain: dict, line: str, met: dict) -> None:
+    with pytest.warns(WithoutEffect, match="no effect") as told:
+        config = GRPOConfig(**set_in_vain)
+    assert told[0].filename == __file__, "the line that made the config"
+    assert list(without_effect(config, "grpo")) == [f"warning: {line}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(without_effect(replace(config, **met), "grpo")) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        (
+            Recipe(exploration=ExplorationConfig(kind="none", p=0.3, phases=("prompt",))),
+            [
+                "exploration.p=0.3: no effect; it needs kind shared_dropout or per_step_dropout.",
+                "exploration.phases=['prompt']: no effect; it needs a kind other than none.",
+            ],
+        ),
+        (Recipe(exploration=ExplorationConfig(kind="my.py:Noise", p=0.3, sites=("mlp",))), []),
+        (
+            Recipe(exploration=ExplorationConfig(kind="svp", sites=("mlp",), phases=("prompt",))),
+            ["exploration.sites=['mlp']: no effect; it needs a kind that multiplies activations."],
+        ),
+        (Recipe(fsdp=True), ["fsdp=True: no effect; it needs more than one process, as torchrun starts them."]),
+        (
+            Recipe(model=ModelConfig(name_or_path="gpt2", n_layer=2)),
+            ["model.n_layer=2: no effect; it needs a model from scratch, and name_or_path names another one."],
+        ),
+        (
+            Recipe(evaluation=EvaluationConfig(num_samples=0, temperature=0.5)),
+            ["evaluation.temperature=0.5: no effect; it needs num_samples above 0."],
+        ),
+    ],
+)
+def test_options_of_a_recipe(recipe: Recipe, line: list[str]) -> None:
+    assert list(without_effect(recipe)) == [f"warning: {text}" for text in line]
+    assert list(without_effect(recipe, unused=("exploration", "fsdp", "model", "evaluation"))) == []
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("command", UNUSED)
+def test_the_shipped_recipes_set_nothing_in_vain(name: str, command: str) -> None:
+    """But the draft's clip range, which has no effect in its single update per batch, as the recipe says."""
+    told = list(without_effect(load_recipe(name), unused=UNUSED[command]))
+    clips = name == "gsm8k-qwen" and command in ("demo", "grpo")
+    assert told == ([f"warning: grpo.epsilon=0.1, grpo.epsilon_high=0.12: no effect; they need {FIRST}."] * clips)
+
+
+def test_settings_of_a_task_beside_files(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "a.json")
+    save_problems(file, [Problem(id=0, question="2 ?", steps=(), answer="2")])
+    tasks = TaskSettings()
+    data = DataConfig(grpo=file, valid=file, word_problems=replace(tasks.word_problems, seed=3, n_valid=7))
+    problems_of(data, ("grpo", "valid"))
+    assert (
+        "warning: data.word_problems.seed=3, data.word_problems.n_valid=7: no effect; all problems of this command "
+        "come from files." in capsys.readouterr().err
+    )
+    problems_of(replace(data, grpo=None), ("grpo", "valid"))
+    assert "no effect" not in capsys.readouterr().err
+
+
+def test_an_option_of_another_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line; a recipe holds the options of all commands."""
+    assert (
+        main(["grpo", "--checkpoint", "none", "--model.n_layer=2", "--data.test", "none.json", "--grpo.beta", "1"]) == 2
+    )
+    told = capsys.readouterr().err
+    assert "warning: --model.n_layer: no effect; grpo does not use it." in told
+    assert "warning: --data.test: no effect; grpo does not use it." in told
+    assert told.count("no effect") == 2
+
+
+def steps(watch: Watch, count: int, metrics: Callable[[int], dict]) -> list[str]:
+    usual = {"reward": 0.5, "reward_std": 0.1, "completions/clipped_ratio": 0.0}
+    return [line for step in range(count) for line in watch.after({**usual, **metrics(step)})]
+
+
+def test_ten_skipped_steps() -> None:
+    config = GRPOConfig(filter_groups=(2, 3))
+    assert steps(Watch(config), 9, lambda step: {"groups/step_skipped": 1}) == []
+    (line,) = steps(Watch(config), 50, lambda step: {"groups/step_skipped": 1})
+    assert "the last 10 steps changed nothing" in line
+    assert "[2, 3]; the last step's mean reward is 0.5" in line
+    assert steps(Watch(config), 50, lambda step: {"groups/step_skipped": int(step % 10 != 9)}) == [], "not in a row"
+
+
+def test_a_constant_reward_and_answers_that_are_all_cut() -> None:
+    watch = Watch(GRPOConfig(max_completion_length=5))
+    (line,) = steps(watch, 50, lambda step: {"reward_std": 0.0})
+    assert "every rollout of the last 20 steps has the reward 0.5" in line
+    (line,) = steps(watch, 50, lambda step: {"completions/clipped_ratio": 1.0})
+    assert "every answer of the last 20 steps was cut at grpo.max_completion_length=5" in line
+    assert steps(watch, 50, lambda step: {"completions/clipped_ratio": 1.0, "reward_std": 0.0}) == [], "told once"
+    assert steps(Watch(GRPOConfig()), 50, lambda step: {"reward": step % 2, "reward_std": 0.0}) == [], "not constant"
+    assert steps(Watch(GRPOConfig()), 19, lambda step: {"completions/clipped_ratio": 1.0}) == []
