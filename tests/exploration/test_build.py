@@ -1,5 +1,6 @@
 """From a config to an exploration: kinds by name, classes of one's own by import path, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, PerStepDropout, SharedDropout
-from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.build import build_exploration, options_of
 from dropout_grpo.exploration.config import KINDS, ExplorationConfig
 from dropout_grpo.problems.files import save_problems
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
@@ -112,3 +113,14 @@ def test_the_command_line_takes_a_class_of_ones_own(own: str, tmp_path: Path) ->
     assert main([*words.split(), "--exploration.options", '{"factor": 2.0}']) == 0
     assert len(read_metrics(tmp_path / "run")) >= 1
     assert main([*words.split(), "--exploration.options", '{"faktor": 2.0}']) == 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+def test_the_options_of_an_exploration_make_it_again(kind: str) -> None:
+    made = build_exploration(ExplorationConfig(kind=kind, p=0.3, sites=("mlp", "heads"), phases=("answer", "latent")))
+    found = options_of(made)
+    again = build_exploration(ExplorationConfig(**json.loads(json.dumps(found))))
+    assert type(again) is type(made)
+    assert options_of(again) == found
+    assert {k: v for k, v in vars(again).items() if k[0] != "_"} == {k: v for k, v in vars(made).items() if k[0] != "_"}
+    assert options_of(build_exploration(ExplorationConfig(kind="none"))) == {"kind": "none"}

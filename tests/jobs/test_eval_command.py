@@ -1,6 +1,7 @@
 """``dropout-grpo eval``: what it leaves in the run folder and prints, what it refuses, how it goes on after a stop."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from dropout_grpo.cli.main import main
 from dropout_grpo.evaluation.answering import EVAL_STEP, EvaluationConfig, answer_problems
 from dropout_grpo.evaluation.measures import measure_answers, summarize
 from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.exploration.build import options_of
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.jobs import evaluate as command
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.files import load_problems, save_problems
-from helpers.eval_run import MASKS, OPTIONS, evaluate, problems, save_checkpoint, save_files
+from helpers.eval_run import MASKS, OPTIONS, SEED, evaluate, problems, save_checkpoint, save_files
+from helpers.tiny_latent import tiny_latent
 
 SPEED = ("seconds", "problems_per_second")
 
@@ -270,3 +274,60 @@ def test_the_thoughts_about_a_few_problems_are_those_of_the_same_masks(checkpoin
         assert thought["models"] == json.loads(
             json.dumps([{"name": "", "said": said["plain"].strip(), "thoughts": asdict(expected)}])
         )
+
+
+def test_a_checkpoint_is_measured_under_the_masks_that_it_was_trained_with(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: p was 0.1 whatever the checkpoint was trained with."""
+    (file, _), plain = save_files(tmp_path), OPTIONS[: -len(MASKS)]
+    model = tiny_latent(seed=SEED)
+    model.exploration = options_of(SharedDropout(0.4, phases=("latent", "answer")))
+    model.save_pretrained(tmp_path / "trained")
+    assert LatentModel.from_pretrained(tmp_path / "trained").exploration == model.exploration
+
+    def measured(folder: Path, run: str, *options: str) -> list[Any]:
+        assert evaluate(folder, [file], tmp_path / run, *plain, *options) == 0
+        return [line["samples"] for line in lines(tmp_path / run)]
+
+    given = measured(checkpoint, "a", *MASKS)
+    assert measured(tmp_path / "trained", "b") == given
+    assert read(tmp_path / "b", "config.json")["config"]["exploration"]["p"] == 0.4
+    assert "p 0.4; sites residual; phases answer, latent (as the checkpoint was trained)" in capsys.readouterr().err
+    default = measured(checkpoint, "c")
+    assert default != given
+    assert "p 0.1; sites residual; phases latent (the default; the checkpoint records none)" in capsys.readouterr().err
+    assert measured(tmp_path / "trained", "d", "--exploration.p", "0.1", "--exploration.phases", "[latent]") == default
+    assert "(as the checkpoint was trained, but for p, phases)" in capsys.readouterr().err
+    assert (
+        main(["ask", str(tmp_path / "trained"), problems()[0].question, "--masks", "3", "--max_new_tokens", "5"]) == 0
+    )
+    assert "masks: shared_dropout, p 0.4;" in capsys.readouterr().err
+
+
+def test_a_checkpoint_cannot_name_code_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (file, _), folder = save_files(tmp_path), save_checkpoint(tmp_path / "theirs")
+    config = read(folder, "latent_config.json")
+    (tmp_path / "noise.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    for recorded, message in (
+        ({"kind": "noise.py:Noise"}, "trained with exploration.kind 'noise.py:Noise', which is not of this package"),
+        ({"kind": "shared_dropout", "q": 1}, "exploration is damaged"),
+        ({"kind": "shared_dropout", "p": 7}, "exploration.p=7"),
+        ([], "exploration=[] must be an object"),
+    ):
+        (folder / "latent_config.json").write_text(json.dumps({**config, "exploration": recorded}))
+        assert evaluate(folder, [file], tmp_path / "run", "--bf16", "false") == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_replaced_under_its_name_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: the files measured before a stop were of one model, those after it of another."""
+    files, folder = save_files(tmp_path), save_checkpoint(tmp_path / "model")
+    assert evaluate(folder, files, tmp_path / "run") == 0
+    save_checkpoint(folder, seed=SEED + 1)
+    assert evaluate(folder, files, tmp_path / "run", *OPTIONS, "--resume", "true") == 2
+    assert re.search(r"the content of checkpoint \(\S+\), by its SHA-256,", " ".join(capsys.readouterr().err.split()))

@@ -103,6 +103,7 @@ def test_the_demo_is_the_same_with_its_arms_side_by_side(tmp_path: Path, capsys:
     run = tmp_path / "run"
     options = ["--recipe", str(tmp_path / "tiny.yaml"), "--run_dir", str(run), "--json"]
     options += ["--reward_funcs", "[dropout_grpo.jobs.smoke:every_other]"]  # a reward with something to learn
+    options += ["--exploration.p", "0.4", "--exploration.phases", "[latent,answer]"]
 
     def demo(*more: str) -> tuple[dict[str, object], list[dict[str, object]]]:
         assert main(["demo", *options, *more]) == 0
@@ -122,3 +123,17 @@ def test_the_demo_is_the_same_with_its_arms_side_by_side(tmp_path: Path, capsys:
             shutil.rmtree(saved)
     torch.set_num_threads(1)
     assert demo("--resume", "true") == apart
+
+    # Measured again as the demo advises, it is the same checkpoint under the same kind of masks.
+    checkpoint, test = run / "checkpoints" / "dropout_grpo", run / "data" / "test.json"
+    again = ["--checkpoint", str(checkpoint), "--files", f"[{test}]", "--run_dir", str(tmp_path / "eval"), "--json"]
+    assert main(["eval", *again, "--bf16", "false", "--evaluation.num_samples", "2"]) == 0
+    said = capsys.readouterr()
+    (measured,) = json.loads(said.out)["evaluations"]
+    theirs = apart[0]["dropout_grpo"]
+    assert isinstance(theirs, dict)
+    times = ("file", "seconds", "problems_per_second")
+    assert {k: v for k, v in measured.items() if k not in times} == {k: v for k, v in theirs.items() if k not in times}
+    assert "masks: shared_dropout, p 0.4; sites residual; phases answer, latent (as the checkpoint was trained)" in (
+        " ".join(said.err.split())
+    )

@@ -84,7 +84,7 @@ def _data(options: Namespace) -> None:
 
 
 def _eval(options: Namespace) -> None:
-    results = evaluate(_recipe(options), options.checkpoint, options.files, _checkpoint_options(options))
+    results = evaluate(_recipe(options), options.checkpoint, options.files, _checkpoint_options(options), options.told)
     if options.json and is_main():
         print(json.dumps(results))
 
@@ -97,7 +97,7 @@ def _compare(options: Namespace) -> None:
 def _ask(options: Namespace) -> None:
     asked = AskOptions(masks=options.masks, seed=options.seed, max_new_tokens=options.max_new_tokens)
     given = (options.checkpoint, options.question, options.exploration, asked, _checkpoint_options(options))
-    answers = ask(*given, thoughts=options.thoughts)
+    answers = ask(*given, thoughts=options.thoughts, told=options.told)
     print(answers_as_text(answers))
 
 

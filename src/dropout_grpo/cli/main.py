@@ -23,6 +23,7 @@ from dropout_grpo.training.progress import console
 from dropout_grpo.training.threads import wait_asleep
 
 _WITH_RECIPE = ("demo", "sft", "grpo", "eval")  # which have a run folder, and can resume
+_WITH_CHECKPOINT = ("eval", "ask")  # which take from it what the user does not tell of the exploration
 _FLAGS = ("smoke", "json", "sweep", "thoughts", "watch")
 
 
@@ -89,7 +90,11 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
             _warn_of_unused(name, words)
         if name == "grpo":
             _require_checkpoint(arguments[name])
-        return name, parser.instantiate_classes(arguments)[name]
+        options = parser.instantiate_classes(arguments)[name]
+        if name in _WITH_CHECKPOINT:
+            told = parser.parse_args(with_recipe_paths(words), defaults=False)[name].get("exploration")
+            options.told = {} if told is None else told.as_dict()
+        return name, options
 
 
 def _warn_of_unused(command: str, words: Sequence[str]) -> None:

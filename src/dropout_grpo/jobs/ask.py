@@ -13,7 +13,7 @@ from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.models import exploration_for, load_model
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions
 from dropout_grpo.jobs.session import tell_device
 from dropout_grpo.problems.problem import Problem
@@ -27,6 +27,7 @@ def ask(
     checkpoint_options: CheckpointOptions,
     *,
     thoughts: bool = False,
+    told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Ask a checkpoint one question.
 
@@ -37,6 +38,8 @@ def ask(
         options: masks, seed and length.
         checkpoint_options: what the checkpoint does not record.
         thoughts: read the thoughts through the head as well, plain and under the same masks.
+        told: the options of the exploration that the user has given; the others are those that the checkpoint was
+            trained with. ``config`` if None.
 
     Returns:
         ``plain``, the plain network's answer; ``masks``, one answer per mask; with masks also ``average``, the model
@@ -53,6 +56,8 @@ def ask(
         raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")
     model = load_model(checkpoint, checkpoint_options)
     tell_device(model.device, bf16=False)
+    if told is not None and options.masks > 0:
+        exploration = build_exploration(exploration_for(model, told))
     model.encode([question], room=options.max_new_tokens)
     problem = Problem(id=0, question=question, steps=(), answer="?")
     settings = EvaluationConfig(num_samples=options.masks, max_new_tokens=options.max_new_tokens)

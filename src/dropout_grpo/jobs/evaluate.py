@@ -1,7 +1,8 @@
 """The command ``eval``: measure a checkpoint on files. A resumed run continues after the last file it finished."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dropout_grpo.evaluation.measures import measure_answers, summary
 from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure
-from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.models import exploration_for, load_model
 from dropout_grpo.jobs.problem_sources import place_of, warn_of_overlap
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.session import Session
@@ -29,8 +30,22 @@ from dropout_grpo.tasks.word_tokenizer import require_known_words
 from dropout_grpo.training.progress import console
 
 
-def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: CheckpointOptions) -> dict[str, Any]:
+def evaluate(
+    recipe: Recipe,
+    checkpoint: str,
+    files: Sequence[str],
+    options: CheckpointOptions,
+    told: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Measure a checkpoint; returns ``results.json``.
+
+    Args:
+        recipe: the options.
+        checkpoint: folder, hub name or Coconut ``state_dict`` file.
+        files: problem files.
+        options: what the checkpoint does not record.
+        told: the options of the exploration that the user has given; the others are those that the checkpoint was
+            trained with. The recipe's exploration if None.
 
     Writes to the run folder ``metrics.json`` (all measures with intervals, one object per file), ``samples.jsonl``
     (every answer, one line per problem), ``thoughts.jsonl`` (thoughts about a few problems of the first file),
@@ -49,6 +64,9 @@ def evaluate(recipe: Recipe, checkpoint: str, files: Sequence[str], options: Che
     _warn_of_validation_problems(recipe, sets)
     device = default_device()
     model = load_model(checkpoint, options, chat_template=recipe.data.chat_template, device=device)
+    if told is not None and recipe.evaluation.num_samples > 0:
+        recipe = replace(recipe, exploration=exploration_for(model, told))
+        exploration = build_exploration(recipe.exploration)
     for file, problems in sets.items():
         require_known_words(model.tokenizer, problems, file)
         with at_place(file):

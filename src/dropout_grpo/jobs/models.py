@@ -1,13 +1,15 @@
 """Loads and makes the models of a command, each placed on the command's device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
+from dropout_grpo.exploration.config import KINDS, ExplorationConfig
 from dropout_grpo.jobs.recipe import CheckpointOptions, ModelConfig, Recipe
 from dropout_grpo.latent.lora.adapter import require_peft
 from dropout_grpo.latent.lora.checkpoint import is_adapter
@@ -16,6 +18,7 @@ from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from dropout_grpo.training.progress import console
 
 
 def load_model(
@@ -48,6 +51,41 @@ def load_model(
 
 def _prompt_format(chat_template: bool | None) -> str:
     return CHAT if chat_template else COCONUT
+
+
+def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationConfig:
+    """The exploration to measure a model under: what the user said, and for the rest what it was trained with.
+
+    It is printed, since a result under masks means nothing without it.
+
+    Args:
+        model: records the options of its exploration.
+        told: the options that the user has given.
+
+    Raises:
+        UserError: the record is damaged; or it names a class outside of this package, whose code runs only if it is
+            given as an option.
+    """
+    recorded = dict(model.exploration or {})
+    kind = recorded.get("kind")
+    if kind in (None, "none") or told.get("kind", kind) != kind:
+        config, why = ExplorationConfig(**told), "as given" if told else "the default; the checkpoint records none"
+    elif kind not in KINDS:
+        raise UserError(
+            f"{model.name} was trained with exploration.kind {kind!r:.80}, which is not of this package: give it with "
+            "--exploration.kind, if you trust its code, or another kind."
+        )
+    else:
+        try:
+            config = ExplorationConfig(**{**recorded, **told})
+        except TypeError as error:
+            raise UserError(f"latent_config.json of {model.name}: exploration is damaged: {error}") from error
+        why = "as the checkpoint was trained" + (f", but for {', '.join(told)}" if told else "")
+    settings = [f"p {config.p}"] if "dropout" in config.kind else []
+    settings += [f"{name} {value}" for name, value in config.options.items()]
+    settings += [f"sites {', '.join(config.sites)}", f"phases {', '.join(config.phases)}"]
+    console.print(f"masks: {config.kind}, {'; '.join(settings)} ({why})", markup=False)
+    return config
 
 
 def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedTokenizerBase:
