@@ -204,6 +204,7 @@ class CurriculumTrainer:
             "fsdp": self.fsdp,
             "dtype": str(self.model.model.dtype).removeprefix("torch."),
             "latent_steps": self.model.latent_steps,
+            "prompt_format": self.model.prompt_format,
         }
         digests = {
             # Weights made from a seed differ in their last bits between machines, and the seed is compared.

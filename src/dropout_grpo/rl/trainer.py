@@ -325,6 +325,7 @@ class GRPOTrainer:
             "fsdp": self.fsdp,
             "dtype": str(self.model.model.dtype).removeprefix("torch."),
             "latent_steps": self.model.latent_steps,
+            "prompt_format": self.model.prompt_format,
             "exploration": options_of(self.exploration),
             "reward_funcs": [reward_name(function) for function in rewards],
         }
