@@ -39,6 +39,11 @@ FIRST = "num_iterations above 1, since the first update on a batch has the ratio
         ),
         ({"epsilon": 0.1}, f"grpo.epsilon=0.1: no effect; it needs {FIRST}.", {"num_iterations": 2}),
         ({"epsilon_high": 0.1}, f"grpo.epsilon_high=0.1: no effect; it needs {FIRST}.", {"replay": False}),
+        (
+            {"top_p": 0.9, "answers": "greedy"},
+            "grpo.top_p=0.9: no effect; it needs answers sampled.",
+            {"answers": "sampled"},
+        ),
         ({"ema_decay": 0.5}, "grpo.ema_decay=0.5: no effect; it needs baseline ema.", {"baseline": "ema"}),
         (
             {"min_lr_rate": 0.1, "lr_scheduler_type": "constant"},

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -11,8 +10,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.integrations import TensorBoardCallback
 
 from dropout_grpo import GRPOConfig, GRPOTrainer, LatentModel, NoExploration, SharedDropout, UserError
+from dropout_grpo.evaluation.answering import Answered, answer_problems
 from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.rl import trainer as trainer_module
+from helpers.eval_run import SEED, problems
 from helpers.grpo_run import CONFIG, digits, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
@@ -52,15 +54,30 @@ def test_keyword_names_are_trls(tmp_path: Path) -> None:
 def test_evaluate_is_pass_at_1_of_the_plain_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def answers(model: Any, problems: Any, config: EvaluationConfig, *, bf16: bool) -> list[Any]:
+    def answers(model: Any, problems: Any, config: EvaluationConfig, **options: Any) -> list[Any]:
         asked.append(config)
-        return [SimpleNamespace(plain_correct=problem.id in (0, 2)) for problem in problems]
+        said = {problem.id: problem.answer if problem.id in (0, 2) else "none" for problem in problems}
+        return [Answered(problem=p, plain=f"### {said[p.id]}", plain_length=3, plain_clipped=False) for p in problems]
 
     monkeypatch.setattr(trainer_module, "answer_problems", answers)
     made = GRPOTrainer(tiny_latent(), digits, CONFIG, ROWS, ROWS, run=tmp_path)
     assert made.evaluate() == {"eval/pass@1": 0.4}
     (config,) = asked
     assert (config.num_samples, config.max_new_tokens) == (0, CONFIG.max_completion_length)
+
+
+def test_several_eval_datasets_under_masks(tmp_path: Path) -> None:
+    sets = {"few": problems()[:2], "more": problems()}
+    config = replace(CONFIG, num_generations_eval=3, max_completion_length=5)
+    masks = SharedDropout(0.4, phases=("latent", "answer"))
+    made = GRPOTrainer(tiny_latent(seed=SEED), digits, config, ROWS, sets, run=tmp_path, exploration=masks)
+    asked, options = EvaluationConfig(num_samples=3, max_new_tokens=5), {"exploration": masks}
+    rows = {name: summarize(answer_problems(made.model, part, asked, **options)) for name, part in sets.items()}
+    assert rows["more"]["pass@3"] > rows["more"]["pass@2"] > 0
+    measures = ("pass@1", "masked_pass@1", "pass@2", "pass@3")
+    expected = {f"eval/{name}/{measure}": row[measure] for name, row in rows.items() for measure in measures}
+    together = {f"eval/{m}": pytest.approx((2 * rows["few"][m] + 8 * rows["more"][m]) / 10) for m in measures}
+    assert made.evaluate() == expected | together
 
 
 def test_without_an_eval_dataset_there_is_nothing_to_evaluate(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.measures import as_logged
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
@@ -31,7 +32,7 @@ from dropout_grpo.training.optimizer import build_optimizer, build_schedule, upd
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.session import TrainingSession
 
-Evaluate = Callable[[LatentModel, int, int], float]
+Evaluate = Callable[[LatentModel, int, int], float | Mapping[str, float]]
 """pass@1 on validation problems, in [0, 1], from a model, its latent steps and the answer tokens it may need."""
 
 _BATCHES_SORTED = 8
@@ -345,8 +346,8 @@ class CurriculumTrainer:
         if self.evaluate is None:
             return
         longest = max(map(len, self._answers[stage.index]))
-        passed = self.evaluate(self.model, stage.latent_steps, longest)
-        self.run.log({"part": self.part, "step": step, "stage": stage.index, "eval/pass@1": passed})
+        found = self.evaluate(self.model, stage.latent_steps, longest)
+        self.run.log({"part": self.part, "step": step, "stage": stage.index, **as_logged(found)})
 
 
 def _every(steps: int, step: int) -> bool:

@@ -16,7 +16,7 @@ from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.jobs.measure import measure
 from dropout_grpo.jobs.models import exploration_for, load_model
-from dropout_grpo.jobs.problem_sources import place_of, warn_of_overlap
+from dropout_grpo.jobs.problem_sources import warn_of_overlap
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.jobs.thoughts_of import kinds_of, thought_lines
@@ -60,7 +60,11 @@ def evaluate(
     if twice := sorted({file for file in files if files.count(file) > 1}):
         raise UserError(f"--files names {twice[0]} twice.")
     exploration = build_exploration(recipe.exploration)
-    sets = {file: load_problems(file, columns=recipe.data.columns, require_steps=False) for file in files}
+    data = recipe.data
+    sets = {
+        file: load_problems(file, columns=data.columns, require_steps=False, max_problems=data.max_problems)
+        for file in files
+    }
     _warn_of_validation_problems(recipe, sets)
     device = default_device()
     model = load_model(checkpoint, options, chat_template=recipe.data.chat_template, device=device)
@@ -103,12 +107,12 @@ def evaluate(
 
 def _warn_of_validation_problems(recipe: Recipe, sets: dict[str, list[Problem]]) -> None:
     """Print a warning for each file that shares questions with the recipe's validation file, if that is here."""
-    valid = recipe.data.valid
-    if valid is None or not Path(valid).is_file() or valid in sets:
-        return
-    seen = load_problems(valid, columns=recipe.data.columns, require_steps=False)
-    for file, problems in sets.items():
-        warn_of_overlap(problems, file, seen, place_of(recipe.data, "valid"))
+    for valid in recipe.data.sources("valid"):
+        if not Path(valid).is_file() or valid in sets:
+            continue
+        seen = load_problems(valid, columns=recipe.data.columns, require_steps=False)
+        for file, problems in sets.items():
+            warn_of_overlap(problems, file, seen, f"data.valid {valid}")
 
 
 def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

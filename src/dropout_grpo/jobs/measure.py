@@ -5,10 +5,13 @@ from dataclasses import replace
 
 from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import Answered, answer_problems, evaluation_batches
+from dropout_grpo.evaluation.measures import validation_metrics
+from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.jobs.problem_sources import place_of
-from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.jobs.recipe import DataConfig, Recipe
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.training.progress import Bar
 
@@ -40,20 +43,53 @@ def measure(
         )
 
 
-def validator(session: Session, problems: Sequence[Problem]) -> Callable[..., float]:
-    """A function that returns pass@1 of a model's plain network on validation problems, in [0, 1]."""
-    recipe = session.recipe
-    used, batches = problems[: recipe.data.max_valid], evaluation_batches(recipe.evaluation)
+def all_alike(session: Session) -> bool:
+    """Whether all samples of a problem are the same, because neither masks nor a temperature make them differ."""
+    return isinstance(session.exploration, NoExploration) and session.recipe.evaluation.temperature == 0
 
-    def validate(model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None) -> float:
+
+def by_source(data: DataConfig, problems: Sequence[Problem]) -> dict[str, Sequence[Problem]]:
+    """Validation problems by the name of their file; under "" if they have one source."""
+    if not isinstance(problems, Mixture):
+        return {"": problems}
+    placed = list(zip(problems, problems.source_of, strict=True))
+    return {name: [p for p, source in placed if source == i] for i, name in enumerate(data.valid_names)}
+
+
+def validator(session: Session, problems: Sequence[Problem], num_samples: int = 0) -> Callable[..., dict[str, float]]:
+    """A function that returns ``validation_metrics`` of a model on validation problems.
+
+    Args:
+        session: its exploration, seed and precision are used.
+        problems: at most ``data.max_valid`` of each source are asked.
+        num_samples: answers under masks for each problem.
+    """
+    recipe = session.recipe
+    sets = {name: part[: recipe.data.max_valid] for name, part in by_source(recipe.data, problems).items()}
+    batches = evaluation_batches(replace(recipe.evaluation, num_samples=num_samples))
+
+    def validate(
+        model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None
+    ) -> dict[str, float]:
         config = replace(
             recipe.evaluation,
-            num_samples=0,
+            num_samples=num_samples,
             max_new_tokens=max_new_tokens or recipe.evaluation.max_new_tokens,
             latent_steps=latent_steps,
         )
-        answered = answer_problems(model, used, config, bf16=session.bf16, batches=batches)
-        return sum(a.plain_correct for a in answered) / len(answered)
+        answered = {
+            name: answer_problems(
+                model,
+                part,
+                config,
+                exploration=session.exploration,
+                seed=session.seed,
+                bf16=session.bf16,
+                batches=batches,
+            )
+            for name, part in sets.items()
+        }
+        return validation_metrics(answered)
 
     return validate
 

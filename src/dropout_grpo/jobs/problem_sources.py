@@ -54,10 +54,7 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
 
 def place_of(data: DataConfig, split: str) -> str:
     """The name of a split in messages: its option, with the sources if any are given."""
-    source = getattr(data, split)
-    if source is None:
-        return f"data.{split}"
-    return f"data.{split} {source if isinstance(source, str) else ', '.join(one.source for one in source)}"
+    return f"data.{split} {', '.join(data.sources(split))}".rstrip()
 
 
 def warn_of_overlap(measured: Sequence[Problem], measured_place: str, seen: Sequence[Problem], seen_place: str) -> None:
@@ -83,11 +80,16 @@ def _normalized(question: str) -> str:
     return " ".join(question.split()).casefold()
 
 
-def _load(source: str | tuple[WeightedSource, ...], data: DataConfig, *, require_steps: bool) -> list[Problem]:
+def _load(source: str | tuple[str | WeightedSource, ...], data: DataConfig, *, require_steps: bool) -> list[Problem]:
+    most = data.max_problems
     if isinstance(source, str):
-        return load_problems(source, columns=data.columns, require_steps=require_steps)
-    parts = [load_problems(one.source, columns=one.columns or data.columns, require_steps=False) for one in source]
-    return Mixture(parts, [one.weight for one in source])
+        return load_problems(source, columns=data.columns, require_steps=require_steps, max_problems=most)
+    sources = [WeightedSource(source=one) if isinstance(one, str) else one for one in source]
+    parts = [
+        load_problems(one.source, columns=one.columns or data.columns, require_steps=False, max_problems=most)
+        for one in sources
+    ]
+    return Mixture(parts, [one.weight for one in sources])
 
 
 def vocabulary(data: DataConfig) -> list[str]:

@@ -11,7 +11,7 @@ from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.jobs.measure import measure
+from dropout_grpo.jobs.measure import all_alike, by_source, measure
 from dropout_grpo.jobs.model_card import describe_measured
 from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, starting_tokenizer
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
@@ -68,21 +68,25 @@ def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[st
 
 def _under_masks(session: Session, model: LatentModel, valid: Sequence[Problem]) -> list[Answered]:
     """Answers to a few problems, as a rollout gives them; the plain ones alone where all rollouts are the same."""
-    alike = isinstance(session.exploration, NoExploration) and session.recipe.evaluation.temperature == 0
-    return measure(session, model, valid, "samples", plain_only=alike)
+    return measure(session, model, valid, "samples", plain_only=all_alike(session))
 
 
 def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part: str, start: float) -> dict[str, Any]:
     recipe, run = session.recipe, session.run
     answered = measure(session, model, valid, "validation", plain_only=True)
     metrics = summarize(answered)
+    files = recipe.data.sources("valid") or (f"{recipe.data.task} valid",)
+    rows, begin = [], 0
+    for file, part_of in zip(files, by_source(recipe.data, valid).values(), strict=True):
+        rows.append({"file": file, **summarize(answered[begin : begin + len(part_of)])})
+        begin += len(part_of)
     if part == "grpo":
         answered[:_SAMPLED] = _under_masks(session, model, valid[:_SAMPLED])
         run.write_thoughts(thought_lines(kinds_of(answered[:_SAMPLED]), {"": (model, answered)}, session))
     run.write_samples([sample("validation", a) for a in answered])
     results = {
         "seed": recipe.seed,
-        "evaluations": [{"file": recipe.data.valid or f"{recipe.data.task} valid", **metrics}],
+        "evaluations": rows,
         "seconds": {part: round(time.monotonic() - start, 1)},
         **provenance(),
     }

@@ -6,7 +6,7 @@ from typing import Any
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import QuestionTooLong, at_place
-from dropout_grpo.jobs.measure import require_askable, validator
+from dropout_grpo.jobs.measure import all_alike, require_askable, validator
 from dropout_grpo.jobs.models import fresh_model
 from dropout_grpo.jobs.problem_sources import place_of, vocabulary
 from dropout_grpo.jobs.session import Session
@@ -93,7 +93,7 @@ def grpo_trainer(
             seed=session.seed,
             bf16=session.bf16,
             fsdp=recipe.fsdp,
-            evaluate=validator(session, valid),
+            evaluate=validator(session, valid, 0 if all_alike(session) else recipe.grpo.num_generations_eval),
             part=part,
         )
     on_main(lambda: try_rewards(rewards, recipe.grpo.reward_weights or (1.0,) * len(rewards), problems))

@@ -12,6 +12,7 @@ What the columns of the records mean is decided in ``records``, for files, datas
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ _SUFFIXES = (".json", ".jsonl", ".txt")
 
 
 def load_problems(
-    source: str | Path, *, columns: Columns = COCONUT_COLUMNS, require_steps: bool = True
+    source: str | Path,
+    *,
+    columns: Columns = COCONUT_COLUMNS,
+    require_steps: bool = True,
+    max_problems: int | None = None,
 ) -> list[Problem]:
     """Read all problems of a file or dataset. A problem's id is its index in it, from 0.
 
@@ -38,6 +43,7 @@ def load_problems(
         columns: what the records call question, steps and answer.
         require_steps: True for the curriculum: every record must have a column of steps, and some record must have a
             step. False for training on answers alone: steps may be missing.
+        max_problems: number of problems to read at most, the first ones; all if None.
 
     Raises:
         UserError: the source cannot be read, holds no problem, or a record is malformed or has an answer that no
@@ -45,7 +51,8 @@ def load_problems(
     """
     if Path(source).suffix == ".txt":
         columns = COCONUT_COLUMNS  # its lines have no names
-    return problems_of_records(_records(source, columns), str(source), columns, require_steps=require_steps)
+    records = islice(_records(source, columns), max_problems)
+    return problems_of_records(records, str(source), columns, require_steps=require_steps)
 
 
 def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:

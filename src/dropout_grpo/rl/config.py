@@ -72,6 +72,8 @@ class GRPOConfig:
         reward_weights: one weight per reward function; all 1 when not given.
         micro_batch_size: rollouts in one forward and backward pass; halved where memory runs out.
         rollout_batch_size: rollouts sampled at once; halved where memory runs out.
+        num_generations_eval: answers under masks for each validation problem, for eval/masked_pass@1 and eval/pass@k; 0
+            validates the plain network alone.
         eval_steps: number of steps between two validations; 0 for no validation.
         save_steps: number of steps between two checkpoints, from which the run can be resumed, with one of the last
             step; 0 for none.
@@ -124,6 +126,7 @@ class GRPOConfig:
     reward_weights: tuple[float, ...] | None = ranged(None)
     micro_batch_size: int = ranged(256, at_least=1)
     rollout_batch_size: int = ranged(1024, at_least=1)
+    num_generations_eval: int = ranged(0, at_least=0, at_most=65536)
     eval_steps: int = ranged(0, at_least=0)
     save_steps: int = ranged(100, at_least=0)
     save_total_limit: int | None = ranged(2, at_least=1)
@@ -148,6 +151,7 @@ class GRPOConfig:
             "num_iterations above 1, since the first update on a batch has the ratio 1 everywhere",
             lambda grpo: grpo.num_iterations > 1 or not grpo.replay,  # fresh masks change the ratio too
         ),
+        Need(("top_p",), "answers sampled", lambda grpo: grpo.answers == "sampled"),
         Need(("ema_decay",), "baseline ema", lambda grpo: grpo.baseline == "ema"),
         Need(
             ("min_lr_rate",),
@@ -174,8 +178,6 @@ class GRPOConfig:
                 raise UserError(
                     f"{name}={getattr(self, name)} must hold one group of num_generations={self.num_generations}."
                 )
-        if self.answers == "greedy" and self.top_p < 1:
-            raise UserError(f"top_p={self.top_p} is for sampled answers, and answers are greedy: drop one.")
         if self.baseline == "group_mean" and self.num_generations < 2:
             raise UserError(
                 f"num_generations={self.num_generations}: a group of one has no mean to differ from; use at least 2, "

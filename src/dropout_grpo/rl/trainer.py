@@ -21,6 +21,7 @@ from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.measures import as_logged, validation_metrics
 from dropout_grpo.exploration.base import Exploration, Refreshed
 from dropout_grpo.exploration.build import options_of
 from dropout_grpo.exploration.dropout import SharedDropout
@@ -65,7 +66,7 @@ from dropout_grpo.training.progress import console
 from dropout_grpo.training.session import TrainingSession
 from dropout_grpo.training.trained import check_trained, only_trained
 
-Evaluate = Callable[[LatentModel], float]
+Evaluate = Callable[[LatentModel], float | Mapping[str, float]]
 
 _CLIP_RATIOS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 _REPLAY_GAPS = ("replay/logprob_diff_max", "replay/logprob_diff_mean")
@@ -96,14 +97,15 @@ class GRPOTrainer:
         args: options.
         train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
             ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions.
-        eval_dataset: problems to validate on, in the same forms.
+        eval_dataset: problems to validate on, in the same forms; or several sets of them by name, as in TRL.
         exploration: where the randomness of the latent phase comes from; ``SharedDropout(0.1)`` when not given.
         run: where metrics and checkpoints go: a run folder, or its path.
         seed: seed of the data order, masks and samples.
         bf16: compute matrix products in bf16.
         fsdp: shard weights, gradients and optimiser state over the processes.
-        evaluate: a function of the model that returns pass@1 on validation problems, in [0, 1]. When not given, pass@1
-            is measured on ``eval_dataset``, with the plain network and greedy answers.
+        evaluate: a function of the model that returns pass@1 on validation problems, in [0, 1], or several shares by
+            name. When not given, ``eval_dataset`` is asked: the plain network with greedy answers, and
+            ``num_generations_eval`` masks.
         callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
@@ -118,7 +120,7 @@ class GRPOTrainer:
         reward_funcs: RewardFunction | Sequence[RewardFunction],
         args: GRPOConfig | None = None,
         train_dataset: Iterable[Any] = (),
-        eval_dataset: Iterable[Any] | None = None,
+        eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
         *,
         exploration: Exploration | None = None,
         run: RunFolder | str | Path = "runs/grpo",
@@ -137,7 +139,7 @@ class GRPOTrainer:
             model = LatentModel.from_pretrained(model)
             model = model.to(default_device())
         if evaluate is None and eval_dataset is not None:
-            evaluate = partial(_pass_at_1, as_problems(eval_dataset, "eval_dataset"), config, bf16)
+            evaluate = partial(_validated, _sets(eval_dataset), config, exploration, seed, bf16)
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):
@@ -338,14 +340,15 @@ class GRPOTrainer:
         return Record(options=jsonable(options), digests=digests)
 
     def evaluate(self) -> dict[str, float]:
-        """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.
+        """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``; more with masks or
+        several sets, see ``validation_metrics``.
 
         Raises:
             UserError: the trainer has no problems to validate on.
         """
         if self._validate is None:
             raise UserError("there is nothing to evaluate on: give the trainer an eval_dataset.")
-        found = {"eval/pass@1": self._validate(self.model)}
+        found = as_logged(self._validate(self.model))
         self._callbacks.evaluated(found)
         return found
 
@@ -655,9 +658,30 @@ class GRPOTrainer:
         return seen
 
 
-def _pass_at_1(problems: Sequence[Problem], config: GRPOConfig, bf16: bool, model: LatentModel) -> float:
+def _sets(dataset: Iterable[Any] | Mapping[str, Iterable[Any]]) -> dict[str, Sequence[Problem]]:
+    """The sets of validation problems by name; one without a name if the dataset is not a dict."""
+    if isinstance(dataset, Mapping):
+        return {name: as_problems(one, f"eval_dataset[{name!r}]") for name, one in dataset.items()}
+    return {"": as_problems(dataset, "eval_dataset")}
+
+
+def _validated(
+    sets: Mapping[str, Sequence[Problem]],
+    config: GRPOConfig,
+    exploration: Exploration,
+    seed: int,
+    bf16: bool,
+    model: LatentModel,
+) -> dict[str, float]:
+    noisy = model.noise(exploration, torch.zeros(1, dtype=torch.int64)) is not None
     asked = EvaluationConfig(
-        num_samples=0, max_new_tokens=config.max_completion_length, batch_size=config.rollout_batch_size
+        num_samples=config.num_generations_eval if noisy else 0,
+        max_new_tokens=config.max_completion_length,
+        batch_size=config.rollout_batch_size,
     )
-    answered = answer_problems(model, problems, asked, bf16=bf16)
-    return sum(a.plain_correct for a in answered) / len(answered)
+    return validation_metrics(
+        {
+            name: answer_problems(model, problems, asked, exploration=exploration, seed=seed, bf16=bf16)
+            for name, problems in sets.items()
+        }
+    )
