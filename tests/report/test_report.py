@@ -220,9 +220,13 @@ def test_the_numbers_of_an_evaluation(tmp_path: Path) -> None:
     page = read_page(make_run(tmp_path, results={"evaluations": [first, second]}))
     assert page.headings() == ["Evaluation"]
     assert page.tables["Share of each file's problems"] == [
-        ["file", "problems", "pass@1", "95 % interval", "maj@8", "coverage", "BMA"],
-        ["a.json", "1,500", "62.0 %", "[59.5, 64.4] %", "64.0 %", "81.0 %", "–"],
-        ["b.json", "20", "5.0 %", "", "–", "–", "–"],
+        ["", "a.json", "b.json"],
+        ["problems", "1,500", "20"],
+        ["pass@1", "62.0 %", "5.0 %"],
+        ["95 % interval", "[59.5, 64.4] %", ""],
+        ["maj@8", "64.0 %", "–"],
+        ["coverage", "81.0 %", "–"],
+        ["BMA", "–", "–"],
     ]
     assert page.tables["Length of the plain answers, and time"] == [
         ["file", "tokens per answer", "cut off", "time", "problems per second"],
@@ -342,12 +346,12 @@ def test_thoughts_are_shown_with_what_masks_do_to_them(tmp_path: Path) -> None:
     alone = {"name": "dropout_grpo", "said": "### 4", "thoughts": {"plain": plain, "masked": []}}
     line = {"kind": "gained", "question": "Ann?", "answer": "4", "models": [side, alone]}
     page = read_page(make_run(tmp_path, results=RESULTS, thoughts=[line]))
-    assert page.tables["Baseline: ### 9"] == [
+    assert page.tables["Baseline: plain answer 9"] == [
         ["", "likeliest tokens", "cosine", "likeliest under masks"],
-        ["thought 1", "7 0.61  8 0.20", "1.000", "7 × 2  8 × 1"],
-        ["after them", "9 0.50", "0.700", "9 × 2  4 × 1"],
+        ["thought 1", "7\u00a00.61 · 8\u00a00.20", "1.000", "7\u00a0×\u00a02 · 8\u00a0×\u00a01"],
+        ["after them", "9\u00a00.50", "0.700", "9\u00a0×\u00a02 · 4\u00a0×\u00a01"],
     ]
-    assert page.tables["Dropout-GRPO: ### 4"][1] == ["thought 1", "7 0.61  8 0.20", "–", "–"]
+    assert page.tables["Dropout-GRPO: plain answer 4"][1] == ["thought 1", "7\u00a00.61 · 8\u00a00.20", "–", "–"]
 
 
 def test_a_watched_run_is_drawn_until_it_ends(tmp_path: Path) -> None:

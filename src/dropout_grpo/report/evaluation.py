@@ -12,19 +12,20 @@ _BY_K = ("pass@k", "maj@k")
 
 
 def evaluations_section(run: Run) -> str:
-    """One row for each evaluated file; where it was measured with several answers, pass@k and maj@k over k."""
+    """One column for each evaluated file; where it was measured with several answers, pass@k and maj@k over k."""
     evaluations = _by_place(run.results, "results.json")
     if not evaluations:
         return ""
     keys = metric_keys(evaluations.values())
-    rows = [
-        [str(record.get("file", "")), markup.count(number(record, "n", place)), *cells(record, keys, place)]
-        for place, record in evaluations.items()
+    files = [str(record.get("file", "")) for record in evaluations.values()]
+    found = [
+        [markup.count(number(record, "n", place)), *cells(record, keys, place)] for place, record in evaluations.items()
     ]
+    rows = [[name, *of_files] for name, *of_files in zip(["problems", *columns(keys)], *found, strict=True)]
     measured = _by_place(run.measures, "metrics.json")
     return markup.section(
         "Evaluation",
-        markup.table("Share of each file's problems", ["file", "problems", *columns(keys)], rows),
+        markup.table("Share of each file's problems", ["", *files], rows),
         meanings(keys),
         _figures(measured),
         _intervals(measured),

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
+_BESIDE = 3
+"""Columns that fit a phone."""
 _MISSING = "–"
 _THIN = "\u202f"  # a thin space that does not break, between a number and its unit
 
@@ -46,17 +48,21 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], *,
     """A table whose first cell of every row is that row's heading. Takes plain text and escapes it.
 
     `kind` "facts" is the style for names and long values under a heading of their own: the values wrap, and
-    caption and column headings are left to screen readers.
+    caption and column headings are left to screen readers. In the style "read" they wrap as well. On a phone, the cells
+    of a row stand below each other if there are more than fit.
     """
     assert all(len(row) == len(header) for row in rows), (header, rows)
     head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in header)
     body = "".join(
-        f'<tr><th scope="row">{text(first)}</th>{"".join(f"<td>{text(cell)}</td>" for cell in rest)}</tr>'
+        f'<tr><th scope="row">{text(first)}</th>'
+        + "".join(f'<td data-label="{text(name)}">{text(c)}</td>' for name, c in zip(header[1:], rest, strict=True))
+        + "</tr>"
         for first, *rest in rows
     )
-    css = f' class="{text(kind)}"' if kind else ""
+    css = " ".join([*kind.split(), *(["stack"] if len(header) > _BESIDE else [])])
+    named = f' class="{text(css)}"' if css else ""
     return (
-        f'<div class="scroll" role="region" aria-label="{text(caption)}" tabindex="0"><table{css}>'
+        f'<div class="scroll" role="region" aria-label="{text(caption)}" tabindex="0"><table{named}>'
         f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

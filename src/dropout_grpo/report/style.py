@@ -65,11 +65,16 @@ caption { padding-bottom: .5rem; text-align: left; color: var(--muted); font-siz
 th, td { padding: .45rem .75rem; border-bottom: 1px solid var(--rule); text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
+tbody th { min-width: 7rem; white-space: normal; overflow-wrap: anywhere; }
 thead th { color: var(--muted); font-weight: 500; white-space: normal; }
 tbody th { font-weight: 600; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.facts th { width: 35%; font-weight: 400; color: var(--muted); vertical-align: top; }
 table.facts caption, table.facts thead { position: absolute; clip-path: inset(50%); }
+table.read th, table.read td { padding: .3rem .5rem; text-align: left; white-space: normal; vertical-align: top; }
+table.read th:first-child { min-width: 5rem; padding-left: 0; }
+table.read { margin-top: .75rem; font-size: .85rem; }
+table.read caption { color: var(--ink); }
 .note { margin-top: .75rem; font-size: .9rem; }
 
 .flips { display: grid; gap: 1.25rem; margin: 0; padding: 0; list-style: none; }
@@ -113,6 +118,15 @@ details { margin-top: 1rem; padding: .75rem 1rem; background: var(--card); borde
 summary { cursor: pointer; font-weight: 600; }
 details table { margin-top: .75rem; font-size: .85rem; }
 
+@media (max-width: 40rem) {
+  table.stack thead { position: absolute; clip-path: inset(50%); }
+  table.stack caption, table.stack tbody, table.stack tr, table.stack th, table.stack td { display: block; }
+  table.stack tr { padding: .5rem 0; border-bottom: 1px solid var(--rule); }
+  table.stack tbody th, table.stack td { padding: .1rem 0; border: 0; }
+  table.stack td { display: flex; justify-content: space-between; gap: 1rem; white-space: normal; text-align: right; }
+  table.stack td::before { content: attr(data-label); color: var(--muted); text-align: left; }
+  table.stack td:empty { display: none; }
+}
 @media (min-width: 54rem) {
   .headline { grid-template-columns: 5fr 6fr; padding: 2rem; }
   .figures, .flips { grid-template-columns: 1fr 1fr; }

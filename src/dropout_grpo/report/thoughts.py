@@ -46,7 +46,7 @@ def _table(side: Record, place: str) -> str:
     place = f"{place}, 'thoughts'"
     plain = objects(thoughts, "plain", place)
     masked = thoughts.get("masked")
-    rows = []
+    rows: list[list[str]] = []
     for i, thought in enumerate(plain):
         under = (
             [objects({"mask": mask}, "mask", place)[i : i + 1] for mask in masked] if isinstance(masked, list) else []
@@ -54,11 +54,12 @@ def _table(side: Record, place: str) -> str:
         states = [state for one in under for state in one]
         cosines = [c for state in states if (c := number(state, "cosine", place)) is not None]
         name = f"thought {i + 1}" if i < len(plain) - 1 else "after them"
-        said = "  ".join(f"{token} {share:.2f}" for token, share in _tokens(thought, place))
+        likeliest = " · ".join(f"{token}\u00a0{share:.2f}" for token, share in _tokens(thought, place))
         first = Counter(token for state in states for token, _ in _tokens(state, place)[:1])
-        votes = "  ".join(f"{token} × {count}" for token, count in first.most_common(4))
-        rows.append([name, said, f"{sum(cosines) / len(cosines):.3f}" if cosines else "–", votes or "–"])
-    title = f"{label(str(side.get('name', '')))}: {str(side.get('said', '')).strip()}"
+        votes = " · ".join(f"{token}\u00a0×\u00a0{count}" for token, count in first.most_common(4))
+        rows.append([name, likeliest, f"{sum(cosines) / len(cosines):.3f}" if cosines else "–", votes or "–"])
+    said = str(side.get("said", "")).rpartition("###")[2].strip()
+    title = ": ".join(filter(None, [label(str(side.get("name", ""))), f"plain answer {said}"]))
     return markup.table(title, ["", "likeliest tokens", "cosine", "likeliest under masks"], rows, kind="read")
 
 
