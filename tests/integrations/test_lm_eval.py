@@ -1,9 +1,11 @@
 """The lm-evaluation-harness backend answers and scores as the package itself does."""
 
-import re
+import json
 import tomllib
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from dropout_grpo.errors import UserError  # noqa: E402
 from dropout_grpo.evaluation.answering import answer_problems  # noqa: E402
 from dropout_grpo.evaluation.config import EvaluationConfig  # noqa: E402
 from dropout_grpo.integrations.lm_eval import TASKS, DropoutGRPOLM  # noqa: E402
-from dropout_grpo.problems.answers import extract_answer  # noqa: E402
+from dropout_grpo.problems.answers import answers_match, extract_answer  # noqa: E402
+from dropout_grpo.problems.problem import Problem  # noqa: E402
 from helpers.by_path import ROOT  # noqa: E402
 from helpers.tiny_latent import tiny_latent, tiny_problems  # noqa: E402
 
@@ -88,25 +91,30 @@ def test_sampling_and_running_text_are_refused(backend: DropoutGRPOLM) -> None:
         backend.loglikelihood_rolling([request("loglikelihood_rolling", "Ann")])
 
 
-def test_the_harness_runs_a_task_with_it(checkpoint: Path, tmp_path: Path) -> None:
-    """The shipped task on a local file, from the harness's own entry, equals ``eval`` on the same problems."""
-    problems = tiny_problems(6)
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(f'{{"question": "{p.question}", "answer": "x #### {p.answer}"}}\n' for p in problems))
-    task = yaml.safe_load((TASKS / "gsm8k_latent.yaml").read_text(encoding="utf-8"))
-    task |= {"task": "tiny_latent_task", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(rows)}}}
-    del task["dataset_name"]
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+def run_shipped_task(checkpoint: Path, folder: Path, problems: Sequence[Problem]) -> dict[str, Any]:
+    """The shipped task on a local file, from the harness's own entry."""
+    rows = folder / "rows.jsonl"
+    lines = [json.dumps({"question": p.question, "answer": f"x #### {p.answer}"}) + "\n" for p in problems]
+    rows.write_text("".join(lines), encoding="utf-8")
+    task: dict[str, Any] = {"include": str(TASKS / "gsm8k_latent.yaml"), "task": "tiny_latent_task"}
+    task |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(rows)}}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
     from lm_eval.tasks import TaskManager
 
-    found = lm_eval.simple_evaluate(
+    found: dict[str, Any] = lm_eval.simple_evaluate(
         model="dropout_grpo",
         model_args={"pretrained": str(checkpoint), "device": "cpu"},
         tasks=["tiny_latent_task"],
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
     )
+    return found
+
+
+def test_the_harness_runs_the_task_with_the_answers_of_eval(checkpoint: Path, tmp_path: Path) -> None:
+    problems = tiny_problems(6)
+    found = run_shipped_task(checkpoint, tmp_path, problems)
     backend = DropoutGRPOLM(pretrained=str(checkpoint), device="cpu")
     config = EvaluationConfig(num_samples=0, max_new_tokens=16)
     answered = answer_problems(backend.model, problems, config)
@@ -115,11 +123,32 @@ def test_the_harness_runs_a_task_with_it(checkpoint: Path, tmp_path: Path) -> No
     assert found["results"]["tiny_latent_task"]["exact_match,answer"] == pytest.approx(right)
 
 
-def test_the_shipped_task_reads_answers_as_we_do() -> None:
-    task = yaml.safe_load((TASKS / "gsm8k_latent.yaml").read_text(encoding="utf-8"))
-    (pattern,) = [f["regex_pattern"] for f in task["filter_list"][0]["filter"] if f["function"] == "regex"]
-    for completion in ("### 72", " ### 1,000", "<<3+4=7>>\n### 7"):
-        assert re.findall(pattern, completion)[-1] == extract_answer(completion)
+SCORED = [
+    ("### 72", "72", 1.0),
+    ("#### 72", "72", 1.0),  # GSM8K's own marker
+    ("### 72.0", "72", 1.0),
+    ("### $29.00", "29", 1.0),
+    ("<<3+4=7>>\n### 7 dollars", "7", 1.0),
+    ("### 1000", "1,000", 1.0),
+    ("### 7\n### 8", "7", 0.0),  # the last marker counts
+    ("72", "72", 0.0),
+    ("### 73", "72", 0.0),
+]
+
+
+def test_the_harness_scores_completions_as_eval_does(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [completion for completion, _, _ in SCORED]
+    monkeypatch.setattr(DropoutGRPOLM, "generate_until", lambda self, requests: said)
+    problems = [Problem(id=i, question="how many ?", steps=(), answer=gold) for i, (_, gold, _) in enumerate(SCORED)]
+    found = run_shipped_task(checkpoint, tmp_path, problems)
+    samples = sorted(found["samples"]["tiny_latent_task"], key=lambda sample: int(sample["doc_id"]))
+    assert [sample["exact_match"] for sample in samples] == [score for _, _, score in SCORED]
+    assert found["results"]["tiny_latent_task"]["exact_match,answer"] == pytest.approx(6 / 9)
+    assert [answers_match(extract_answer(completion), gold) for completion, gold, _ in SCORED] == [
+        bool(score) for _, _, score in SCORED
+    ]
 
 
 def test_newer_harnesses_find_the_backend_by_its_entry_point() -> None:

@@ -103,8 +103,9 @@ class DropoutGRPOLM(LM):
         model, scores = self.model, []
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
-            state = model.think(model.read(*model.encode([r.args[0] for r in batch])), model.latent_steps)
             rows = [model.tokenizer.encode(r.args[1], add_special_tokens=False) for r in batch]
+            prompts = model.encode([r.args[0] for r in batch], room=max(map(len, rows)))
+            state = model.think(model.read(*prompts), model.latent_steps)
             if not any(rows):
                 scores += [(0.0, True)] * len(batch)
                 continue

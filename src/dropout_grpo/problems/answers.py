@@ -23,6 +23,7 @@ _NUMBER = re.compile(
     )
     (?: \ ?+ (?: \\?+ % | {_CURRENCY} ) )?+
     (?! \ (?:hundred|thousand|million|billion|trillion|dozen)\b )  # 3 million is not 3
+    (?! \ (?:[ap]\.?m\b) )                                           # 5 am is not 5 pm
     (?: ,?+ \  [^\W\d_] [^\d=+*<>\\^]*+ | [ .]*+ )                 # 18 dollars; 72, in total; 18.
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -31,6 +32,8 @@ _NUMBER = re.compile(
 
 All repetitions are possessive, so there is no backtracking and the work is linear in the length of the text.
 """
+
+_HALF_OF_DAY = re.compile(r"(?<=[0-9]) ?([ap])\.?m\b\.?")
 
 _BOXED = re.compile(r"\$?+\\boxed ?+\{(?P<inside>[^{}]*+)\}\$?+ ?+\.?+")
 
@@ -53,11 +56,12 @@ def canonical_answer(text: str) -> str:
     A number becomes an exact integer or reduced fraction: ``$1,000.00``, ``\\boxed{1000}`` and ``1e3`` are ``1000``,
     ``0.5`` is ``1/2``, ``3 1/2`` is ``7/2``, ``5%`` is ``5`` (GSM8K's gold answers are plain numbers), ``18 dollars``
     and ``18, in total`` are ``18``. Any other answer, such as a sentence of ProsQA, is text: case-folded, with single
-    spaces and without final dots. The work is linear in the length of `text`.
+    spaces and without final dots. A time of day is text too: ``5 p.m.`` and ``5PM`` are ``5 pm``. The work is linear in
+    the length of `text`.
     """
     text = _without_box(" ".join(text.split()))
     number = _number(text)
-    return text.casefold().rstrip(" .") if number is None else str(number)
+    return _HALF_OF_DAY.sub(r" \1m", text.casefold().rstrip(" .")) if number is None else str(number)
 
 
 def answers_match(predicted: str | None, gold: str, tolerance: float = 0.0) -> bool:
