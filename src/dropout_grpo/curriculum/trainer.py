@@ -54,7 +54,8 @@ class CurriculumTrainer:
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
-        UserError: no problems, no steps in any of them, or a problem too long for the model.
+        UserError: no problems, no steps in any of them, a problem too long for the model, or answers that its
+            tokenizer cannot write.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class CurriculumTrainer:
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
         model.check_length(self._prompts, longest)
+        model.require_writable(p.answer for p in problems)
 
     @property
     def updates_per_epoch(self) -> int:

@@ -75,6 +75,7 @@ def evaluate(
         require_known_words(model.tokenizer, problems, file)
         with at_place(file):
             check_evaluation(model, problems, recipe.evaluation, exploration)
+            model.require_writable(problem.answer for problem in problems)
     answers = max(map(len, sets.values())) * max(1, recipe.evaluation.num_samples)
     largest = min(recipe.evaluation.batch_size, answers)
     record = {"checkpoint": checkpoint, **vars(options), "files": list(files)}

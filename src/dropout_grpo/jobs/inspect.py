@@ -19,7 +19,7 @@ from dropout_grpo.jobs.recipe import CheckpointOptions
 from dropout_grpo.latent.generation import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.sampling import Sampled
-from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens
+from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens, unknown_words
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.weights.checkpoint import LATENT_CONFIG, latent_config
 from dropout_grpo.latent.weights.gguf import gguf_file
@@ -118,7 +118,8 @@ def dry_run(model: LatentModel) -> dict[str, Any]:
     """Roll out a short question, time each method, and replay the rollouts under the same masks."""
     exploration = build_exploration(ExplorationConfig())
     seeds = rollout_seeds(0, 0, torch.tensor([0]), _ROLLOUTS).to(model.device)
-    prompts = Prompts(*model.encode([_QUESTION], room=_ANSWER_TOKENS))
+    question = " ".join(word for word in _QUESTION.split() if not unknown_words(model.tokenizer, [word]))
+    prompts = Prompts(*model.encode([question], room=_ANSWER_TOKENS))
     noise = model.noise(exploration, seeds.flatten())
     clock = _Clock(model.device)
     state = model.read(prompts.input_ids, prompts.attention_mask)
@@ -127,17 +128,17 @@ def dry_run(model: LatentModel) -> dict[str, Any]:
     clock.stop("think")
     rollouts = model.generate(state, _ANSWER_TOKENS, chooser=Sampled(seeds.flatten(), 1.0), noise=noise)
     clock.stop("generate")
-    require_finite_answers(rollouts, lambda row: f"the dry run's question ({_QUESTION!r})")
+    require_finite_answers(rollouts, lambda row: f"the dry run's question ({question!r})")
     replayed = replay(model, prompts, seeds, rollouts.token_ids, exploration, temperature=1.0)
     clock.stop("replay")
     difference = (replayed - rollouts.logprobs)[rollouts.mask].abs().max().item()
-    (thoughts,) = model.thoughts([_QUESTION], exploration, seeds.flatten().tolist())
+    (thoughts,) = model.thoughts([question], exploration, seeds.flatten().tolist())
     return {
-        "question": _QUESTION,
+        "question": question,
         "exploration": repr(exploration),
         "prompt_tokens": prompts.input_ids.shape[1],
         "rollouts": model.decode(rollouts.token_ids, rollouts.mask),
-        "plain": model.answer([_QUESTION], _ANSWER_TOKENS)[0],
+        "plain": model.answer(question, _ANSWER_TOKENS),
         "thoughts": asdict(thoughts),
         "mean_cosine": thoughts.mean_cosine,
         "logprob_difference": difference,

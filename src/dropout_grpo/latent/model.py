@@ -6,9 +6,10 @@
 The recurrence itself is in ``recurrence.py``. This module adds text, files, and the methods that use CUDA graphs.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -21,8 +22,16 @@ from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState
 from dropout_grpo.latent.thoughts import TOP_K, Thoughts, read_thoughts
-from dropout_grpo.latent.tokens import CHAT, encode_questions, pad_left, require_prompt_format
+from dropout_grpo.latent.tokens import (
+    ANSWER_PREFIX,
+    CHAT,
+    encode_answers,
+    encode_questions,
+    pad_left,
+    require_prompt_format,
+)
 from dropout_grpo.latent.weights.checkpoint import load_parts, load_thought, save_latent_model
+from dropout_grpo.problems.answers import MARKER, answers_match, extract_answer
 from dropout_grpo.problems.problem import Prompt
 
 
@@ -88,8 +97,25 @@ class LatentModel(Recurrence):
         """Write a plain Hugging Face folder; see ``save_latent_model``."""
         save_latent_model(self, path)
 
-    def answer(self, questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """The plain network's greedy answers: the text after the end marker, without EOS."""
+    @overload
+    def answer(self, questions: Prompt, max_new_tokens: int = 64) -> str: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def answer(self, questions: Sequence[Prompt], max_new_tokens: int = 64) -> list[str]: ...
+
+    def answer(self, questions: Prompt | Sequence[Prompt], max_new_tokens: int = 64) -> str | list[str]:
+        """The plain network's greedy answers: the text after the end marker, without EOS.
+
+        Args:
+            questions: one question or conversation, which gives one answer, or a sequence of them, which gives a list.
+            max_new_tokens: number of tokens of an answer at most.
+
+        Raises:
+            UserError: a question is too long, or has words that the tokenizer does not know.
+        """
+        several = _several(questions)
+        if several is not questions:
+            return self.answer(several, max_new_tokens)[0]
         if not questions:
             return []
         with torch.no_grad():
@@ -100,7 +126,7 @@ class LatentModel(Recurrence):
 
     def thoughts(
         self,
-        questions: Sequence[str],
+        questions: Prompt | Sequence[Prompt],
         exploration: Exploration | None = None,
         seeds: Sequence[int] = (),
         top_k: int = TOP_K,
@@ -137,6 +163,33 @@ class LatentModel(Recurrence):
         ]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    def require_writable(self, answers: Iterable[str]) -> None:
+        """Check that the tokenizer can write the answers: ``### 7``, encoded and decoded, must be the answer 7.
+
+        A tokenizer may have no ``###``, split it, or change spaces when it decodes. No completion then matches. A
+        warning counts the answers that are lost if others are not.
+
+        Args:
+            answers: gold answers.
+
+        Raises:
+            UserError: no answer can be written, or one has words that the tokenizer does not know.
+        """
+        golds = list(dict.fromkeys(answers))
+        rows = encode_answers(self.tokenizer, golds, self.tokens)
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        lost = [(g, t) for g, t in zip(golds, texts, strict=True) if not answers_match(extract_answer(t), g)]
+        if not lost:
+            return
+        gold, text = lost[0]
+        message = (
+            f"the tokenizer of {self.name} cannot write {len(lost)} of {len(golds)} different answers, which no "
+            f"completion matches then: {ANSWER_PREFIX + gold!r:.80} is decoded as {text!r:.80}."
+        )
+        if len(lost) == len(golds):
+            raise UserError(f"{message} It needs a token for {MARKER}, and clean_up_tokenization_spaces=False.")
+        warnings.warn(f"{message} Write them as the tokenizer decodes them.", stacklevel=3)
+
     @property
     def max_positions(self) -> int | None:
         """Maximum number of positions in a sequence; None if the model's config does not give it.
@@ -151,21 +204,22 @@ class LatentModel(Recurrence):
     def _longropes(self) -> list[dict[str, Any]]:
         return [rope for rope in ropes(self.model.config) if rope.get("rope_type") == "longrope"]
 
-    def encode(self, questions: Sequence[Prompt], room: int = 0) -> tuple[Tensor, Tensor]:
+    def encode(self, questions: Prompt | Sequence[Prompt], room: int = 0) -> tuple[Tensor, Tensor]:
         """Encode questions as left-padded prompts: ids [B, S] and mask [B, S].
 
         Args:
-            questions: texts, or conversations for the tokenizer's chat template; at least one.
+            questions: one or more texts, or conversations for the tokenizer's chat template.
             room: number of answer tokens that must still fit after the prompt and the thoughts.
 
         Raises:
-            UserError: there is no question, or one is too long for the model's positions.
+            UserError: there is no question, one is too long for the model's positions, or has words that the tokenizer
+                does not know.
         """
         return self.pad(self.encode_rows(questions, room))
 
-    def encode_rows(self, questions: Sequence[Prompt], room: int = 0) -> list[list[int]]:
+    def encode_rows(self, questions: Prompt | Sequence[Prompt], room: int = 0) -> list[list[int]]:
         """Like ``encode``, without padding: for callers that encode once and pad batch by batch."""
-        rows = self.tokenize(questions)
+        rows = self.tokenize(_several(questions))
         self.check_length(rows, self.latent_steps + 1 + room)
         return rows
 
@@ -228,3 +282,9 @@ class LatentModel(Recurrence):
         if recordings is not None:
             return recordings.generate(self, state, max_new_tokens, chooser, noise)
         return generate_eagerly(self, state, max_new_tokens, chooser=chooser, noise=noise)
+
+
+def _several(questions: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """A sequence of questions as it is; one question, or one conversation, in a list."""
+    one = isinstance(questions, str) or any(isinstance(question, Mapping) for question in questions)
+    return cast("Sequence[Prompt]", [questions] if one else questions)

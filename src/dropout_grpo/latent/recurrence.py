@@ -31,7 +31,15 @@ from dropout_grpo.latent.fast.padding import padding_sees_itself
 from dropout_grpo.latent.fast.shown import PROBE_STEPS, agrees, own_hidden, probe_rows
 from dropout_grpo.latent.state import LatentState, extended, share_cache
 from dropout_grpo.latent.thought import build_thought
-from dropout_grpo.latent.tokens import COCONUT, LatentTokens, latent_tokens, pad_left, require_prompt_format
+from dropout_grpo.latent.tokens import (
+    COCONUT,
+    LatentTokens,
+    embedding_table,
+    latent_tokens,
+    pad_left,
+    require_prompt_format,
+    require_rows,
+)
 
 _UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of architectures that do not accept input embeddings, a standard cache or positions."""
@@ -55,8 +63,8 @@ class Recurrence(nn.Module):
         prompt_format: how questions become prompts: ``coconut``, or ``chat``, the tokenizer's chat template.
 
     Raises:
-        UserError: latent tokens are missing, ``latent_steps`` is below 0, the kind of thought is unknown, or sites are
-            not found.
+        UserError: latent tokens are missing, a token has no embedding, ``latent_steps`` is below 0, the kind of thought
+            is unknown, or sites are not found.
     """
 
     def __init__(
@@ -77,9 +85,11 @@ class Recurrence(nn.Module):
                 "of thoughts per answer, 0 or more."
             )
         stops = getattr(model.generation_config, "eos_token_id", None)
-        self.tokens: LatentTokens = latent_tokens(tokenizer, model.name_or_path or type(model).__name__, stops)
+        where = model.name_or_path or type(model).__name__
+        self.tokens: LatentTokens = latent_tokens(tokenizer, where, stops)
+        require_rows(tokenizer, len(embedding_table(model)), where)
         self.tokenizer, self.latent_steps = tokenizer, latent_steps
-        self.prompt_format = require_prompt_format(tokenizer, prompt_format, model.name_or_path or type(model).__name__)
+        self.prompt_format = require_prompt_format(tokenizer, prompt_format, where)
         self.exploration: Mapping[str, Any] | None = None  # options of the one that the weights were post-trained with
         self.model = model
         self._cache_name = cache_name(model)

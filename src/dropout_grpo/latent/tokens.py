@@ -1,5 +1,7 @@
 """Coconut's three special tokens, and prompts made of them."""
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -54,7 +56,7 @@ def latent_tokens(
         tokenizer: tokenizer of the model.
         where: name of the model, for messages.
         stops: tokens that end an answer in addition to the tokenizer's end-of-sequence token, such as those in
-            ``eos_token_id`` of a generation config.
+            ``eos_token_id`` of a generation config. A warning names one that is an ordinary word.
 
     Raises:
         UserError: the tokenizer lacks a latent token or an end-of-sequence token.
@@ -70,6 +72,13 @@ def latent_tokens(
     eos = int(tokenizer.eos_token_id)
     pad = eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
     others = [] if stops is None else [stops] if isinstance(stops, int) else stops
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    for index in sorted(set(vocabulary.values()) & set(others) - special):
+        warnings.warn(
+            f"{where}: eos_token_id {index} of its config is the ordinary token {tokenizer.decode([index])!r} of its "
+            f"tokenizer, so answers end there. Set it to {eos}, {tokenizer.eos_token}, in generation_config.json.",
+            stacklevel=4,
+        )
     return LatentTokens(
         start=vocabulary[START],
         latent=vocabulary[LATENT],
@@ -89,23 +98,61 @@ def missing_latent_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def add_latent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add the latent tokens that are missing, resize the embeddings, and initialise them from ``<<``, as Coconut does.
 
-    If the tokenizer does not know ``<<``, they are initialised from the mean embedding.
+    If the tokenizer does not know ``<<``, they are initialised from the mean embedding. A latent token that the
+    tokenizer has and the embeddings lack counts as missing.
+
+    Raises:
+        UserError: the tokenizer would give a latent token the id of a word, because its ids have gaps.
     """
-    new = missing_latent_tokens(tokenizer)
+    table = embedding_table(model)
+    vocabulary = tokenizer.get_vocab()
+    new = [token for token in LATENT_TOKENS if vocabulary.get(token, len(table)) >= len(table)]
     if not new:
         return
-    tokenizer.add_tokens(new, special_tokens=True)
-    if len(tokenizer) > embedding_table(model).shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    old_tokens = len(tokenizer) - len(new)
+    words = {index: word for word, index in vocabulary.items() if word not in new}
+    tokenizer.add_tokens([token for token in new if token not in vocabulary], special_tokens=True)
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[token] for token in new]
+    for token, index in zip(new, ids, strict=True):
+        if index in words:
+            raise UserError(
+                f"the tokenizer of {model.name_or_path or type(model).__name__} has gaps in its ids, so {token} would "
+                f"get id {index}, which is {words[index]!r}: number its tokens without gaps."
+            )
+    size = max([*words, *ids]) + 1
+    if size > len(table):
+        model.resize_token_embeddings(size, mean_resizing=False)
+    old = sorted(index for index in words if index < len(table))
     known = tokenizer.convert_tokens_to_ids("<<")
-    ids = tokenizer.convert_tokens_to_ids(new)
+    has_known = isinstance(known, int) and known != tokenizer.unk_token_id and known in old
+    rows = slice(len(old)) if old[-1] == len(old) - 1 else old
     head = model.get_output_embeddings()
     tables = [embedding_table(model)] + ([] if head is None else [head.weight])
     with torch.no_grad():
         for table in tables:
-            has_known = isinstance(known, int) and known != tokenizer.unk_token_id
-            table[ids] = table[known].clone() if has_known else table[:old_tokens].mean(0)
+            table[ids] = table[known].clone() if has_known else table[rows].mean(0)
+
+
+def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:
+    """Check that every token of a tokenizer has an embedding.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        rows: number of the model's embeddings.
+        where: name of the model, for messages.
+
+    Raises:
+        UserError: names a token without one.
+    """
+    vocabulary = tokenizer.get_vocab()
+    beyond = sorted((index, token) for token, index in vocabulary.items() if index >= rows)
+    if beyond:
+        index, token = beyond[0]
+        raise UserError(
+            f"{where}: its tokenizer has {token!r} with id {index}, and the model has embeddings for the ids below "
+            f"{rows}: call model.resize_token_embeddings({beyond[-1][0] + 1}) and train the new rows, or use the "
+            "tokenizer that the model was trained with."
+        )
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:
@@ -158,7 +205,8 @@ def encode_questions(
     as a user's turn, is what the tokenizer's chat template makes of it, up to where the assistant's turn begins.
 
     Raises:
-        UserError: there is a conversation and no chat template, or the template refuses it.
+        UserError: there is a conversation and no chat template, the template refuses it, or a question has words that
+            the tokenizer does not know.
     """
     plain = [q + "\n" for q in questions if isinstance(q, str) and prompt_format == COCONUT]
     encoded = iter(_encode(tokenizer, plain, special=True))
@@ -180,6 +228,8 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message]
         ids: Any = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
     except Exception as error:  # a template is a program: it raises jinja2's errors, and those of its own expressions
         raise UserError(f"{where}: the chat template refuses the conversation: {error}") from error
+    said = "\n".join(str(turn.get("content", "")) for turn in conversation)
+    _refuse_unknown(tokenizer, [said], [ids])
     return list(ids)
 
 
@@ -199,12 +249,58 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bo
 
     transformers' warning about long texts is switched off, since ``check_length`` raises an error that names the
     question.
+
+    Raises:
+        UserError: a text has words that the tokenizer does not know.
     """
     if not texts:
         return []
     encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
     ids: list[list[int]] = encoded["input_ids"]
+    _refuse_unknown(tokenizer, texts, ids)
     return ids
+
+
+def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+    """Raise UserError if texts, whose tokens are in ``ids``, have words that the tokenizer does not know."""
+    unknown = _unknown_token(tokenizer)
+    strange = [text for text, row in zip(texts, ids, strict=True) if unknown in row]
+    if words := unknown_words(tokenizer, strange):
+        first = next(text for text in strange if unknown_words(tokenizer, [text]))
+        raise UserError(
+            f"{first.strip()!r:.80} has words that the model's tokenizer does not know and would read as "
+            f"{tokenizer.unk_token}: {most_common(words)}; use its words, or a pretrained model."
+        )
+
+
+def _unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that every unknown word gets. Byte-level tokenizers have none; slow ones do not say where it came from."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown == tokenizer.eos_token_id or not tokenizer.is_fast else unknown
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Counter[str]:
+    """The words of texts that a tokenizer would silently read as its unknown token, and how often they occur.
+
+    White space does not count. Empty for slow tokenizers, which do not report where a token came from.
+    """
+    unknown = _unknown_token(tokenizer)
+    if unknown is None or not texts:
+        return Counter()
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    return Counter(
+        text[start:end]
+        for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        if unknown in ids
+        for token, (start, end) in zip(ids, spans, strict=True)
+        if token == unknown and text[start:end].strip()
+    )
+
+
+def most_common(words: Counter[str]) -> str:
+    """The five most frequent words with their counts, for messages."""
+    shown = ", ".join(f"{word!r} ({count})" for word, count in words.most_common(5))
+    return f"{shown} and {len(words) - 5} others" if len(words) > 5 else shown
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:

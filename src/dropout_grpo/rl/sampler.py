@@ -59,7 +59,8 @@ class Sampler:
         bf16: compute matrix products in bf16.
 
     Raises:
-        UserError: fewer questions than a step samples, or one too long for the model.
+        UserError: fewer questions than a step samples, one too long for the model, or answers that its tokenizer cannot
+            write.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Sampler:
         self._prompts = [rows[i] for i in kept]
         self._require_enough()
         model.check_length(self._prompts, model.latent_steps + 1 + config.max_completion_length)
+        model.require_writable(p.answer for p in self.problems)
         weights: tuple[float, ...] = (1.0,)
         source_of = [0] * len(rows)
         if isinstance(problems, Mixture):

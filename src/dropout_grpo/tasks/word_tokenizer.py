@@ -8,6 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.tokens import most_common, unknown_words
 from dropout_grpo.problems.answers import MARKER
 from dropout_grpo.problems.problem import Problem
 
@@ -87,28 +88,15 @@ def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[P
     Raises:
         UserError: names the unknown words, most frequent first, and the number of problems that have one.
     """
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown == tokenizer.eos_token_id or not tokenizer.is_fast:
-        return
     words: Counter[str] = Counter()
     concerned = 0
     for problem in problems:
-        texts = [problem.question, *problem.steps, problem.answer]
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        found = [
-            text[start:end]
-            for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            if unknown in ids
-            for token, (start, end) in zip(ids, spans, strict=True)
-            if token == unknown
-        ]
-        words.update(found)
+        found = unknown_words(tokenizer, [problem.question, *problem.steps, problem.answer])
+        words += found
         concerned += bool(found)
     if words:
-        shown = ", ".join(f"{word!r} ({count})" for word, count in words.most_common(5))
-        more = f" and {len(words) - 5} others" if len(words) > 5 else ""
         raise UserError(
             f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
-            f"would read as {tokenizer.unk_token}: {shown}{more}; use problems of the task that the tokenizer was "
-            "made for (data.task), or a pretrained model (model.name_or_path)"
+            f"would read as {tokenizer.unk_token}: {most_common(words)}; use problems of the task that the tokenizer "
+            "was made for (data.task), or a pretrained model (model.name_or_path)"
         )
