@@ -228,6 +228,8 @@ def test_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said[-1] == "vote     none  ((unparsable) x2)"  # a model that was never trained
     assert main(["ask", str(tmp_path), "Ann has 3", "--masks", "-2"]) == 2
     assert "masks=-2 must be at least 0 and at most 1024" in capsys.readouterr().err
+    assert main(["ask", str(tmp_path), "zebra has 5 xylophones ?"]) == 2
+    assert "would read as <unk>: 'zebra' (1), 'xylophones' (1)" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_the_precision_it_was_started_with(
