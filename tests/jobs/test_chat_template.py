@@ -54,6 +54,14 @@ HAS = [ID["Ann"], ID["has"], ID["3"]]
 SYSTEM_TURN = {"role": "system", "content": "how many"}
 
 
+def test_one_conversation_is_one_question_and_its_unknown_words_are_refused(tmp_path: Path) -> None:
+    model = instruct(tmp_path)
+    assert model.encode_rows(asked("Ann has 3")) == [[USER, *HAS, TURN, ASSISTANT, START]]
+    assert model.answer(asked("Ann has 3"), 2) == model.answer([asked("Ann has 3")], 2)[0]
+    with pytest.raises(UserError, match=r"as <unk>: 'zebra' \(1\)"):
+        model.answer([asked("Ann has 3"), asked("zebra has 3")])
+
+
 def test_a_prompt_is_the_templates_tokens_and_the_start_marker(tmp_path: Path) -> None:
     model = instruct(tmp_path, prompt_format="chat")
     conversation = [SYSTEM_TURN, *asked("Ann has 3")]
