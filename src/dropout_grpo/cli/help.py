@@ -23,7 +23,7 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "grpo": (*_CURRICULUM_ONLY, *_SAMPLES_ONLY),
     "eval": (
         *(*_CURRICULUM_ONLY, *_GRPO_ONLY, "lora", "report_to"),
-        *("data.valid", "data.test", "data.max_valid", "data.task"),
+        *("data.test", "data.max_valid", "data.task"),
         *(f"data.{task}" for task in TASKS),
     ),
 }
