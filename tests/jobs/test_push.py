@@ -38,6 +38,7 @@ class FakeHub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub()
     monkeypatch.setattr(publish, "HfApi", lambda: fake)
+    monkeypatch.setattr("dropout_grpo.jobs.push.is_on_hub", lambda name: name == "gpt2")
     return fake
 
 
@@ -102,3 +103,47 @@ def test_what_is_no_checkpoint_and_what_the_hub_refuses_is_said(
     assert "has no latent_config.json" in capsys.readouterr().err
     assert main(["push", str(checkpoint), "mine"]) == 2
     assert "cannot be pushed to 'mine': Repo id must be in the form" in capsys.readouterr().err
+
+
+class Unreachable(Exception):
+    """Of an HTTP library: neither an OSError nor a ValueError."""
+
+
+def test_without_network_there_is_one_line(
+    hub: FakeHub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise Unreachable("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(hub, "create_repo", fails)
+    assert main(["push", str(checkpoint), "me/mine"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be pushed to 'me/mine': [Errno -2] Name or service not known" in line
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_local_base_is_not_published_from_another_folder(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    run = tmp_path / "there" / "runs" / "grpo"
+    tiny_latent().save_pretrained(run / "checkpoints" / "grpo")
+    if not gone:
+        (tmp_path / "there" / "runs" / "base").mkdir()
+    options = {"run_dir": "runs/grpo", "checkpoint": "runs/base"}
+    (run / "config.json").write_text(json.dumps({"command": "grpo", "config": options}), encoding="utf-8")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    push(Path("../there/runs/grpo/checkpoints/grpo"), "me/mine")
+    assert ModelCard.load(run / "checkpoints" / "grpo" / "README.md").data.base_model is None
+
+
+def test_a_dry_run_prints_the_files_and_the_card(
+    hub: FakeHub, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(checkpoint), "me/mine", "--private", "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("to me/mine, private if new:\n")
+    assert f"{(checkpoint / 'model.safetensors').stat().st_size:,} bytes  model.safetensors\n" in said
+    assert "bytes  custom_generate/generate.py\n" in said
+    assert said.endswith((checkpoint / "README.md").read_text(encoding="utf-8"))
+    assert not hub.calls

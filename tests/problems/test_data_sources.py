@@ -137,7 +137,7 @@ def test_sft_from_scratch_refuses_unknown_words_before_a_run_begins(
 
 
 def test_a_tokenizer_that_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot load a causal language model from .*none: there is no such folder"):
+    with pytest.raises(UserError, match=r"none: there is no such folder\.$"):
         starting_tokenizer(ModelConfig(name_or_path=str(tmp_path / "none")), [])
 
 

@@ -113,7 +113,8 @@ def _bench(options: Namespace) -> None:
 
 def _push(options: Namespace) -> None:
     eval_run = None if options.eval_run is None else Path(options.eval_run)
-    print(push(Path(options.checkpoint), options.repo_id, eval_run=eval_run, private=options.private))
+    where = {"private": options.private, "dry_run": options.dry_run}
+    print(push(Path(options.checkpoint), options.repo_id, eval_run=eval_run, **where))
 
 
 def _theory(options: Namespace) -> None:

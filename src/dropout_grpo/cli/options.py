@@ -115,6 +115,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub.add_argument("repo_id", type=str, help="user/name on the Hub")
     sub.add_argument("--eval_run", type=str | None, default=None, help="run folder of an eval, for the card's results")
     sub.add_argument("--private", action="store_true", help="make a new repository private")
+    sub.add_argument("--dry_run", action="store_true", help="print the files and the card, and upload nothing")
     sub = command("theory", "check the paper's claims numerically and print a table")
     with_options(sub, TheoryOptions)
     with_json(sub)

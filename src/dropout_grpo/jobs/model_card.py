@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,23 @@ def describe_measured(run: Path, command: str) -> None:
         describe(checkpoint_folder(run, name))
 
 
-def describe(checkpoint: Path, eval_run: Path | None = None) -> None:
+def describe(
+    checkpoint: Path, eval_run: Path | None = None, is_on_hub: Callable[[str], bool] = lambda name: True
+) -> None:
     """Write the model card of a checkpoint.
 
     Args:
         checkpoint: a latent checkpoint. If it is in a run folder, the card has the run's method, base and command.
         eval_run: run folder of an ``eval`` of this checkpoint; None takes the results of the checkpoint's own run.
+        is_on_hub: whether the Hub has a model of this name. A base that is neither here nor there is left out.
 
     Raises:
         UserError: a file is damaged or cannot be written, or the eval run measured another checkpoint.
     """
     config = latent_config(checkpoint)
     facts = facts_of(checkpoint, eval_run)
+    if facts.base and not Path(facts.base).exists() and not is_on_hub(facts.base):
+        facts = replace(facts, base=None)
     with writing(checkpoint):
         write_card(
             checkpoint,
@@ -62,11 +68,25 @@ def facts_of(checkpoint: Path, eval_run: Path | None = None) -> CardFacts:
     command: str = started["command"]
     options: dict[str, Any] = started["config"]
     return CardFacts(
-        base=options.get("checkpoint") or options.get("model", {}).get("name_or_path"),
+        base=_base(run, options),
         method=_METHODS.get(command),
         command=_command_line(command, options),
         measured=_measured(rows or _own_rows(run, command, checkpoint.name)),
     )
+
+
+def _base(run: Path, options: Mapping[str, Any]) -> str | None:
+    """What the run started from: a name on the Hub, or a path that also holds in another working folder."""
+    base: str | None = options.get("checkpoint") or options.get("model", {}).get("name_or_path")
+    where, recorded = run.resolve(), Path(options.get("run_dir", ""))
+    if (
+        base is not None
+        and not recorded.is_absolute()
+        and where.parts[-len(recorded.parts) or None :] == recorded.parts
+    ):
+        there = Path(*where.parts[: len(where.parts) - len(recorded.parts)], base)
+        return str(there) if there.exists() else base
+    return base
 
 
 def _measured(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:

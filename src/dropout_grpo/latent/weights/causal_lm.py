@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.weights.foreign import check_folder, loading, require_whole
 from dropout_grpo.latent.weights.gguf import gguf_file, load_gguf, load_gguf_tokenizer
+from dropout_grpo.latent.weights.known import require_known
 
 
 def load_causal_lm(
@@ -52,6 +53,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is no such model, or the tokenizer is damaged.
     """
+    require_known(path)
     if file := gguf_file(path):
         return load_gguf_tokenizer(file)
     check_folder(path)
@@ -71,7 +73,12 @@ def _is_generic(path: str | Path) -> bool:
 
 
 def file_of(path: str | Path, name: str) -> str | None:
-    """The local path of a file in a folder or hub repository; None if there is no such file, as for a GGUF file."""
+    """The local path of a file in a folder or hub repository; None if there is no such file, as for a GGUF file.
+
+    Raises:
+        UserError: there is no such folder or repository.
+    """
+    require_known(path)
     return None if Path(path).is_file() else cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
 
 

@@ -24,6 +24,7 @@ from dropout_grpo.latent.weights.card import CardFacts, write_card, write_custom
 from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm
 from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint
 from dropout_grpo.latent.weights.gguf import gguf_file
+from dropout_grpo.latent.weights.known import require_known
 
 LATENT_CONFIG, THOUGHT_WEIGHTS = "latent_config.json", "thought.safetensors"
 
@@ -114,6 +115,8 @@ def load_parts(
         )
     if base is not None and not is_file:
         raise UserError(f"base {base} is for a Coconut state_dict file, and {path} is not a file: leave base out.")
+    if not is_file:
+        require_known(path)
     with_adapter = not is_file and is_adapter(path)
     if merge and not with_adapter:
         raise UserError(f"{path} is not an adapter: there is nothing to merge.")
@@ -170,6 +173,8 @@ def latent_config(path: str | Path) -> dict[str, Any]:
     try:
         file = file_of(path, LATENT_CONFIG)
         config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{LATENT_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):

@@ -20,7 +20,6 @@ _OBJECTS = (
 )
 """Files of a checkpoint that are JSON objects."""
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MAX_LAYERS, _MAX_SIZE = 10_000, 10**9
 
 
@@ -77,13 +76,11 @@ def loading(path: str | Path) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers' Rust code
             raise
-        raise UserError(f"cannot load a causal language model from {path}: {_reason(path, error)}") from error
+        raise UserError(f"cannot load a causal language model from {path}: {_reason(error)}") from error
 
 
-def _reason(path: str | Path, error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error)
-    if not Path(path).exists() and not _HUB_NAME.fullmatch(str(path)):
-        return "there is no such folder."
     if "trust_remote_code" in text or "custom code" in text:
         return (
             "it needs its own code (auto_map in config.json), and code of a checkpoint is never run. Use a "
