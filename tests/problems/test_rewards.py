@@ -1,5 +1,6 @@
 """Reward functions: TRL's calling convention, its rule for None, and a message for every mistake."""
 
+import asyncio
 import math
 import sys
 from fractions import Fraction
@@ -14,6 +15,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import (
     RewardFunction,
+    as_reward_functions,
     call_reward,
     call_rewards,
     choice_answer,
@@ -23,6 +25,7 @@ from dropout_grpo.problems.rewards import (
     load_reward,
     math_verify_reward,
     reward_columns,
+    reward_statistics,
     try_rewards,
 )
 
@@ -323,3 +326,78 @@ def test_a_file_that_fails_keeps_its_cause(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ZeroDivisionError: division by zero") as caught:
         load_reward(f"{file}:f")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+class Longer:
+    """A reward class without a ``__name__``; its tokens are those of the context."""
+
+    def __init__(self, bonus: float) -> None:
+        self.bonus = bonus
+
+    def __call__(self, completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        return [len(ids) + self.bonus for ids in completion_ids]
+
+
+def test_async_functions_run_concurrently_and_objects_are_called() -> None:
+    together = asyncio.Barrier(2)
+
+    async def meets(completions: list[str], **columns: Any) -> list[float]:
+        async with asyncio.timeout(5):
+            await together.wait()  # passed only if both calls run at once
+        return [float(len(completion)) for completion in completions]
+
+    class Meets:
+        async def __call__(self, completions: list[str], **columns: Any) -> list[float]:
+            return await meets(completions)
+
+    ids = {"completion_ids": [[1], [1, 2], [1, 2, 3]]}
+    rows = call_rewards([meets, Longer(0.5), Meets()], PROMPTS, COMPLETIONS, COLUMNS, ids)
+    lengths = [float(len(completion)) for completion in COMPLETIONS]
+    assert rows == [lengths, [1.5, 2.5, 3.5], lengths]
+
+
+def test_an_async_function_that_fails_is_named_with_its_line() -> None:
+    async def slow(completions: list[str], **columns: Any) -> list[float]:
+        await asyncio.sleep(0)
+        raise RuntimeError("no network")
+
+    with pytest.raises(
+        UserError, match=r"reward slow: RuntimeError: no network, raised in .*test_rewards.py, line \d+"
+    ):
+        call_rewards([slow], PROMPTS, COMPLETIONS, COLUMNS)
+
+
+def test_the_context_goes_only_to_functions_that_take_it() -> None:
+    def plain(prompts: list[str], completions: list[str]) -> list[float]:
+        return [0.0] * len(completions)
+
+    def named(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
+        assert sorted(columns) == ["log_metric", "prompts"]
+        return [float(trainer_state)] * len(completions)
+
+    rows = call_rewards([plain, named], PROMPTS, COMPLETIONS, {}, {"trainer_state": 7, "log_metric": print})
+    assert rows == [[0.0] * 3, [7.0] * 3]
+
+
+def test_functions_of_one_name_have_metrics_of_their_own() -> None:
+    functions = [returning([1.0]), exact_answer, returning([3.0]), returning([5.0])]
+    name = functions[0].__name__
+    statistics = reward_statistics(functions, [[1.0], [0.0], [3.0], [5.0]])
+    means = {key: value for key, value in statistics.items() if key.endswith("/mean")}
+    assert means == {
+        f"rewards/{name}/mean": 1.0,
+        "rewards/exact_answer/mean": 0.0,
+        f"rewards/{name}_2/mean": 3.0,
+        f"rewards/{name}_3/mean": 5.0,
+    }
+
+
+def test_reward_models_and_other_things_are_refused() -> None:
+    with pytest.raises(UserError, match="'org/model' is a model or its name, and reward models are not supported"):
+        as_reward_functions("org/model")
+    with pytest.raises(UserError, match="Linear is a model"):
+        as_reward_functions([exact_answer, torch.nn.Linear(1, 1)])
+    with pytest.raises(UserError, match="reward_funcs: int is not a function"):
+        as_reward_functions(3)
+    with pytest.raises(UserError, match="reward_funcs is empty"):
+        as_reward_functions([])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.problems.rewards import CONTEXT
 from dropout_grpo.rl import trainer as trainer_module
 from dropout_grpo.training.optimizer import NonFinite
 from helpers.grpo_run import CONFIG, Replays, alternating, digits, talkative, trainer
@@ -80,7 +81,7 @@ def test_rewards_get_the_problems_columns_k_times_each(tmp_path: Path) -> None:
 
     trainer(tmp_path, replace(CONFIG, max_steps=1), problems=problems, reward_funcs=[watched]).train()
     (columns,) = seen
-    assert set(columns) == {"prompts", "completions", "question", "steps", "answer", "level"}
+    assert set(columns) == {"prompts", "completions", "question", "steps", "answer", "level", *CONTEXT}
     order = [columns["level"][k] // 10 for k in (0, 4, 8)]
     assert sorted(order) == [0, 1, 2]
     for k in range(12):

@@ -15,7 +15,7 @@ from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.rl import trainer as trainer_module
 from helpers.eval_run import SEED, problems
-from helpers.grpo_run import CONFIG, digits, steps_of, trainer
+from helpers.grpo_run import CONFIG, digits, steps_of, talkative, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
 ROWS = [{"question": p.question, "answer": p.answer} for p in tiny_problems(5)]
@@ -181,6 +181,33 @@ def test_callbacks_can_be_added_and_removed(tmp_path: Path) -> None:
     assert kept.events[0] == ("train_begin", 0)
     with pytest.raises(UserError, match="callbacks: function is not a"):
         made.add_callback(digits)  # type: ignore[arg-type]
+
+
+def test_rewards_get_tokens_and_state_and_can_log(tmp_path: Path) -> None:
+    seen: list[tuple[int, list[list[int]]]] = []
+
+    def tokens(completions: list[str], completion_ids: list[list[int]], **more: Any) -> list[float]:
+        seen.append((more["trainer_state"].global_step, completion_ids))
+        for i in range(3):
+            more["log_metric"]("digits", i)
+        return [len(ids) / 3 for ids in completion_ids]
+
+    made = trainer(tmp_path, reward_funcs=[tokens, tokens], model=talkative())
+    made.train()
+    lines = read_metrics(tmp_path)
+    assert [step for step, _ in seen] == [0, 0, 1, 1, 2, 2]
+    for line, (_, ids) in zip(lines, seen[::2], strict=True):
+        assert len(ids) == 12
+        assert line["completions/mean_length"] == pytest.approx(sum(map(len, ids)) / 12)
+        assert line["rewards/tokens/mean"] == line["rewards/tokens_2/mean"]
+        assert line["digits"] == 1.0
+
+    def clash(completions: list[str], log_metric: Any, **more: Any) -> list[float]:
+        log_metric("loss", 0)
+        return [0.0] * len(completions)
+
+    with pytest.raises(UserError, match="a reward function logs 'loss', a metric of every run"):
+        trainer(tmp_path / "clash", reward_funcs=[clash]).train()
 
 
 def test_save_model_writes_a_latent_model(tmp_path: Path) -> None:

@@ -87,3 +87,10 @@ def test_whether_a_folder_is_locked(tmp_path: Path) -> None:
     assert (tmp_path / LOCK_FILE).exists()
     assert not is_locked(tmp_path)
     lock_folder(tmp_path)
+
+
+def test_a_lock_that_lives_until_the_interpreter_ends_is_released_without_a_traceback(tmp_path: Path) -> None:
+    keep = "import os, sys, pathlib; from dropout_grpo.runs.lock import lock_folder\n"
+    keep += "os.kept = lock_folder(pathlib.Path(sys.argv[1]))"  # freed after the names in `os`, as in a long script
+    done = subprocess.run([sys.executable, "-c", keep, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

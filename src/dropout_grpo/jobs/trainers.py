@@ -13,7 +13,7 @@ from dropout_grpo.jobs.session import Session
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.rewards import load_reward, try_rewards
+from dropout_grpo.problems.rewards import load_reward
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.training.checkpoint import save_checkpoint
@@ -96,7 +96,7 @@ def grpo_trainer(
             evaluate=validator(session, valid, 0 if all_alike(session) else recipe.grpo.num_generations_eval),
             part=part,
         )
-    on_main(lambda: try_rewards(rewards, recipe.grpo.reward_weights or (1.0,) * len(rewards), problems))
+    trainer.sampler.try_rewards()
     require_askable(model, valid, "valid", recipe)
     return trainer
 

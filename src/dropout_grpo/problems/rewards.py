@@ -5,14 +5,21 @@ A reward function is called as ``f(prompts=..., completions=..., **columns)``. `
 same length. Columns that are read under other names, such as TRL's ``solution``, are passed as well, as they came. If a
 prompt is a conversation, it is passed as its messages, and the completion as ``[{"role": "assistant", "content":
 ...}]``, as in TRL. None means that the function does not judge this completion. The lists are copies: a function may
-change them.
+change them. It may be ``async``, or an object of a class with ``__call__``.
+
+A function that names them, or takes ``**columns``, also gets TRL's ``completion_ids`` (tokens of each answer, with the
+final token), ``trainer_state`` (transformers') and ``log_metric(name, value)``, whose values are averaged over a step.
 """
 
+import asyncio
 import inspect
 import math
 import numbers
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from statistics import fmean, stdev
 from typing import Any
@@ -22,7 +29,10 @@ from dropout_grpo.import_path import load_object
 from dropout_grpo.problems.answers import MARKER, answers_match, candidates, chosen, extract_answer
 from dropout_grpo.problems.problem import Message, Problem, Prompt
 
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardFunction = Callable[..., Sequence[float | None] | Coroutine[Any, Any, Sequence[float | None]]]
+
+CONTEXT = ("completion_ids", "trainer_state", "log_metric")
+"""What a reward function may take beside prompts, completions and columns."""
 
 LARGEST_REWARD = 1e12
 """Rewards above it would overflow float32 when they are squared in a group's standard deviation."""
@@ -118,6 +128,40 @@ def reward_name(function: RewardFunction) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
 
 
+def reward_names(functions: Sequence[RewardFunction]) -> list[str]:
+    """The names of the functions in metrics: the second and third of one name end in ``_2`` and ``_3``."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in map(reward_name, functions):
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return names
+
+
+def as_reward_functions(given: Any) -> list[RewardFunction]:
+    """One or several reward functions as a list.
+
+    Raises:
+        UserError: there is none, or one of them is a reward model, or something else that is not a function.
+    """
+    functions = list(given) if isinstance(given, list | tuple) else [given]
+    if not functions:
+        raise UserError("reward_funcs is empty: give at least one function, such as exact_answer.")
+    for function in functions:
+        if isinstance(function, str) or hasattr(function, "forward"):
+            what = repr(function) if isinstance(function, str) else type(function).__name__
+            raise UserError(
+                f"reward_funcs: {what} is a model or its name, and reward models are not supported: give a function "
+                "f(prompts, completions, **columns) that runs the model and returns one float for each completion."
+            )
+        if not callable(function):
+            raise UserError(
+                f"reward_funcs: {type(function).__name__} is not a function: give f(prompts, completions, **columns) "
+                "that returns one float for each completion, or a list of such functions."
+            )
+    return functions
+
+
 def reward_columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
     """The columns that reward functions get: fields and extra columns of the problems, one entry per completion.
 
@@ -128,7 +172,7 @@ def reward_columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
         UserError: a column of the file has the name of another argument of the call.
     """
     extra = problems[0].extra if problems else {}
-    if clash := sorted({"prompts", "completions", "question", "steps", "answer"} & extra.keys()):
+    if clash := sorted({"prompts", "completions", "question", "steps", "answer", *CONTEXT} & extra.keys()):
         raise UserError(f"rewards: the problem file has a column {clash[0]!r}, a name that is taken; rename it")
     columns = {name: [problem.extra[name] for problem in problems] for name in extra}
     own = {name: [getattr(problem, name) for problem in problems] for name in ("question", "steps", "answer")}
@@ -140,26 +184,93 @@ def call_reward(
     prompts: Sequence[Prompt],
     completions: Sequence[Prompt],
     columns: Mapping[str, Sequence[Any]],
+    context: Mapping[str, Any] | None = None,
 ) -> list[float | None]:
-    """Call one reward function and check what it returns. NumPy arrays and tensors count as lists.
+    """The rewards of one function; see `call_rewards`."""
+    return call_rewards([function], prompts, completions, columns, context)[0]
+
+
+def call_rewards(
+    functions: Sequence[RewardFunction],
+    prompts: Sequence[Prompt],
+    completions: Sequence[Prompt],
+    columns: Mapping[str, Sequence[Any]],
+    context: Mapping[str, Any] | None = None,
+) -> list[list[float | None]]:
+    """Call reward functions and check what they return. NumPy arrays and tensors count as lists.
+
+    Async functions run concurrently, after the others.
+
+    Args:
+        functions: the reward functions.
+        prompts: the question of each completion.
+        completions: the answers.
+        columns: lists with an entry for each completion, by name.
+        context: further arguments by name; a function gets those that it can take.
+
+    Returns:
+        One row for each function, with a reward or None for each completion.
 
     Raises:
-        UserError: the function needs a column that the problems do not have, raises an exception or exits, or does not
+        UserError: a function needs a column that the problems do not have, raises an exception or exits, or does not
             return one number or None for each completion.
     """
-    name = reward_name(function)
-    _check_parameters(function, columns)
-    given = _copies({"prompts": prompts, "completions": completions, **columns})
+
+    def given(function: RewardFunction) -> dict[str, Any]:
+        further = _accepted(function, context or {})
+        _check_parameters(function, {**columns, **further})
+        return _copies({"prompts": prompts, "completions": completions, **columns, **further})
+
+    values: dict[int, Any] = {}
+    waiting: list[tuple[int, RewardFunction]] = []
+    for i, function in enumerate(functions):
+        if _is_async(function):
+            waiting.append((i, function))
+        else:
+            with _failures_of(function):
+                values[i] = function(**given(function))
+    if waiting:
+        values |= _concurrently({i: _awaited(function, given(function)) for i, function in waiting})
+    return [_rewards_of(function, values[i], len(completions)) for i, function in enumerate(functions)]
+
+
+def _is_async(function: RewardFunction) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+async def _awaited(function: Any, given: Mapping[str, Any]) -> Any:
+    with _failures_of(function):
+        return await function(**given)
+
+
+def _concurrently(calls: Mapping[int, Coroutine[Any, Any, Any]]) -> dict[int, Any]:
+    """The results of coroutines, by the same keys."""
+
+    async def all_results() -> list[Any]:
+        return await asyncio.gather(*calls.values())
+
+    with ThreadPoolExecutor(1) as thread:  # the main thread of a notebook has an event loop already
+        return dict(zip(calls, thread.submit(asyncio.run, all_results()).result(), strict=True))
+
+
+@contextmanager
+def _failures_of(function: RewardFunction) -> Iterator[None]:
+    """Turn what a user's function raises into a UserError. It may fail in any way; the cause stays attached."""
     try:
-        values: Any = function(**given)
+        yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a user's function may fail in any way; the cause stays attached
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"reward {name}: {type(error).__name__}: {_shown(error, str)}, raised in {last.filename}, "
+            f"reward {reward_name(function)}: {type(error).__name__}: {_shown(error, str)}, raised in {last.filename}, "
             f"line {last.lineno}"
         ) from error
+
+
+def _rewards_of(function: RewardFunction, values: Any, count: int) -> list[float | None]:
+    """The returned values as a list, checked; ``count`` is the number of completions."""
+    name = reward_name(function)
     if hasattr(values, "tolist"):
         values = values.tolist()
     if not isinstance(values, list | tuple):
@@ -167,12 +278,22 @@ def call_reward(
             f"reward {name}: returned {type(values).__name__}; it must return a list with one float or None "
             "for each completion"
         )
-    if len(values) != len(completions):
-        raise UserError(f"reward {name}: returned {len(values)} rewards for {len(completions)} completions")
+    if len(values) != count:
+        raise UserError(f"reward {name}: returned {len(values)} rewards for {count} completions")
     return [_reward(value, name, sample) for sample, value in enumerate(values)]
 
 
-def _check_parameters(function: RewardFunction, columns: Mapping[str, Sequence[Any]]) -> None:
+def _accepted(function: RewardFunction, context: Mapping[str, Any]) -> dict[str, Any]:
+    """The further arguments that a function takes, by name or as ``**columns``."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a function written in C
+        return {}
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in context.items() if takes_any or name in parameters}
+
+
+def _check_parameters(function: RewardFunction, columns: Mapping[str, Any]) -> None:
     """Raise UserError if the function cannot be called with prompts, completions and these columns."""
     try:
         signature = inspect.signature(function)
@@ -188,11 +309,13 @@ def _check_parameters(function: RewardFunction, columns: Mapping[str, Sequence[A
         ) from error
 
 
-def _copies(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def _copies(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Copies that a function can change without changing the problems. A value that repeats is copied once."""
     memo: dict[int, Any] = {}
     return {
         name: [deepcopy(value, memo) if isinstance(value, list | dict) else value for value in values]
+        if isinstance(values, list | tuple)
+        else values
         for name, values in columns.items()
     }
 
@@ -228,25 +351,15 @@ def _shown(value: Any, show: Callable[[Any], str]) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def call_rewards(
-    functions: Sequence[RewardFunction],
-    prompts: Sequence[Prompt],
-    completions: Sequence[Prompt],
-    columns: Mapping[str, Sequence[Any]],
-) -> list[list[float | None]]:
-    """The rewards of every function for every completion, one row per function; see `call_reward`."""
-    return [call_reward(function, prompts, completions, columns) for function in functions]
-
-
 def reward_statistics(functions: Sequence[RewardFunction], rows: Sequence[Sequence[float | None]]) -> dict[str, float]:
     """TRL's ``rewards/{name}/mean`` and ``rewards/{name}/std``, over the completions that each function judged."""
     statistics = {}
-    for function, row in zip(functions, rows, strict=True):
+    for name, row in zip(reward_names(functions), rows, strict=True):
         judged = [value for value in row if value is not None]
         if not judged:
             continue
-        statistics[f"rewards/{reward_name(function)}/mean"] = fmean(judged)
-        statistics[f"rewards/{reward_name(function)}/std"] = stdev(judged) if len(judged) > 1 else 0.0
+        statistics[f"rewards/{name}/mean"] = fmean(judged)
+        statistics[f"rewards/{name}/std"] = stdev(judged) if len(judged) > 1 else 0.0
     return statistics
 
 
@@ -283,16 +396,28 @@ def combine_rewards(weights: Sequence[float], rows: Sequence[Sequence[float | No
     return rewards
 
 
-def try_rewards(functions: Sequence[RewardFunction], weights: Sequence[float], problems: Sequence[Problem]) -> None:
+def try_rewards(
+    functions: Sequence[RewardFunction],
+    weights: Sequence[float],
+    problems: Sequence[Problem],
+    context: Callable[[Sequence[str]], Mapping[str, Any]] = lambda completions: {},
+) -> None:
     """Call the functions on the right answers of two problems, so that faulty ones are found before training.
+
+    Args:
+        functions: the reward functions.
+        weights: one for each of them.
+        problems: the first two are used.
+        context: the further arguments of `call_rewards`, from completions.
 
     Raises:
         UserError: see `call_reward`, `reward_columns` and `combine_rewards`.
     """
     few = problems[:2]
     prompts = [problem.prompt for problem in few]
-    said = [completion_of(problem, f"{MARKER} {problem.answer}") for problem in few]
-    rows = call_rewards(functions, prompts, said, reward_columns(few))
+    right = [f"{MARKER} {problem.answer}" for problem in few]
+    said = [completion_of(problem, text) for problem, text in zip(few, right, strict=True)]
+    rows = call_rewards(functions, prompts, said, reward_columns(few), context(right))
     combine_rewards(weights, rows)
 
 

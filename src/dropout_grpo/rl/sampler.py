@@ -3,9 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerState
 
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
@@ -22,6 +25,7 @@ from dropout_grpo.problems.rewards import (
     completion_of,
     reward_columns,
     reward_statistics,
+    try_rewards,
 )
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
@@ -99,6 +103,8 @@ class Sampler:
             raise UserError(f"max_prompt_length={most} leaves a source of the GRPO data without a question: raise it.")
         self._order = DataOrder(sources, weights, seed)
         self.batches = MicroBatches("rollout_batch_size", config.rollout_batch_size)
+        self.trainer_state = TrainerState()
+        self._logged: dict[str, list[float]] = {}  # by reward functions, in this step
 
     def _require_enough(self) -> None:
         config = self.config
@@ -118,7 +124,8 @@ class Sampler:
         return self.prompts([max(range(len(self._prompts)), key=lambda place: len(self._prompts[place]))])
 
     def sample(self, step: int) -> tuple[Groups, dict[str, float]]:
-        """All groups sampled in a step, and statistics of each reward function."""
+        """All groups sampled in a step, statistics of each reward function, and what these functions log."""
+        self._logged = {}
         parts: list[Groups] = []
         scores: Scores = [[] for _ in self.reward_funcs]
         kept = 0
@@ -132,7 +139,8 @@ class Sampler:
             kept += len(self.selected(groups.rewards))
             if kept >= self.config.prompts_per_step:
                 break
-        return join(parts, self.model.tokens.pad), reward_statistics(self.reward_funcs, scores)
+        logged = {name: fmean(values) for name, values in self._logged.items()}
+        return join(parts, self.model.tokens.pad), logged | reward_statistics(self.reward_funcs, scores)
 
     def selected(self, rewards: Tensor) -> Tensor:
         """Indices of the groups [M] that the update uses, from all rewards [N, K] of a step."""
@@ -160,11 +168,9 @@ class Sampler:
             parts = [self.batches.fit(len(mine), lambda size: self._roll_out(prompts, seeds, mine.split(size)), rows=k)]
         answers = self._of_all_processes(mine, parts, k)
         # One process calls the reward functions on the whole batch, so that rewards do not depend on the world size.
-        total, scores = processes.on_main(
-            lambda: self._rewards(
-                [self.problems[i] for i in places], self.model.decode(answers.token_ids, answers.mask)
-            )
-        )
+        total, scores, logged = processes.on_main(lambda: self._rewards([self.problems[i] for i in places], answers))
+        for name, values in logged.items():
+            self._logged.setdefault(name, []).extend(values)
         rewards = torch.tensor(total, dtype=torch.float32).view(-1, k)
         return Groups(places=places, seeds=seeds, rewards=rewards, answers=answers), scores
 
@@ -200,13 +206,38 @@ class Sampler:
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.model.device)
 
-    def _rewards(self, batch: Sequence[Problem], completions: list[str]) -> tuple[list[float], Scores]:
-        """Total rewards of N problems with K completions each (NaN if none judged), and those of each function."""
+    def _rewards(
+        self, batch: Sequence[Problem], answers: Generation
+    ) -> tuple[list[float], Scores, dict[str, list[float]]]:
+        """Total rewards of N problems with K answers each (NaN if none judged), those of each function, and logs."""
         k = self.config.num_generations
+        completions = self.model.decode(answers.token_ids, answers.mask)
+        ids = [row[used].tolist() for row, used in zip(answers.token_ids.cpu(), answers.mask.cpu(), strict=True)]
+        logged: dict[str, list[float]] = {}
         repeated = [problem for problem in batch for _ in range(k)]
         prompts = [problem.prompt for problem in repeated]
         said = [completion_of(problem, text) for problem, text in zip(repeated, completions, strict=True)]
-        scores = call_rewards(self.reward_funcs, prompts, said, reward_columns(repeated))
+        context = self._context(ids, logged)
+        scores = call_rewards(self.reward_funcs, prompts, said, reward_columns(repeated), context)
         weights = self.config.reward_weights or (1.0,) * len(self.reward_funcs)
         total = combine_rewards(weights, scores)
-        return [math.nan if value is None else value for value in total], scores
+        return [math.nan if value is None else value for value in total], scores, logged
+
+    def _context(self, ids: list[list[int]], logged: dict[str, list[float]]) -> dict[str, Any]:
+        def log_metric(name: str, value: float) -> None:
+            logged.setdefault(name, []).append(float(value))
+
+        return {"completion_ids": ids, "trainer_state": self.trainer_state, "log_metric": log_metric}
+
+    def try_rewards(self) -> None:
+        """Call the reward functions on the right answers of two problems, before anything is trained.
+
+        Raises:
+            UserError: one of them fails, or returns something else than rewards.
+        """
+        weights = self.config.reward_weights or (1.0,) * len(self.reward_funcs)
+
+        def context(completions: Sequence[str]) -> dict[str, Any]:
+            return self._context([self.model.tokenizer(text)["input_ids"] for text in completions], {})
+
+        processes.on_main(lambda: try_rewards(self.reward_funcs, weights, self.problems, context))

@@ -33,7 +33,7 @@ from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.latent.weights.publish import push_folder
 from dropout_grpo.problems.from_python import as_problems
 from dropout_grpo.problems.problem import Problem, problem_fingerprint
-from dropout_grpo.problems.rewards import RewardFunction, reward_name
+from dropout_grpo.problems.rewards import RewardFunction, as_reward_functions, reward_names
 from dropout_grpo.rl.advantage import (
     MovingAverage,
     all_correct,
@@ -93,7 +93,8 @@ class GRPOTrainer:
 
     Args:
         model: the policy, trained in place; or its folder or hub name.
-        reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``.
+        reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``, which may
+            be async, or an object with ``__call__``; `problems/rewards.py` lists the arguments.
         args: options.
         train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
             ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions.
@@ -133,7 +134,7 @@ class GRPOTrainer:
     ) -> None:
         config = GRPOConfig() if args is None else args
         exploration = SharedDropout(0.1) if exploration is None else exploration
-        reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        reward_funcs = as_reward_functions(reward_funcs)
         problems = as_problems(train_dataset, "train_dataset")
         if not isinstance(model, LatentModel):
             model = LatentModel.from_pretrained(model)
@@ -166,6 +167,7 @@ class GRPOTrainer:
             steps_per_epoch=len(self.sampler.problems) / config.prompts_per_step,
         )
         self._record: Record | None = None
+        self.sampler.trainer_state = self.state
         self.updates = 0
         self.baseline = MovingAverage()
         noisy = model.noise(exploration, torch.zeros(1, dtype=torch.int64)) is not None
@@ -329,7 +331,7 @@ class GRPOTrainer:
             "latent_steps": self.model.latent_steps,
             "prompt_format": self.model.prompt_format,
             "exploration": options_of(self.exploration),
-            "reward_funcs": [reward_name(function) for function in rewards],
+            "reward_funcs": reward_names(rewards),
         }
         digests = {
             "model": weights_digest(self.model),
@@ -418,7 +420,7 @@ class GRPOTrainer:
         sampled, by_function = self.sampler.sample(step)
         if not bool(sampled.answers.logprobs.isfinite().all()):
             raise NonFinite(f"{self._where(step)}: rollout log-probs are not finite. {last_good_is(last_good)}")
-        metrics = {**self._metrics(sampled), "learning_rate": schedule.get_last_lr()[0], **by_function}
+        metrics = {**self._metrics(sampled), "learning_rate": schedule.get_last_lr()[0]}
         groups, advantages, selection = self._for_update(sampled)
         metrics |= selection
         if config.log_completions and step % config.logging_steps == 0:
@@ -460,7 +462,9 @@ class GRPOTrainer:
             self.reference.end_step(step, self.model)
         metrics["rollout_time"] = rollout_seconds
         metrics["step_time"] = time.monotonic() - start
-        return metrics
+        if clash := sorted({"part", "step", *metrics} & by_function.keys()):
+            raise UserError(f"a reward function logs {clash[0]!r}, a metric of every run: choose another name.")
+        return metrics | by_function
 
     def _where(self, step: int) -> str:
         return f"{self.part} seed {self.sampler.seed}, step {step}"

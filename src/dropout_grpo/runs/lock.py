@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from dropout_grpo.errors import UserError
@@ -25,8 +26,8 @@ class FolderLock:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def __del__(self) -> None:
-        os.close(self._descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, `os` may be empty already
+        close(self._descriptor)
 
 
 def lock_folder(folder: Path) -> FolderLock:
@@ -49,12 +50,12 @@ def lock_folder(folder: Path) -> FolderLock:
         owner = _owner(descriptor)
         os.close(descriptor)
         raise UserError(
-            f"run folder {folder} is in use by {owner}: wait until that process has ended, or choose another --run_dir."
+            f"run folder {folder} is in use by {owner}: wait until that process has ended, or choose another folder."
         ) from None
     except OSError as error:
         os.close(descriptor)
         raise UserError(
-            f"run folder {folder} cannot be locked: {error.strerror}. Choose a --run_dir on a file system with locks."
+            f"run folder {folder} cannot be locked: {error.strerror}. Choose one on a file system with locks."
         ) from error
     lock = _held[key] = FolderLock(descriptor)
     with writing(path):
