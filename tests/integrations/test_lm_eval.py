@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from dropout_grpo.errors import UserError  # noqa: E402
 from dropout_grpo.evaluation.answering import answer_problems  # noqa: E402
 from dropout_grpo.evaluation.config import EvaluationConfig  # noqa: E402
-from dropout_grpo.integrations.lm_eval import TASKS, DropoutGRPOLM  # noqa: E402
+from dropout_grpo.integrations.lm_eval import TASKS, DropoutGRPOLM, with_defaults  # noqa: E402
 from dropout_grpo.problems.answers import answers_match, extract_answer  # noqa: E402
 from dropout_grpo.problems.problem import Problem  # noqa: E402
 from helpers.by_path import ROOT  # noqa: E402
@@ -155,3 +155,18 @@ def test_newer_harnesses_find_the_backend_by_its_entry_point() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = project["entry-points"]["lm_eval.models"]["dropout_grpo"]
     assert EntryPoint("dropout_grpo", named, "lm_eval.models").load() is DropoutGRPOLM
+
+
+def test_the_harness_cuda_0_is_the_cpu_where_there_is_no_gpu(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The harness's command line passes device="cuda:0" and batch_size=1 when the user gives neither."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = DropoutGRPOLM(pretrained=str(checkpoint), batch_size=1, device="cuda:0")
+    assert made.model.device.type == "cpu"
+    assert "device cuda:0: there is no CUDA device here" in caplog.text
+    named = ["run", "--tasks", "gsm8k_latent"]
+    assert with_defaults(named) == [*named, "--include_path", str(TASKS), "--device", "cpu", "--batch_size", "auto"]
+    given = [*named, "--include_path", "mine", "--device=cuda:1", "-b", "3"]
+    assert with_defaults(given) == given
+    assert with_defaults(["ls", "tasks"]) == ["ls", "tasks"]

