@@ -3,6 +3,8 @@
 With CUDA itself: test_gpu_graphs.py.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -17,8 +19,8 @@ from dropout_grpo.rl.rollout import roll_out
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
 from helpers.engine import QUESTIONS, difference, latent_model, prompts
-from helpers.fake_cuda import fake_cuda
-from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS
+from helpers.fake_cuda import Recorder, fake_cuda, patched_cuda
+from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes
 
 SEEDS = torch.arange(12).view(3, 4) - 5
 LENGTH = 6
@@ -121,6 +123,7 @@ def test_a_cast_kept_across_the_border_of_a_recording_is_noticed(monkeypatch: py
 
 
 def test_memory_that_runs_out_gives_the_graphs_back() -> None:
+    """The same size is tried once more without graphs, whose shapes are not recorded again; then it is halved."""
     model = latent_model("gpt2")
     batches, sizes = MicroBatches("rollout_batch_size", 12), []  # type: tuple[MicroBatches, list[int]]
 
@@ -135,7 +138,113 @@ def test_memory_that_runs_out_gives_the_graphs_back() -> None:
         for _ in range(2):
             made(model, QUESTIONS, SEEDS)
         batches.fit(3, work, rows=4)
-        assert sizes == [3, 1]
+        assert sizes == [3, 3, 1]
         assert len(graphs) == 6, "those of three groups and, anew, of one"
         made(model, QUESTIONS, SEEDS)
         assert [graph.replays for graph in graphs[:3]] == [2, 2, 2], "they were not kept"
+        assert len(graphs) == 6
+
+
+def test_graphs_are_given_back_before_the_size_is_halved() -> None:
+    """Also at the smallest size: with the graphs' memory the work fits."""
+    model, batches = latent_model("gpt2"), MicroBatches("rollout_batch_size", 4)
+
+    def work(size: int) -> Generation:
+        if len(graphs_module._RECORDINGS[model]):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return made(model, QUESTIONS[:1], SEEDS[:1])
+
+    with fake_cuda():
+        for _ in range(2):
+            expected = made(model, QUESTIONS[:1], SEEDS[:1])
+        for _ in range(3):
+            assert same(batches.fit(1, work, rows=4), expected)
+    assert batches.size == 4
+
+
+@contextmanager
+def failing(model: LatentModel, error: RuntimeError, at: int = 0) -> Iterator[list[None]]:
+    """Forward passes that are recorded fail, after ``at`` of them; yields one entry for each that does."""
+    failed: list[None] = []
+    passes = iter(range(1000))
+
+    def forward(*args: object) -> None:
+        if fake.recording is not None and next(passes) >= at:
+            failed.append(None)
+            raise error
+
+    with patched_cuda("cpu") as fake, Recorder(fake):
+        handle = model.model.get_decoder().register_forward_pre_hook(forward)
+        yield failed
+        handle.remove()
+        assert not fake.underway
+        assert max(fake.uses.values()) == 0
+
+
+HOST = RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture\nand a second line")
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+
+@pytest.mark.parametrize("error", [HOST, MEMORY], ids=["host", "memory"])
+def test_work_that_cannot_be_recorded_runs_step_by_step(error: RuntimeError, recwarn: pytest.WarningsRecorder) -> None:
+    model = latent_model("gpt2")
+    expected = made(model, QUESTIONS, SEEDS)
+    with failing(model, error) as failed:
+        for _ in range(4):
+            stream = torch.cuda.current_stream()
+            assert same(made(model, QUESTIONS, SEEDS), expected)
+            assert torch.cuda.current_stream() is stream
+        assert len(graphs_module._RECORDINGS[model]) == 0
+    assert len(failed) == 2, "thoughts and answers, once each"
+    reason = str(error).splitlines()[0]
+    assert [str(line.message) for line in recwarn] == [
+        f"GPT2LMHeadModel: a CUDA graph cannot be recorded ({reason}); batches of this shape run step by step, with "
+        "the same results but more slowly."
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*second block")
+def test_a_failed_recording_does_not_hinder_the_next_ones() -> None:
+    """Of another shape: it uses other memory, since torch takes that of the failed one for still recorded into."""
+    model, few = latent_model("gpt2"), SEEDS[:, :2]
+    expected = made(model, QUESTIONS, few)
+    fake_error = RuntimeError("an error in the second block of answers")
+    with patched_cuda("cpu") as fake, Recorder(fake):
+        handle = model.model.get_decoder().register_forward_pre_hook(
+            lambda *_: _raise(fake_error) if fake.recording is not None and len(fake.graphs) == 2 else None
+        )
+        for _ in range(2):
+            made(model, QUESTIONS, SEEDS)
+        assert len(graphs_module._RECORDINGS[model]) == 1, "the thoughts"
+        handle.remove()
+        spoiled = fake.graphs[0].pool()
+        for _ in range(3):
+            made(model, QUESTIONS, few)
+        assert len(graphs_module._RECORDINGS[model]) == 3
+        assert {graph.pool() for graph in fake.graphs[2:]}.isdisjoint({spoiled})
+    assert same(expected, made(model, QUESTIONS, few))
+
+
+def _raise(error: RuntimeError) -> None:
+    raise error
+
+
+@pytest.mark.filterwarnings("ignore:.*Cannot copy")
+def test_a_failed_recording_leaves_no_casts_behind() -> None:
+    """In one block of autocast: weights cast by the failed recording have no values on a GPU."""
+    model = latent_model("llama", torch.float32)
+    expected = made(model, QUESTIONS, SEEDS, bf16=True)
+    with failing(model, HOST, at=1), autocast(model.device, True):
+        for _ in range(3):
+            assert same(made(model, QUESTIONS, SEEDS, bf16=True), expected, 1e-6)
+
+
+def test_buffers_of_inference_mode_are_used_only_in_it() -> None:
+    model = latent_model("gpt2")
+    expected = made(model, QUESTIONS, SEEDS)
+    with fixed_shapes() as played:
+        for inference in (True, True, True, False, False, False, True):
+            with torch.inference_mode(inference):
+                assert same(made(model, QUESTIONS, SEEDS), expected)
+        assert len(graphs_module._RECORDINGS[model]) == 4
+    assert len(played) == 2 * 5

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dropout_grpo.errors import UserError, is_out_of_memory
-from dropout_grpo.latent.fast.graphs import forget_recordings
+from dropout_grpo.latent.fast.graphs import give_back_recordings
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
@@ -61,6 +61,8 @@ class MicroBatches:
     ) -> _T:
         """Return ``work(n)``, which processes all items, n at a time. n is halved until memory suffices.
 
+        CUDA graphs hold memory too: if there are any, they are given back before n is halved.
+
         After a failed attempt ``work`` is called again from the start, with the random number generators reset to their
         state before the first call.
 
@@ -84,17 +86,24 @@ class MicroBatches:
                 _restore_random_states(states)
                 if clear is not None:
                     clear()
-                if size <= 1:
+                given_back = give_back_recordings()
+                if size <= 1 and not given_back:
                     raise UserError(
                         f"out of memory with {self.option}={rows}, the smallest value: use a smaller model, "
                         "shorter questions and answers, or bf16."
                     ) from error
             # The traceback, which holds the failed attempt's tensors, is freed only after the except block.
-            self.size = size // 2 * rows
-            forget_recordings()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if given_back:
+                console.print(
+                    f"warning: out of memory with {size * rows} rows at once: trying again without the CUDA graphs "
+                    "recorded so far. Work of their shapes runs step by step from now on.",
+                    markup=False,
+                )
+                continue
+            self.size = size // 2 * rows
             console.print(
                 f"warning: out of memory with {size * rows} rows at once: continuing with {self.option}={self.size}. "
                 "Set the option to this value to avoid the failed attempt.",

@@ -11,11 +11,16 @@ model do not run when a graph is replayed.
 Autocast: casts of weights to bf16 are recorded too, so each replay casts the current weights. Autocast caches a cast
 until its outermost block ends. A cast made before a recording would be freed while the graph still reads it, and a cast
 made during a recording has no values until a replay. So the cache is emptied before and after each recording.
+
+A recording can fail: the model's forward pass copies numbers between host and device, or memory runs out. Batches of
+that shape then run step by step for the rest of the process, after one warning per model.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import lru_cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -51,29 +56,43 @@ class Player(Protocol):
 class Recorded:
     """Work recorded as CUDA graphs, one per block.
 
-    The graphs share their memory with those of ``neighbor``: only one graph runs at a time, and its results are read
-    before the next one runs. The work first runs once outside a graph, as torch requires, so that libraries are
-    initialised.
+    The work first runs once outside a graph, as torch requires, so that libraries are initialised.
+
+    Args:
+        model: the model that does the work.
+        work: what is recorded.
+        pool: torch's handle of the memory that the graphs use, shared with the model's other graphs: only one of them
+            runs at a time, and its results are read before the next one runs. New memory when None.
+
+    Raises:
+        RuntimeError: the work cannot be recorded, or memory runs out. Streams, the autocast cache and the allocator are
+            left as they were; no further graph may use ``pool``.
     """
 
-    def __init__(self, model: Recurrence, work: Work, neighbor: "Recorded | None") -> None:
+    def __init__(self, model: Recurrence, work: Work, pool: Any = None) -> None:
         self._work, self.graphs = work, []  # type: tuple[Work, list[torch.cuda.CUDAGraph]]
-        pool = neighbor.graphs[0].pool() if neighbor is not None else torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle() if pool is None else pool
         stream, current = _side_stream(model.device), torch.cuda.current_stream(model.device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            for _ in work.run(model):
-                pass
-        current.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in work.run(model):
+                    pass
+        finally:  # the side stream may still write to buffers that are freed when this fails
+            current.wait_stream(stream)
         clear_autocast_cache()
         try:
-            run = work.run(model)
-            for _ in range(work.blocks):
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    next(run)
-                self.graphs.append(graph)
-            run.close()  # now another recording may overwrite the data that blocks pass on
+            with torch.cuda.stream(current):  # torch leaves the side stream current when a recording fails
+                run = work.run(model)
+                for _ in range(work.blocks):
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, pool=self.pool, stream=stream):
+                        next(run)
+                    self.graphs.append(graph)
+                run.close()  # now another recording may overwrite the data that blocks pass on
+        except RuntimeError:
+            _end_allocation(model.device, self.pool)
+            raise
         finally:
             clear_autocast_cache()
 
@@ -90,15 +109,51 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-PLAYERS: dict[str, Callable[[Recurrence, Work, "Recorded | None"], Player]] = {"cuda": Recorded}
-"""Players of work with a fixed shape, by type of device; other devices have none."""
+def _end_allocation(device: torch.device, pool: Any) -> None:
+    """Tell the allocator that a failed recording has ended.
+
+    ``capture_end`` tells it only after CUDA has ended the recording without an error. Else every later ``empty_cache``
+    and every allocation that needs it would fail an assertion.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except RuntimeError:  # it knows
+        return
+    torch._C._cuda_releasePool(index, pool)
+
+
+PLAYERS: dict[str, Callable[[Recurrence, Work, Any], Player]] = {"cuda": Recorded}
+"""Players of work with a fixed shape, by type of device; other devices have none. The last argument is as ``pool``."""
+
+
+class NotRecorded(Enum):
+    """A shape without a graph."""
+
+    MET = "has occurred once, and is recorded when it occurs again"
+    STEP_BY_STEP = "is not recorded: that has failed, or its graph was given back when memory ran out"
 
 
 class Recordings:
     """The shapes that have occurred for one model, and their graphs."""
 
     def __init__(self) -> None:
-        self._met: OrderedDict[Hashable, tuple[Work, Player] | None] = OrderedDict()
+        self._met: OrderedDict[Hashable, tuple[Work, Player] | NotRecorded] = OrderedDict()
+        self._closed: set[Any] = set()  # pools that a recording has failed in
+        self._warned = False
+
+    def __len__(self) -> int:
+        """Number of recorded shapes."""
+        return len(self._recorded())
+
+    def give_back(self) -> bool:
+        """Free all graphs; their shapes run step by step from now on. False if there were none."""
+        found = self._recorded()
+        self._met.update(dict.fromkeys(found, NotRecorded.STEP_BY_STEP))
+        return bool(found)
+
+    def _recorded(self) -> dict[Hashable, tuple[Work, Player]]:
+        return {key: found for key, found in self._met.items() if not isinstance(found, NotRecorded)}
 
     def think(self, model: Recurrence, state: LatentState, steps: int, noise: Noise | None) -> LatentState:
         """As ``LatentModel.think``."""
@@ -121,25 +176,46 @@ class Recordings:
         return generate_eagerly(model, state, max_new_tokens, chooser=chooser, noise=noise)
 
     def _done(self, model: Recurrence, key: Hashable, given: Given, make: Callable[[], Work]) -> Work | None:
-        """Run the work on the given inputs; return None if their shape has not occurred before."""
+        """Run the work on the given inputs; return None if batches of their shape run step by step."""
         device = model.device.type
         precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        key = (key, given.layout(), precision, _weights(model))
-        if key not in self._met:
-            self._remember(key, None)
-            return None
-        found = self._met[key]
+        # Buffers made in inference mode can be written only in it.
+        key = (key, given.layout(), precision, torch.is_inference_mode_enabled(), _weights(model))
+        found = self._met.get(key)
         if found is None:
-            neighbor = next((player for _, player in filter(None, self._met.values())), None)
-            work = make()
-            found = (work, PLAYERS[device](model, work, neighbor if isinstance(neighbor, Recorded) else None))
-        else:
+            self._remember(key, NotRecorded.MET)
+            return None
+        if found is NotRecorded.MET:
+            found = self._record(model, make)
+        elif not isinstance(found, NotRecorded):
             found[0].given.load(given)
         self._remember(key, found)
+        if isinstance(found, NotRecorded):
+            return None
         found[1].play(model)
         return found[0]
 
-    def _remember(self, key: Hashable, found: tuple[Work, Player] | None) -> None:
+    def _record(self, model: Recurrence, make: Callable[[], Work]) -> tuple[Work, Player] | NotRecorded:
+        """The work and its player, or ``STEP_BY_STEP`` if it cannot be recorded."""
+        players = [player for _, player in self._recorded().values() if isinstance(player, Recorded)]
+        pool = next((player.pool for player in players if player.pool not in self._closed), None)
+        try:
+            work = make()
+            return work, PLAYERS[model.device.type](model, work, pool)
+        except RuntimeError as error:
+            reason = _first(error)
+        # From here on the traceback no longer holds the tensors of the failed recording.
+        self._closed.add(pool)
+        if not self._warned:
+            warnings.warn(
+                f"{model.name}: a CUDA graph cannot be recorded ({reason}); batches of this shape run step by step, "
+                "with the same results but more slowly.",
+                stacklevel=2,
+            )
+        self._warned = True
+        return NotRecorded.STEP_BY_STEP
+
+    def _remember(self, key: Hashable, found: tuple[Work, Player] | NotRecorded) -> None:
         self._met[key] = found
         self._met.move_to_end(key)
         while len(self._met) > MOST_SHAPES:
@@ -189,8 +265,18 @@ def step_by_step() -> Iterator[None]:
 
 
 def forget_recordings() -> None:
-    """Free all graphs and their buffers, for example when memory runs out."""
+    """Free all graphs and their buffers, and forget which shapes have occurred."""
     _RECORDINGS.clear()
+
+
+def give_back_recordings() -> bool:
+    """Free all graphs and their buffers, since memory has run out. Their shapes are not recorded again.
+
+    Returns:
+        False if there were none, so that nothing is gained by another attempt.
+    """
+    given_back = [recordings.give_back() for recordings in _RECORDINGS.values()]
+    return any(given_back)
 
 
 def ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
@@ -202,3 +288,10 @@ def ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
 def _weights(model: Recurrence) -> Hashable:
     """The addresses from which a graph reads weights. An optimiser does not change them; ``to`` may."""
     return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _first(error: BaseException) -> str:
+    """The first line of the error that led to this one: torch raises another one when it ends a failed recording."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0]
