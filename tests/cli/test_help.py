@@ -26,8 +26,16 @@ def shown(command: str, capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (
             "grpo",
-            ["grpo.beta", "reward_funcs", "data.grpo", "data.valid", "data.prosqa.seed", "lora.r", "exploration.p"],
-            ["curriculum.batch_size", "model.n_embd", "data.train", "data.test", "evaluation.temperature"],
+            [
+                "grpo.beta",
+                "reward_funcs",
+                "data.grpo",
+                "data.valid",
+                "data.prosqa.seed",
+                "lora.r",
+                "evaluation.temperature",
+            ],
+            ["curriculum.batch_size", "model.n_embd", "data.train", "data.test"],
         ),
         (
             "eval",

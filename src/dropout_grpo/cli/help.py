@@ -20,7 +20,7 @@ _SAMPLES_ONLY = ("data.test", "evaluation.num_samples", "evaluation.temperature"
 UNUSED: dict[str, tuple[str, ...]] = {
     "demo": (),
     "sft": (*_GRPO_ONLY, *_SAMPLES_ONLY, "exploration"),
-    "grpo": (*_CURRICULUM_ONLY, *_SAMPLES_ONLY),
+    "grpo": (*_CURRICULUM_ONLY, "data.test"),
     "eval": (
         *(*_CURRICULUM_ONLY, *_GRPO_ONLY, "lora", "report_to"),
         *("data.test", "data.max_valid", "data.task"),

@@ -76,14 +76,14 @@ def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part
     answered = measure(session, model, valid, "validation", plain_only=True)
     metrics = summarize(answered)
     files = recipe.data.sources("valid") or (f"{recipe.data.task} valid",)
-    rows, begin = [], 0
+    rows, names = [], []
     for file, part_of in zip(files, by_source(recipe.data, valid).values(), strict=True):
-        rows.append({"file": file, **summarize(answered[begin : begin + len(part_of)])})
-        begin += len(part_of)
+        rows.append({"file": file, **summarize(answered[len(names) : len(names) + len(part_of)])})
+        names += [file] * len(part_of)
     if part == "grpo":
         answered[:_SAMPLED] = _under_masks(session, model, valid[:_SAMPLED])
         run.write_thoughts(thought_lines(kinds_of(answered[:_SAMPLED]), {"": (model, answered)}, session))
-    run.write_samples([sample("validation", a) for a in answered])
+    run.write_samples([sample(name, a) for name, a in zip(names, answered, strict=True)])
     results = {
         "seed": recipe.seed,
         "evaluations": rows,
