@@ -1,5 +1,6 @@
 """The probe at load time: models that fail it are refused or copy their prompts."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -73,6 +74,33 @@ def test_an_attention_that_ignores_the_shared_prompt_keeps_its_own() -> None:
         model = LatentModel(plain, tokenizer, latent_steps=2)
     assert not model.shares_prefix
     assert_equals_own_forward(model, twin)
+
+
+def placed(model: LatentModel, plain: PreTrainedModel) -> LatentModel:
+    """A model on the device ``meta``, moved to the CPU with the weights of ``plain``."""
+    parts = [dict([*m.named_parameters(), *m.named_buffers()]) for m in (model.model, plain)]
+    real = {id(part): parts[1][name] for name, part in parts[0].items()}
+    return model._apply(lambda tensor: real[id(tensor)])
+
+
+def test_the_probe_runs_again_where_the_model_is_placed() -> None:
+    """Another device has other kernels. What works on the first need not work there."""
+    plain, tokenizer = built("nemotron")
+    model = LatentModel(copy.deepcopy(plain).to("meta"), tokenizer, latent_steps=2)
+    assert model.shares_prefix
+    assert "attention_weights" not in model.sites.lacking
+    with pytest.warns(UserWarning, match="does not work with a shared prompt"):
+        placed(model, plain)
+    assert not model.shares_prefix
+    assert "attention_weights" in model.sites.lacking
+    assert_equals_own_forward(model, plain)
+
+
+def test_where_nothing_moves_there_is_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, tokenizer = built("llama")
+    model = LatentModel(copy.deepcopy(plain), tokenizer, latent_steps=2)
+    monkeypatch.setattr(LatentModel, "_choose_attention", None)
+    assert model.to("cpu").to(torch.float32).shares_prefix
 
 
 def test_without_the_probe_its_answers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

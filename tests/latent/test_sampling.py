@@ -47,6 +47,28 @@ def test_a_token_of_probability_zero_is_never_chosen(
     assert not impossible.gather(1, chosen[:, None]).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_single_row_is_summed_like_one_of_several(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's cumulative sum of a single row is not deterministic; the bits on a CPU are those of that sum."""
+    summed: list[Tensor] = []
+    cumsum = Tensor.cumsum
+
+    def watched(self: Tensor, dim: int) -> Tensor:
+        summed.append(cumsum(self, dim))
+        return summed[-1]
+
+    monkeypatch.setattr(Tensor, "cumsum", watched)
+    logprobs = (4 * torch.randn(3, 5000, dtype=dtype)).log_softmax(-1)
+    seeds = torch.tensor([5, 6, 7])
+    together = Sampled(seeds, 1.0).choose(logprobs, 0)
+    alone = [Sampled(seeds[i : i + 1], 1.0).choose(logprobs[i : i + 1], 0) for i in range(3)]
+    assert torch.equal(torch.cat(alone), together)
+    assert [len(rows) for rows in summed] == [3, 2, 2, 2]
+    assert torch.equal(summed[1][:1], cumsum(logprobs[:1].exp(), -1))
+    Sampled(seeds[:1], 1.0, 0.9).choose(logprobs[:1], 0)
+    assert [len(rows) for rows in summed[4:]] == [2, 2]  # the nucleus has a sum of its own
+
+
 def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
     seeds = torch.arange(500)
     row = [0.1, 0.4, 0.2, 0.3]

@@ -138,16 +138,17 @@ class SiteMap:
                 )
                 for kind, n, repeat, block, module in places
             ]
-        self._by_name = {site.name: site for site in self._all}
+        self.with_attention_weights(False)
 
-    def add_attention_weights(self) -> None:
-        """Add the sites of attention weights: the model's attention multiplies them (``latent/fast/attention.py``)."""
-        added = [
-            Site(name=f"layers.{i}.{ATTENTION_WEIGHTS}", kind=ATTENTION_WEIGHTS, count=self._heads)
-            for i in range(len(self.layers))
-        ]
-        self._all += added
-        self._by_name |= {site.name: site for site in added}
+    def with_attention_weights(self, multiplied: bool) -> None:
+        """Have the sites of attention weights, or not; ``latent/fast/attention.py`` multiplies the weights."""
+        self._all = [site for site in self._all if site.kind != ATTENTION_WEIGHTS]
+        if multiplied:
+            self._all += [
+                Site(name=f"layers.{i}.{ATTENTION_WEIGHTS}", kind=ATTENTION_WEIGHTS, count=self._heads)
+                for i in range(len(self.layers))
+            ]
+        self._by_name = {site.name: site for site in self._all}
 
     @property
     def dtype(self) -> torch.dtype:

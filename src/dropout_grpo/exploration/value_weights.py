@@ -9,14 +9,15 @@ W_V = U diag(s) V^T, a rollout draws g ~ N(0, I) per layer, and
 here sigma = alpha ||W_V||_F / sqrt(in * out), which gives the noise the same expected squared Frobenius norm.
 
 Biases are not changed. No gradient flows through U, s, V and sigma. During training they are computed from the weights
-every ``refresh`` steps and kept in between, so that a rollout is replayed exactly after an update. The random numbers
-are a function of the seed and are not stored. The published settings are phases prompt and latent, alpha 0.6 and
-refresh 50. With the latent phase only, a group can share its prompt.
+every ``refresh`` steps and kept in between, so that a rollout is replayed exactly after an update. All processes of a
+run use those of rank 0: the signs of U and V are arbitrary, and another process may replay the rollout. The random
+numbers are a function of the seed and are not stored. The published settings are phases prompt and latent, alpha 0.6
+and refresh 50. With the latent phase only, a group can share its prompt.
 
 Shapes: B rows, L positions, I inputs and O outputs of a value projection, R = min(I, O).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from dropout_grpo.distributed.processes import copy_from_main, size
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import PHASES
 from dropout_grpo.exploration.gaussian import at_least_zero
@@ -89,9 +91,12 @@ class _OnValueWeights:
         return self._drawn(seeds, kept)
 
     def _keep(self, weights: dict[str, Tensor], *, pinned: bool) -> "_Kept":
-        return _Kept(weights=weights, prepared={n: self._prepare(w) for n, w in weights.items()}, pinned=pinned)
+        prepared = {name: self._prepare(weight) for name, weight in weights.items()}
+        if pinned:  # in training, where all processes come here together
+            _as_on_main([tensor for tensors in prepared.values() for tensor in tensors])
+        return _Kept(weights=weights, prepared=prepared, pinned=pinned)
 
-    def _prepare(self, weight: Tensor) -> Any:
+    def _prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
         """The quantities that the noise needs from a W_V [I, O]."""
         raise NotImplementedError
 
@@ -104,7 +109,7 @@ class _Kept:
     """Copies of all W_V by name, [I, O] each, and the quantities computed from them."""
 
     weights: dict[str, Tensor]
-    prepared: dict[str, Any]
+    prepared: dict[str, tuple[Tensor, ...]]
     pinned: bool
     """True if they are kept until the next refresh even when the weights change."""
     version: tuple[tuple[int, int], ...] = ()
@@ -113,7 +118,7 @@ class _Kept:
 class SingularValueNoise(_OnValueWeights):
     """SVP-V: each singular value of every W_V is scaled by 1 + alpha g, with g ~ N(0, 1)."""
 
-    def _prepare(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
         u, s, vt = torch.linalg.svd(weight.to(torch.promote_types(weight.dtype, torch.float32)), full_matrices=False)
         return u.to(weight), s.to(weight), vt.to(weight)
 
@@ -128,13 +133,13 @@ class SingularValueNoise(_OnValueWeights):
 class ValueWeightNoise(_OnValueWeights):
     """Gaussian-V: sigma E is added to every W_V; the entries of E are N(0, 1)."""
 
-    def _prepare(self, weight: Tensor) -> Tensor:
-        return torch.linalg.matrix_norm(weight) / weight.numel() ** 0.5  # sigma / alpha
+    def _prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
+        return (torch.linalg.matrix_norm(weight) / weight.numel() ** 0.5,)  # sigma / alpha
 
     def _drawn(self, seeds: Tensor, kept: _Kept) -> "WeightNoise":
         entries = len(seeds) * sum(weight.numel() for weight in kept.weights.values())
         changes = {
-            name: _Added(name=name, seeds=seeds, weight=weight, sigma=self.alpha * kept.prepared[name])
+            name: _Added(name=name, seeds=seeds, weight=weight, sigma=self.alpha * kept.prepared[name][0])
             for name, weight in kept.weights.items()
         }
         if entries <= MOST_HELD:
@@ -220,6 +225,15 @@ def _times(x: Tensor, matrices: Callable[[int, int], Tensor], rows: int) -> Tens
     begins = range(0, len(x), rows)
     parts = [x[b : b + rows] @ matrices(b, min(b + rows, len(x))).to(x.dtype) for b in begins]
     return torch.cat(parts)
+
+
+def _as_on_main(tensors: Sequence[Tensor]) -> None:
+    if size() == 1:
+        return
+    main = [tensor.contiguous() for tensor in tensors]  # LAPACK's U is not, and keeps its layout and so its products
+    copy_from_main(main)
+    for tensor, of_main in zip(tensors, main, strict=True):
+        tensor.copy_(of_main)
 
 
 def _value_weights(sites: SiteMap) -> dict[str, Tensor]:

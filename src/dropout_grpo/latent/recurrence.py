@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -97,46 +97,53 @@ class Recurrence(nn.Module):
         with torch.no_grad():  # call the module: it may do more than look up a row (Gemma scales it)
             latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
         self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
-        self.to(model.device)
+        self.thought.to(model.device)
         config = model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", 0)
         self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads, key_heads=_key_heads(config))
-        self.shares_prefix = self._choose_attention()
-        if self.shares_prefix:
-            self.sites.add_attention_weights()
+        own = model.config._attn_implementation
+        self._own_attention = "eager" if own == SHARED_PREFIX else own
+        self.shares_prefix = shares_prefix(model)
+        self._choose_attention()
 
-    def _choose_attention(self) -> bool:
-        """Share prompts if the model can, which a probe checks; return whether prompts are shared.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.device
+        super()._apply(fn, recurse)
+        if self.device != before:  # where other kernels compute
+            self._choose_attention()
+        return self
+
+    def _choose_attention(self) -> None:
+        """Share prompts if the model can and a probe on its device agrees. It cannot be run on the device ``meta``.
 
         Raises:
             UserError: the model gives other results than its own forward pass, both with shared and copied prompts.
         """
         model = self.model
-        own, can_share = model.config._attn_implementation, shares_prefix(model)
+        self.sites.with_attention_weights(self.shares_prefix)
         if model.device.type == "meta":
-            return can_share
+            return
         rows = probe_rows(model)
         try:
             expected = own_hidden(model, self.thought, rows)
         except _UNFIT as error:
             raise UserError(f"{self._kind} cannot be run from input embeddings: {_line(error)}") from error
-        if can_share:
+        if self.shares_prefix:
             model.set_attn_implementation(SHARED_PREFIX)
-            self.shares_prefix = True
             if self._differs(rows, expected) is None:
-                return True
-            model.set_attn_implementation("eager" if own == SHARED_PREFIX else own)
+                return
+            model.set_attn_implementation(self._own_attention)
+            self.shares_prefix = False
+            self.sites.with_attention_weights(False)
             warnings.warn(
                 f"{self.name}: its attention does not work with a shared prompt; each rollout gets a copy of it.",
                 stacklevel=4,
             )
-        self.shares_prefix = False
         if (how := self._differs(rows, expected)) is not None:
             raise UserError(
                 f"{self._kind} cannot be used: with a key/value cache and left padding it {how}. Another dtype, "
                 "such as float32, or attn_implementation='eager' may help."
             )
-        return False
 
     @torch.no_grad()
     def _differs(self, rows: list[list[int]], expected: Tensor) -> str | None:

@@ -71,7 +71,7 @@ class Sampled:
         probabilities = logprobs.exp()
         if self.top_p < 1.0:
             probabilities = _nucleus(probabilities, self.top_p)
-        cumulative = probabilities.cumsum(-1)
+        cumulative = _cumulative(probabilities)
         total = cumulative[:, -1:]
         # Below the total even after rounding, so that the first entry above it has a non-zero probability.
         target = torch.minimum(u.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -90,8 +90,14 @@ class Sampled:
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """The probabilities [B, V] with those outside the nucleus set to 0. Of equal ones the first come first."""
     falling, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    inside = falling.cumsum(-1) - falling < top_p  # the most probable token always
+    inside = _cumulative(falling) - falling < top_p  # the most probable token always
     return probabilities.masked_fill(~torch.zeros_like(inside).scatter(-1, order, inside), 0.0)
+
+
+def _cumulative(probabilities: Tensor) -> Tensor:
+    """Sums along each row, [B, V]. CUDA adds up a single row in an order that changes from run to run; not so two."""
+    rows = len(probabilities)
+    return probabilities.expand(max(rows, 2), -1).cumsum(-1)[:rows]
 
 
 class AverageOverMasks:
