@@ -149,7 +149,8 @@ class CheckpointOptions:
 
     Args:
         latent_steps: number of thoughts before an answer, for a checkpoint without latent_config.json.
-        base: folder or hub name of the model that a Coconut state_dict file (checkpoint_33) was trained from.
+        base: folder or hub name of the model that a state_dict file of Coconut (checkpoint_33) or CODI
+            (pytorch_model.bin) was trained from.
     """
 
     latent_steps: int | None = ranged(None, at_least=0)

@@ -58,7 +58,7 @@ class LatentModel(Recurrence):
 
         Args:
             path: a folder that ``save_pretrained`` wrote, any causal LM with Coconut's latent tokens, or a file that
-                facebookresearch/coconut saved (``checkpoint_33``).
+                facebookresearch/coconut (``checkpoint_33``) or zhenyi4/codi (``pytorch_model.bin``) saved.
             base: the model that such a file was trained from; only for a file.
             latent_steps: number of thoughts per answer; required if there is no ``latent_config.json``.
             thought: kind of thought; by default from ``latent_config.json``, or ``hidden_state`` without that file.
@@ -90,7 +90,7 @@ class LatentModel(Recurrence):
             prompt_format=prompt_format or parts.prompt_format,
         )
         model.exploration = parts.exploration
-        load_thought(model, path, saved_kind=parts.saved_thought)
+        load_thought(model, path, saved_kind=parts.saved_thought, weights=parts.thought_weights)
         return model
 
     def save_pretrained(self, path: str | Path) -> None:

@@ -20,9 +20,10 @@ LATENT_TOKENS = (START, END, LATENT)
 
 ANSWER_PREFIX = "### "
 
-COCONUT, CHAT = "coconut", "chat"
-PROMPT_FORMATS = (COCONUT, CHAT)
-"""How a question becomes a prompt: with a newline after it, or as the user's turn of the tokenizer's chat template."""
+COCONUT, CHAT, CODI = "coconut", "chat", "codi"
+PROMPT_FORMATS = (COCONUT, CHAT, CODI)
+"""How a question becomes a prompt: with a newline after it, as the user's turn of the tokenizer's chat template, or as
+in CODI, without the newline and without double spaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,24 +202,29 @@ def encode_questions(
 ) -> list[list[int]]:
     """Token ids of prompts, each with the start marker at its end.
 
-    In the format ``coconut`` a question is followed by a newline. A conversation, and in the format ``chat`` a question
-    as a user's turn, is what the tokenizer's chat template makes of it, up to where the assistant's turn begins.
+    In the format ``coconut`` a question is followed by a newline, in ``codi`` by nothing. A conversation, and in the
+    format ``chat`` a question as a user's turn, is what the tokenizer's chat template makes of it, up to where the
+    assistant's turn begins.
 
     Raises:
         UserError: there is a conversation and no chat template, the template refuses it, or a question has words that
             the tokenizer does not know.
     """
-    plain = [q + "\n" for q in questions if isinstance(q, str) and prompt_format == COCONUT]
+    plain = [_plain(q, prompt_format) for q in questions if isinstance(q, str) and prompt_format != CHAT]
     encoded = iter(_encode(tokenizer, plain, special=True))
     rows = []
     for number, question in enumerate(questions, start=1):
-        if isinstance(question, str) and prompt_format == COCONUT:
+        if isinstance(question, str) and prompt_format != CHAT:
             ids = next(encoded)
         else:
             turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
             ids = _apply_template(tokenizer, turns, f"question {number}")
         rows.append([*ids, tokens.start])
     return rows
+
+
+def _plain(question: str, prompt_format: str) -> str:
+    return question.strip().replace("  ", " ") if prompt_format == CODI else question + "\n"
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], where: str) -> list[int]:

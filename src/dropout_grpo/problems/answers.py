@@ -6,6 +6,9 @@ from fractions import Fraction
 MARKER = "###"
 """The marker before an answer in Coconut's files. GSM8K's own ``####`` contains it."""
 
+CODI_MARKER = "The answer is:"
+"""The words before an answer in CODI's data."""
+
 _LONGEST_NUMBER = 200
 """Characters. Longer texts are compared as text, which bounds the work."""
 
@@ -42,11 +45,11 @@ _WORD = re.compile(r"\w+")
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text after the last ``###``, stripped.
+    """The text after the last ``###``, stripped; without one, the text after CODI's ``The answer is:``.
 
     None if there is no marker or no text after it: such a completion has no answer and does not vote.
     """
-    _, marker, answer = completion.rpartition(MARKER)
+    _, marker, answer = completion.rpartition(MARKER if MARKER in completion else CODI_MARKER)
     return (answer.strip() or None) if marker else None
 
 

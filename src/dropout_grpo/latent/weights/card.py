@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dropout_grpo.latent.tokens import CHAT
+from dropout_grpo.latent.tokens import CHAT, CODI
 
 _TAGS = ["latent-reasoning", "coconut", "dropout-grpo"]
 _PAPER = "https://arxiv.org/abs/2606.10184"
@@ -70,7 +70,7 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: 
         ]
         or None,
     )
-    body = [f"# {_name_of(folder)}", _about(latent_steps, thought, facts)]
+    body = [f"# {_name_of(folder)}", _about(latent_steps, thought, prompt_format, facts)]
     if facts.measured:
         lines = ["| problems | n | pass@1 | 95 % interval |", "|---|---|---|---|"]
         for m in facts.measured:
@@ -79,7 +79,8 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: 
         body.append("## Results\n\nThe plain network, greedy, masks off.\n\n" + "\n".join(lines))
     if facts.command:
         body.append(f"## Training\n\n```console\n$ {facts.command}\n```")
-    usage = _TRANSFORMERS.replace(_QUESTION, _CHAT_QUESTION) if prompt_format == CHAT else _TRANSFORMERS
+    asked = {CHAT: _CHAT_QUESTION, CODI: _QUESTION.replace("\\n", "")}.get(prompt_format, _QUESTION)
+    usage = _TRANSFORMERS.replace(_QUESTION, asked)
     body.append(_USAGE + (usage if complete else _ADAPTER))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
 
@@ -97,12 +98,13 @@ def _name_of(folder: Path) -> str:
     return folder.name.removesuffix(".part")
 
 
-def _about(latent_steps: int, thought: str, facts: CardFacts) -> str:
+def _about(latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> str:
+    marker = "The answer is: " if prompt_format == CODI else "### "
     trained = f" It was trained with {facts.method}." if facts.method else ""
     base = f" Its base is {facts.base}." if facts.base else ""
     return (
         f"A language model that reasons in continuous latent space: it reads a question, takes {latent_steps} latent "
-        f"steps (thought: {thought}), and answers after `### `.{trained}{base} "
+        f"steps (thought: {thought}), and answers after `{marker}`.{trained}{base} "
         f"Method: [Dropout-GRPO]({_PAPER}); software: dropout-grpo."
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.sharding import whole_state
@@ -22,7 +23,8 @@ from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
 from dropout_grpo.latent.tokens import COCONUT, latent_tokens
 from dropout_grpo.latent.weights.card import CardFacts, write_card, write_custom_generate
 from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm
-from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint
+from dropout_grpo.latent.weights.coconut_checkpoint import load_coconut_checkpoint, state_dict_of
+from dropout_grpo.latent.weights.codi_checkpoint import is_codi, load_codi_checkpoint
 from dropout_grpo.latent.weights.gguf import gguf_file
 from dropout_grpo.latent.weights.known import require_known
 
@@ -40,6 +42,8 @@ class LatentParts:
     """The kind of thought that was requested."""
     saved_thought: str
     """The kind of thought that the checkpoint was trained with."""
+    thought_weights: dict[str, Tensor] | None
+    """The thought's own weights, if they are not in the folder's file."""
     prj_dim: int | None
     prompt_format: str
     exploration: dict[str, Any] | None
@@ -110,19 +114,24 @@ def load_parts(
     is_file = Path(path).is_file() and gguf_file(path) is None
     if is_file and base is None:
         raise UserError(
-            f"{path} is a file: a Coconut state_dict needs base (on the command line --base), the folder or hub name "
-            "of the model it was trained from; any other checkpoint is given by its folder."
+            f"{path} is a file: a state_dict of Coconut or CODI needs base (on the command line --base), the folder or "
+            "hub name of the model it was trained from; any other checkpoint is given by its folder."
         )
     if base is not None and not is_file:
-        raise UserError(f"base {base} is for a Coconut state_dict file, and {path} is not a file: leave base out.")
+        raise UserError(f"base {base} is for a state_dict file, and {path} is not a file: leave base out.")
     if not is_file:
         require_known(path)
     with_adapter = not is_file and is_adapter(path)
     if merge and not with_adapter:
         raise UserError(f"{path} is not an adapter: there is nothing to merge.")
+    thought_weights: dict[str, Tensor] | None = None
+    config: dict[str, Any] = {}
     if base is not None:
-        model, tokenizer = load_coconut_checkpoint(path, base, **options)
-        config: dict[str, Any] = {}
+        saved = state_dict_of(path)
+        if is_codi(saved):
+            model, tokenizer, config, thought_weights = load_codi_checkpoint(saved, path, base, **options)
+        else:
+            model, tokenizer = load_coconut_checkpoint(saved, path, base, **options)
     elif with_adapter:
         model, tokenizer = load_with_adapter(path, merge=merge, **options)
         config = latent_config(path)
@@ -143,13 +152,16 @@ def load_parts(
         latent_steps=steps,
         thought=thought or saved_thought,
         saved_thought=saved_thought,
+        thought_weights=thought_weights,
         prj_dim=config.get("prj_dim"),
         prompt_format=config.get("prompt_format", COCONUT),
         exploration=config.get("exploration"),
     )
 
 
-def load_thought(model: Recurrence, path: str | Path, *, saved_kind: str) -> None:
+def load_thought(
+    model: Recurrence, path: str | Path, *, saved_kind: str, weights: dict[str, Tensor] | None = None
+) -> None:
     """Load the thought's own weights from a checkpoint. A thought of another kind than the saved one is not changed.
 
     Raises:
@@ -159,7 +171,7 @@ def load_thought(model: Recurrence, path: str | Path, *, saved_kind: str) -> Non
         return
     try:
         file = None if Path(path).is_file() else file_of(path, THOUGHT_WEIGHTS)
-        model.thought.load_state_dict({} if file is None else load_file(file))
+        model.thought.load_state_dict(weights or ({} if file is None else load_file(file)))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{THOUGHT_WEIGHTS} of {path} does not fit a {saved_kind} thought: {error}") from error
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +25,7 @@ INNER, DUPLICATE, WRAPPED = "base_causallm.", "embedding.weight", "model_state_d
 
 
 def load_coconut_checkpoint(
+    saved: Mapping[str, Tensor],
     file: str | Path,
     base: str | Path,
     *,
@@ -32,7 +35,8 @@ def load_coconut_checkpoint(
     """Load the model of a Coconut ``state_dict`` and its tokenizer, with the latent tokens.
 
     Args:
-        file: file written by ``torch.save``; it is loaded with ``weights_only``, so nothing in it is executed.
+        saved: the ``state_dict``.
+        file: its name, for messages.
         base: folder or hub name of the model that was trained (``model_id`` in Coconut's YAML).
         dtype: dtype of the weights.
         attn_implementation: as in transformers.
@@ -40,7 +44,6 @@ def load_coconut_checkpoint(
     Raises:
         UserError: the file is not a Coconut ``state_dict``, or its weights do not fit ``base`` with three more tokens.
     """
-    saved = _state_dict(file)
     weights = {name.removeprefix(INNER): tensor for name, tensor in saved.items() if name.startswith(INNER)}
     if not weights:
         raise UserError(
@@ -63,16 +66,23 @@ def load_coconut_checkpoint(
     unexpected = [name for name in saved if not name.startswith(INNER) and name != DUPLICATE]
     if duplicate is not None and name in weights and not torch.equal(duplicate, weights[name]):
         raise UserError(f"{file} is damaged: {DUPLICATE} is not {INNER}{name}.")
-    _untie_what_differs(model, weights, file)
-    _fill(model, weights, unexpected, f"{file} does not fit {base}")
+    untie_what_differs(model, weights, file)
+    fill(model, weights, unexpected, f"{file} does not fit {base}")
     model.name_or_path = str(file)
     return model, tokenizer
 
 
-def _state_dict(file: str | Path) -> dict[str, Tensor]:
+def state_dict_of(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file that ``torch.save`` or safetensors wrote. With ``weights_only``, nothing in it is executed.
+
+    Raises:
+        UserError: the file does not hold a ``state_dict``.
+    """
     try:
+        if Path(file).suffix == ".safetensors":
+            return load_file(file)
         saved = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         first = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} is not a state_dict that torch.load can read with weights_only: {first}.") from error
     if isinstance(saved, Mapping) and WRAPPED in saved:
@@ -87,7 +97,7 @@ def _embedding_name(model: PreTrainedModel) -> str:
     return next(name for name, parameter in model.named_parameters() if parameter is table)
 
 
-def _untie_what_differs(model: PreTrainedModel, weights: Mapping[str, Tensor], file: str | Path) -> None:
+def untie_what_differs(model: PreTrainedModel, weights: Mapping[str, Tensor], file: str | Path) -> None:
     """Untie the output head from the embeddings if the file has different values for them.
 
     Raises:
@@ -114,7 +124,7 @@ def _both(model: PreTrainedModel, table: str) -> set[str]:
     return {table} | {f"{name}.weight" for name, module in model.named_modules() if module is head}
 
 
-def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:
+def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:
     """Copy all weights into the model; a tied weight may be given under either of its names.
 
     Raises:
