@@ -76,7 +76,8 @@ def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part
     answered = measure(session, model, valid, "validation", plain_only=True)
     metrics = summarize(answered)
     files = recipe.data.sources("valid") or (f"{recipe.data.task} valid",)
-    rows, names = [], []
+    rows: list[dict[str, Any]] = []
+    names: list[str] = []
     for file, part_of in zip(files, by_source(recipe.data, valid).values(), strict=True):
         rows.append({"file": file, **summarize(answered[len(names) : len(names) + len(part_of)])})
         names += [file] * len(part_of)
