@@ -61,7 +61,7 @@ def thought_lines(
                 problem = answered[place].problem
                 masks = rollout_seeds(session.seed, EVAL_STEP, torch.tensor([problem.id]), MASKS)[0].tolist()
                 with autocast(model.device, session.bf16):
-                    (thoughts,) = model.thoughts([problem.question], session.exploration, masks, latent_steps=steps)
+                    (thoughts,) = model.thoughts([problem.prompt], session.exploration, masks, latent_steps=steps)
                 sides.append({"name": name, "said": answered[place].plain.strip(), "thoughts": asdict(thoughts)})
             lines.append({"kind": kind, "question": problem.question, "answer": problem.answer, "models": sides})
     return lines
