@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 _OUT_OF_MEMORY = re.compile(
     "DefaultCPUAllocator: (can't allocate|not enough) memory"
@@ -33,6 +34,32 @@ def at_place(place: str, kind: type[UserError] = UserError) -> Iterator[None]:
         yield
     except kind as error:
         raise kind(f"{place}: {error}") from error
+
+
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError)
+"""What reading a file raises that is not as the program wrote it: no JSON, no UTF-8, too deep, other keys or types."""
+
+
+@contextmanager
+def reading(place: str | Path, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Raise ``kind`` if what the block reads cannot be read, or is not as the program wrote it.
+
+    The block is the whole of the reading, with all that assumes the file to be right, so that a damage of any sort
+    ends in one line here.
+
+    Args:
+        place: the file, or a place in it, for the message.
+        kind: the exception. A UserError that the block raises itself is not changed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise kind(f"cannot read {place}: {error.strerror or error}. Make it readable.") from error
+    except _DAMAGE as error:
+        what = f"{type(error).__name__}: {error}"
+        raise kind(f"{place} is damaged ({what:.200}): restore it, or start again in another folder.") from error
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:

@@ -119,6 +119,13 @@ def test_standard_output_that_takes_nothing(target: str, status: int) -> None:
     assert done.stderr.count("\n") == (status == 2)
 
 
+def test_standard_output_that_was_closed_before_the_start() -> None:
+    """Fault: a traceback after a whole run."""
+    command = [sys.executable, "-c", PRINTS]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("words", [["sft", "--run_dir", "a\0b"], ["ask", "c", "\udcff"], ["report", "\udcff"]])
 def test_text_that_no_file_can_hold(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2

@@ -331,3 +331,47 @@ def test_a_model_replaced_under_its_name_is_noticed(tmp_path: Path, capsys: pyte
     save_checkpoint(folder, seed=SEED + 1)
     assert evaluate(folder, files, tmp_path / "run", *OPTIONS, "--resume", "true") == 2
     assert re.search(r"the content of checkpoint \(\S+\), by its SHA-256,", " ".join(capsys.readouterr().err.split()))
+
+
+DAMAGES: dict[str, Any] = {
+    "empty": b"",
+    "no UTF-8": b"\xff\xfe",
+    "cut": lambda text: text[: len(text) // 2].encode(),
+    "deep": b"[" * 100_000,
+    "digits": b'{"evaluations": [{"n": ' + b"9" * 5_000 + b"}]}",
+    "a list": b"[]",
+    "null": b'{"evaluations": [null]}',
+    "no list": b'{"evaluations": {"a": 1}}',
+    "a number": b'{"evaluations": 7}',
+    "no file": lambda text: text.replace('"file"', '"folder"').encode(),
+    "another file": lambda text: text.replace("a.json", "z.json").encode(),
+    "no n": lambda text: text.replace('"n"', '"m"').encode(),
+    "n of another type": lambda text: text.replace('"n": 5', '"n": "5"').encode(),
+    "n of another size": lambda text: text.replace('"n": 5', '"n": 6').encode(),
+    "many samples": lambda text: text.replace('"num_samples": 3', '"num_samples": 999999999999').encode(),
+    "no pass@1": lambda text: text.replace('"pass@1"', '"pass@one"').encode(),
+    "no value": lambda text: text.replace('"value"', '"worth"').encode(),
+    "value of another type": lambda text: re.sub(r'"value": [\d.]+', '"value": "much"', text).encode(),
+    "no interval": lambda text: re.sub(r'"ci95": \[[^]]*\]', '"ci95": null', text).encode(),
+    "no curve": lambda text: re.sub(r'"pass@k": \[', '"pass@k": [], "was": [', text).encode(),
+    "half of a character": lambda text: text.replace("a.json", "\\ud800.json").encode(),
+}
+
+
+def test_damaged_measures_end_in_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: 12 of 21 kinds of damage were tracebacks."""
+    files, run = save_files(tmp_path), tmp_path / "run"
+    stopped(checkpoint, files, run, monkeypatch)
+    text = (run / "metrics.json").read_text()
+    capfd.readouterr()
+    for kind, damage in DAMAGES.items():
+        content = damage if isinstance(damage, bytes) else damage(text)
+        assert content != text.encode(), kind
+        (run / "metrics.json").write_bytes(content)
+        assert evaluate(checkpoint, files, run, *OPTIONS, "--resume", "true") == 2, kind
+        said = capfd.readouterr().err
+        assert "metrics.json" in said, kind
+        assert "Traceback" not in said, kind
+        assert (run / "metrics.json").read_bytes() == content, kind

@@ -106,6 +106,15 @@ def test_a_path_that_cannot_be(name: str) -> None:
         recipe_path(name)
 
 
+def test_a_source_without_weight_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: a traceback, since the option may also be text."""
+    (tmp_path / "r.yaml").write_text("data: {grpo: [{source: a.json, weight: 0}], valid: b.json}")
+    assert main(["grpo", "--checkpoint", "c", "--recipe", str(tmp_path / "r.yaml")]) == 2
+    assert "data.grpo.weight=0.0 must be above 0." in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"^data\.grpo\.weight=0\.0 must be above 0\."):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
 def test_options_replace_those_of_the_recipe() -> None:
     """As on the command line: lists in brackets, null for nothing; what is not named stays."""
     given = {"seed": "3", "exploration.phases": "[prompt,latent]", "grpo.filter_groups": "[0.2,0.95]"}

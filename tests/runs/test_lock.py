@@ -54,6 +54,16 @@ def test_a_second_process_is_refused_and_a_crash_releases_the_lock(tmp_path: Pat
         RunFolder(tmp_path, "sft", {}, resume=True)
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Fault: the file that it points to was overwritten."""
+    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match=r"run/lock: Too many levels of symbolic links.*symbolic link.*remove it"):
+        RunFolder(tmp_path / "run", "sft", {})
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
 def test_a_process_gets_its_own_lock_again(tmp_path: Path) -> None:
     first, second = lock_folder(tmp_path), lock_folder(tmp_path)
     assert first is second

@@ -1,5 +1,6 @@
 """Run folders: never overwritten silently, resumed only with the same options, and readable at any time."""
 
+import errno
 import json
 import platform
 import shutil
@@ -194,6 +195,21 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: 
     write_text(file, "new\n")
     assert file.read_text(encoding="utf-8") == "new\n"
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]  # no draft is left
+
+
+def test_a_draft_that_does_not_fit_on_the_disk_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_text
+
+    def full(self: Path, text: str, **options: Any) -> int:
+        write(self, text[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_text(tmp_path / "report.html", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_text(tmp_path / "report.html", "a new page")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.html": "old"}
 
 
 def test_provenance_says_what_it_ran_on_and_not_where() -> None:

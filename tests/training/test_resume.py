@@ -224,3 +224,29 @@ def test_the_digest_of_weights_sees_every_value_name_and_dtype() -> None:
         last = list(model.parameters())[-1]
         last.view(-1)[-1] = torch.nextafter(last.view(-1)[-1], torch.tensor(9.0))  # one bit
     assert weights_digest(model) != digest
+
+
+def test_what_would_train_without_a_word_is_refused(tmp_path: Path) -> None:
+    """Fault: weights of float16 lost their updates; no_grad and inference_mode ended in torch's errors."""
+    halved, made, negative = grpo(tmp_path / "a", model=tiny_latent().half()), grpo(tmp_path / "b"), tiny_latent()
+    with pytest.raises(UserError, match=r"float16 \(transformer\.wte\.weight\).*Load the model in float32"):
+        halved.train()
+    with torch.no_grad(), pytest.raises(UserError, match=r"inside torch\.no_grad\(\)"):
+        made.train()
+    with torch.inference_mode():
+        with pytest.raises(UserError, match=r"inside torch\.inference_mode\(\)"):
+            made.train()
+        loaded = tiny_latent()
+    with pytest.raises(UserError, match=r"a model that was loaded there"):
+        grpo(tmp_path / "c", model=loaded).train()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match=r"inside torch\.autocast\(\).*set bf16"):
+        made.train()
+    negative.latent_steps = -1
+    with pytest.raises(UserError, match="latent_steps=-1"):
+        grpo(tmp_path / "d", model=negative).train()
+    with pytest.raises(UserError, match="steps=-2: the number of thoughts must be 0 or more"):
+        negative.think(negative.read(*negative.encode(["Ann has 3 ?"])), -2)
+    sft = CurriculumTrainer(tiny_latent(), SFT, tiny_problems(4, steps=2), RunFolder(tmp_path / "e", "sft", {}), seed=0)
+    with torch.no_grad(), pytest.raises(UserError, match=r"inside torch\.no_grad\(\)"):
+        sft.train()
+    assert not (tmp_path / "b").exists()

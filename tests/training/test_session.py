@@ -108,6 +108,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "null state": lambda c: (c / "trainer_state.json").write_text("null"),
     "empty state": lambda c: (c / "trainer_state.json").write_text("{}"),
     "broken state": lambda c: (c / "trainer_state.json").write_text('{"step": '),
+    "deep manifest": lambda c: (c / "manifest.json").write_text("[" * 100_000),
     "no manifest": lambda c: (c / "manifest.json").unlink(),
     "broken manifest": lambda c: (c / "manifest.json").write_bytes(b"\xff\xfe{"),
     "manifest is a list": lambda c: (c / "manifest.json").write_text("[]"),
@@ -175,7 +176,15 @@ def test_a_checkpoint_of_another_model_is_refused(reference: Any, tmp_path: Path
         trainer(kind, run, tiny_latent(n_layer=1), resume=True).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("text", [b'{"part": "sft", "step": 1}\n\xff\xfe\n', b'{"part": "sft"\n{}\n', b"null\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"part": "sft", "step": 1, "why": "\\ud800"}\n',
+        b'{"part": "sft", "step": 1}\n\xff\xfe\n',
+        b'{"part": "sft"\n{}\n',
+        b"null\n",
+    ],
+)
 def test_damaged_metrics_are_named(reference: Any, text: bytes, tmp_path: Path) -> None:
     kind, _, _, died = reference
     run = shutil.copytree(died, tmp_path / "run")

@@ -15,7 +15,7 @@ from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.messages import explain, one_line
 from dropout_grpo.cli.options import build_parser, with_recipe_paths
 from dropout_grpo.errors import LostProcess, UserError
-from dropout_grpo.jobs.recipe_file import require_sections
+from dropout_grpo.jobs.recipe_file import instantiated, require_sections
 from dropout_grpo.needs import within
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import handled_signals
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with handled_signals():
             run(name, options)
-        sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
+        if sys.stdout is not None:  # as it is where standard output was closed before the start
+            sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
     except UserError as error:
         return _complain(str(error))
     except argparse.ArgumentError as error:
@@ -90,7 +91,7 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
             _warn_of_unused(name, words)
         if name == "grpo":
             _require_checkpoint(arguments[name])
-        options = parser.instantiate_classes(arguments)[name]
+        options = instantiated(parser, arguments)[name]
         if name in _WITH_CHECKPOINT:
             told = parser.parse_args(with_recipe_paths(words), defaults=False)[name].get("exploration")
             options.told = {} if told is None else told.as_dict()

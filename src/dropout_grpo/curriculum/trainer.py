@@ -31,6 +31,7 @@ from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.session import TrainingSession
+from dropout_grpo.training.trained import require_trainable
 
 Evaluate = Callable[[LatentModel, int, int], float | Mapping[str, float]]
 """pass@1 on validation problems, in [0, 1], from a model, its latent steps and the answer tokens it may need."""
@@ -125,6 +126,7 @@ class CurriculumTrainer:
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         config = self.config
+        require_trainable(self.model)
         if self._record is None:
             self._record = self._made_from()
         session = TrainingSession(

@@ -8,7 +8,7 @@ from typing import Any
 
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main
-from dropout_grpo.errors import UserError, at_place
+from dropout_grpo.errors import UserError, at_place, reading
 from dropout_grpo.evaluation.answering import check_evaluation
 from dropout_grpo.evaluation.intervals import CI95
 from dropout_grpo.evaluation.measures import measure_answers, summary
@@ -23,8 +23,9 @@ from dropout_grpo.jobs.thoughts_of import kinds_of, thought_lines
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
+from dropout_grpo.runs.layout import MEASURES_FILE
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.read import read_measures, read_samples
+from dropout_grpo.runs.read import objects, read_measures, read_samples
 from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.tasks.word_tokenizer import require_known_words
 from dropout_grpo.training.progress import console
@@ -84,7 +85,7 @@ def evaluate(
         "eval", recipe, exploration, device=device, options=record, report_to=(), digests=digests, rows=largest
     )
     run = session.run
-    evaluations, samples = _finished(run.path, sets)
+    evaluations, samples = _finished(run.path, sets, recipe.evaluation.num_samples)
     for file in files[len(evaluations) :]:
         start = time.monotonic()
         with at_place(file):
@@ -116,16 +117,26 @@ def _warn_of_validation_problems(recipe: Recipe, sets: dict[str, list[Problem]])
             warn_of_overlap(problems, file, seen, f"data.valid {valid}")
 
 
-def _finished(run: Path, sets: dict[str, list[Problem]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _finished(
+    run: Path, sets: dict[str, list[Problem]], num_samples: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measures and samples of the files that a stopped run has finished, always the first ones; empty for a new run.
 
     Raises:
-        UserError: the problems of a file have changed.
+        UserError: the problems of a file have changed, or a file of the run is damaged.
     """
-    evaluations = list(read_measures(run).get("evaluations", []))
+    measures = read_measures(run)
+    evaluations = [dict(one) for one in objects(measures, "evaluations", str(run / MEASURES_FILE))]
     if not evaluations:
         return [], []
-    done = [evaluation["file"] for evaluation in evaluations]
+    with reading(run / MEASURES_FILE):
+        done = [evaluation["file"] for evaluation in evaluations]
+        if done != list(sets)[: len(done)]:
+            raise ValueError(f"it has the files {done}, and not the first ones of {list(sets)}")
+        for evaluation in evaluations:
+            if (evaluation["n"], evaluation["num_samples"]) != (len(sets[evaluation["file"]]), num_samples):
+                raise ValueError(f"n or num_samples of {evaluation['file']} is wrong")
+            _line({"file": evaluation["file"], **summary(evaluation)})  # has all that will be needed
     samples = [line for line in read_samples(run) if line["file"] in done]
     for file in done:
         then = [(line["question"], line["answer"]) for line in samples if line["file"] == file]

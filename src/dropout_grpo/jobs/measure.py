@@ -71,6 +71,9 @@ def validator(session: Session, problems: Sequence[Problem], num_samples: int = 
     def validate(
         model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None
     ) -> dict[str, float]:
+        told = recipe.evaluation.latent_steps
+        if latent_steps in (None, model.latent_steps) and told is not None:  # not a stage with fewer thoughts
+            latent_steps = told
         config = replace(
             recipe.evaluation,
             num_samples=num_samples,

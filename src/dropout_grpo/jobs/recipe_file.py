@@ -37,7 +37,7 @@ def load_recipe(name: str, options: Mapping[str, str] | None = None) -> Recipe:
     require_sections(found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's notes to developers
-        made = parser.instantiate_classes(found)
+        made = instantiated(parser, found)
     return Recipe(**{part.name: made[part.name] for part in fields(Recipe)})
 
 
@@ -48,6 +48,22 @@ def _parser() -> ArgumentParser:
     parser.add_class_arguments(Recipe, as_group=False)
     parser.add_argument("--recipe", action=ActionConfigFile)
     return parser
+
+
+def instantiated(parser: ArgumentParser, options: Namespace) -> Namespace:
+    """The options with sections as dataclasses.
+
+    Raises:
+        UserError: a section refuses its options. jsonargparse lists the refusals of an option of several types.
+    """
+    try:
+        return parser.instantiate_classes(options)
+    except UserError:
+        raise
+    except ValueError as error:
+        reasons = [line[4:] for line in str(error).splitlines() if line.startswith("  - ")]
+        own = [reason for reason in reasons if not reason.startswith("Expected a ")]
+        raise UserError((own or [str(error)])[0]) from error
 
 
 def require_sections(options: Namespace | Mapping[str, Any], section: type[Any] = Recipe, above: str = "") -> None:

@@ -210,6 +210,8 @@ class Recurrence(nn.Module):
 
     def think_eagerly(self, state: LatentState, steps: int, noise: Noise | None = None) -> LatentState:
         """Run ``steps`` latent steps: h_{t+1} = f(thought(h_t), cache_t; m). Nothing is detached."""
+        if steps < 0:
+            raise UserError(f"steps={steps}: the number of thoughts must be 0 or more.")
         keyed = keyed_noise(noise)
         for _ in range(steps):
             by_key = {} if keyed is None else keyed.key_factors("latent", state.latent_step, key_positions(state, 1))

@@ -109,13 +109,13 @@ class GRPOConfig:
     beta: float = ranged(0.0, at_least=0)
     beta_schedule: BetaSchedule = "constant"
     kl_estimator: KLEstimator = "k3"
-    kl_delta: float = ranged(5.0, above=0)
+    kl_delta: float = ranged(5.0, above=0, at_most=80)  # e^80 is a float32
     ref_exploration: RefExploration = "matched"
     sync_ref_model: bool = False
     ref_model_sync_steps: int = ranged(512, at_least=1)
     ref_model_mixup_alpha: float = ranged(0.6, at_least=0, at_most=1)
-    epsilon: float = ranged(0.2, at_least=0)
-    epsilon_high: float | None = ranged(None, at_least=0)
+    epsilon: float = ranged(0.2, at_least=0, at_most=1e6)
+    epsilon_high: float | None = ranged(None, at_least=0, at_most=1e6)
     importance_sampling_level: ImportanceSamplingLevel = "token"
     loss_type: LossType = "sum"
     baseline: Baseline = "group_mean"

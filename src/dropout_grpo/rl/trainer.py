@@ -64,7 +64,7 @@ from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_sc
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import console
 from dropout_grpo.training.session import TrainingSession
-from dropout_grpo.training.trained import check_trained, only_trained
+from dropout_grpo.training.trained import check_trained, only_trained, require_trainable
 
 Evaluate = Callable[[LatentModel], float | Mapping[str, float]]
 
@@ -216,6 +216,7 @@ class GRPOTrainer:
             NonFinite: loss, gradient or logits are not finite.
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
+        require_trainable(self.model)
         with only_trained(self.model, self.config.train_only):
             return self._train(resume_from_checkpoint)
 

@@ -38,7 +38,7 @@ def lock_folder(folder: Path) -> FolderLock:
     """
     path = folder / LOCK_FILE
     with writing(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     status = os.fstat(descriptor)
     key = (status.st_dev, status.st_ino)
     if (held := _held.get(key)) is not None:

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, reading
 from dropout_grpo.runs.layout import (
     CONFIG_FILE,
     FLIPS_FILE,
@@ -17,7 +17,6 @@ from dropout_grpo.runs.layout import (
     SAMPLES_FILE,
     THOUGHTS_FILE,
 )
-from dropout_grpo.runs.write import reading
 
 Record = Mapping[str, Any]
 
@@ -96,21 +95,11 @@ def started_with(run: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with reading(run / CONFIG_FILE):
-            record = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
-        return {
-            **record,
-            "command": record["command"],
-            "config": dict(record["config"]),
-            "digests": dict(
-                record.get("digests") or {f"data.{split}": d for split, d in record.get("data", {}).items()}
-            ),
-        }
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{run / CONFIG_FILE} is damaged ({error}): choose another --run_dir.") from error
+    with reading(run / CONFIG_FILE):
+        record = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        splits = dict(record.get("data") or {})  # of an older version, which has no digests
+        digests = dict(record.get("digests") or {f"data.{split}": digest for split, digest in splits.items()})
+        return {**record, "command": record["command"], "config": dict(record["config"]), "digests": digests}
 
 
 def read_samples(run: Path) -> list[dict[str, Any]]:
@@ -120,10 +109,9 @@ def read_samples(run: Path) -> list[dict[str, Any]]:
         UserError: there is no such file, or a line is malformed.
     """
     path = run / SAMPLES_FILE
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run} holds no {SAMPLES_FILE}: give the folder of a `dropout-grpo eval` run.") from None
+    if not path.exists():
+        raise UserError(f"{run} holds no {SAMPLES_FILE}: give the folder of a `dropout-grpo eval` run.")
+    lines = _read_text(path).split("\n")
     return [_sample(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
 
 
@@ -169,14 +157,9 @@ def objects(record: Record, key: str, place: str) -> list[Record]:
 
 
 def _sample(line: str, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place} is not JSON ({error.msg}): the file is damaged; run the evaluation again.") from error
-    except (ValueError, RecursionError) as error:  # thousands of digits, too many brackets
-        raise UserError(f"{place} is not readable as JSON ({error}): run the evaluation again.") from error
+    record = _parse_object(line, place)
     for name, kind in _SAMPLE_TYPES.items():
-        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+        if not isinstance(record.get(name), kind):
             raise UserError(f"{place}: {name!r} is not as `dropout-grpo eval` writes it; run the evaluation again.")
     return dict(record)
 
@@ -229,11 +212,20 @@ def _parse_object(text: str, place: str) -> Record:
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; too many brackets
         raise UserError(f"{place} is not readable as JSON ({error}): it is damaged; restore it") from error
+    if r"\ud" in text.lower() and not _is_encodable(value):
+        raise UserError(f"{place} has half of a character (a lone surrogate): it is damaged; restore it")
     if _is_deep(value):
         raise UserError(f"{place} has more than {_DEEPEST} levels of brackets: it is damaged; restore it")
     if not isinstance(value, dict):
         raise UserError(f"{place} is {text[:60]!r}, but must be a JSON object")
     return value
+
+
+def _is_encodable(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_deep(value: Any) -> bool:

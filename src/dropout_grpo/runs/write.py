@@ -35,9 +35,13 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".part")
     if draft.is_symlink():  # never write to where a link points
         draft.unlink()
-    draft.write_text(text, encoding="utf-8")
-    sync(draft)
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        sync(draft)
+        draft.replace(path)
+    except Exception:
+        draft.unlink(missing_ok=True)  # a full disk gets its space back
+        raise
     sync(path.parent)
 
 
@@ -58,6 +62,7 @@ _REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.ENOENT: "it was moved or removed while the run was writing",
+    errno.ELOOP: "it is a symbolic link, which is not followed: remove it",
     errno.ENOTDIR: "it was moved or removed while the run was writing",
 }
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -83,19 +88,6 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write {path}: {os.strerror(number)}. Remedy: {remedy}; a run continues with --resume true."
         ) from error
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raise UserError if the system refuses a read inside the block.
-
-    Raises:
-        UserError: names the path and the reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}. Make it readable.") from error
 
 
 def _rust_error(error: Exception) -> int | None:

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dropout_grpo.distributed.processes import on_main
-from dropout_grpo.errors import UserError, at_place
+from dropout_grpo.errors import UserError, at_place, reading
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
-from dropout_grpo.runs.write import reading, sync, write_json, writing
+from dropout_grpo.runs.write import sync, write_json, writing
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
@@ -153,13 +153,8 @@ def _sha256(file: Path) -> str:
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DamagedCheckpoint(f"{file} is missing")
-    try:
-        with reading(file):
-            value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise DamagedCheckpoint(f"{file} is not JSON") from error
+    with reading(file, DamagedCheckpoint):
+        value = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise DamagedCheckpoint(f"{file} is not a JSON object")
     return value

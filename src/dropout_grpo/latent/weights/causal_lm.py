@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, reading
 from dropout_grpo.latent.weights.foreign import check_folder, loading, require_whole
 from dropout_grpo.latent.weights.gguf import gguf_file, load_gguf, load_gguf_tokenizer
 from dropout_grpo.latent.weights.known import require_known
@@ -68,7 +68,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def _is_generic(path: str | Path) -> bool:
     """Whether a folder's tokenizer is fully described by its tokenizer.json, without a model-specific class."""
     file = file_of(path, "tokenizer_config.json")
-    config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    with reading(file or path):
+        config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     return isinstance(config, dict) and config.get("tokenizer_class") == "TokenizersBackend"
 
 

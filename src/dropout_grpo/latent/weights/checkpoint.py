@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.sharding import whole_state
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, reading
 from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
@@ -182,13 +182,9 @@ def latent_config(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such folder, or the file is damaged.
     """
-    try:
+    with reading(f"{LATENT_CONFIG} of {path}"):
         file = file_of(path, LATENT_CONFIG)
         config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{LATENT_CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{LATENT_CONFIG} of {path} is not a JSON object.")
     kinds = {"latent_steps": int, "thought": str, "prj_dim": int, "prompt_format": str, "exploration": dict}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, reading
 
 _OBJECTS = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
@@ -33,10 +33,8 @@ def check_folder(path: str | Path) -> None:
         file = Path(path) / name
         if not file.is_file():
             continue
-        try:
+        with reading(file):
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{file} cannot be read: {error}.") from error
         if not isinstance(content, dict):
             raise UserError(f"{file} must be a JSON object: the checkpoint is damaged.")
         if name.endswith("index.json"):
