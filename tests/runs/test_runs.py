@@ -251,7 +251,7 @@ def test_a_run_of_an_older_version_is_compared_by_what_it_recorded(tmp_path: Pat
 def test_only_the_length_of_a_run_may_grow_and_not_that_of_a_demo(tmp_path: Path) -> None:
     def resumed(command: str, steps: int) -> dict[str, Any]:
         folder = tmp_path / command
-        RunFolder(folder, command, {"grpo": {"max_steps": steps}}, resume=True)
+        RunFolder(folder, command, {"grpo": {"max_steps": steps}}, resume=True).record_length()
         return dict(resolved(folder))
 
     first = resumed("grpo", 4)

@@ -7,7 +7,7 @@ from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import QuestionTooLong, at_place
 from dropout_grpo.jobs.measure import all_alike, require_askable, validator
-from dropout_grpo.jobs.models import fresh_model
+from dropout_grpo.jobs.models import fresh_model, load_model
 from dropout_grpo.jobs.problem_sources import place_of, vocabulary
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.latent.lora.adapter import add_lora
@@ -105,8 +105,12 @@ def train_grpo(
     session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
 ) -> LatentModel:
     """Post-train a model and save it as the checkpoint named like the part; the arguments of ``grpo_trainer``."""
-    grpo_trainer(session, model, problems, valid, part).train(resume_from_checkpoint=session.recipe.resume)
-    save_checkpoint(session.run.checkpoint(part), model)
+    recipe, finished = session.recipe, session.run.checkpoint(part)
+    if recipe.resume and recipe.grpo.save_steps == 0 and on_main(finished.is_dir):  # it has no steps to go on from
+        console.print(f"{part} is finished: {finished}", markup=False)
+        return load_model(finished, device=session.device)
+    grpo_trainer(session, model, problems, valid, part).train(resume_from_checkpoint=recipe.resume)
+    save_checkpoint(finished, model)
     on_main(lambda: _warn_of_collapse(session, part))
     return model
 

@@ -68,6 +68,7 @@ class RunFolder:
         require_trackers(report_to)
         self.path, self.report_to = Path(path), report_to if is_main() else ()
         self._trackers: Trackers | None = None
+        self._grown: dict[str, Any] | None = None
         self._config = jsonable(config)
         record = Record(options=self._config, digests=dict(digests or {}))
         require_equal_processes(replace(record, options={"command": command, **self._config}))
@@ -113,8 +114,14 @@ class RunFolder:
         then = Record(options=old["config"], digests=old["digests"])
         may_grow = old["command"] != "demo"  # it compares its parts, which have one length
         if then.require_same(record, str(self.path), may_grow=may_grow):
+            self._grown = {**old, "config": written["config"]}
+
+    def record_length(self) -> None:
+        """Write to config.json the options of a run that is made longer, once it is sure to go on."""
+        if self._grown is not None:
             with writing(self.path / CONFIG_FILE):
-                write_json(self.path / CONFIG_FILE, {**old, "config": written["config"]})
+                write_json(self.path / CONFIG_FILE, self._grown)
+            self._grown = None
 
     def _tidy(self) -> None:
         """Remove unfinished and temporary files of a killed process."""

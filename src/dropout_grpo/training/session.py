@@ -132,6 +132,7 @@ class TrainingSession:
                 batches.size = int(state.get(_BATCH_SIZES, {}).get(batches.option, batches.size))
             on_main(lambda: self._report(damaged, path, aside=".damaged" if resume is True else ".unused"))
             self.run.forget_after(self.part, int(state["step"]), every=self._logging_steps)
+            self.run.record_length()
             self._good = path
             return Saved(path=path, state=state)
         if damaged:
@@ -140,6 +141,7 @@ class TrainingSession:
                 f"remove the folders {self.part}-step-* to start {self.part} again."
             )
         self.run.forget_after(self.part, 0)
+        self.run.record_length()
         return None
 
     def _require_untrained(self) -> None:
