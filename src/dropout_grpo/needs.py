@@ -61,10 +61,15 @@ def within(name: str, sections: Collection[str]) -> bool:
     return any(name == section or name.startswith(f"{section}.") for section in sections)
 
 
-def warn_without_effect(config: Any) -> None:
-    """Warn in Python, at the line that makes the config: to be called by its ``__post_init__``."""
+def warn_without_effect(config: Any, above: int = 0) -> None:
+    """Warn in Python, at the line that makes the config: to be called by its ``__post_init__``.
+
+    Args:
+        config: the config.
+        above: calls between that line and the config's ``__init__``.
+    """
     for line in without_effect(config):
-        warnings.warn(line.removeprefix("warning: "), WithoutEffect, stacklevel=4)
+        warnings.warn(line.removeprefix("warning: "), WithoutEffect, stacklevel=4 + above)
 
 
 def _is_set(config: Any, name: str) -> bool:

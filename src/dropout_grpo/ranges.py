@@ -11,7 +11,7 @@ class Config:
 
 import math
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from dropout_grpo.errors import UserError
 
@@ -109,13 +109,15 @@ def check_ranges(config: Any, section: str = "") -> None:
         section: its name on the command line, such as ``grpo``.
 
     Raises:
-        UserError: a value is missing, outside its range, not finite, or not a number.
+        UserError: a value is missing, outside its range, not finite, not a number, or not one of the choices.
     """
     for option in fields(config):
         bounds, value = range_of(option), getattr(config, option.name)
         name = f"{section}.{option.name}" if section else option.name
         if value is None and type(None) not in get_args(option.type):
             raise UserError(f"{name} must have a value: give it one, or leave it out for its default.")
+        if get_origin(option.type) is Literal and value not in get_args(option.type):
+            raise UserError(f"{name}={value!r:.40} must be one of {', '.join(map(str, get_args(option.type)))}.")
         if bounds is None or value is None:
             continue
         whole = number_types(option.type) == {int}

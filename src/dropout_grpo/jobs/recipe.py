@@ -13,7 +13,7 @@ from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.needs import Need
 from dropout_grpo.problems.columns import Columns
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
@@ -233,7 +233,7 @@ class Recipe:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    grpo: GRPOOptions = field(default_factory=GRPOOptions)
     reward_funcs: tuple[str, ...] = (EXACT_ANSWER,)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -10,7 +10,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.problems.rewards import exact_answer
 from dropout_grpo.rl.advantage import group_advantages, zero_variance
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.groups import rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.rollout import replay
@@ -18,7 +18,7 @@ from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.training.memory import MicroBatches
 
 
-def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOConfig) -> dict[str, float]:
+def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOOptions) -> dict[str, float]:
     """The share of groups of deterministic rollouts without reward variance, and the norm of their gradient.
 
     The gradient is computed, not assumed to be 0: groups that training would skip are replayed and back-propagated,
@@ -28,7 +28,7 @@ def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOConfig
         ``frac_reward_zero_std`` (1.0 if the theory holds) and ``grad_norm`` (exactly 0.0).
     """
     nothing, k = NoExploration(), max(2, config.num_generations)
-    greedy = GRPOConfig(
+    greedy = GRPOOptions(
         answers="greedy",
         prompts_per_step=len(problems),
         num_generations=k,

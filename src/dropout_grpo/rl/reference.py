@@ -12,7 +12,7 @@ from dropout_grpo.exploration.sites import SiteMap
 from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
 from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.rollout import Prompts, replay
 
 
@@ -28,7 +28,7 @@ class Reference:
         UserError: ``sync_ref_model`` is set for a model with an adapter.
     """
 
-    def __init__(self, policy: LatentModel, config: GRPOConfig, exploration: Exploration) -> None:
+    def __init__(self, policy: LatentModel, config: GRPOOptions, exploration: Exploration) -> None:
         if config.sync_ref_model and has_adapter(policy.model):
             raise UserError(
                 "sync_ref_model copies all weights into the reference, but with an adapter the reference is the base "

@@ -27,7 +27,7 @@ from dropout_grpo.problems.rewards import (
     reward_statistics,
     try_rewards,
 )
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
 from dropout_grpo.rl.order import DataOrder
 from dropout_grpo.rl.rollout import Prompts, roll_out
@@ -70,7 +70,7 @@ class Sampler:
     def __init__(
         self,
         model: LatentModel,
-        config: GRPOConfig,
+        config: GRPOOptions,
         exploration: Exploration,
         reward_funcs: Sequence[RewardFunction],
         problems: Sequence[Problem],

@@ -45,7 +45,7 @@ from dropout_grpo.rl.advantage import (
     zero_variance,
 )
 from dropout_grpo.rl.completions import completions_table
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOConfig, GRPOOptions, either
 from dropout_grpo.rl.groups import Groups, rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.reference import Reference
@@ -95,13 +95,13 @@ class GRPOTrainer:
         model: the policy, trained in place; or its folder or hub name.
         reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``, which may
             be async, or an object with ``__call__``; `problems/rewards.py` lists the arguments.
-        args: options.
+        args: options; of a ``GRPOConfig`` also ``output_dir``, ``seed`` and ``bf16``, which the arguments below repeat.
         train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
             ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions.
         eval_dataset: problems to validate on, in the same forms; or several sets of them by name, as in TRL.
         exploration: where the randomness of the latent phase comes from; ``SharedDropout(0.1)`` when not given.
-        run: where metrics and checkpoints go: a run folder, or its path.
-        seed: seed of the data order, masks and samples.
+        run: where metrics and checkpoints go: a run folder, or its path; ``runs/grpo`` when not given.
+        seed: seed of the data order, masks and samples; 0 when not given.
         bf16: compute matrix products in bf16.
         fsdp: shard weights, gradients and optimiser state over the processes.
         evaluate: a function of the model that returns pass@1 on validation problems, in [0, 1], or several shares by
@@ -119,23 +119,29 @@ class GRPOTrainer:
         self,
         model: LatentModel | str | Path,
         reward_funcs: RewardFunction | Sequence[RewardFunction],
-        args: GRPOConfig | None = None,
+        args: GRPOConfig | GRPOOptions | None = None,
         train_dataset: Iterable[Any] = (),
         eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
         *,
         exploration: Exploration | None = None,
-        run: RunFolder | str | Path = "runs/grpo",
-        seed: int = 0,
-        bf16: bool = False,
+        run: RunFolder | str | Path | None = None,
+        seed: int | None = None,
+        bf16: bool | None = None,
         fsdp: bool = False,
         evaluate: Evaluate | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
         part: str = "grpo",
     ) -> None:
-        config = GRPOConfig() if args is None else args
+        args = GRPOConfig() if args is None else args
+        beside = args if isinstance(args, GRPOConfig) else GRPOConfig()
+        run = either("run", run, "output_dir", beside.output_dir, "runs/grpo")
+        seed, bf16 = either("seed", seed, "seed", beside.seed, 0), either("bf16", bf16, "bf16", beside.bf16, False)
+        if beside.trackers and isinstance(run, RunFolder):
+            raise UserError("report_to: a RunFolder has its own: give it to the RunFolder, or give a path as run.")
         exploration = SharedDropout(0.1) if exploration is None else exploration
         reward_funcs = as_reward_functions(reward_funcs)
         problems = as_problems(train_dataset, "train_dataset")
+        config = args.settled(len(problems), processes.size()) if isinstance(args, GRPOConfig) else args
         if not isinstance(model, LatentModel):
             model = LatentModel.from_pretrained(model)
             model = model.to(default_device())
@@ -149,6 +155,7 @@ class GRPOTrainer:
                 "give one each, or none for equal weights."
             )
         check_trained(model, config.train_only, weight_decay=config.weight_decay, fsdp=fsdp)
+        self.args, self._trackers = args, beside.trackers
         self.model, self.config, self.exploration, self._run = model, config, exploration, run
         self.bf16, self.fsdp, self.part, self._validate = bf16, fsdp, part, evaluate
         self.sampler = Sampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
@@ -159,8 +166,8 @@ class GRPOTrainer:
                 config,
                 output_dir=str(run.path if isinstance(run, RunFolder) else run),
                 evaluates=evaluate is not None,
-                metric_for_best_model=None,
-                greater_is_better=None,
+                metric_for_best_model=beside.metric_for_best_model,
+                greater_is_better=beside.greater_is_better,
             ),
             model,
             max_steps=config.max_steps,
@@ -232,6 +239,7 @@ class GRPOTrainer:
                 "grpo",
                 self._record.options,
                 resume=bool(resume_from_checkpoint),
+                report_to=self._trackers,
                 digests=self._record.digests,
             )
         run = self._run
@@ -672,7 +680,7 @@ def _sets(dataset: Iterable[Any] | Mapping[str, Iterable[Any]]) -> dict[str, Seq
 
 def _validated(
     sets: Mapping[str, Sequence[Problem]],
-    config: GRPOConfig,
+    config: GRPOOptions,
     exploration: Exploration,
     seed: int,
     bf16: bool,

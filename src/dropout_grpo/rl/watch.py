@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOOptions
 
 _SKIPPED, _STEPS = 10, 20
 
@@ -14,7 +14,7 @@ class Watch:
         config: its limits are named in the messages.
     """
 
-    def __init__(self, config: GRPOConfig) -> None:
+    def __init__(self, config: GRPOOptions) -> None:
         self._config = config
         self._rewards: list[float] = []
         self._skipped = self._cut = 0

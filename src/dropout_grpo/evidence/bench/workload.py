@@ -26,7 +26,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens, encode_answers
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
@@ -232,7 +232,7 @@ class Workload:
 
     def _trainer(self) -> GRPOTrainer:
         setting = self.setting
-        config = GRPOConfig(
+        config = GRPOOptions(
             prompts_per_step=setting.questions,
             num_generations=setting.num_generations,
             max_completion_length=setting.answer_tokens,

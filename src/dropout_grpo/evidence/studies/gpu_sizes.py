@@ -22,7 +22,7 @@ from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.rl.config import GRPOConfig
+from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.rollout import Prompts, replay, roll_out
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
@@ -152,7 +152,7 @@ def _wrong(found: dict[str, Any]) -> Iterator[str]:
 
 def _training(model: LatentModel, device: torch.device, work: Work) -> dict[str, Any]:
     """Seconds and peak memory of GRPO steps in bf16 with a reference model."""
-    config = GRPOConfig(
+    config = GRPOOptions(
         max_steps=STEPS,
         prompts_per_step=work.questions,
         num_generations=work.num_generations,

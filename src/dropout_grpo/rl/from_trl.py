@@ -1,0 +1,160 @@
+"""TRL's names for a GRPO config: those that are elsewhere here, and those that are not supported, with the reason.
+
+One table, from which `GRPOConfig` takes its messages and ``docs/from-trl.md`` its rows. Does not import torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dropout_grpo.errors import UserError, nearest
+
+_ONLY_STEPS = "intervals are steps: {0}_steps, and 0 for none"
+_NOISE = "noise is the exploration's, and the model's own dropout is always 0"
+_LOADED = "load the model as you like and give it to the trainer, or give its name"
+_PLAIN = "questions are read and answered by the model itself, since other engines cannot think in hidden states"
+_CLIP = "only epsilon and epsilon_high clip the ratio"
+_LOSSES = "loss_type is sum, grpo, dr_grpo or dapo"
+_ENTROPY = "the objective has no entropy term"
+_MEMORY = "micro_batch_size rollouts are in memory at once, fewer where it runs out"
+_HUB = "call trainer.push_to_hub(repo_id)"
+_REPORT = "report_to, and the callbacks of transformers"
+_DATA = "all questions are in memory, tokenised once"
+_SEED = "seed is the only seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A name that `GRPOConfig` does not have.
+
+    Attributes:
+        here: what to do instead.
+        accepted: values that ask for what happens here anyway.
+    """
+
+    here: str
+    accepted: tuple[Any, ...] = (None,)
+
+
+_OFF = (None, False)
+
+ELSEWHERE: Mapping[str, Elsewhere] = {
+    "logging_strategy": Elsewhere("intervals are steps: logging_steps", ("steps",)),
+    "eval_strategy": Elsewhere(_ONLY_STEPS.format("eval"), ("steps", "no")),
+    "save_strategy": Elsewhere(_ONLY_STEPS.format("save"), ("steps",)),
+    "logging_first_step": Elsewhere("set logging_steps to 1", _OFF),
+    "eval_on_start": Elsewhere("call trainer.evaluate() before train()", _OFF),
+    "load_best_model_at_end": Elsewhere(
+        "trainer.state.best_global_step names the step; load that checkpoint of the run folder", _OFF
+    ),
+    "resume_from_checkpoint": Elsewhere("give it to trainer.train()"),
+    "overwrite_output_dir": Elsewhere("a run folder is never replaced: remove it, or choose another", _OFF),
+    "run_name": Elsewhere("the run folder's name is the run's"),
+    "push_to_hub": Elsewhere(_HUB, _OFF),
+    "hub_model_id": Elsewhere(_HUB),
+    "hub_private_repo": Elsewhere("call trainer.push_to_hub(repo_id, private=True)"),
+    "data_seed": Elsewhere(_SEED),
+    "shuffle_dataset": Elsewhere("questions are always shuffled, by seed", (None, True)),
+    "fp16": Elsewhere("bf16 is the only reduced precision", _OFF),
+    "tf32": Elsewhere("set torch.backends.cuda.matmul.allow_tf32"),
+    "gradient_checkpointing": Elsewhere(_MEMORY, _OFF),
+    "gradient_checkpointing_kwargs": Elsewhere(_MEMORY),
+    "auto_find_batch_size": Elsewhere(
+        "always on: micro_batch_size is halved where memory runs out", (None, True, False)
+    ),
+    "optim": Elsewhere("the optimiser is AdamW", (None, "adamw_torch", "adamw_torch_fused")),
+    "adam_epsilon": Elsewhere("AdamW's epsilon is 1e-8", (None, 1e-8)),
+    "warmup_ratio": Elsewhere("give warmup_steps"),
+    "lr_scheduler_kwargs": Elsewhere("give min_lr_rate"),
+    "steps_per_generation": Elsewhere("a step samples one batch and makes num_iterations updates with all of it"),
+    "generation_batch_size": Elsewhere(
+        "give prompts_per_step: a step samples prompts_per_step x num_generations answers"
+    ),
+    "per_device_eval_batch_size": Elsewhere("give rollout_batch_size"),
+    "fsdp": Elsewhere("give fsdp=True to the trainer", (None, False, "")),
+    "deepspeed": Elsewhere("give fsdp=True to the trainer, which shards weights, gradients and optimiser state"),
+    "model_init_kwargs": Elsewhere(_LOADED),
+    "trust_remote_code": Elsewhere("code of a model's repository is never run", _OFF),
+    "disable_dropout": Elsewhere(_NOISE, (None, True, False)),
+    "remove_unused_columns": Elsewhere("all columns go to the reward functions", _OFF),
+    "chat_template_kwargs": Elsewhere("conversations are written by the tokenizer's chat template as it is"),
+    "top_k": Elsewhere("answers are sampled with temperature and top_p", (None, 0)),
+    "min_p": Elsewhere("answers are sampled with temperature and top_p"),
+    "repetition_penalty": Elsewhere("answers are sampled with temperature and top_p", (None, 1.0)),
+    "generation_kwargs": Elsewhere("answers are sampled with temperature and top_p"),
+    "cache_implementation": Elsewhere(_PLAIN),
+    "use_vllm": Elsewhere(_PLAIN, _OFF),
+    "use_transformers_paged": Elsewhere(_PLAIN, _OFF),
+    "use_transformers_continuous_batching": Elsewhere(_PLAIN, _OFF),
+    "use_liger_kernel": Elsewhere(_PLAIN, _OFF),
+    "torch_compile": Elsewhere(_PLAIN, _OFF),
+    "delta": Elsewhere(_CLIP),
+    "sapo_temperature_neg": Elsewhere(_LOSSES),
+    "sapo_temperature_pos": Elsewhere(_LOSSES),
+    "multi_objective_aggregation": Elsewhere(
+        "rewards are added with reward_weights, then compared within the group", (None, "sum_then_normalize")
+    ),
+    "top_entropy_quantile": Elsewhere("all answer tokens are trained", (None, 1.0)),
+    "entropy_coef": Elsewhere(_ENTROPY, (None, 0.0)),
+    "use_adaptive_entropy": Elsewhere(_ENTROPY, _OFF),
+    "off_policy_mask_threshold": Elsewhere(_CLIP),
+    "use_bias_correction_kl": Elsewhere("kl_estimator is k3, k3_huber or k3_clamp", _OFF),
+    "max_tool_calling_iterations": Elsewhere("models answer at once, without tools"),
+    "log_unique_prompts": Elsewhere("log_completions prints whole groups", _OFF),
+    "disable_tqdm": Elsewhere("there is no tqdm", (None, True, False)),
+    "log_level": Elsewhere("use transformers.logging.set_verbosity"),
+    "ddp_find_unused_parameters": Elsewhere("gradients of all processes are added without DDP", (None, True, False)),
+    "dataloader_num_workers": Elsewhere(_DATA, (None, 0)),
+    "dataloader_pin_memory": Elsewhere(_DATA, (None, True, False)),
+    "dataloader_drop_last": Elsewhere(_DATA, (None, True, False)),
+}
+"""TRL's and transformers' names that `GRPOConfig` does not have. Names with ``vllm_`` go with ``use_vllm``."""
+
+_SCALES = {True: "group", False: "none"}
+
+
+def accepted(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of `GRPOConfig` from those that a user of TRL gives.
+
+    Args:
+        given: by name.
+        known: the options of `GRPOConfig`.
+
+    Raises:
+        UserError: a name or value that this package does not have; the message says what it has.
+    """
+    options = dict(given)
+    if options.get("max_steps") == -1:  # transformers' default: as num_train_epochs says
+        del options["max_steps"]
+    if isinstance(options.get("scale_rewards"), bool):
+        options["scale_rewards"] = _SCALES[options["scale_rewards"]]
+    _steps(options)
+    for name, value in given.items():
+        elsewhere = ELSEWHERE.get("use_vllm" if name.startswith("vllm_") else name)
+        if name in known or name not in options:
+            continue
+        if elsewhere is None:
+            near = nearest(name, (*known, *ELSEWHERE))
+            raise UserError(f"GRPOConfig has no option {name!r}{near}; docs/from-trl.md has TRL's names.")
+        if value not in elsewhere.accepted:
+            raise UserError(f"GRPOConfig: {name}={value!r:.60} is not supported: {elsewhere.here}.")
+        del options[name]
+    return options
+
+
+def _steps(options: dict[str, Any]) -> None:
+    """Take the meaning of strategies over into the numbers of steps."""
+    strategies = {
+        kind: str(options.get(f"{kind}_strategy", "")).rpartition(".")[2].lower() for kind in ("eval", "save")
+    }
+    for kind, strategy in strategies.items():
+        steps = f"{kind}_steps"
+        if strategy == "no":
+            if options.get(steps):
+                raise UserError(
+                    f"GRPOConfig: {kind}_strategy='no' contradicts {steps}={options[steps]}: leave one out."
+                )
+            options[steps] = 0
+            del options[f"{kind}_strategy"]
+        elif strategy == "steps" and kind == "eval":
+            options.setdefault(steps, options.get("logging_steps", 1))  # as in transformers

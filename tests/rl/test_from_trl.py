@@ -1,0 +1,159 @@
+"""TRL's names in a config: their meaning here, or a refusal that names what this package has."""
+
+import json
+import warnings
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_grpo import GRPOConfig, GRPOTrainer, UserError
+from dropout_grpo.cli.main import main
+from dropout_grpo.rl.config import GRPOOptions
+from dropout_grpo.rl.from_trl import ELSEWHERE
+from dropout_grpo.runs.folder import RunFolder
+from helpers.grpo_run import CONFIG, digits
+from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+
+K = 8  # num_generations by default
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "expected"),
+    [
+        ({"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4}, 2, (200, 16 * 4 * 2 // K, 16)),
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}, 1, (200, 2, K)),  # one group is smallest
+        ({"prompts_per_step": 32, "gradient_accumulation_steps": 4}, 2, (200, 32, 32 * K // 8)),
+        ({"prompts_per_step": 32, "num_train_epochs": 2}, 1, (7, 32, 256)),  # 200 / 32 = 6.25
+        ({"num_train_epochs": 0.5, "per_device_train_batch_size": 8, "max_steps": -1}, 2, (25, 2, 8)),
+    ],
+)
+def test_batches_and_epochs_are_calculated(given: dict[str, Any], processes: int, expected: tuple[int, ...]) -> None:
+    settled = GRPOConfig(**given).settled(100, processes)
+    assert type(settled) is GRPOOptions
+    assert (settled.max_steps, settled.prompts_per_step, settled.micro_batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_train_epochs": 1, "max_steps": 7}, "max_steps=7 and num_train_epochs=1 both decide the same"),
+        (
+            {"per_device_train_batch_size": 8, "prompts_per_step": 7},
+            "prompts_per_step=7 and per_device_train_batch_size=8 both decide the same",
+        ),
+        ({"per_device_train_batch_size": 8, "micro_batch_size": 16}, "micro_batch_size=16 and per_device_train_batch"),
+        (
+            {"per_device_train_batch_size": 3},
+            "=3 x .*=1 x 1 processes are 3 answers, not whole groups of num_generations=8",
+        ),
+    ],
+)
+def test_contradictions_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GRPOConfig(**given).settled(100, 1)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_every_name_of_trl_that_is_elsewhere_is_refused_with_what_is_here(name: str) -> None:
+    assert name not in {option.name for option in fields(GRPOConfig)}
+    with pytest.raises(UserError, match="is not supported: ") as refused:
+        GRPOConfig(**{name: "something else"})
+    assert ELSEWHERE[name].here in str(refused.value)
+    for value in ELSEWHERE[name].accepted:
+        if value != "no":
+            assert replace(GRPOConfig(**{name: value}), eval_steps=0) == GRPOConfig()
+
+
+def test_values_of_trl_with_the_same_meaning() -> None:
+    assert GRPOConfig(scale_rewards=True, use_vllm=False) == GRPOConfig(scale_rewards="group")
+    assert GRPOConfig(scale_rewards=False) == GRPOConfig()
+    assert GRPOConfig(eval_strategy="steps", logging_steps=5).eval_steps == 5
+    assert GRPOConfig(eval_strategy="steps", eval_steps=7).eval_steps == 7
+    assert (GRPOConfig(save_strategy="no").save_steps, GRPOConfig(eval_strategy="no").eval_steps) == (0, 0)
+    assert GRPOConfig("runs/x").output_dir == "runs/x"
+    assert replace(GRPOConfig("runs/x", seed=3), beta=0.1) == GRPOConfig("runs/x", seed=3, beta=0.1)
+    assert GRPOConfig(report_to="none").trackers == ()
+    assert GRPOConfig(report_to=["tensorboard"]).trackers == ("tensorboard",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_generation": 4}, r"no option 'num_generation' \(did you mean 'num_generations'\?\)"),
+        (
+            {"vllm_mode": "colocate"},
+            "vllm_mode='colocate' is not supported: questions are read and answered by the model",
+        ),
+        ({"eval_strategy": "epoch"}, "eval_strategy='epoch' is not supported: intervals are steps: eval_steps"),
+        ({"eval_strategy": "no", "eval_steps": 5}, "eval_strategy='no' contradicts eval_steps=5"),
+        ({"loss_type": "bnpo"}, "grpo.loss_type='bnpo' must be one of sum, grpo, dr_grpo, dapo"),
+        ({"seed": -1}, "grpo.seed=-1 must be at least 0"),
+    ],
+)
+def test_other_names_and_values_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GRPOConfig(**given)
+    with pytest.raises(UserError, match="report_to: 'mlflow' is not one of tensorboard, wandb, trackio"):
+        _ = GRPOConfig(report_to="mlflow").trackers
+
+
+def test_a_config_of_trl_trains_as_the_trainers_own_arguments_do(tmp_path: Path) -> None:
+    ours, theirs = tiny_latent(), tiny_latent()
+    small = replace(CONFIG, micro_batch_size=4)
+    GRPOTrainer(ours, digits, small, tiny_problems(6), run=tmp_path / "ours", seed=3).train()
+    config = replace(
+        CONFIG,
+        **{"max_steps": -1, "prompts_per_step": 128, "micro_batch_size": 256},
+        **{"num_train_epochs": 1.5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
+        **{"output_dir": str(tmp_path / "theirs"), "seed": 3, "report_to": "none", "bf16": False},
+    )
+    made = GRPOTrainer(theirs, digits, config, tiny_problems(6))
+    assert made.train().global_step == 3  # 9 questions, 3 in a step
+    assert_same_weights(weights_of(ours), weights_of(theirs))
+    recorded = [json.loads((tmp_path / name / "config.json").read_text())["config"] for name in ("ours", "theirs")]
+    assert recorded[0] == recorded[1]
+    assert made.args is config
+
+
+def test_the_trainers_arguments_and_its_config_must_agree(tmp_path: Path) -> None:
+    def make(config: GRPOConfig, **given: Any) -> GRPOTrainer:
+        return GRPOTrainer(tiny_latent(), digits, config, tiny_problems(5), **given)
+
+    same = make(replace(CONFIG, output_dir=str(tmp_path), seed=3), run=tmp_path, seed=3)
+    assert same.sampler.seed == 3
+    with pytest.raises(UserError, match="seed=0 of the trainer and seed=3 of its config contradict"):
+        make(replace(CONFIG, seed=3), seed=0)
+    with pytest.raises(UserError, match="run=a of the trainer and output_dir=b of its config contradict"):
+        make(replace(CONFIG, output_dir="b"), run="a")
+    folder = RunFolder(tmp_path / "run", "grpo", {})
+    with pytest.raises(UserError, match="report_to: a RunFolder has its own"):
+        make(replace(CONFIG, report_to="tensorboard"), run=folder)
+
+
+def test_early_stopping_reads_the_metric_that_the_config_names(tmp_path: Path) -> None:
+    from transformers import EarlyStoppingCallback
+
+    shares = iter([0.5, 0.7, 0.6, 0.65, 0.9])
+    config = replace(CONFIG, max_steps=5, eval_strategy="steps", eval_steps=1, metric_for_best_model="pass@1")
+    made = GRPOTrainer(
+        tiny_latent(),
+        digits,
+        config,
+        tiny_problems(5),
+        run=tmp_path,
+        evaluate=lambda model: next(shares),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+    )
+    assert made.train().global_step == 4  # 0.6 and 0.65 are below 0.7
+    assert (made.state.best_metric, made.state.best_global_step) == (0.7, 2)
+    assert [line["eval/pass@1"] for line in read_metrics(tmp_path)] == [0.5, 0.7, 0.6, 0.65]
+
+
+def test_the_command_line_has_no_option_of_trl_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        main(["grpo", "--help"])
+    shown = capsys.readouterr().out
+    assert "--grpo.learning_rate" in shown
+    assert not any(f"--grpo.{option.name}" in shown for option in fields(GRPOConfig)[len(fields(GRPOOptions)) :])
