@@ -1,16 +1,21 @@
 """``dropout-grpo inspect``, and the two options for what a published checkpoint does not record."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.evaluation.answering import EVAL_STEP
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.jobs import inspect as inspect_module
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.problems.files import save_problems
 from helpers.tiny import tiny_model, tiny_tokenizer
-from helpers.tiny_latent import tiny_latent
+from helpers.tiny_latent import tiny_latent, tiny_problems
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +169,23 @@ def test_eval_and_grpo_take_the_two_options(
 def started_from(run: Path) -> tuple[str, int, str]:
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
     return config["checkpoint"], config["latent_steps"], config["base"]
+
+
+def test_the_thoughts_about_some_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the same masks, once as JSON and once as text."""
+    model = tiny_latent(latent_steps=2)
+    model.save_pretrained(tmp_path / "model")
+    save_problems(tmp_path / "few.json", tiny_problems(3))
+    words = ["inspect", str(tmp_path / "model"), "--problems", str(tmp_path / "few.json")]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["thoughts"]
+    assert [line["question"] for line in found] == [p.question for p in tiny_problems(2)]  # two of a kind: wrong
+    for i, line in enumerate(found):
+        seeds = rollout_seeds(0, EVAL_STEP, torch.tensor([i]), 8)[0].tolist()
+        (expected,) = model.thoughts([line["question"]], SharedDropout(p=0.1), seeds)
+        assert line["kind"] == "wrong"
+        assert line["models"][0]["thoughts"] == json.loads(json.dumps(asdict(expected)))
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "\n\nwrong: Ann has 0 ?\nright answer 3, plain answer " in text
+    assert text.count("after the thoughts") == 2

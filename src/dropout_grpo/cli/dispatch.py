@@ -102,7 +102,7 @@ def _ask(options: Namespace) -> None:
 
 
 def _inspect(options: Namespace) -> None:
-    found = inspect(options.model, _checkpoint_options(options))
+    found = inspect(options.model, _checkpoint_options(options), options.problems)
     print(json.dumps(found) if options.json else inspection_as_text(found))
 
 

@@ -105,6 +105,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     with_options(sub, ExplorationConfig, "exploration")
     sub = command("inspect", "show what is found in a model: sites, masks, latent tokens; and do a dry run")
     sub.add_argument("model", type=str, help="folder or hub name of a model, with latent tokens or without")
+    few = "file or hf: dataset: read the thoughts about a few of its problems that are answered right and wrong"
+    sub.add_argument("--problems", type=str | None, default=None, help=few)
     with_options(sub, CheckpointOptions)
     with_json(sub)
     sub = command("merge", "add an adapter to its base, which gives a plain checkpoint")

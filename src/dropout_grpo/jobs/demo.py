@@ -26,7 +26,7 @@ from dropout_grpo.jobs.problem_sources import problems_of, require_readable, voc
 from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.jobs.side_process import side_process
-from dropout_grpo.jobs.thoughts_of import flips_of, thought_lines
+from dropout_grpo.jobs.thoughts_of import flips_of, thoughts_of_run
 from dropout_grpo.jobs.trainers import grpo_trainer, train_curriculum, train_grpo
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.answers import answers_match
@@ -120,7 +120,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     arms = {"baseline": before, "dropout_grpo": after, "temperature_only": plain}
     run.write_samples([{"arm": arm, **sample(f"test: {arm}", a)} for arm, said in arms.items() for a in said])
     models = {name: (_checkpoint(session, kept), arms[name]) for name, kept in _KEPT.items()}
-    run.write_thoughts(thought_lines(flips_of(before, after), models, session))
+    run.write_thoughts(thoughts_of_run(session, flips_of(before, after), models))
     report = on_main(lambda: str(write_report(run.path)))
     on_main(lambda: describe_measured(run.path, "demo"))
     if is_main():

@@ -19,7 +19,7 @@ from dropout_grpo.jobs.models import exploration_for, load_model
 from dropout_grpo.jobs.problem_sources import warn_of_overlap
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.session import Session
-from dropout_grpo.jobs.thoughts_of import kinds_of, thought_lines
+from dropout_grpo.jobs.thoughts_of import kinds_of, thoughts_of_run
 from dropout_grpo.problems.files import load_problems
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
@@ -96,7 +96,7 @@ def evaluate(
         samples += [sample(file, a) for a in answered]
         run.write_samples(samples)
         if file == files[0]:
-            run.write_thoughts(thought_lines(kinds_of(answered), {"": (model, answered)}, session))
+            run.write_thoughts(thoughts_of_run(session, kinds_of(answered), {"": (model, answered)}))
         run.write_measures({"ci95": CI95, "evaluations": evaluations})
     rows = [{"file": e["file"], **summary(e)} for e in evaluations]
     results = {"checkpoint": checkpoint, "seed": recipe.seed, "evaluations": rows, **provenance()}

@@ -1,7 +1,7 @@
 """The command ``inspect``: what is found in a model, and a dry run of what GRPO does with it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,17 @@ from typing import Any
 import torch
 
 from dropout_grpo.distributed.device import default_device
+from dropout_grpo.evaluation.answering import answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
-from dropout_grpo.jobs.ask import shown_tokens
-from dropout_grpo.jobs.models import load_model
+from dropout_grpo.jobs.ask import shown_tokens, thoughts_as_text
+from dropout_grpo.jobs.models import exploration_for, load_model
 from dropout_grpo.jobs.recipe import CheckpointOptions
+from dropout_grpo.jobs.thoughts_of import MASKS, kinds_of, thought_lines
 from dropout_grpo.latent.generation import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.sampling import Sampled
@@ -23,25 +27,35 @@ from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, mi
 from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.weights.checkpoint import LATENT_CONFIG, latent_config
 from dropout_grpo.latent.weights.gguf import gguf_file
+from dropout_grpo.problems.files import load_problems
 from dropout_grpo.rl.rollout import Prompts, replay
+from dropout_grpo.tasks.word_tokenizer import require_known_words
 
 SEED_BYTES = 8
 FED_BACK = "hidden_states[-1] of transformers (after the final norm, where there is one), as inputs_embeds"
 
 _QUESTION = "Tom has 3 boxes with 4 pens in each box. How many pens does Tom have?"
 _ROLLOUTS, _ANSWER_TOKENS = 4, 8
+_ASKED = 64
+"""Problems of a file that are answered to find some of each kind."""
 _STEPS = 6
 """Thoughts of the dry run if no number is recorded: Coconut's on GSM8K."""
 
 
-def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
+def inspect(path: str, options: CheckpointOptions, problems: str | None = None) -> dict[str, Any]:
     """What ``inspect`` prints, as JSON values.
 
+    Args:
+        path: folder, hub name or Coconut ``state_dict`` file.
+        options: what the checkpoint does not record.
+        problems: a problem file or hf: dataset; the thoughts about a few of its problems are read as well.
+
     Raises:
-        UserError: no such model, sites that are not found, or too few positions for a short question.
+        UserError: no such model or file, sites that are not found, or too few positions for a question.
     """
     model, lacking, steps_from = _load(path, options)
     tokens = model.tokens
+    about = {} if problems is None else {"thoughts": thoughts_about(model, problems)}
     return {
         "model": path,
         "class": type(model.model).__name__,
@@ -59,7 +73,22 @@ def inspect(path: str, options: CheckpointOptions) -> dict[str, Any]:
         "sites_lacking": model.sites.lacking,
         "seed_bytes": SEED_BYTES,
         "dry_run": dry_run(model),
+        **about,
     }
+
+
+def thoughts_about(model: LatentModel, file: str) -> list[dict[str, Any]]:
+    """Lines as in thoughts.jsonl, of a few of the file's first problems: right, wrong, divided between masks.
+
+    Raises:
+        UserError: no such file, or a question that the model cannot read.
+    """
+    problems = load_problems(file, require_steps=False)[:_ASKED]
+    require_known_words(model.tokenizer, problems, file)
+    exploration = build_exploration(exploration_for(model, {}))
+    masks = 0 if isinstance(exploration, NoExploration) or model.latent_steps == 0 else MASKS
+    answered = answer_problems(model, problems, EvaluationConfig(num_samples=masks), exploration=exploration)
+    return thought_lines(kinds_of(answered), {"": (model, answered)}, exploration)
 
 
 def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str], str]:
@@ -195,7 +224,14 @@ def as_text(found: dict[str, Any]) -> str:
         *((f"thought {i}", said) for i, said in enumerate(read[:-1], start=1)),
         ("after thoughts", read[-1]),
     ]
-    return "\n".join(f"{title:<16} {text}" for title, text in lines)
+    text = "\n".join(f"{title:<16} {text}" for title, text in lines)
+    return "\n\n".join([text, *map(_about_problem, found.get("thoughts", ()))])
+
+
+def _about_problem(line: Mapping[str, Any]) -> str:
+    (side,) = line["models"]
+    head = f"{line['kind']}: {line['question']}\nright answer {line['answer']}, plain answer {side['said']!r}"
+    return f"{head}\n{thoughts_as_text(side['thoughts'])}"
 
 
 def _range(numbers: list[int]) -> str:

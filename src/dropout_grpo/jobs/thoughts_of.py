@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dropout_grpo.evaluation.answering import EVAL_STEP, Answered
+from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.jobs.session import Session
 from dropout_grpo.latent.model import LatentModel
@@ -41,27 +42,42 @@ def flips_of(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str,
     return {kind: kinds[kind][:count] for kind, count in counts.items()}
 
 
+def thoughts_of_run(
+    session: Session, kinds: Mapping[str, Sequence[int]], models: Mapping[str, tuple[LatentModel, Sequence[Answered]]]
+) -> list[dict[str, Any]]:
+    """``thought_lines`` with the exploration, seed, precision and number of thoughts of a command."""
+    steps = session.recipe.evaluation.latent_steps
+    return thought_lines(kinds, models, session.exploration, seed=session.seed, bf16=session.bf16, latent_steps=steps)
+
+
 def thought_lines(
     kinds: Mapping[str, Sequence[int]],
     models: Mapping[str, tuple[LatentModel, Sequence[Answered]]],
-    session: Session,
+    exploration: Exploration,
+    *,
+    seed: int = 0,
+    bf16: bool = False,
+    latent_steps: int | None = None,
 ) -> list[dict[str, Any]]:
     """The lines of thoughts.jsonl. Every process of a run makes the same.
 
     Args:
         kinds: indices of problems by kind.
         models: each with its answers to all problems, by name.
-        session: its exploration, seed, precision and number of thoughts are used.
+        exploration: makes the masks.
+        seed: seed of the evaluation.
+        bf16: matrix products in bf16, as in the evaluation.
+        latent_steps: number of thoughts; each model's own number when None.
     """
-    lines, steps = [], session.recipe.evaluation.latent_steps
+    lines = []
     for kind, places in kinds.items():
         for place in places:
             sides = []
             for name, (model, answered) in models.items():
                 problem = answered[place].problem
-                masks = rollout_seeds(session.seed, EVAL_STEP, torch.tensor([problem.id]), MASKS)[0].tolist()
-                with autocast(model.device, session.bf16):
-                    (thoughts,) = model.thoughts([problem.prompt], session.exploration, masks, latent_steps=steps)
+                masks = rollout_seeds(seed, EVAL_STEP, torch.tensor([problem.id]), MASKS)[0].tolist()
+                with autocast(model.device, bf16):
+                    (thoughts,) = model.thoughts([problem.prompt], exploration, masks, latent_steps=latent_steps)
                 sides.append({"name": name, "said": answered[place].plain.strip(), "thoughts": asdict(thoughts)})
             lines.append({"kind": kind, "question": problem.question, "answer": problem.answer, "models": sides})
     return lines

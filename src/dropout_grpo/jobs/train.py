@@ -17,7 +17,7 @@ from dropout_grpo.jobs.models import load_model, refuse_lora_from_scratch, start
 from dropout_grpo.jobs.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
 from dropout_grpo.jobs.session import Session
-from dropout_grpo.jobs.thoughts_of import kinds_of, thought_lines
+from dropout_grpo.jobs.thoughts_of import kinds_of, thoughts_of_run
 from dropout_grpo.jobs.trainers import train_curriculum, train_grpo
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
@@ -83,7 +83,7 @@ def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part
         names += [file] * len(part_of)
     if part == "grpo":
         answered[:_SAMPLED] = _under_masks(session, model, valid[:_SAMPLED])
-        run.write_thoughts(thought_lines(kinds_of(answered[:_SAMPLED]), {"": (model, answered)}, session))
+        run.write_thoughts(thoughts_of_run(session, kinds_of(answered[:_SAMPLED]), {"": (model, answered)}))
     run.write_samples([sample(name, a) for name, a in zip(names, answered, strict=True)])
     results = {
         "seed": recipe.seed,
