@@ -118,7 +118,7 @@ def test_the_text_says_what_the_json_says(latent: Path, capsys: pytest.CaptureFi
 
 def test_what_cannot_be_inspected_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path / "nowhere")]) == 2
-    assert "cannot load" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
