@@ -26,6 +26,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens, encode_answers
 from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.problems.problem import Problem
+from dropout_grpo.problems.rewards import exact_answer
 from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.rl.trainer import GRPOTrainer
@@ -244,7 +245,7 @@ class Workload:
             run = RunFolder(folder, "bench", config)
             return GRPOTrainer(
                 self.model,
-                [],
+                exact_answer,  # never called
                 config,
                 self.problems,
                 exploration=self.exploration,
