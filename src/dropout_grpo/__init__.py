@@ -1,5 +1,6 @@
 """Dropout-GRPO: post-training for language models that reason in continuous latent space (arXiv 2606.10184)."""
 
+import importlib.metadata
 from typing import TYPE_CHECKING
 
 from dropout_grpo.lazy import lazily
@@ -49,6 +50,7 @@ _HOME = {
     "words_of": "tasks.word_tokenizer",
 }
 __all__ = [*_HOME]
+__version__ = importlib.metadata.version("dropout-grpo")
 
 if not TYPE_CHECKING:  # a module __getattr__ would make mypy accept any name
     __getattr__ = lazily(__name__, _HOME)

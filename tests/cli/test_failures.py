@@ -87,7 +87,7 @@ def test_only_commands_that_can_resume_say_so(
     def ask(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dispatch, "ask", ask)
+    monkeypatch.setattr(dispatch, "ask_each", ask)
     assert main(["ask", "c", "q"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -47,7 +47,9 @@ def test_commands_end_together_and_one_process_writes(tmp_path: Path) -> None:
     assert len(runs) == 3
     for run in runs:
         assert (run / "report.html").is_file()
-    assert json.loads((tmp_path / "stdout-0").read_text())["evaluations"][0]["n"] > 0
+    said = (tmp_path / "stdout-0").read_text().splitlines()
+    assert ["report: " in line for line in said] == [False, True, False, True, False]  # of sft and grpo, then --json
+    assert json.loads(said[-1])["evaluations"][0]["n"] > 0
     assert (tmp_path / "stdout-1").read_text() == ""
-    assert (tmp_path / "stderr-0").read_text().count("report: ") == 3
+    assert (tmp_path / "stderr-0").read_text().count("report: ") == 1  # of eval --json
     assert "report: " not in (tmp_path / "stderr-1").read_text()

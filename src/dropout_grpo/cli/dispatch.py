@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
@@ -14,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.options import TheoryOptions
+from dropout_grpo.distributed.device import choose_device
 from dropout_grpo.distributed.processes import connected, is_main
 from dropout_grpo.errors import UserError
 from dropout_grpo.evidence.bench.command import bench
@@ -22,7 +24,7 @@ from dropout_grpo.evidence.theory.check import checks_to_json
 from dropout_grpo.evidence.theory.checks import run as run_checks
 from dropout_grpo.evidence.theory.plots import save_plots
 from dropout_grpo.evidence.theory.table import render
-from dropout_grpo.jobs.ask import as_text as answers_as_text, ask
+from dropout_grpo.jobs.ask import as_text as answers_as_text, ask_each
 from dropout_grpo.jobs.compare import as_text as comparison_as_text, compare
 from dropout_grpo.jobs.data import write_data, write_variations
 from dropout_grpo.jobs.demo import demo
@@ -37,8 +39,9 @@ from dropout_grpo.needs import WithoutEffect, without_effect
 from dropout_grpo.report import watch_report, write_comparison, write_report
 from dropout_grpo.runs.layout import REPORT_FILE
 from dropout_grpo.tasks.registry import TASKS
-from dropout_grpo.training.progress import console
+from dropout_grpo.training.progress import console, results_are_json, tell
 
+_TABLE_WIDTH = 160
 _IN_SEVERAL_PROCESSES = ("demo", "sft", "grpo", "eval")
 
 
@@ -50,6 +53,9 @@ def run(name: str, options: Namespace) -> None:
     """
     # Progress bars and advice of transformers would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()
+    results_are_json(bool(options.get("json")))
+    if name != "bench" and options.get("device") is not None:
+        choose_device(options.device)
     warnings.simplefilter("ignore", WithoutEffect)  # told below, once, with the options' names
     if name not in _IN_SEVERAL_PROCESSES:
         if os.environ.get("RANK", "0") == "0":
@@ -80,7 +86,7 @@ def _data(options: Namespace) -> None:
     made = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
     written = write_data(out, made) if varied.vary is None else write_variations(out, varied)
     for file, count in written.items():
-        console.print(f"{file}: {count} problems", markup=False)
+        tell(f"{file}: {count} problems")
 
 
 def _eval(options: Namespace) -> None:
@@ -96,9 +102,17 @@ def _compare(options: Namespace) -> None:
 
 def _ask(options: Namespace) -> None:
     asked = AskOptions(masks=options.masks, seed=options.seed, max_new_tokens=options.max_new_tokens)
-    given = (options.checkpoint, options.question, options.exploration, asked, _checkpoint_options(options))
-    answers = ask(*given, thoughts=options.thoughts, told=options.told)
-    print(answers_as_text(answers))
+    questions = [options.question] if options.question is not None else [line.strip() for line in sys.stdin]
+    questions = [question for question in questions if question or options.question is not None]
+    if not questions:
+        raise UserError("there is no question: give one, or one on each line of standard input.")
+    given = (options.exploration, asked, _checkpoint_options(options))
+    found = ask_each(options.checkpoint, questions, *given, thoughts=options.thoughts, told=options.told)
+    for question, answers in zip(questions, found, strict=True):
+        if options.json:
+            print(json.dumps({"question": question, **answers}))
+        else:
+            print(answers_as_text(answers) if len(questions) == 1 else f"{question}\n{answers_as_text(answers)}\n")
 
 
 def _inspect(options: Namespace) -> None:
@@ -125,7 +139,8 @@ def _theory(options: Namespace) -> None:
     if options.json:
         print(checks_to_json(checks), end="")
     else:
-        Console().print(render(checks))
+        wide = Console()  # a pipe has no width; rich assumes 80 columns, which break every word
+        (wide if wide.is_terminal else Console(width=_TABLE_WIDTH)).print(render(checks))
     if failed := [check.id for check in checks if check.verdict == "fails"]:
         raise UserError(f"these checks fail: {', '.join(failed)}.")
 

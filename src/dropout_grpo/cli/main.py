@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         user can fix, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of standard output has closed it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, parsers = build_parser()
+    if not words:
+        words = ["--help"]
+    parser, parsers = build_parser(help_of=words[0] if {"-h", "--help"} & {*words[1:]} else None)
     try:
         name, options = _parsed(parser, words)
         wait_asleep()
@@ -86,9 +88,12 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
             _require_text(option, value)
             if option in _FLAGS and not isinstance(value, bool):
                 raise UserError(f"{option}: {value!r} must be true or false.")
+        _require_plain_numbers(arguments[name], words)
         if name in _WITH_RECIPE:
             require_sections(arguments[name])
             _warn_of_unused(name, words)
+        if name == "eval" and isinstance(arguments[name].files, str):
+            arguments[name].files = [arguments[name].files]
         if name == "grpo":
             _require_checkpoint(arguments[name])
         options = instantiated(parser, arguments)[name]
@@ -96,6 +101,15 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
             told = parser.parse_args(with_recipe_paths(words), defaults=False)[name].get("exploration")
             options.told = {} if told is None else told.as_dict()
         return name, options
+
+
+def _require_plain_numbers(options: Namespace, words: Sequence[str]) -> None:
+    """Check that no number was written as 1:30, which YAML reads as 90."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.removeprefix("--").partition("=")
+        value = value if equals else following
+        if word.startswith("--") and ":" in value and isinstance(options.get(name), (int, float)):
+            raise UserError(f"--{name} {value}: it must be a number, without colons.")
 
 
 def _warn_of_unused(command: str, words: Sequence[str]) -> None:

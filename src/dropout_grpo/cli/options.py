@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from dropout_grpo.cli.help import hide_unused, show_ranges
+from dropout_grpo.cli.help import hide_unused, show_defaults, show_first, show_ranges
 from dropout_grpo.evidence.bench.config import BenchConfig
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, TaskName, VaryOptions
@@ -34,11 +35,16 @@ class TheoryOptions:
         check_ranges(self)
 
 
-def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The parser of the command line, and the parsers of its commands by name."""
+def build_parser(help_of: str | None = None) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The parser of the command line, and the parsers of its commands by name.
+
+    Args:
+        help_of: the command whose help is shown, with the defaults that it really has; None to parse options.
+    """
     guard_yaml()
     about = "Dropout-GRPO: post-training for language models that reason in continuous latent space."
     parser = ArgumentParser(prog="dropout-grpo", description=about, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"dropout-grpo {version('dropout-grpo')}")
     subcommands = parser.add_subcommands(dest="command", metavar="command")
     made: dict[str, ArgumentParser] = {}
 
@@ -54,13 +60,19 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
             sub.add_class_arguments(config, section)
         show_ranges(sub, config, "" if section is None else f"{section}.")
 
+    def with_device(sub: ArgumentParser) -> None:
+        where = "cpu, cuda, or a GPU by its number, such as cuda:1; cuda where there is one, if not given"
+        sub.add_argument("--device", type=str | None, default=None, help=where)
+
     def with_recipe(sub: ArgumentParser, command: str) -> None:
         shipped = f"a YAML file, or a shipped recipe: {', '.join(recipe_names())}"
         sub.add_argument("--recipe", action=ActionConfigFile, help=shipped)
         with_options(sub, Recipe)
         small = "try the command in seconds: two steps of everything, offline, with a small stand-in for the model"
         sub.add_argument("--smoke", action="store_true", help=small)
+        with_device(sub)
         hide_unused(sub, command)
+        show_first(sub, command)
 
     def with_json(sub: ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
@@ -68,10 +80,12 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub = command(
         "demo",
         "make data, train a Coconut, post-train it with Dropout-GRPO, measure, report",
-        f"Without --recipe it uses the recipe {_DEFAULT_RECIPE}, whose values replace the defaults below.",
+        f"Without --recipe it uses the recipe {_DEFAULT_RECIPE}; the defaults below are those of this recipe.",
     )
-    with_recipe(sub, "demo")
     with_json(sub)
+    with_recipe(sub, "demo")
+    if help_of == "demo":
+        show_defaults(sub, recipe_path(_DEFAULT_RECIPE))
     sub = command("data", "write an embedded task's problems, or variations of a file's problems, as Coconut JSON")
     files = "folder to write train, grpo, valid and test .json to, or vary.json"
     sub.add_argument("--out", type=str, required=True, help=files)
@@ -85,19 +99,23 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub.add_argument("--checkpoint", type=str | None, default=None, help=latent)
     with_options(sub, CheckpointOptions)
     with_recipe(sub, "grpo")
+    files = "problem file or hf: dataset, or a list of them: [a.json,b.jsonl]"
     sub = command("eval", "measure a checkpoint: the plain network, samples under masks, and the model average")
     sub.add_argument("--checkpoint", type=str, required=True, help="folder or hub name of a latent model")
     with_options(sub, CheckpointOptions)
-    sub.add_argument("--files", type=list[str], required=True, help="files or hf: datasets: [a.json,b.jsonl]")
+    sub.add_argument("--files", type=list[str] | str, required=True, help=files)
     with_json(sub)
     with_recipe(sub, "eval")
     sub = command("compare", "compare two eval runs on the same problems: wins, losses, exact McNemar test, difference")
     sub.add_argument("run_a", type=str, help="run folder of an eval")
     sub.add_argument("run_b", type=str, help="run folder of another eval on the same files")
     with_json(sub)
-    sub = command("ask", "answer one question with the plain network, with several masks, and by their vote")
+    sub = command("ask", "answer questions with the plain network, with several masks, and by their vote")
     sub.add_argument("checkpoint", type=str, help="folder or hub name of a latent model")
-    sub.add_argument("question", type=str)
+    lines = "the text; questions are read from standard input, one a line, if not given"
+    sub.add_argument("question", type=str | None, nargs="?", default=None, help=lines)
+    sub.add_argument("--json", action="store_true", help="print one JSON object per question on standard output")
+    with_device(sub)
     read = "read each thought through the head: its likeliest tokens, plain and under each mask"
     sub.add_argument("--thoughts", action="store_true", help=read)
     with_options(sub, CheckpointOptions)
@@ -107,6 +125,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     sub.add_argument("model", type=str, help="folder or hub name of a model, with latent tokens or without")
     few = "file or hf: dataset: read the thoughts about a few of its problems that are answered right and wrong"
     sub.add_argument("--problems", type=str | None, default=None, help=few)
+    with_device(sub)
     with_options(sub, CheckpointOptions)
     with_json(sub)
     sub = command("merge", "add an adapter to its base, which gives a plain checkpoint")

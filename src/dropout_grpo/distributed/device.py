@@ -10,6 +10,9 @@ import torch
 from dropout_grpo.errors import UserError
 
 _GIB = 2**30
+_CPU_ONLY = "ACCELERATE_USE_CPU"
+"""The variable that accelerate launch sets, and processes inherit."""
+
 _NVIDIA = Path("/proc/driver/nvidia/version")
 """Exists where NVIDIA's driver is loaded."""
 
@@ -19,8 +22,34 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not _told_cpu() else "cpu")
 
 
+def choose_device(name: str) -> None:
+    """Make a device the default one of this process and of those that it starts.
+
+    Args:
+        name: ``cpu``, ``cuda``, or ``cuda:1`` for the second GPU that this process sees.
+
+    Raises:
+        UserError: the name is another one, there is no such GPU, or each process of a run has its own GPU.
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise UserError(f"--device {name}: it must be cpu, cuda, or a GPU by its number, such as cuda:1.")
+    if kind == "cpu":
+        os.environ[_CPU_ONLY] = "true"
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        known = f"there are cuda:0 to cuda:{count - 1}" if count else "torch sees no GPU here"
+        raise UserError(f"--device {name}: {known}; leave --device out, or use --device cpu.")
+    os.environ.pop(_CPU_ONLY, None)
+    if number:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"--device {name}: each process of a run has its own GPU; use --device cuda.")
+        torch.cuda.set_device(int(number))
+
+
 def _told_cpu() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return os.environ.get(_CPU_ONLY, "").lower() in ("1", "true", "yes")
 
 
 def local_gpu(count: int, environment: Mapping[str, str] = os.environ) -> int:

@@ -1,6 +1,6 @@
 """The command ``ask``: one question to the plain network, to several masks, and their vote."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,11 +29,26 @@ def ask(
     thoughts: bool = False,
     told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Ask a checkpoint one question.
+    """Ask a checkpoint one question; see ``ask_each``."""
+    asked = ask_each(checkpoint, [question], config, options, checkpoint_options, thoughts=thoughts, told=told)
+    return asked[0]
+
+
+def ask_each(
+    checkpoint: str,
+    questions: Sequence[str],
+    config: ExplorationConfig,
+    options: AskOptions,
+    checkpoint_options: CheckpointOptions,
+    *,
+    thoughts: bool = False,
+    told: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Ask a checkpoint questions, each as if it were the only one.
 
     Args:
         checkpoint: folder, hub name or Coconut ``state_dict`` file.
-        question: the text.
+        questions: the texts.
         config: the exploration that makes the masks.
         options: masks, seed and length.
         checkpoint_options: what the checkpoint does not record.
@@ -42,14 +57,14 @@ def ask(
             trained with. ``config`` if None.
 
     Returns:
-        ``plain``, the plain network's answer; ``masks``, one answer per mask; with masks also ``average``, the model
-        average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts; with ``thoughts`` also
-        those, as ``Thoughts`` in JSON values.
+        For each question ``plain``, the plain network's answer; ``masks``, one answer per mask; with masks also
+        ``average``, the model average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts;
+        with ``thoughts`` also those, as ``Thoughts`` in JSON values.
 
     Raises:
         UserError: an empty or too long question, a bad option or checkpoint.
     """
-    if not question.strip():
+    if not all(question.strip() for question in questions):
         raise UserError("the question is empty.")
     exploration = build_exploration(config)
     if options.masks > 1 and isinstance(exploration, NoExploration):
@@ -58,20 +73,24 @@ def ask(
     tell_device(model.device, bf16=False)
     if told is not None and options.masks > 0:
         exploration = build_exploration(exploration_for(model, told))
-    model.encode([question], room=options.max_new_tokens)
-    problem = Problem(id=0, question=question, steps=(), answer="?")
+    for question in questions:
+        model.encode([question], room=options.max_new_tokens)
     settings = EvaluationConfig(num_samples=options.masks, max_new_tokens=options.max_new_tokens)
-    with torch.no_grad():
-        (answered,) = answer_problems(model, [problem], settings, exploration=exploration, seed=options.seed)
-    found: dict[str, Any] = {"plain": answered.plain, "masks": list(answered.samples)}
-    if answered.average is not None:
-        found["average"] = answered.average
-    if answered.samples:
-        found |= {"vote": vote(answered), "votes": vote_table(answered)}
-    if thoughts:
-        seeds = rollout_seeds(options.seed, EVAL_STEP, torch.tensor([problem.id]), options.masks)[0].tolist()
-        found["thoughts"] = asdict(model.thoughts([question], exploration, seeds)[0])
-    return found
+    answers = []
+    for question in questions:
+        problem = Problem(id=0, question=question, steps=(), answer="?")  # the same masks for every question
+        with torch.no_grad():
+            (answered,) = answer_problems(model, [problem], settings, exploration=exploration, seed=options.seed)
+        found: dict[str, Any] = {"plain": answered.plain, "masks": list(answered.samples)}
+        if answered.average is not None:
+            found["average"] = answered.average
+        if answered.samples:
+            found |= {"vote": vote(answered), "votes": vote_table(answered)}
+        if thoughts:
+            seeds = rollout_seeds(options.seed, EVAL_STEP, torch.tensor([problem.id]), options.masks)[0].tolist()
+            found["thoughts"] = asdict(model.thoughts([question], exploration, seeds)[0])
+        answers.append(found)
+    return answers
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -79,7 +98,7 @@ def as_text(found: dict[str, Any]) -> str:
     lines = [("plain", found["plain"].strip())]
     lines += [(f"mask {i}", said.strip()) for i, said in enumerate(found["masks"])]
     if "average" in found:
-        lines.append(("average", found["average"].strip()))
+        lines.append(("average", f"{found['average'].strip()}  (greedy, by the masks' mean probability of each token)"))
     if "votes" in found:
         counts = ", ".join(f"{name} x{count}" for name, count in found["votes"].items())
         lines.append(("vote", f"{found['vote'] or 'none'}  ({counts})"))

@@ -38,7 +38,7 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import DATA_FOLDER
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.tasks.splits import SPLIT_NAMES
-from dropout_grpo.training.progress import console
+from dropout_grpo.training.progress import tell
 
 _T = TypeVar("_T")
 _COLLAPSE_PROBLEMS = 64
@@ -123,8 +123,11 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     run.write_thoughts(thoughts_of_run(session, flips_of(before, after), models))
     report = on_main(lambda: str(write_report(run.path)))
     on_main(lambda: describe_measured(run.path, "demo"))
+    for name, said in arms.items():
+        right = sum(correct(said))
+        tell(f"{name}: {right} of {len(test)} test problems right, {100 * right / len(test):.1f} %")
     if is_main():
-        console.print(what_next(run.path, report, *to_ask(before, after)), markup=False)
+        tell(what_next(run.path, report, *to_ask(before, after)))
     return results
 
 

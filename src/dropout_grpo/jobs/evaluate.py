@@ -28,7 +28,7 @@ from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import objects, read_measures, read_samples
 from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.tasks.word_tokenizer import require_known_words
-from dropout_grpo.training.progress import console
+from dropout_grpo.training.progress import console, tell
 
 
 def evaluate(
@@ -102,8 +102,8 @@ def evaluate(
     results = {"checkpoint": checkpoint, "seed": recipe.seed, "evaluations": rows, **provenance()}
     run.write_results(results)
     for row in rows:
-        console.print(_line(row), markup=False)
-    console.print(f"report: {on_main(lambda: str(write_report(run.path)))}", markup=False)
+        tell(_line(row))
+    tell(f"report: {on_main(lambda: str(write_report(run.path)))}")
     return results
 
 

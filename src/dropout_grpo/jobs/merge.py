@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.training.progress import console
+from dropout_grpo.training.progress import tell
 
 
 def merge(folder: str, out: Path) -> None:
@@ -16,4 +16,4 @@ def merge(folder: str, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: choose another --out, or remove it.")
     LatentModel.from_pretrained(folder, merge=True).save_pretrained(out)
-    console.print(f"{out}: {folder} merged into its base", markup=False)
+    tell(f"{out}: {folder} merged into its base")

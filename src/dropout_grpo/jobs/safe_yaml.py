@@ -1,5 +1,6 @@
 """Checks YAML before it is read: no tags, no aliases that grow without bound, no deep nesting, no key twice."""
 
+import re
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -20,6 +21,7 @@ _MAX_DEPTH = 20
 _MAX_CHARACTERS = 1_000_000
 _CORE = "tag:yaml.org,2002:"
 _TAGS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
+_ODD_NUMBER = re.compile(r"[-+]?([0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|0[0-7_]*[0-7])")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -67,6 +69,8 @@ def check_yaml(text: str) -> None:
         elif isinstance(event, ScalarEvent):
             if event.value == "=" and event.implicit[0]:
                 raise _refused(event, "write = in quotes")
+            if event.implicit[0] and _ODD_NUMBER.fullmatch(event.value):
+                raise _refused(event, f"{event.value} is a number of base 60 or 8 in YAML: write it in quotes")
             values, anchor = 1, event.anchor
         else:
             continue

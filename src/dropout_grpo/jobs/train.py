@@ -24,7 +24,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.problems.problem import Problem
 from dropout_grpo.report import write_report
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.training.progress import console
+from dropout_grpo.training.progress import tell
 
 _SAMPLED = 32
 """Validation problems that ``grpo`` answers under masks at the end, for its report."""
@@ -74,7 +74,6 @@ def _under_masks(session: Session, model: LatentModel, valid: Sequence[Problem])
 def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part: str, start: float) -> dict[str, Any]:
     recipe, run = session.recipe, session.run
     answered = measure(session, model, valid, "validation", plain_only=True)
-    metrics = summarize(answered)
     files = recipe.data.sources("valid") or (f"{recipe.data.task} valid",)
     rows: list[dict[str, Any]] = []
     names: list[str] = []
@@ -93,7 +92,8 @@ def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part
     }
     run.write_results(results)
     on_main(lambda: describe_measured(run.path, part))
-    console.print(
-        f"pass@1 {metrics['pass@1']:.4f}; report: {on_main(lambda: str(write_report(run.path)))}", markup=False
-    )
+    for row in rows:
+        (low, high), share = row["ci95"], row["pass@1"]
+        tell(f"{row['file']}: pass@1 {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; n {row['n']}")
+    tell(f"report: {on_main(lambda: str(write_report(run.path)))}")
     return results

@@ -1,5 +1,6 @@
-"""Progress bars on a terminal, and a line every ten seconds elsewhere; always on standard error."""
+"""Progress bars on a terminal, and a line every ten seconds elsewhere, on stderr; results on stdout."""
 
+import sys
 import time
 from types import TracebackType
 
@@ -7,6 +8,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+_json = False
+
+
+def results_are_json(yes: bool) -> None:
+    """Keep standard output for one JSON object: ``tell`` prints on standard error."""
+    global _json
+    _json = yes
+
+
+def tell(result: str) -> None:
+    """Print a result on standard output, on rank 0 only."""
+    if not console.quiet:
+        print(result, file=sys.stderr if _json else sys.stdout, flush=True)
+
 
 _SECONDS_BETWEEN_LINES = 10.0
 
