@@ -117,7 +117,7 @@ def test_moved_weights_are_seen(bf16: bool) -> None:
 
 
 def test_a_cast_kept_across_the_border_of_a_recording_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs_module, "clear_autocast_cache", lambda: None)
+    monkeypatch.setattr(graphs_module, "forget_casts", lambda: None)
     with pytest.raises(AssertionError):
         test_moved_weights_are_seen(bf16=True)
 

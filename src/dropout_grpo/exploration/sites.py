@@ -17,7 +17,7 @@ attention dropout. It has no module: ``latent/fast/attention.py`` multiplies the
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,14 +68,22 @@ class ValueProjection:
     name: str
     module: nn.Module
     columns: Tensor | None
-    """Indices of the values among the module's outputs, int64; None if all outputs are values."""
+    """Indices of the values among the module's outputs, int64, where the weight is; None if all outputs are values."""
+
+    def placed(self) -> "ValueProjection":
+        """The projection with its columns where the weight is now."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        if self.columns is None or self.columns.device == weight.device:
+            return self
+        return replace(self, columns=self.columns.to(weight.device))
 
     def weight(self) -> Tensor:
         """W_V [in, out], a view or a copy."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         by_column = weight if isinstance(self.module, Conv1D) else weight.T
-        return by_column if self.columns is None else by_column[:, self.columns.to(weight.device)]
+        return by_column if self.columns is None else by_column[:, self.columns]
 
 
 class SiteMap:
@@ -203,6 +211,8 @@ class SiteMap:
                 name = f"layers.{i}.value_weight"
                 found.append(ValueProjection(name=name, module=module, columns=None if all_of_it else columns))
             self._value_projections = tuple(found)
+        # The model may have moved. A copy at every use would make the host wait for the device.
+        self._value_projections = tuple(projection.placed() for projection in self._value_projections)
         return self._value_projections
 
     @contextmanager
@@ -257,7 +267,7 @@ def _output_hook(factor: Tensor) -> Any:
 def _change_hook(change: Callable[[Tensor], Tensor], columns: Tensor | None) -> Any:
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         added = change(args[0]).to(output.dtype)
-        return output + added if columns is None else output.index_add(-1, columns.to(output.device), added)
+        return output + added if columns is None else output.index_add(-1, columns, added)
 
     return hook
 

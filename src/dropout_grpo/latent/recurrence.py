@@ -19,14 +19,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, KeyNoise, Noise
 from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
 from dropout_grpo.latent.dropout_off import switch_off_dropout
-from dropout_grpo.latent.fast.attention import SHARED_PREFIX, own_cache, prefix_of, shares_prefix
+from dropout_grpo.latent.fast.attention import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.fast.attention_choice import without_cudnn
+from dropout_grpo.latent.fast.casts import frozen_weights_cast
 from dropout_grpo.latent.fast.padding import padding_sees_itself
 from dropout_grpo.latent.fast.shown import PROBE_STEPS, agrees, own_hidden, probe_rows
 from dropout_grpo.latent.state import LatentState, extended, share_cache
@@ -184,7 +185,7 @@ class Recurrence(nn.Module):
         """
         assert input_ids.shape == attention_mask.shape, "ids and mask differ in shape"
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        cache = own_cache() if self.shares_prefix else DynamicCache(config=self.model.config)
+        cache = own_cache() if self.shares_prefix else CopiedCache(config=self.model.config)
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("prompt", 0, positions)
         with self._noisy(noise, "prompt", 0), padding_sees_itself(self.sites.layers, attention_mask):
@@ -231,7 +232,7 @@ class Recurrence(nn.Module):
         changes: Mapping[str, Callable[[Tensor], Tensor]] = {}
         if isinstance(noise, ChangesWeights):
             changes = noise.weight_changes(phase, step)
-        with self.sites.multiplied(factors), self.sites.changed(changes), without_cudnn():
+        with self.sites.multiplied(factors), self.sites.changed(changes), frozen_weights_cast(self), without_cudnn():
             yield factors
 
     def score(

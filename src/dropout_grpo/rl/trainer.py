@@ -638,12 +638,13 @@ class GRPOTrainer:
         for groups in micro_batches:
             rows = rows_of(groups, seeds.shape[1])
             old_logprobs, used = answers.logprobs[rows], answers.mask[rows]
-            with autocast(self.model.device, self.bf16):
-                chosen = (prompts.select(groups), seeds[groups], answers.token_ids[rows])
-                logprobs = replay(self.model, *chosen, self.exploration, temperature=config.temperature)
-                ref_logprobs = None
-                if self.reference is not None and beta > 0:
+            chosen = (prompts.select(groups), seeds[groups], answers.token_ids[rows])
+            ref_logprobs = None
+            if self.reference is not None and beta > 0:  # first, while no activations are kept
+                with autocast(self.model.device, self.bf16):
                     ref_logprobs = self.reference.logprobs(*chosen)
+            with autocast(self.model.device, self.bf16):
+                logprobs = replay(self.model, *chosen, self.exploration, temperature=config.temperature)
             part = surrogate(
                 logprobs,
                 old_logprobs,

@@ -4,19 +4,30 @@ The choice is not timed, since a timing depends on the load of the machine and t
 The table agrees with the measurements in docs/performance.md: with AMX or AVX512_BF16, bf16 is about twice as fast.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from dropout_grpo.latent.fast.casts import keeping_casts
 
 _CPU_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 _CPU_ROWS = 16  # with fewer, converting the weights costs more than the faster product saves
 _CUDA_CAPABILITY = (8, 0)  # Ampere, the first with bf16 tensor cores
 
 
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
-    """Matrix products in bf16 with float32 weights, sums and norms; no effect if ``bf16`` is False."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+@contextmanager
+def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
+    """Matrix products in bf16 with float32 weights, sums and norms; no effect if ``bf16`` is False.
+
+    Each weight is cast once in the block, also if it is frozen.
+    """
+    if not bf16:
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16), keeping_casts():
+        yield
 
 
 def bf16_or_not(setting: bool | None, device: torch.device, rows: int | None = None) -> bool:

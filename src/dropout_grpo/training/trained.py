@@ -60,7 +60,7 @@ def _value_weights(model: LatentModel, names: dict[str, nn.Parameter]) -> dict[s
         if projection.columns is not None:
             part = torch.zeros_like(weight, dtype=torch.bool)
             outputs = part if isinstance(projection.module, Conv1D) else part.T  # [in, out]
-            outputs[:, projection.columns.to(weight.device)] = True
+            outputs[:, projection.columns] = True
         found[name_of[id(weight)]] = part
     return found
 

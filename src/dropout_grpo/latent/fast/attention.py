@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicLayer, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, DynamicLayer, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
@@ -66,9 +67,25 @@ class OwnLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def own_cache() -> Cache:
-    """An empty cache for a row's own positions."""
-    return Cache(layer_class_to_replicate=OwnLayer)
+class ComputedCache(Cache):
+    """Holds keys and values in the dtype in which the attention computes.
+
+    Under autocast rotary positions make keys float32. They would take twice the memory, and a cast in every later step.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of one layer, [B, N, L, E] each; returns all of it."""
+        dtype = kernel_dtype(key_states)
+        return super().update(key_states.to(dtype), value_states.to(dtype), *args, **kwargs)
+
+
+class CopiedCache(ComputedCache, DynamicCache):
+    """The cache of a model that keeps its own attention; its layers are those of the model's config."""
+
+
+def own_cache(layers: Sequence[CacheLayerMixin] = ()) -> Cache:
+    """A cache for a row's own positions, empty if no layers are given."""
+    return ComputedCache(layers=list(layers)) if layers else ComputedCache(layer_class_to_replicate=OwnLayer)
 
 
 def prefix_of(cache: Cache, attention_mask: Tensor) -> Prefix:
@@ -135,7 +152,7 @@ def shared_prefix_attention(
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if prefix is None and key_factors is None and chosen(query.device.type) == "sdpa":
-        mask = _of_dtype(attention_mask, _kernel_dtype(query))
+        mask = _of_dtype(attention_mask, kernel_dtype(query))
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     layer = int(module.layer_idx) if prefix is not None or key_factors is not None else 0  # type: ignore[arg-type]
     rows, heads, length, size = query.shape
@@ -173,10 +190,11 @@ def attention_choices() -> dict[str, Choice]:
     return {device: chosen(device) for device in devices}
 
 
-def _kernel_dtype(tensor: Tensor) -> torch.dtype:
+def kernel_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype in which a matrix product or SDPA takes a floating-point tensor; autocast casts all but float64."""
     device = tensor.device.type
-    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the device meta has none
+    if on and tensor.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return tensor.dtype
 

@@ -26,11 +26,11 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import clear_autocast_cache
 from transformers import PreTrainedConfig
 
 from dropout_grpo.distributed.sharding import is_sharded
 from dropout_grpo.exploration.base import ChangesWeights, Noise
+from dropout_grpo.latent.fast.casts import forget_casts
 from dropout_grpo.latent.fast.static import Answers, Thoughts
 from dropout_grpo.latent.fast.static_inputs import Given, given_by, is_known
 from dropout_grpo.latent.generation import Generation, generate_eagerly
@@ -80,7 +80,7 @@ class Recorded:
                     pass
         finally:  # the side stream may still write to buffers that are freed when this fails
             current.wait_stream(stream)
-        clear_autocast_cache()
+        forget_casts()
         try:
             with torch.cuda.stream(current):  # torch leaves the side stream current when a recording fails
                 run = work.run(model)
@@ -94,7 +94,7 @@ class Recorded:
             _end_allocation(model.device, self.pool)
             raise
         finally:
-            clear_autocast_cache()
+            forget_casts()
 
     def play(self, model: Recurrence) -> None:
         """Replay the blocks until all rows have ended."""

@@ -158,7 +158,7 @@ class RoomLayer(OwnLayer):
 def _state(given: Given, more: int, latent_step: int) -> LatentState:
     """The state in the buffers, with room for ``more`` further positions."""
     own = given.own[0][0].shape[-2] if given.own else 0
-    cache = Cache(layers=[RoomLayer(own + more) for _ in given.keys])
+    cache = own_cache([RoomLayer(own + more) for _ in given.keys])
     for layer, (key, value) in enumerate(given.own):
         cache.update(key, value, layer)
     return LatentState(
