@@ -52,8 +52,8 @@ def generate(
     one = mask.new_ones(rows, 1)
     if not bool((ids[:, -1] == start).all()):
         ids, mask = torch.cat([ids, torch.full_like(ids[:, :1], start)], dim=1), torch.cat([mask, one], dim=1)
-    thought = _thought(checkpoint, config)
     embeds = inputs_of_step = embed(ids)  # [B, S, D]
+    thought = _thought(checkpoint, config).to(embeds)
     positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
     # transformers before 5.24 has the older name
     cache_name = "cache" if "cache" in signature(model.get_decoder().forward).parameters else "past_key_values"

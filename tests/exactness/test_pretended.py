@@ -1,0 +1,223 @@
+"""Everything that runs on a GPU, on a pretended device that refuses what CUDA refuses; results are those of the CPU."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
+from dropout_grpo.evidence.places import DOCS
+from dropout_grpo.evidence.studies import families
+from dropout_grpo.exploration import Exploration, SharedDropout
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.fast import graphs
+from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.weights.custom_generate.generate import generate
+from dropout_grpo.rl.rollout import Prompts, replay, roll_out
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from helpers.engine import QUESTIONS, difference, latent_model
+from helpers.fixed_shape import EXPLORATIONS, HELD
+from helpers.grpo_run import CONFIG, steps_of, trainer
+from helpers.pretended import Pretended, place, pretended
+from helpers.tiny_latent import tiny_latent, tiny_problems
+from helpers.tiny_lora import tiny_lora
+
+pytestmark = pytest.mark.filterwarnings("error:.*cannot be recorded")
+
+SEEDS = torch.arange(12).view(3, 4) - 5
+OTHERS = {kind: build_exploration(ExplorationConfig(kind=kind)) for kind in ("gaussian", "weight_noise", "svp")}
+KINDS = {"gpt2": {**EXPLORATIONS, **OTHERS}, "llama": {"every_site": EXPLORATIONS["every_site"], "svp": OTHERS["svp"]}}
+CASES = [(kind, name) for kind, explorations in KINDS.items() for name in explorations]
+
+
+def made(
+    model: LatentModel, exploration: Exploration = HELD, *, questions: list[list[int]] = QUESTIONS, length: int = 6
+) -> Generation:
+    seeds = SEEDS[: len(questions)]
+    with torch.no_grad():
+        given = Prompts(*model.pad(questions))
+        return roll_out(model, given, seeds, exploration, temperature=1.5, max_completion_length=length)
+
+
+def held(tensor: Tensor) -> Tensor:
+    assert isinstance(tensor, Pretended)
+    return tensor.held
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_rollouts_and_their_replay(kind: str, name: str) -> None:
+    """Step by step, then recorded, then replayed; and the gradients of the log-probabilities."""
+    model, exploration = latent_model(kind, torch.float32), KINDS[kind][name]
+    expected = made(model, exploration)
+    prompts = Prompts(*model.pad(QUESTIONS))
+    logprobs = replay(model, prompts, SEEDS, expected.token_ids, exploration, temperature=1.5)
+    logprobs.sum().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model = place(latent_model(kind, torch.float32))
+    with pretended():
+        for _ in range(3):
+            found = made(model, exploration)
+            assert torch.equal(held(found.token_ids), expected.token_ids)
+            assert difference(held(found.logprobs), expected.logprobs) < 1e-5
+        recorded = name not in ("weight_noise", "svp")
+        assert len(graphs._RECORDINGS.get(model, ())) == (2 if recorded else 0)
+        prompts = Prompts(*model.pad(QUESTIONS))
+        logprobs = replay(model, prompts, SEEDS, found.token_ids, exploration, temperature=1.5)
+        logprobs.sum().backward()
+        for parameter, weight in model.named_parameters():
+            if parameter in gradients:
+                assert difference(held(weight.grad), gradients[parameter]) < 1e-4, parameter
+
+
+FAULTS: dict[str, Callable[[Tensor], object]] = {
+    "_local_scalar_dense": lambda like: like.sum().item(),
+    "copy to the host": lambda like: like.cpu(),
+    "copy to the device": lambda like: torch.tensor([0.0], device=like.device),
+    "index from the host": lambda like: like[torch.tensor([0])],
+    "index by a mask": lambda like: like[like == 0],
+    "tolist": lambda like: like.tolist(),
+    "tensors on both devices": lambda like: like + torch.zeros(1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_faults_are_noticed(fault: str) -> None:
+    model = place(latent_model("llama", torch.float32))
+    decoder = model.model.get_decoder()
+
+    def wrong(module: nn.Module, args: Any, given: dict[str, Any]) -> None:
+        FAULTS[fault](given["inputs_embeds"])
+
+    decoder.register_forward_pre_hook(wrong, with_kwargs=True)
+    with pretended(), pytest.raises((RuntimeError, UserWarning), match=fault):  # noqa: PT012
+        for _ in range(2):
+            made(model)
+
+
+RESULTS = json.loads((DOCS / "results" / families.RESULT).read_text(encoding="utf-8"))["families"]
+SHARING = [name for name, found in RESULTS.items() if found.get("shares_prompt")]
+COPIES_FROM_THE_HOST = {"phimoe"}
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_families_with_one_copy_of_the_prompt(family: str) -> None:
+    """Each either is recorded, or is not marked as recordable by transformers, or runs step by step after a warning."""
+    plain, tokenizer = families.tiny(family, torch.float32), word_tokenizer(families.WORDS)
+    if hasattr(plain.config, "_experts_implementation"):
+        plain.config._experts_implementation = "grouped_mm"  # what transformers uses
+    add_latent_tokens(plain, tokenizer)
+    model = LatentModel(plain, tokenizer, latent_steps=1)
+    questions = model.encode_rows(families.QUESTIONS)
+    expected = made(model, SharedDropout(0.3), questions=questions, length=2)
+    place(model)
+    copies = family in COPIES_FROM_THE_HOST
+    with pretended(), pytest.warns(UserWarning, match="cannot be recorded") if copies else nullcontext():
+        for _ in range(2):
+            found = made(model, SharedDropout(0.3), questions=questions, length=2)
+            assert torch.equal(held(found.token_ids), expected.token_ids)
+            assert difference(held(found.logprobs), expected.logprobs) < 1e-4
+        if getattr(plain, "_can_compile_fullgraph", False):
+            assert len(graphs._RECORDINGS[model]) == (0 if copies else 2)
+
+
+GRPO: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "variant": {
+        "importance_sampling_level": "sequence",
+        "baseline": "ema",
+        "num_iterations": 2,
+        "mask_truncated_completions": True,
+    },
+}
+
+
+def double(seed: int = 0) -> LatentModel:
+    """In float64, so that Adam makes no step of the rounding of a gradient of 0."""
+    return tiny_latent(dtype=torch.float64, seed=seed)
+
+
+def trained(folder: Path, model: LatentModel, resume: bool = False, **options: Any) -> dict[str, Tensor]:
+    """The weights after some steps of GRPO."""
+    config = replace(CONFIG, **{"max_steps": 2, "prompts_per_step": 2, **options})
+    trainer(folder, config, model=model, resume=resume).train(resume_from_checkpoint=resume)
+    return {name: p.held if isinstance(p, Pretended) else p.detach() for name, p in model.named_parameters()}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name in expected:
+        assert difference(found[name].detach(), expected[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("name", list(GRPO))
+def test_grpo(name: str, tmp_path: Path) -> None:
+    expected = trained(tmp_path / "a", double(), **GRPO[name])
+    with pretended():
+        model = place(double())
+        assert_close(trained(tmp_path / "b", model, **GRPO[name]), expected)
+        assert len(graphs._RECORDINGS[model]) > 0
+    for found, line in zip(steps_of(tmp_path / "b"), steps_of(tmp_path / "a"), strict=True):
+        assert found.pop("part") == line.pop("part")
+        assert found == pytest.approx(line, rel=1e-5, abs=1e-6)
+
+
+def test_grpo_of_an_adapter(tmp_path: Path) -> None:
+    expected = trained(tmp_path / "a", tiny_lora(tmp_path / "c"), beta=0.1)
+    with pretended():
+        assert_close(trained(tmp_path / "b", place(tiny_lora(tmp_path / "c")), beta=0.1), expected)
+
+
+def test_a_resumed_run_with_a_reference(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1, "save_steps": 1}
+    expected = trained(tmp_path / "a", double(), **options)
+    with pretended():
+        trained(tmp_path / "b", place(double()), max_steps=1, **options)
+        assert_close(trained(tmp_path / "b", place(double()), resume=True, **options), expected)
+
+
+def test_curriculum(tmp_path: Path) -> None:
+    config = CurriculumConfig(c_thought=1, max_latent_stage=2, cot_epochs=1, epochs_per_stage=1, final_epochs=1)
+    weights = []
+    for placed in (False, True):
+        with pretended() if placed else nullcontext():
+            model = place(double()) if placed else double()
+            run = RunFolder(tmp_path / str(placed), "sft", {})
+            CurriculumTrainer(model, config, tiny_problems(4, steps=3), run, seed=0).train()
+            weights.append(dict(model.named_parameters()))
+    assert_close({name: held(p) for name, p in weights[1].items()}, weights[0])
+
+
+def test_evaluation() -> None:
+    model, problems = double(seed=17), tiny_problems(3)
+    config = EvaluationConfig(num_samples=2, max_new_tokens=3, batch_size=4)
+    expected = answer_problems(model, problems, config, exploration=SharedDropout(0.3))
+    with pretended():
+        place(model)
+        for _ in range(2):
+            assert answer_problems(model, problems, config, exploration=SharedDropout(0.3)) == expected
+        assert len(graphs._RECORDINGS[model]) >= 3
+
+
+@pytest.mark.parametrize("thought", ["hidden_state", "pause", "projection"])
+def test_generate_of_a_published_folder(thought: str, tmp_path: Path) -> None:
+    model = tiny_latent(thought=thought)
+    model.save_pretrained(tmp_path)
+    ids, mask = model.encode(["Ann has 3 ?", "Ann has 4"])
+    model.model.name_or_path = str(tmp_path)
+    expected = generate(model.model, input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    with pretended():
+        place(model)
+        ids, mask = model.encode(["Ann has 3 ?", "Ann has 4"])
+        found = generate(model.model, input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    assert torch.equal(held(found), expected)
