@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor
-from transformers import TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced, imbalance
-from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
@@ -59,6 +58,7 @@ from dropout_grpo.runs.record import Record, code_digest, weights_digest
 from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.callbacks import Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
@@ -70,6 +70,10 @@ Evaluate = Callable[[LatentModel], float | Mapping[str, float]]
 
 _CLIP_RATIOS = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 _REPLAY_GAPS = ("replay/logprob_diff_max", "replay/logprob_diff_mean")
+_UNTAUGHT = (
+    " warning: the model has never learnt to think before an answer. Train the curriculum first (CurriculumTrainer, or "
+    "dropout-grpo sft): GRPO improves only what a model does sometimes."
+)
 _EXPLORATION = "exploration."
 """Prefix of the names of the exploration's tensors in a checkpoint."""
 _UPDATE_METRICS = ("loss", "grad_norm", "kl", *_REPLAY_GAPS, *_CLIP_RATIOS)
@@ -92,13 +96,17 @@ class GRPOTrainer:
     """Dropout-GRPO on problems with answers; steps are not used. Names are those of TRL.
 
     Args:
-        model: the policy, trained in place; or its folder or hub name.
+        model: the policy, trained in place; or its folder or hub name. A language model without latent tokens, an
+            object or by name, gets them, and needs ``latent_steps``.
         reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``, which may
             be async, or an object with ``__call__``; `problems/rewards.py` lists the arguments.
         args: options; of a ``GRPOConfig`` also ``output_dir``, ``seed`` and ``bf16``, which the arguments below repeat.
         train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
             ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions.
         eval_dataset: problems to validate on, in the same forms; or several sets of them by name, as in TRL.
+        processing_class: the tokenizer of a language model that is given as an object.
+        latent_steps: number of thoughts before an answer; what the model has when not given.
+        peft_config: PEFT's ``LoraConfig`` (``r``, ``lora_alpha``, ``target_modules``), to train an adapter.
         exploration: where the randomness of the latent phase comes from; ``SharedDropout(0.1)`` when not given.
         run: where metrics and checkpoints go: a run folder, or its path; ``runs/grpo`` when not given.
         seed: seed of the data order, masks and samples; 0 when not given.
@@ -117,19 +125,22 @@ class GRPOTrainer:
 
     def __init__(
         self,
-        model: LatentModel | str | Path,
+        model: LatentModel | PreTrainedModel | str | Path,
         reward_funcs: RewardFunction | Sequence[RewardFunction],
         args: GRPOConfig | GRPOOptions | None = None,
         train_dataset: Iterable[Any] = (),
         eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
+        latent_steps: int | None = None,
+        peft_config: Any = None,
         exploration: Exploration | None = None,
         run: RunFolder | str | Path | None = None,
         seed: int | None = None,
         bf16: bool | None = None,
         fsdp: bool = False,
         evaluate: Evaluate | None = None,
-        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         part: str = "grpo",
     ) -> None:
         args = GRPOConfig() if args is None else args
@@ -142,9 +153,14 @@ class GRPOTrainer:
         reward_funcs = as_reward_functions(reward_funcs)
         problems = as_problems(train_dataset, "train_dataset")
         config = args.settled(len(problems), processes.size()) if isinstance(args, GRPOConfig) else args
-        if not isinstance(model, LatentModel):
-            model = LatentModel.from_pretrained(model)
-            model = model.to(default_device())
+        model = as_latent_model(
+            model,
+            processing_class=processing_class,
+            latent_steps=latent_steps,
+            peft_config=peft_config,
+            seed=seed,
+            untaught=_UNTAUGHT,
+        )
         if evaluate is None and eval_dataset is not None:
             evaluate = partial(_validated, _sets(eval_dataset), config, exploration, seed, bf16)
         if model.latent_steps == 0:

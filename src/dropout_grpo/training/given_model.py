@@ -1,0 +1,163 @@
+"""The model that a trainer is given: a latent model, a plain language model, or the name of either."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dropout_grpo.distributed.device import default_device
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.config import LoRAConfig
+from dropout_grpo.latent.lora.adapter import add_lora
+from dropout_grpo.latent.lora.checkpoint import is_adapter, require_peft
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.tokens import add_latent_tokens, missing_latent_tokens
+from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.weights.checkpoint import latent_config
+from dropout_grpo.latent.weights.gguf import gguf_file
+from dropout_grpo.training.progress import console
+
+_LORA = ("r", "lora_alpha", "target_modules")
+_OF_NO_EFFECT = (
+    "task_type",
+    "peft_type",
+    "base_model_name_or_path",
+    "inference_mode",
+    "fan_in_fan_out",
+    "peft_version",
+)
+
+
+def as_latent_model(
+    model: LatentModel | PreTrainedModel | str | Path,
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    latent_steps: int | None = None,
+    thought: str = "hidden_state",
+    peft_config: Any = None,
+    seed: int = 0,
+    untaught: str = "",
+) -> LatentModel:
+    """The latent model that is trained. A plain language model gets Coconut's tokens, and the console says so.
+
+    Args:
+        model: a latent model, which is returned as it is; or a plain one, or a folder, GGUF file or hub name, which are
+            placed on ``default_device()``. Weights in half precision become float32.
+        processing_class: the tokenizer of a plain model; loaded from where the model came from when not given.
+        latent_steps: number of thoughts; what a latent model has when not given.
+        thought: kind of thought of a plain model.
+        peft_config: PEFT's ``LoraConfig``, or this package's ``LoRAConfig``: train an adapter.
+        seed: seed of new weights.
+        untaught: what to tell of a model whose tokens are new.
+
+    Raises:
+        UserError: the model cannot be trained, the tokenizer is missing or another model's, ``latent_steps`` is missing
+            or contradicts the model, or the adapter has settings that are not supported.
+    """
+    if isinstance(model, LatentModel):
+        latent = model
+        _require_same(latent, processing_class, latent_steps)
+    else:
+        latent = _made(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
+    return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
+
+
+def _made(
+    model: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    latent_steps: int | None,
+    thought: str,
+    seed: int,
+    untaught: str,
+) -> LatentModel:
+    if isinstance(model, str | Path):
+        if not _is_plain(model):
+            latent = LatentModel.from_pretrained(model, latent_steps=latent_steps)
+            _require_same(latent, tokenizer, latent_steps)
+            return latent
+        model, own = load_causal_lm(model)
+        tokenizer = tokenizer or own
+    elif not isinstance(model, PreTrainedModel):
+        remedy = "a LatentModel, a PreTrainedModel, a folder or a hub name"
+        if hasattr(model, "peft_config"):
+            remedy = "its base, and the adapter's config as peft_config"
+        raise UserError(f"model is a {type(model).__name__}: give {remedy}.")
+    if tokenizer is None:
+        if not model.name_or_path:
+            raise UserError(f"processing_class is missing: give the tokenizer of the {type(model).__name__}.")
+        tokenizer = load_tokenizer(model.name_or_path)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"processing_class is a {type(tokenizer).__name__}, not a tokenizer.")
+    name = model.name_or_path or type(model).__name__
+    if model.name_or_path and not missing_latent_tokens(tokenizer):
+        saved = latent_config(model.name_or_path)
+        if saved.get("thought", thought) != thought:
+            raise UserError(f"{name} has thoughts of its own kind: give its name as model, to load them.")
+        latent_steps = saved.get("latent_steps") if latent_steps is None else latent_steps
+    if latent_steps is None:
+        raise UserError(
+            f"{name} is a plain language model: give latent_steps, the number of thoughts before an answer; the "
+            "published GSM8K Coconut has 6."
+        )
+    if model.dtype in (torch.bfloat16, torch.float16):
+        console.print(f"{name}: weights of {str(model.dtype)[6:]} are trained in float32.", markup=False)
+        model.float()
+    if missing_latent_tokens(tokenizer):
+        add_latent_tokens(model, tokenizer)
+        console.print(f"{name} had no latent tokens: Coconut's three are added.{untaught}", markup=False)
+    return LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
+
+
+def _is_plain(path: str | Path) -> bool:
+    """Whether a folder, file or hub name is a language model without latent tokens."""
+    if (Path(path).is_file() and gguf_file(path) is None) or is_adapter(path):
+        return False
+    return bool(missing_latent_tokens(load_tokenizer(path)))
+
+
+def _require_same(latent: LatentModel, tokenizer: PreTrainedTokenizerBase | None, latent_steps: int | None) -> None:
+    if latent_steps is not None and latent_steps != latent.latent_steps:
+        raise UserError(
+            f"latent_steps={latent_steps} contradicts the model, which has {latent.latent_steps}: leave it out, or set "
+            "the model's."
+        )
+    if tokenizer is not None and tokenizer.get_vocab() != latent.tokenizer.get_vocab():
+        raise UserError(f"processing_class is not the tokenizer of {latent.name}: leave it out.")
+
+
+def lora_of(config: Any, model: LatentModel) -> LoRAConfig:
+    """This package's options of an adapter from PEFT's.
+
+    Raises:
+        UserError: it is not a ``LoraConfig``, or has other settings than rank, scale and layers.
+    """
+    if isinstance(config, LoRAConfig):
+        return config
+    require_peft()
+    from peft import LoraConfig
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    if type(config) is not LoraConfig:
+        raise UserError(f"peft_config is a {type(config).__name__}: only peft.LoraConfig is supported.")
+    plain = LoraConfig()
+    for option in fields(config):
+        name, value = option.name, getattr(config, option.name)
+        if name not in (*_LORA, *_OF_NO_EFFECT) and value != getattr(plain, name):
+            why = "; noise is the trainer's exploration here" if name == "lora_dropout" else ""
+            raise UserError(f"peft_config: {name}={value!r:.40} is not supported{why}: only {', '.join(_LORA)} are.")
+    modules: Any = config.target_modules
+    if modules is None:  # PEFT's choice for the type of model
+        kind = model.model.config.model_type
+        known: Mapping[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        if kind not in known:
+            raise UserError(f"peft_config: PEFT has no target_modules for {kind}: name them, or give 'all-linear'.")
+        modules = set(known[kind])
+    if isinstance(modules, str) and modules != "all-linear":
+        raise UserError(
+            f"peft_config: target_modules={modules!r:.60} is a pattern: give a list of names, or 'all-linear'."
+        )
+    names = None if isinstance(modules, str) else tuple(sorted(modules))
+    return LoRAConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=names)

@@ -1,0 +1,111 @@
+"""The forms of a model that the trainers take, and the refusals of what cannot be trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from dropout_grpo import LatentModel, UserError
+from dropout_grpo.latent.config import LoRAConfig
+from dropout_grpo.latent.tokens import LATENT_TOKENS
+from dropout_grpo.training.given_model import as_latent_model, lora_of
+from helpers.tiny import tiny_model, tiny_tokenizer
+from helpers.tiny_latent import PLAIN_TOKENS, assert_same_weights, tiny_latent, weights_of
+
+
+def plain(**options: Any) -> PreTrainedModel:
+    """A language model without latent tokens, in float32."""
+    return tiny_model("gpt2", torch.float32, vocab_size=PLAIN_TOKENS, **options)
+
+
+def saved(folder: Path) -> Path:
+    plain().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["object", "object of a folder", "folder", "text"])
+def test_a_plain_model_gets_the_tokens_that_the_curriculum_adds(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path)
+    given: Any = {"object": plain(), "folder": folder, "text": str(folder)}.get(form)
+    if given is None:
+        given = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = tiny_tokenizer() if form == "object" else None
+    latent = as_latent_model(given, processing_class=tokenizer, latent_steps=2, untaught=" And now?")
+    assert_same_weights(weights_of(latent), weights_of(tiny_latent()))
+    assert latent.latent_steps == 2
+    assert "had no latent tokens: Coconut's three are added. And now?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_half_precision_becomes_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    latent = as_latent_model(plain().to(torch.bfloat16), processing_class=tiny_tokenizer(), latent_steps=2)
+    assert {parameter.dtype for parameter in latent.parameters()} == {torch.float32}
+    assert "weights of bfloat16 are trained in float32" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_latent_checkpoint_keeps_its_steps_by_name_and_as_an_object(tmp_path: Path) -> None:
+    expected = tiny_latent(latent_steps=3)
+    expected.save_pretrained(tmp_path)
+    for given in (tmp_path, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        latent = as_latent_model(given)
+        assert latent.latent_steps == 3
+        assert_same_weights(weights_of(latent), weights_of(expected))
+    assert as_latent_model(expected, processing_class=expected.tokenizer) is expected
+    with pytest.raises(UserError, match="latent_steps=2 contradicts the model, which has 3"):
+        as_latent_model(expected, latent_steps=2)
+    with pytest.raises(UserError, match="processing_class is not the tokenizer of"):
+        as_latent_model(tmp_path, processing_class=tiny_tokenizer())
+    tiny_latent(thought="pause").save_pretrained(tmp_path / "pause")
+    with pytest.raises(UserError, match="thoughts of its own kind: give its name as model"):
+        as_latent_model(AutoModelForCausalLM.from_pretrained(tmp_path / "pause"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"processing_class": tiny_tokenizer()},
+            "is a plain language model: give latent_steps, the number of thoughts",
+        ),
+        ({"latent_steps": 2}, "processing_class is missing: give the tokenizer of the GPT2LMHeadModel"),
+        ({"latent_steps": 2, "processing_class": "gpt2"}, "processing_class is a str, not a tokenizer"),
+        ({"model": torch.nn.Linear(1, 1)}, "model is a Linear: give a LatentModel, a PreTrainedModel, a folder or"),
+    ],
+)
+def test_what_is_missing_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        as_latent_model(**{"model": plain(), **given})
+
+
+def test_an_adapter_of_peft(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    folder = saved(tmp_path)
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    latent = as_latent_model(folder, latent_steps=2, peft_config=config)
+    trained = [name for name, parameter in latent.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora" in name or "trainable_tokens" in name for name in trained)
+    assert lora_of(config, latent) == LoRAConfig(r=3, lora_alpha=5, target_modules=("c_attn",))
+    assert lora_of(peft.LoraConfig(), latent) == LoRAConfig(r=8, lora_alpha=8, target_modules=("c_attn",))
+    assert lora_of(peft.LoraConfig(r=2, target_modules="all-linear"), latent) == LoRAConfig(r=2, lora_alpha=8)
+    for refused, message in (
+        ({"lora_dropout": 0.1}, "lora_dropout=0.1 is not supported; noise is the trainer's exploration here"),
+        ({"use_rslora": True}, "use_rslora=True is not supported: only r, lora_alpha, target_modules are"),
+        ({"target_modules": ".*attn"}, "is a pattern: give a list of names"),
+    ):
+        with pytest.raises(UserError, match=message):
+            lora_of(peft.LoraConfig(**refused), latent)
+    with pytest.raises(UserError, match=r"peft_config is a dict: only peft.LoraConfig"):
+        lora_of({"r": 3}, latent)
+    with pytest.raises(UserError, match="model is a PeftModelForCausalLM: give its base"):
+        as_latent_model(peft.get_peft_model(plain(), config), latent_steps=2)
+
+
+def test_all_tokens_are_new_rows_after_the_words() -> None:
+    latent = as_latent_model(plain(), processing_class=tiny_tokenizer(), latent_steps=1)
+    assert latent.tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS)) == [PLAIN_TOKENS + i for i in range(3)]
+    assert isinstance(latent, LatentModel)
