@@ -7,7 +7,7 @@ from typing import Any
 _ROUNDING = 1e-10
 """Exact sums of float64 differ by less than this; their last digits differ from machine to machine."""
 
-_NUMBER = re.compile(r"(< )?-?[\d.,]+(e-?\d+)?( %)?")
+_NUMBER = re.compile(r"(< )?[+-]?[\d.,]+(e-?\d+)?( %)?")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.evidence.pages.markdown import percent, percent_range, table
+from dropout_grpo.evidence.studies.over_seeds import Comparison, comparisons_table
 
 Demo = Mapping[str, Any]
 """The content of a demo run's ``results.json``."""
@@ -29,7 +30,7 @@ def _measures(arm: Mapping[str, Any]) -> list[str]:
 
 def gains(demos: Sequence[Demo]) -> str:
     """Dropout-GRPO against the baseline, problem by problem, and the collapse without masks."""
-    columns = ["seed", "test problems", "gain, points", "wins", "losses", "McNemar p"]
+    columns = ["seed", "test problems", "gain, points", "wins", "losses", "this network: McNemar p"]
     columns += ["collapse: groups without reward variance", "collapse: gradient norm"]
     rows = [
         [
@@ -57,6 +58,24 @@ def means(demos: Sequence[Demo]) -> str:
     return table(["arm", "pass@1, mean over seeds, percent", "standard deviation, points"], rows)
 
 
+def comparisons(demos: Sequence[Demo]) -> list[Comparison]:
+    """Every pair of arms, over seeds."""
+    passed = {key: [d[key]["pass@1"] for d in demos] for key in _ARMS}
+    return [
+        Comparison(arm=_ARMS[arm], other=_ARMS[other], of_arm=passed[arm], of_other=passed[other])
+        for arm, other in (
+            ("dropout_grpo", "baseline"),
+            ("temperature_only", "baseline"),
+            ("dropout_grpo", "temperature_only"),
+        )
+    ]
+
+
+def compared(demos: Sequence[Demo]) -> str:
+    """Every pair of arms, over seeds, as Markdown."""
+    return comparisons_table(comparisons(demos))
+
+
 def seconds(demos: Sequence[Demo]) -> str:
     """Seconds of each part."""
     names = list(demos[0]["seconds"])
@@ -73,4 +92,10 @@ def read_demos(folder: Path) -> list[Demo]:
     return sorted(demos, key=lambda demo: int(demo["seed"]))
 
 
-BLOCKS = {"arms": _of_all(arms), "gains": _of_all(gains), "means": _of_all(means), "seconds": _of_all(seconds)}
+BLOCKS = {
+    "arms": _of_all(arms),
+    "compared": _of_all(compared),
+    "gains": _of_all(gains),
+    "means": _of_all(means),
+    "seconds": _of_all(seconds),
+}

@@ -42,7 +42,7 @@ from dropout_grpo.evidence.studies.study_plan import (
     samples_options,
     test_options,
 )
-from dropout_grpo.evidence.studies.study_summary import summarize_study
+from dropout_grpo.evidence.studies.study_summary import summarize_study, write_outcomes
 from dropout_grpo.jobs.data import write_data
 from dropout_grpo.jobs.evaluate import evaluate
 from dropout_grpo.jobs.recipe import CheckpointOptions, Recipe
@@ -88,19 +88,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seeds", nargs="*", type=int, default=[], help="seeds to run, instead of those in the settings"
     )
+    parser.add_argument(
+        "--arms", nargs="*", default=[], metavar="ARM", help="rows of these tables to run; all if not given"
+    )
+    parser.add_argument("--outcomes", type=Path, help="file for every problem's outcome, .json.gz")
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="problems to measure on")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side, one thread each")
     parser.add_argument("--plan", action="store_true", help="print the arithmetic and run nothing")
     options = parser.parse_args(argv)
     try:
         whole = read_plan(options.settings)
-        plan = whole.only(options.only, options.seeds)
+        plan = whole.only(options.only, options.seeds, options.arms)
         if options.plan:
             print(arithmetic(plan, options.workers, None if options.only else whole))
             return
         run_study(plan, options.out, options.split, options.workers)
         record = options.record or default_record(plan)
         write_json(record, summarize_study(plan, options.out, options.split))
+        if options.outcomes is not None:
+            write_outcomes(plan, options.out, options.outcomes)
     except UserError as error:
         print(f"study: error: {error}", file=sys.stderr)
         sys.exit(2)

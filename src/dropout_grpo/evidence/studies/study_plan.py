@@ -7,7 +7,7 @@ answer many times under each noise, with greedy and with sampled answers, before
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,29 +84,32 @@ class Plan:
     k: int = 16  # pass@k of the samples
     tables: Mapping[str, TablePlan] = field(default_factory=dict)
 
-    def only(self, tables: Sequence[str], seeds: Sequence[int]) -> "Plan":
+    def only(self, tables: Sequence[str], seeds: Sequence[int], arms: Sequence[str] = ()) -> "Plan":
         """The part of the plan that some tables and seeds need.
 
         Args:
             tables: names; all that are not optional if empty.
             seeds: all of the plan's if empty.
+            arms: the rows that the tables keep; all if empty.
 
         Raises:
-            UserError: there is no such table.
+            UserError: there is no such table, or no such arm in the tables.
         """
         for name in tables:
             if name not in self.tables:
                 raise UserError(f"there is no table {name!r}: name some of {', '.join(self.tables)}.")
         kept = {name: self.tables[name] for name in tables or self.default_tables}
-        arms = {name: self.arms[name] for table in kept.values() for name in table.rows}
+        if arms:
+            kept = _with_rows(kept, arms)
+        used = {name: self.arms[name] for table in kept.values() for name in table.rows}
         samples = {name: self.samples[name] for table in kept.values() for name in table.samples}
-        starts = dict.fromkeys([arm.baseline for arm in arms.values()] + [s.baseline for s in samples.values()])
+        starts = dict.fromkeys([arm.baseline for arm in used.values()] + [s.baseline for s in samples.values()])
         return Plan(
             recipe=self.recipe,
             seeds=tuple(seeds) or self.seeds,
             common=self.common,
             baselines={name: self.baselines[name] for name in starts},
-            arms=arms,
+            arms=used,
             samples=samples,
             k=self.k,
             tables=kept,
@@ -126,6 +129,22 @@ class Plan:
     def core_seconds(self) -> float:
         """CPU seconds of everything."""
         return len(self.seeds) * sum(run.seconds for run in self.runs.values())
+
+
+def _with_rows(tables: Mapping[str, TablePlan], arms: Sequence[str]) -> dict[str, TablePlan]:
+    """The tables with those of their rows that are named, and compared with the named ones."""
+    known = [name for table in tables.values() for name in table.rows]
+    for name in arms:
+        if name not in known:
+            raise UserError(f"there is no arm {name!r} in {', '.join(tables)}: name some of {', '.join(known)}.")
+    return {
+        name: replace(
+            table,
+            rows=tuple(row for row in table.rows if row in arms),
+            against=tuple(row for row in table.against if row in arms),
+        )
+        for name, table in tables.items()
+    }
 
 
 def read_plan(file: Path = SETTINGS) -> Plan:

@@ -1,20 +1,19 @@
 """Reads the run folders of the study and computes the values of its tables."""
 
+import gzip
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from dropout_grpo.evaluation.paired import compare
+from dropout_grpo.evidence.studies.over_seeds import t_interval
 from dropout_grpo.evidence.studies.study_plan import Plan, command_lines, places
 from dropout_grpo.runs.layout import RESULTS_FILE
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_measures, read_metrics, read_run, read_samples
-
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t, two-sided 95 %, for 1 to 9 degrees of freedom."""
 
 _ENDS = 10  # steps at the beginning and the end that mixed groups are averaged over
 _POINTS = 20  # of the curve of mixed groups
@@ -118,16 +117,6 @@ def passed(right: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
     return {"pass@1": fmean(shares), "ci95": t_interval(shares), "by_seed": shares}
 
 
-def t_interval(values: Sequence[float]) -> list[float] | None:
-    """95 % interval of the mean of independent values, by Student's t; None for a single value."""
-    freedom = len(values) - 1
-    if freedom < 1:
-        return None
-    assert freedom <= len(_T_95), "more seeds than the table of t has"
-    half = _T_95[freedom - 1] * stdev(values) / sqrt(len(values))
-    return [fmean(values) - half, fmean(values) + half]
-
-
 def pooled(first: Mapping[int, Sequence[bool]], second: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
     """Paired comparison, problem by problem, pooled over seeds; ``seeds_ahead`` counts seeds that the second wins."""
     pairs = [(first[seed], second[seed]) for seed in first]
@@ -167,6 +156,34 @@ def _thinned(values: Sequence[float]) -> list[float]:
 def _right(test: Path) -> list[bool]:
     """Whether the plain network solved each problem."""
     return [bool(line["plain_correct"]) for line in read_samples(test)]
+
+
+def write_outcomes(plan: Plan, out: Path, file: Path) -> None:
+    """Writes whether each problem was solved, by run and seed, as compressed JSON; ``read_outcomes`` reads it.
+
+    2,000 problems are 500 hexadecimal digits, so 24 seeds of 10 runs are below 100 kB.
+    """
+    right = {
+        name: {str(seed): _packed(_right(places(out, seed).test(name))) for seed in plan.seeds}
+        for name in (*plan.baselines, *plan.arms)
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress(json.dumps(right).encode(), mtime=0))
+
+
+def read_outcomes(file: Path) -> dict[str, dict[str, list[bool]]]:
+    """What ``write_outcomes`` wrote: for each run and seed, whether each problem was solved."""
+    found = json.loads(gzip.decompress(file.read_bytes()))
+    return {name: {seed: _unpacked(bits) for seed, bits in seeds.items()} for name, seeds in found.items()}
+
+
+def _packed(right: Sequence[bool]) -> str:
+    """Bits as hexadecimal digits after a leading 1, which keeps their number."""
+    return f"{int('1' + ''.join('01'[solved] for solved in right), 2):x}"
+
+
+def _unpacked(digits: str) -> list[bool]:
+    return [bit == "1" for bit in f"{int(digits, 16):b}"[1:]]
 
 
 def _seconds(folder: Path) -> float:

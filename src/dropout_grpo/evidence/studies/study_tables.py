@@ -1,7 +1,7 @@
 """The study's tables and figures in ``docs/RESULTS.md``, from ``docs/results/study.json`` and ``rivals.json``."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,24 @@ from matplotlib.figure import Figure
 
 from dropout_grpo.evidence.pages.figures import BLUE, GREEN, INK, LIGHT, MUTED, ORANGE, PURPLE, save
 from dropout_grpo.evidence.pages.markdown import console, percent, percent_range, table
+from dropout_grpo.evidence.studies.over_seeds import (
+    Comparison,
+    Paired,
+    comparisons_table,
+    distinct,
+    paired,
+    short_holm,
+    short_p,
+    signed_range,
+)
 
 Study = Mapping[str, Any]
 """What ``study_summary.summarize_study`` returns."""
 
 TABLES = ("variants", "refinements", "rates", "group_size", "questions", "long")
 STUDY_FILE, RIVALS_FILE = "study.json", "rivals.json"
+_ALSO = {"variants": (("sampled", "no_replay"), ("sampled", "per_step"))}
+"""Comparisons of a table besides those that its settings name: what replaying and holding the mask bring."""
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _NOT_RUN = "*Not run yet.*"
 
@@ -31,26 +43,38 @@ def baselines(study: Study) -> str:
 
 
 def rows(study: Study, name: str) -> str:
-    """One table of the study.
-
-    Differences are paired problem by problem and pooled over seeds, in points; p is McNemar's exact test.
-    """
-    found = study["tables"][name]
-    labels = {arm: study["arms"][arm]["label"] for arm in found["against"]}
-    columns = ["arm", "pass@1, percent", "95 % interval over seeds", "to its baseline, points", "p"]
-    for arm in found["against"]:
-        columns += [f"to {labels[arm]}, points", "p", "seeds ahead"]
+    """One table of the study: its arms, then all of its comparisons over seeds."""
+    columns = ["arm", "pass@1, percent", "95 % interval over seeds"]
     columns += ["mixed groups, first 10 steps, percent", "last 10", "seconds"]
     lines = []
-    for row in found["rows"]:
+    for row in study["tables"][name]["rows"]:
         arm = study["arms"][row["arm"]]
-        line = [arm["label"], percent(arm["pass@1"]), _interval(arm["ci95"]), *_difference(arm["to_baseline"])]
-        for other in found["against"]:
-            to = row["to"].get(other)
-            line += [*_difference(to), f"{to['seeds_ahead']} of {len(study['seeds'])}"] if to else ["", "", ""]
         mixed = [percent(arm["mixed_first"], 0), percent(arm["mixed_last"], 0)]
-        lines.append([*line, *mixed, f"{arm['seconds']:.0f}"])
-    return table(columns, lines)
+        lines.append([arm["label"], percent(arm["pass@1"]), _interval(arm["ci95"]), *mixed, f"{arm['seconds']:.0f}"])
+    return f"{table(columns, lines)}\n\n{comparisons_table(comparisons(study, name))}"
+
+
+def comparisons(study: Study, name: str) -> list[Comparison]:
+    """Every arm of a table with its baseline and with the arms that the table names, each pair once."""
+    arms, starts, found = study["arms"], study["baselines"], []
+    for row in study["tables"][name]["rows"]:
+        arm = arms[row["arm"]]
+        start, pooled = starts[arm["baseline"]], arm["to_baseline"]["ci95"]
+        found.append(_comparison(arm, {**start, "label": f"baseline {arm['baseline']}"}, pooled))
+        found += [_comparison(arm, arms[other], to["ci95"]) for other, to in row["to"].items()]
+    present = {row["arm"] for row in study["tables"][name]["rows"]}
+    found += [_comparison(arms[a], arms[b], None) for a, b in _ALSO.get(name, ()) if {a, b} <= present]
+    return distinct(found)
+
+
+def _comparison(arm: Mapping[str, Any], other: Mapping[str, Any], networks: Sequence[float] | None) -> Comparison:
+    return Comparison(
+        arm=arm["label"],
+        other=other["label"],
+        of_arm=arm["by_seed"],
+        of_other=other["by_seed"],
+        networks=networks,
+    )
 
 
 def signs(study: Study) -> str:
@@ -68,18 +92,21 @@ def signs(study: Study) -> str:
 def samples(study: Study) -> str:
     """pass@k of the untrained baselines under each noise of the rivals' table, with greedy and with sampled answers.
 
-    A difference is to the first row's sampled answers, with Student's interval over seeds.
+    A difference is to the first row's sampled answers, over seeds.
     """
     drawn = [study["samples"][name] for name in study["tables"]["rivals"]["samples"]]
     k = drawn[0]["k"]
     columns = ["noise", "answers", "share right", f"pass@{k}, percent", "95 % interval over seeds", "by seed"]
-    columns.append(f"to {drawn[0]['label']}, points")
+    columns += [f"to {drawn[0]['label']}, points", "95 % interval over seeds", "p", "p, Holm"]
+    tested = [paired(drawn[0]["by_seed"], row["by_seed"]) for row in drawn[1:]]
     lines = []
     for row in drawn:
-        to, measured = row["to_first"], [row["label"], row["answers"], percent(row["sample_pass@1"])]
-        range_ = "" if to["ci95"] is None else " ({:+.1f} to {:+.1f})".format(*(100 * end for end in to["ci95"]))
-        ahead = "" if row is drawn[0] else f"{100 * to['difference']:+.1f}{range_}"
-        lines.append([*measured, percent(row["pass@k"]), _interval(row["ci95"]), _by_seed(row), ahead])
+        measured = [row["label"], row["answers"], percent(row["sample_pass@1"])]
+        lines.append([*measured, percent(row["pass@k"]), _interval(row["ci95"]), _by_seed(row)])
+    lines[0] += [""] * 4
+    adjusted = short_holm([test.p for test in tested])
+    for line, test, corrected in zip(lines[1:], tested, adjusted, strict=True):
+        line += [f"{100 * test.difference:+.2f}", signed_range(test.ci95), short_p(test.p), corrected]
     return table(columns, lines)
 
 
@@ -117,11 +144,6 @@ def _by_seed(measured: Mapping[str, Any]) -> str:
     return ", ".join(map(percent, measured["by_seed"]))
 
 
-def _difference(found: Mapping[str, Any]) -> list[str]:
-    low, high = found["ci95"]
-    return [f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", f"{found['mcnemar_p']:.1g}"]
-
-
 def arms_figure(study: Study, name: str) -> Figure:
     """pass@1 of every arm of a table: each seed, the mean and its interval; the first arm's baseline as a line."""
     arms = [study["arms"][row["arm"]] for row in study["tables"][name]["rows"]]
@@ -140,20 +162,23 @@ def arms_figure(study: Study, name: str) -> Figure:
 
 
 def rates_figure(study: Study) -> Figure:
-    """Difference to temperature alone over p, a line for each kind of mask, with intervals."""
+    """Difference to temperature alone over p, a line for each kind of mask, with intervals over seeds."""
     drawn = Figure(figsize=(7.2, 3.4))
     axes = drawn.add_subplot(xlabel="p", ylabel="to temperature alone, points")
-    lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    lines: dict[str, list[tuple[float, Paired]]] = {}
     (against,) = study["tables"]["rates"]["against"]
+    of_temperature = study["arms"][against]["by_seed"]
     for row in study["tables"]["rates"]["rows"]:
         arm = study["arms"][row["arm"]]
         if arm["group"] is not None:
-            lines.setdefault(arm["group"], []).append((arm["p"], row["to"][against]))
+            lines.setdefault(arm["group"], []).append((arm["p"], paired(of_temperature, arm["by_seed"])))
     for place, (colour, (group, points)) in enumerate(zip(_COLOURS, lines.items(), strict=False)):
         rates = [p + 0.002 * place for p, _ in points]  # so that intervals do not hide each other
-        middle = [100 * to["difference"] for _, to in points]
+        middle = [100 * to.difference for _, to in points]
         for rate, (_, to) in zip(rates, points, strict=True):
-            axes.vlines(rate, *(100 * end for end in to["ci95"]), color=colour, linewidth=2, alpha=0.4)
+            if to.ci95 is not None:
+                low, high = (100 * end for end in to.ci95)
+                axes.vlines(rate, low, high, color=colour, linewidth=2, alpha=0.4)
         axes.plot(rates, middle, "o-", color=colour, label=group)
     axes.axhline(0, color=INK, linewidth=1)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,0 +1,91 @@
+"""Statistics over seeds: hand-worked values, scipy's own test, and the pages that show them."""
+
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from dropout_grpo.evidence.places import DOCS
+from dropout_grpo.evidence.studies import recompute
+from dropout_grpo.evidence.studies.over_seeds import Comparison, comparisons_table, distinct, holm, paired, t_interval
+from dropout_grpo.evidence.studies.pairs_table import pairs_table
+
+
+def test_paired_by_hand() -> None:
+    """Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t = sqrt(12), p = 1 - t / sqrt(t^2 + 2) with 2 degrees."""
+    found = paired([0.0, 1.0, 1.0], [1.0, 3.0, 4.0])
+    assert (found.difference, found.ahead) == (2.0, 3)
+    assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
+    assert found.ci95 == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+
+
+def test_paired_is_scipys_paired_t_test() -> None:
+    first, second = [0.494, 0.519, 0.495, 0.533, 0.507], [0.531, 0.502, 0.561, 0.55, 0.54]
+    scipys = stats.ttest_rel(second, first)
+    found = paired(first, second)
+    assert found.p == pytest.approx(scipys.pvalue)
+    assert found.ci95 == pytest.approx(tuple(scipys.confidence_interval()))
+    assert found.ahead == 4
+
+
+def test_a_single_seed_has_no_interval_and_equal_seeds_no_difference() -> None:
+    assert t_interval([1.0]) is None
+    assert (paired([0.5], [0.6]).p, paired([0.5], [0.6]).ci95) == (None, None)
+    same = paired([0.5, 0.25], [0.5, 0.25])
+    assert (same.difference, same.p, same.ahead) == (0.0, 1.0, 0)
+    assert paired([0.0, 0.25], [0.5, 0.75]).p == 0.0
+
+
+def test_holm_by_hand() -> None:
+    """0.01 x 4; 0.02 x 3; 0.03 x 2 = 0.06 too, as it may not fall below the one before; 0.9."""
+    assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
+    assert holm([0.7]) == [0.7]
+
+
+def test_a_pair_counts_once() -> None:
+    forth = Comparison(arm="a", other="b", of_arm=[0.6, 0.5], of_other=[0.5, 0.5])
+    back = Comparison(arm="b", other="a", of_arm=[0.5, 0.5], of_other=[0.6, 0.5])
+    assert distinct([forth, back]) == [forth]
+
+
+def test_rows_of_comparisons() -> None:
+    made = comparisons_table(
+        [
+            Comparison(
+                arm="a", other="b", of_arm=[0.51, 0.53, 0.54], of_other=[0.5, 0.51, 0.51], networks=[-0.001, 0.03]
+            ),
+            Comparison(arm="b", other="c", of_arm=[0.5, 0.51, 0.51], of_other=[0.5, 0.51, 0.51]),
+        ]
+    ).splitlines()
+    assert made[2] == "| a | b | +2.00 | -0.48 to +4.48 | 0.074 | 0.15 | 3 of 3 | -0.10 to +3.00 |"
+    assert made[3].startswith("| b | c | +0.00 | +0.00 to +0.00 | 1 | 1 | 0 of 3 |")
+
+
+def test_pairs_of_one_seed_are_corrected_for_all_rows() -> None:
+    one = {"file": "a/test.json", "difference": 0.036, "ci95": [0.009, 0.063], "wins": 32, "losses": 14}
+    pairs = {"x y": [{**one, "mcnemar_p": 0.011}], "x z": [{**one, "mcnemar_p": 0.5}]}
+    lines = pairs_table(pairs, {"x": "X", "y": "Y", "z": "Z"}).splitlines()
+    assert lines[0].endswith("| McNemar p | p, Holm |")
+    assert lines[2] == "| X | Y | test.json | 3.6 | 0.9 to 6.3 | 32 | 14 | 0.011 | 0.022 |"
+
+
+def test_the_page_shows_what_the_records_give() -> None:
+    report = recompute.recompute(DOCS / "RESULTS.md")
+    assert report.differing == []
+    assert report.compared > 120
+
+
+def test_recompute_finds_an_altered_p(tmp_path: Path) -> None:
+    page = tmp_path / "RESULTS.md"
+    (tmp_path / "results").symlink_to(DOCS / "results")
+    text = (DOCS / "RESULTS.md").read_text(encoding="utf-8")
+    line = next(
+        line for line in text.splitlines() if line.startswith("| the method, sampled answers | temperature alone")
+    )
+    cells = line.split(" | ")
+    assert cells[4] == "0.059"
+    page.write_text(text.replace(line, " | ".join([*cells[:4], "0.03", *cells[5:]])), encoding="utf-8")
+    (wrong,) = recompute.recompute(page).differing
+    assert "0.03" in wrong
+    assert "0.059" in wrong
