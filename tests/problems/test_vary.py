@@ -149,3 +149,21 @@ def test_the_command_writes_a_file_for_the_curriculum(tmp_path: Path, capsys: py
     source.write_text(json.dumps({"question": "How?", "steps": ["5+8=13"], "answer": "13"}) + "\n", encoding="utf-8")
     assert main([*words[:-1], str(tmp_path / "other")]) == 2
     assert "no problem can be varied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("relation", "number"),
+    [
+        ("There are 3,600 seconds in an hour", 3600),
+        ("One mile is 5280 feet", 5280),
+        ("It takes 4 quarts to fill it, and 4 quarts make one gallon", 4),
+        ("an hour has 60 minutes", 60),
+        ("1 gallon = 16 cups", 16),
+    ],
+)
+def test_the_constants_of_units_stay(relation: str, number: int) -> None:
+    problem = made(f"{relation}. Ann has 7 of the larger unit. How many?", f"<<7*{number}={7 * number}>>")
+    assert free(problem) == (7,)
+    assert all(relation in variation.question for variation in variations(problem, 5, seed=0))
+    rate = made("Ann works 9 hours in each shift and 14 shifts. How many?", "<<9*14=126>>")
+    assert free(rate) == (9, 14), "a shift is no unit"

@@ -175,8 +175,8 @@ def test_a_run_short_of_memory_is_the_run_with_small_micro_batches(
     for name, tensor in small.state_dict().items():
         assert torch.equal(short.state_dict()[name], tensor), name
     said = capsys.readouterr().err
-    assert said.count("continuing with micro_batch_size=4.") == 1
-    assert said.count("continuing with rollout_batch_size=4.") == 1
+    assert said.count("continuing with grpo.micro_batch_size=4.") == 1
+    assert said.count("continuing with grpo.rollout_batch_size=4.") == 1
 
 
 # Coconut's curriculum. Stages of 1 thought each; problems of 1 to 3 steps, shown as in different stages.
@@ -330,9 +330,11 @@ def test_the_size_is_halved_until_it_fits(free: int | None, size: int, capsys: p
     batches = MicroBatches("micro_batch_size", 64)
     batches.limit(70, free, rows=4)
     assert batches.size == size
-    assert (f"micro_batch_size {size}: 6.68e-05 MiB of activations per row" in capsys.readouterr().err) == (
-        free is not None
-    )
+    said = capsys.readouterr().err
+    assert said.startswith(f"memory: micro_batch_size={size}") == (free is not None)
+    assert ("(6.68e-05 MiB of activations per row, " in said) == (free is not None)
+    assert (" instead of 64, to fit" in said) == (size < 64)
+    assert ("it may not fit" in said) == (free == 1)
 
 
 def test_processes_on_one_machine_share_its_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +375,7 @@ def test_little_memory_makes_small_micro_batches(
     made.train()
     smallest = 1 if kind == "sft" else CONFIG.num_generations
     said = capsys.readouterr().err
-    assert f"micro_batch_size {smallest}: " in said
+    assert f"micro_batch_size={smallest} instead of " in said
 
 
 def test_validation_remembers_the_size_that_memory_forced(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ class CurriculumTrainer:
     ) -> None:
         self.model, self.config, self.problems, self.run = model, config, problems, run
         self.seed, self.bf16, self.fsdp, self.evaluate, self.part = seed, bf16, fsdp, evaluate, part
-        self._micro_batches = MicroBatches("micro_batch_size", config.micro_batch_size or config.batch_size)
+        self._micro_batches = MicroBatches("curriculum.micro_batch_size", config.micro_batch_size or config.batch_size)
         self.stages = curriculum(
             c_thought=config.c_thought,
             max_latent_stage=config.max_latent_stage,

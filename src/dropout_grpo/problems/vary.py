@@ -59,6 +59,20 @@ _WORDS: dict[int, str] = {
 }
 """Constants, and the words of a question that bring each in."""
 
+_UNITS = (
+    "second minute hour day week fortnight month year decade century inch foot feet yard mile centimeter meter "
+    "millimeter kilometer ounce pound ton gram kilogram milligram cup pint quart gallon teaspoon tablespoon liter milliliter "
+    "penny pennies cent nickel dime quarter dollar dozen"
+)
+_UNIT = rf"(?:{'|'.join(unit + 'e?s?' for unit in _UNITS.split())})"
+_ONE = r"(?:an?|one|1|each|every)"
+_OF_UNITS = re.compile(
+    rf"\b(?P<of>[0-9][0-9,]*) {_UNIT} (?:in|make|makes|equals?|is|are|=) {_ONE} {_UNIT}\b"
+    rf"|\b{_ONE} {_UNIT} (?:has|have|is|=|equals|contains) (?P<has>[0-9][0-9,]*) {_UNIT}\b",
+    re.IGNORECASE,
+)
+"""A relation of two units, such as ``3,600 seconds in an hour``: its number is not varied."""
+
 Origin = Literal["question", "result", "constant"]
 
 
@@ -245,6 +259,8 @@ def _numbers_of(question: str) -> tuple[set[int], set[Fraction]]:
     plain = {int(match["value"].replace(",", "")) for match in _NUMBER.finditer(question)}
     rest = _NUMBER.sub(" ", question)
     other = {Fraction(digits.replace(",", "")) for digits in _DIGITS.findall(rest)}
+    for match in _OF_UNITS.finditer(question):
+        other.add(Fraction((match["of"] or match["has"]).replace(",", "")))
     percent = {Fraction(digits) / 100 for digits in re.findall(r"([0-9]+(?:\.[0-9]+)?) ?(?:%|percent)", question)}
     return plain, other | percent
 

@@ -175,7 +175,7 @@ class GRPOTrainer:
         self.model, self.config, self.exploration, self._run = model, config, exploration, run
         self.bf16, self.fsdp, self.part, self._validate = bf16, fsdp, part, evaluate
         self.sampler = Sampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
-        self._batches = MicroBatches("micro_batch_size", config.micro_batch_size)
+        self._batches = MicroBatches("grpo.micro_batch_size", config.micro_batch_size)
         self._callbacks = Callbacks(
             callbacks or (),
             arguments(

@@ -48,11 +48,16 @@ class MicroBatches:
         if free is None:
             return
         fits = free * _SHARE / (row_bytes * _PEAK) if row_bytes else float("inf")
+        given = self.size
         while self.size > fits and self.size // 2 >= rows:
             self.size //= 2
+        choice = f"{self.option}={self.size}"
+        if self.size < given:
+            choice += f" instead of {given}, to fit; the option sets the size to start from"
+        if self.size > fits:
+            choice += "; the smallest possible, and it may not fit"
         console.print(
-            f"{self.option} {self.size}: {row_bytes / 2**20:.3g} MiB of activations per row, "
-            f"{free / 2**30:.3g} GiB free",
+            f"memory: {choice} ({row_bytes / 2**20:.3g} MiB of activations per row, {free / 2**30:.3g} GiB free)",
             markup=False,
         )
 
