@@ -61,8 +61,8 @@ _WORDS: dict[int, str] = {
 
 _UNITS = (
     "second minute hour day week fortnight month year decade century inch foot feet yard mile centimeter meter "
-    "millimeter kilometer ounce pound ton gram kilogram milligram cup pint quart gallon teaspoon tablespoon liter milliliter "
-    "penny pennies cent nickel dime quarter dollar dozen"
+    "millimeter kilometer ounce pound ton gram kilogram milligram cup pint quart gallon "
+    "teaspoon tablespoon liter milliliter penny pennies cent nickel dime quarter dollar dozen"
 )
 _UNIT = rf"(?:{'|'.join(unit + 'e?s?' for unit in _UNITS.split())})"
 _ONE = r"(?:an?|one|1|each|every)"
