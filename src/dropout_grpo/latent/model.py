@@ -176,6 +176,8 @@ class LatentModel(Recurrence):
             UserError: no answer can be written, or one has words that the tokenizer does not know.
         """
         golds = list(dict.fromkeys(answers))
+        if not golds:
+            return
         rows = encode_answers(self.tokenizer, golds, self.tokens)
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         lost = [(g, t) for g, t in zip(golds, texts, strict=True) if not answers_match(extract_answer(t), g)]

@@ -7,11 +7,16 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.problems.columns import COCONUT_COLUMNS, Columns
 from dropout_grpo.problems.mixture import Mixture
 from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.records import check_golds, described, problems_of_records
+from dropout_grpo.problems.records import SOLUTION, check_golds, described, problems_of_records
 
 
 def as_problems(
-    dataset: Iterable[Any], name: str, columns: Columns = COCONUT_COLUMNS, *, require_steps: bool = False
+    dataset: Iterable[Any],
+    name: str,
+    columns: Columns = COCONUT_COLUMNS,
+    *,
+    require_steps: bool = False,
+    require_answers: bool = True,
 ) -> Sequence[Problem]:
     """The problems of a dataset, read as `records.problems_of_records` says.
 
@@ -20,6 +25,8 @@ def as_problems(
         name: name of the dataset, for messages, such as ``train_dataset``.
         columns: names of the columns.
         require_steps: as there.
+        require_answers: whether rows must have answers; if not, and no row has a column of answers, all are empty text,
+            as in TRL's datasets, whose reward functions read other columns.
 
     Raises:
         UserError: the dataset is empty or not iterable, or a row is not a problem or has an answer that no completion
@@ -36,6 +43,15 @@ def as_problems(
     rows = list(dataset)
     if not rows:
         raise UserError(f"{name} is empty.")
+    answered = require_answers or any(_has_answer(row, columns) for row in rows)
     return problems_of_records(
-        ((f"{name}, row {i}", row) for i, row in enumerate(rows)), name, columns, require_steps=require_steps
+        ((f"{name}, row {i}", row) for i, row in enumerate(rows)),
+        name,
+        columns,
+        require_steps=require_steps,
+        require_answers=answered,
     )
+
+
+def _has_answer(row: Any, columns: Columns) -> bool:
+    return not isinstance(row, Mapping) or columns.answer in row or SOLUTION in row

@@ -26,7 +26,7 @@ class Problem:
         id: index of the problem in its set; it enters every rollout's seed.
         question: what the model reads, without the closing newline. Of a conversation, the last turn's text.
         steps: the chain of thought, one string per step; empty if only the answer is known.
-        answer: what should follow ``### ``, as text.
+        answer: what should follow ``### ``, as text; empty if it is not known, and rewards judge without it.
         extra: the file's other columns, passed to reward functions by name.
         messages: the conversation that the model reads, if the prompt is one.
 

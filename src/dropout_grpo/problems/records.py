@@ -26,7 +26,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def problems_of_records(
-    records: Iterable[tuple[str, Any]], source: str, columns: Columns, *, require_steps: bool
+    records: Iterable[tuple[str, Any]],
+    source: str,
+    columns: Columns,
+    *,
+    require_steps: bool,
+    require_answers: bool = True,
 ) -> list[Problem]:
     """The problems of a source's records. A problem's id is its index in it, from 0.
 
@@ -43,6 +48,7 @@ def problems_of_records(
         columns: which columns to read.
         require_steps: True for the curriculum: every record must have a column of steps, and some record must have a
             step. False for training on answers alone: steps may be missing.
+        require_answers: False where no record has an answer: they become the empty text.
 
     Raises:
         UserError: there are no records, or one is malformed or has an answer that no completion can match. The message
@@ -66,8 +72,17 @@ def problems_of_records(
             record, dropped = without_empty_steps(record, columns)
             empty_steps += dropped
         if not isinstance(record, Problem):
-            record = problem_of(record, index, where, columns, require_steps=require_steps, came=came[index][1])
-        _check_gold(record.answer, where, columns)
+            record = problem_of(
+                record,
+                index,
+                where,
+                columns,
+                require_steps=require_steps,
+                require_answers=require_answers,
+                came=came[index][1],
+            )
+        if require_answers:
+            _check_gold(record.answer, where, columns)
         problems.append(record)
     if require_steps and not any(problem.steps for problem in problems):
         raise UserError(
@@ -116,7 +131,14 @@ def _with_our_names(record: Any, columns: Columns) -> Any:
 
 
 def problem_of(
-    record: Any, index: int, where: str, columns: Columns, *, require_steps: bool, came: Mapping[str, Any]
+    record: Any,
+    index: int,
+    where: str,
+    columns: Columns,
+    *,
+    require_steps: bool,
+    require_answers: bool = True,
+    came: Mapping[str, Any],
 ) -> Problem:
     """Make a problem from a record in Coconut's layout.
 
@@ -129,6 +151,7 @@ def problem_of(
         where: the record's place, for messages.
         columns: which columns to read.
         require_steps: whether the record must have a column of steps; its list may be empty.
+        require_answers: whether it must have an answer; if not, the answer is the empty text.
         came: the record before it was brought into this layout.
 
     Raises:
@@ -149,7 +172,7 @@ def problem_of(
             f"{where}: field {columns.question!r} must be a string that is not empty, found {described(question)}"
         )
     # Before the steps, which GSM8K's answers contain: a missing answer is the clearer message.
-    answer = _answer(field_of(record, "answer", where, columns), where, columns)
+    answer = _answer(field_of(record, "answer", where, columns), where, columns) if require_answers else ""
     read = (columns.question, columns.steps, columns.answer)
     steps = _steps(record, where, columns, required=require_steps)
     extra = {name: value for name, value in record.items() if name not in (*read, *FIELDS)}

@@ -165,6 +165,8 @@ def as_reward_functions(given: Any) -> list[RewardFunction]:
 def reward_columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
     """The columns that reward functions get: fields and extra columns of the problems, one entry per completion.
 
+    There is no column ``answer`` if no answer is known.
+
     Args:
         problems: the problem of each completion, so a problem appears once for each of its rollouts.
 
@@ -175,7 +177,9 @@ def reward_columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
     if clash := sorted({"prompts", "completions", "question", "steps", "answer", *CONTEXT} & extra.keys()):
         raise UserError(f"rewards: the problem file has a column {clash[0]!r}, a name that is taken; rename it")
     columns = {name: [problem.extra[name] for problem in problems] for name in extra}
-    own = {name: [getattr(problem, name) for problem in problems] for name in ("question", "steps", "answer")}
+    unknown = bool(problems) and not any(problem.answer for problem in problems)
+    fields = ("question", "steps") if unknown else ("question", "steps", "answer")
+    own = {name: [getattr(problem, name) for problem in problems] for name in fields}
     return own | columns
 
 

@@ -93,7 +93,7 @@ class Sampler:
         self._prompts = [rows[i] for i in kept]
         self._require_enough()
         model.check_length(self._prompts, model.latent_steps + 1 + config.max_completion_length)
-        model.require_writable(p.answer for p in self.problems)
+        model.require_writable(p.answer for p in self.problems if p.answer)
         weights: tuple[float, ...] = (1.0,)
         source_of = [0] * len(rows)
         if isinstance(problems, Mixture):

@@ -102,7 +102,8 @@ class GRPOTrainer:
             be async, or an object with ``__call__``; `problems/rewards.py` lists the arguments.
         args: options; of a ``GRPOConfig`` also ``output_dir``, ``seed`` and ``bf16``, which the arguments below repeat.
         train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
-            ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions.
+            ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions. Without any column of
+            answers, the reward functions judge by other columns.
         eval_dataset: problems to validate on, in the same forms; or several sets of them by name, as in TRL.
         processing_class: the tokenizer of a language model that is given as an object.
         latent_steps: number of thoughts before an answer; what the model has when not given.
@@ -151,7 +152,7 @@ class GRPOTrainer:
             raise UserError("report_to: a RunFolder has its own: give it to the RunFolder, or give a path as run.")
         exploration = SharedDropout(0.1) if exploration is None else exploration
         reward_funcs = as_reward_functions(reward_funcs)
-        problems = as_problems(train_dataset, "train_dataset")
+        problems = as_problems(train_dataset, "train_dataset", require_answers=False)
         config = args.settled(len(problems), processes.size()) if isinstance(args, GRPOConfig) else args
         model = as_latent_model(
             model,
