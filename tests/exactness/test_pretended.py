@@ -1,6 +1,7 @@
 """Everything that runs on a GPU, on a pretended device that refuses what CUDA refuses; results are those of the CPU."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,12 +25,13 @@ from dropout_grpo.latent.fast import graphs
 from dropout_grpo.latent.generation import Generation
 from dropout_grpo.latent.tokens import add_latent_tokens
 from dropout_grpo.latent.weights.custom_generate.generate import generate
+from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.rollout import Prompts, replay, roll_out
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from helpers.engine import QUESTIONS, difference, latent_model
 from helpers.fixed_shape import EXPLORATIONS, HELD
-from helpers.grpo_run import CONFIG, steps_of, trainer
+from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
 from helpers.pretended import Pretended, place, pretended
 from helpers.tiny_latent import tiny_latent, tiny_problems
 from helpers.tiny_lora import tiny_lora
@@ -221,3 +223,29 @@ def test_generate_of_a_published_folder(thought: str, tmp_path: Path) -> None:
         ids, mask = model.encode(["Ann has 3 ?", "Ann has 4"])
         found = generate(model.model, input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
     assert torch.equal(held(found), expected)
+
+
+def test_a_token_decoded_step_by_step_waits_once() -> None:
+    """While all rows go on."""
+    model, seen = place(latent_model("gpt2", torch.float32)), []
+    with pretended() as crossings, graphs.step_by_step():
+        for length in (3, 4):
+            crossings.clear()
+            assert made(model, length=length).mask.shape == (12, length)
+            seen.append(Counter(crossings))
+    assert seen[1] - seen[0] == {"copy to the host": 1}
+
+
+def test_what_a_micro_batch_waits_for(tmp_path: Path) -> None:
+    """It waits for the longest prompt and for whether there is padding, and copies indices, seeds and advantages."""
+    seen = []
+    with pretended() as crossings:
+        for groups in (2, 1):  # of 4 groups: 2 micro-batches, then 4
+            config = replace(CONFIG, prompts_per_step=4, micro_batch_size=4 * groups)
+            made_by = trainer(tmp_path / str(groups), config, model=place(double()), reward_funcs=[alternating])
+            sampled, _ = made_by.sampler.sample(1)
+            prompts = made_by.sampler.prompts(sampled.places)
+            crossings.clear()
+            made_by.backward(prompts, sampled.seeds, sampled.answers, group_advantages(sampled.rewards))
+            seen.append(Counter(crossings))
+    assert seen[1] - seen[0] == {"_local_scalar_dense": 2 * 2, "copy to the device": 2 * 4}

@@ -177,7 +177,7 @@ def _check(func: Any, args: Any, target: str | None, here: list[Tensor], host: l
         to_here = (
             isinstance(args[0], Pretended) if name == "copy_" else (from_here if target is None else target == NAME)
         )
-        if to_here != from_here:
+        if to_here != from_here and source.numel() > 0:
             _cross("copy to the device" if to_here else "copy to the host")
     elif here and any(tensor.dim() > 0 for tensor in host):
         raise RuntimeError(f"tensors on both devices: {func}")

@@ -68,18 +68,19 @@ def generate_eagerly(
     length = max_new_tokens
     for position in range(max_new_tokens):
         state, token = next_token(model, state, inputs, position, chooser=chooser, noise=noise)
-        places = rows[alive]
-        chosen, chooser = token.ids, token.chooser
-        out.token_ids[places, position] = chosen[alive]
-        out.mask[places, position] = True
-        out.logprobs[places, position] = token.logprobs[alive]
-        out.entropy[places, position] = token.entropy[alive]
+        chosen, chooser, ended = token.ids, token.chooser, ~alive
+        out.token_ids[rows, position] = chosen.masked_fill(ended, model.tokens.pad)
+        out.mask[rows, position] = alive
+        out.logprobs[rows, position] = token.logprobs.masked_fill(ended, 0.0)
+        out.entropy[rows, position] = token.entropy.masked_fill(ended, 0.0)
         alive = alive & ~model.tokens.end_answer(chosen)
-        if not alive.any():
+        going = alive.cpu()  # the only wait for the device
+        if not going.any():
             length = position + 1
             break
-        stay = rectangle(alive, state.group_size)
+        stay = rectangle(going, state.group_size)
         if len(stay) < len(rows):
+            stay = stay.to(rows.device)
             rows, alive, chosen = rows[stay], alive[stay], chosen[stay]
             state, chooser = state.select(stay), chooser.select(stay)
             noise = noise.select(stay) if noise is not None else None

@@ -20,6 +20,7 @@ class Prompts:
 
     def select(self, rows: Tensor) -> "Prompts":
         """The questions with these indices, without padding that none of them needs."""
+        rows = rows.to(self.input_ids.device)
         ids, mask = self.input_ids[rows], self.attention_mask[rows]
         longest = int(mask.sum(-1).max())
         return Prompts(input_ids=ids[:, -longest:], attention_mask=mask[:, -longest:])

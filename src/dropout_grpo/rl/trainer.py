@@ -652,8 +652,9 @@ class GRPOTrainer:
     ) -> Sums:
         """Accumulate gradients of the objective over micro-batches; return this process's part of the metrics."""
         config, seen = self.config, Sums()
+        parts: list[Tensor] = []  # numbers of each micro-batch, on the device
         for groups in micro_batches:
-            rows = rows_of(groups, seeds.shape[1])
+            rows = rows_of(groups, seeds.shape[1]).to(answers.mask.device)
             old_logprobs, used = answers.logprobs[rows], answers.mask[rows]
             chosen = (prompts.select(groups), seeds[groups], answers.token_ids[rows])
             ref_logprobs = None
@@ -678,14 +679,17 @@ class GRPOTrainer:
                 kl_delta=config.kl_delta,
             )
             part.loss.backward()
-            seen.loss += float(part.loss.detach())
-            seen.kl += float(part.kl)
-            seen.clipped_low += float(part.clipped_low)
-            seen.clipped_high += float(part.clipped_high)
             gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
-            seen.difference = max(seen.difference, float(gap.max()))
-            seen.differences += float(gap.sum())
-            seen.replayed += int(used.sum())
+            sums = (part.loss, part.kl, part.clipped_low, part.clipped_high, gap.max(), gap.sum(), used.sum())
+            parts.append(torch.stack([number.detach().double() for number in sums]))
+        for loss, kl, low, high, greatest, total, tokens in torch.stack(parts).tolist():  # one wait for the device
+            seen.loss += loss
+            seen.kl += kl
+            seen.clipped_low += low
+            seen.clipped_high += high
+            seen.difference = max(seen.difference, greatest)
+            seen.differences += total
+            seen.replayed += tokens
         return seen
 
 
