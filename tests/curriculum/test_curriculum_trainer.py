@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer, _share_out
@@ -22,7 +22,16 @@ from dropout_grpo.problems.problem import Problem
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training.optimizer import NonFinite
 from helpers.oracle import oracle_run
-from helpers.tiny_latent import assert_same_weights, plain_model, read_metrics, tiny_latent, tiny_problems, weights_of
+from helpers.tiny import tiny_model, tiny_tokenizer
+from helpers.tiny_latent import (
+    PLAIN_TOKENS,
+    assert_same_weights,
+    plain_model,
+    read_metrics,
+    tiny_latent,
+    tiny_problems,
+    weights_of,
+)
 
 # 2 problems with 1 and 3 steps; 1 thought a step, 2 latent stages: stages 0 .. 3 with 0, 1, 2, 2 thoughts.
 SHORT, LONG = tiny_problems(1, steps=1)[0], replace(tiny_problems(4, steps=3)[3], id=1)
@@ -199,7 +208,7 @@ def test_a_fresh_optimizer_in_every_stage_if_asked_for(tmp_path: Path, reset: bo
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="training file has no problems"):
+    with pytest.raises(UserError, match="train_dataset is empty"):
         trainer(tmp_path / "a", problems=[])
     bare = replace(LONG, id=5, steps=())
     with pytest.raises(UserError, match=r"no training problem has steps.* GRPO, which needs only answers"):
@@ -354,3 +363,60 @@ def test_the_first_update_has_no_good_checkpoint_behind_it(tmp_path: Path) -> No
         "weight of the model it started from is not finite",
     ):
         trainer(tmp_path, model=model).train()
+
+
+def test_the_forms_that_grpo_takes_too(tmp_path: Path) -> None:
+    """Dicts, a plain model with its tokenizer, a path for the run, problems to validate on, callbacks."""
+    expected = trainer(tmp_path / "expected")
+    expected.train()
+    rows = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in (SHORT, LONG)]
+    model = tiny_model("gpt2", torch.float32, vocab_size=PLAIN_TOKENS)
+    seen: list[tuple[str, int, float]] = []
+
+    class Seen(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            seen.append(("epoch", state.global_step, state.epoch))
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            assert set(more["metrics"]) == {"eval_pass@1"}
+            seen.append(("evaluate", state.global_step, state.epoch))
+
+        def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            assert more["optimizer"] is not None
+            seen.append(("save", state.global_step, state.epoch))
+
+    made = CurriculumTrainer(
+        model, CONFIG, rows, tmp_path / "run", rows[:1], tiny_tokenizer(), callbacks=[Seen], seed=0
+    )
+    output = made.train()
+    assert_same_weights(weights_of(made.model), weights_of(expected.model))
+    assert updates(tmp_path / "run") == updates(tmp_path / "expected")
+    assert seen == [
+        (event, n + (event != "epoch"), n + (event != "epoch"))
+        for n in range(4)
+        for event in ("epoch", "evaluate", "save")
+    ]  # 4 stages of one epoch of one update
+    losses = [line["loss"] for line in updates(tmp_path / "run")]
+    assert [log["loss"] for log in made.state.log_history if "loss" in log] == losses
+    assert (output.global_step, output.training_loss) == (4, pytest.approx(sum(losses) / 4))
+    answered = answer_problems(made.model, [SHORT], EvaluationConfig(num_samples=0, max_new_tokens=3))
+    assert made.evaluate() == {"eval/pass@1": float(answered[0].plain_correct)}
+    made.save_model()
+    assert LatentModel.from_pretrained(tmp_path / "run" / "checkpoints" / "sft").latent_steps == CONFIG.latent_steps
+    with pytest.raises(UserError, match="give the trainer an eval_dataset"):
+        expected.evaluate()
+
+
+def test_a_callback_stops_the_curriculum_and_it_resumes(tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            control.should_training_stop = state.global_step == 2
+
+    whole, stopped = trainer(tmp_path / "whole"), trainer(tmp_path / "parts", callbacks=[Stop])
+    whole.train()
+    assert stopped.train().global_step == 2
+    again = trainer(tmp_path / "parts", resume=True)
+    assert again.train(resume_from_checkpoint=True).global_step == 4
+    assert_same_weights(weights_of(again.model), weights_of(whole.model))
+    assert updates(tmp_path / "parts") == updates(tmp_path / "whole")
+    assert [log["step"] for log in again.state.log_history] == [1, 2, 3, 4, 4]

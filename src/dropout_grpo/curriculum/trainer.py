@@ -3,13 +3,17 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.stages import Stage, curriculum
@@ -17,15 +21,21 @@ from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.measures import as_logged
+from dropout_grpo.evaluation.answering import answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.evaluation.measures import as_logged, validation_metrics
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
+from dropout_grpo.problems.from_python import as_problems, as_sets
 from dropout_grpo.problems.problem import Problem, problem_fingerprint
 from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, weights_digest
 from dropout_grpo.runs.write import jsonable
+from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
@@ -39,19 +49,26 @@ Evaluate = Callable[[LatentModel, int, int], float | Mapping[str, float]]
 _BATCHES_SORTED = 8
 
 
-class CurriculumTrainer:
-    """Coconut's curriculum on problems with steps.
+class CurriculumTrainer(HasCallbacks):
+    """Coconut's curriculum on problems with steps. Names are those of TRL's trainers.
 
     Args:
-        model: its ``latent_steps`` must be the length of the curriculum's full latent block.
-        config: options.
-        problems: training problems with steps. A problem without steps (GSM8K has a few) is trained on its answer
-            in every stage, as in Coconut.
-        run: where metrics and checkpoints go.
-        seed: order of the data and of stage mixing.
+        model: trained in place: a latent model, whose ``latent_steps`` must be the curriculum's number of thoughts; or
+            a plain language model, an object or by name, which gets Coconut's tokens.
+        args: options.
+        train_dataset: problems with steps, dicts with ``question``, ``steps`` and ``answer``, or a
+            ``datasets.Dataset``. A problem without steps (GSM8K has a few) is trained on its answer in every stage, as
+            in Coconut.
+        run: where metrics and checkpoints go: a run folder, or its path.
+        eval_dataset: problems to validate on, in the same forms; or several sets of them by name.
+        processing_class: the tokenizer of a plain language model that is given as an object.
+        peft_config: PEFT's ``LoraConfig`` (``r``, ``lora_alpha``, ``target_modules``), to train an adapter.
+        seed: order of the data and of stage mixing, and new weights.
         bf16: matrix products in bf16.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
-        evaluate: validation, with the thoughts and the answer length of the stage; None for no validation.
+        evaluate: validation, with the thoughts and the answer length of the stage. When not given, it is pass@1 of the
+            plain network on ``eval_dataset``.
+        callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
     Raises:
@@ -61,19 +78,35 @@ class CurriculumTrainer:
 
     def __init__(
         self,
-        model: LatentModel,
-        config: CurriculumConfig,
-        problems: Sequence[Problem],
-        run: RunFolder,
+        model: LatentModel | PreTrainedModel | str | Path,
+        args: CurriculumConfig | None = None,
+        train_dataset: Iterable[Any] = (),
+        run: RunFolder | str | Path = "runs/sft",
+        eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *,
-        seed: int,
+        peft_config: Any = None,
+        seed: int = 0,
         bf16: bool = False,
         fsdp: bool = False,
         evaluate: Evaluate | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         part: str = "sft",
     ) -> None:
-        self.model, self.config, self.problems, self.run = model, config, problems, run
-        self.seed, self.bf16, self.fsdp, self.evaluate, self.part = seed, bf16, fsdp, evaluate, part
+        config = CurriculumConfig() if args is None else args
+        problems = as_problems(train_dataset, "train_dataset")
+        model = as_latent_model(
+            model,
+            processing_class=processing_class,
+            latent_steps=None if isinstance(model, LatentModel) else config.latent_steps,
+            thought=config.thought,
+            peft_config=peft_config,
+            seed=seed,
+        )
+        if evaluate is None and eval_dataset is not None:
+            evaluate = partial(_validated, as_sets(eval_dataset, "eval_dataset"), bf16)
+        self.model, self.args, self.config, self.problems, self._run = model, config, config, problems, run
+        self.seed, self.bf16, self.fsdp, self._ask, self.part = seed, bf16, fsdp, evaluate, part
         self._micro_batches = MicroBatches("curriculum.micro_batch_size", config.micro_batch_size or config.batch_size)
         self.stages = curriculum(
             c_thought=config.c_thought,
@@ -86,8 +119,6 @@ class CurriculumTrainer:
             raise UserError(
                 "curriculum.optimizer muon needs whole matrices, and fsdp shards them: leave one of them out."
             )
-        if not problems:
-            raise UserError("the training file has no problems.")
         if not any(problem.steps for problem in problems):
             raise UserError(
                 "no training problem has steps, and the curriculum needs them: use the problems for GRPO, which "
@@ -107,18 +138,35 @@ class CurriculumTrainer:
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
         model.check_length(self._prompts, longest)
         model.require_writable(p.answer for p in problems)
+        self._updates = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
+        self._callbacks = Callbacks(
+            callbacks or (),
+            arguments(
+                config,
+                output_dir=str(run.path if isinstance(run, RunFolder) else run),
+                evaluates=evaluate is not None,
+                metric_for_best_model=None,
+                greater_is_better=None,
+            ),
+            model,
+            max_steps=self._updates,
+            steps_per_epoch=self.updates_per_epoch,
+        )
 
     @property
     def updates_per_epoch(self) -> int:
         """Number of updates in one pass over the problems; the last batch may be smaller."""
         return math.ceil(len(self.problems) / self.config.batch_size)
 
-    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> None:
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainOutput:
         """Run all stages.
 
         Args:
             resume_from_checkpoint: True loads the newest good checkpoint of the run and continues after it; the path of
                 one of its checkpoints loads that one. Data and options must be those that the run began with.
+
+        Returns:
+            The number of updates, the mean of their losses, and ``train_runtime`` in seconds, as in transformers.
 
         Raises:
             UserError: the run has steps already and is not resumed, or it began with something else.
@@ -129,8 +177,17 @@ class CurriculumTrainer:
         require_trainable(self.model)
         if self._record is None:
             self._record = self._made_from()
+        if not isinstance(self._run, RunFolder):
+            self._run = RunFolder(
+                self._run,
+                "sft",
+                self._record.options,
+                resume=bool(resume_from_checkpoint),
+                digests=self._record.digests,
+            )
+        run, callbacks, losses = self._run, self._callbacks, list[float]()
         session = TrainingSession(
-            self.run,
+            run,
             self.part,
             self.model,
             record=self._record,
@@ -138,14 +195,16 @@ class CurriculumTrainer:
             save_total_limit=config.save_total_limit,
         )
         saved = session.begin(resume_from_checkpoint)
-        step = 0 if saved is None else saved.step
-        total = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
+        step = first = 0 if saved is None else saved.step
+        if saved is not None:
+            callbacks.restore(saved.state, read_metrics(run.path, whole_lines=True), self.part)
         start_together(self.model, sharded=self.fsdp)
         optimizer = self._optimizer()
         if saved is None and self.model.device.type == "cpu":
             self._limit_micro_batches()
         start, before = time.monotonic(), 0  # updates before the stage
-        with session.steps("curriculum", total, step) as bar:
+        with session.steps("curriculum", self._updates, step) as bar:
+            callbacks.begin(step, optimizer, None)
             for stage in self.stages:
                 updates = stage.epochs * self.updates_per_epoch
                 done, before = step - before, before + updates
@@ -163,7 +222,9 @@ class CurriculumTrainer:
                     updates=updates,
                     done=done,
                 )
+                callbacks.use(optimizer, schedule)
                 for batch in islice(self._batches(stage), done, None):
+                    callbacks.begin_step(step + 1, first=step == first)
                     rate = schedule.get_last_lr()[0]
                     loss = self.backward(stage, batch, step)
                     norm = update(
@@ -174,31 +235,56 @@ class CurriculumTrainer:
                         max_grad_norm=config.max_grad_norm,
                         where=self._where(step + 1, stage),
                         last_good=session.last_good,
+                        around=callbacks.optimizer_step,
                     )
                     step += 1
-                    self.run.log(
-                        {
-                            "part": self.part,
-                            "step": step,
-                            "stage": stage.index,
-                            "loss": loss,
-                            "grad_norm": norm,
-                            "learning_rate": rate,
-                            "seconds": round(time.monotonic() - start, 3),
-                        }
-                    )
+                    losses.append(loss)
+                    metrics = {
+                        "stage": stage.index,
+                        "loss": loss,
+                        "grad_norm": norm,
+                        "learning_rate": rate,
+                        "seconds": round(time.monotonic() - start, 3),
+                    }
+                    callbacks.end_step(step)
+                    run.log({"part": self.part, "step": step, **metrics})
+                    callbacks.log(metrics)
                     ends = step == before
-                    if ends or _every(config.eval_steps, step):
-                        self._validate(stage, step)
-                    stopping = session.stopping
-                    if ends or _every(config.save_steps, step) or stopping:
+                    if self._ask is not None and (ends or callbacks.control.should_evaluate):
+                        run.log({"part": self.part, "step": step, "stage": stage.index, **self.evaluate(stage)})
+                    interrupted = session.stopping
+                    asked = callbacks.control
+                    if ends or asked.should_save or asked.should_training_stop or interrupted:
                         session.require_finite(self.model.pad(self._prompts[:1]), self._where(step, stage))
                         if ends and config.save_stages:
-                            save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
-                        session.save(step, optimizer, {"stage": stage.index})
+                            save_checkpoint(run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
+                        session.save(step, optimizer, {"stage": stage.index, **callbacks.checkpoint_state()})
+                        callbacks.saved()
                     bar.advance(stage=stage.index, loss=loss)
-                    if stopping:
+                    if interrupted:
                         session.stop(step)
+                    if callbacks.control.should_training_stop:
+                        break
+                if callbacks.control.should_training_stop:
+                    break
+            return callbacks.end(losses, time.monotonic() - start)
+
+    def evaluate(self, stage: Stage | None = None) -> dict[str, float]:
+        """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.
+
+        Args:
+            stage: whose thoughts and answers are asked for; the last one when not given.
+
+        Raises:
+            UserError: the trainer has no problems to validate on.
+        """
+        if self._ask is None:
+            raise UserError("there is nothing to evaluate on: give the trainer an eval_dataset.")
+        stage = stage or self.stages[-1]
+        longest = max(map(len, self._answers[stage.index]))
+        found = as_logged(self._ask(self.model, stage.latent_steps, longest))
+        self._callbacks.evaluated(found)
+        return found
 
     def _made_from(self) -> Record:
         """What a resumed run, and every process of a run, must have alike."""
@@ -346,17 +432,12 @@ class CurriculumTrainer:
         logprobs = logits.float().log_softmax(-1).gather(-1, words)  # [N, W]
         return -(logprobs * mask / mask.sum(-1, keepdim=True)).sum()
 
-    def _validate(self, stage: Stage, step: int) -> None:
-        if self.evaluate is None:
-            return
-        longest = max(map(len, self._answers[stage.index]))
-        found = self.evaluate(self.model, stage.latent_steps, longest)
-        self.run.log({"part": self.part, "step": step, "stage": stage.index, **as_logged(found)})
 
-
-def _every(steps: int, step: int) -> bool:
-    """Whether ``step`` is a multiple of ``steps``; False if ``steps`` is 0."""
-    return steps > 0 and step % steps == 0
+def _validated(
+    sets: Mapping[str, Sequence[Problem]], bf16: bool, model: LatentModel, latent_steps: int, max_new_tokens: int
+) -> dict[str, float]:
+    asked = EvaluationConfig(num_samples=0, max_new_tokens=max_new_tokens, latent_steps=latent_steps)
+    return validation_metrics({name: answer_problems(model, part, asked, bf16=bf16) for name, part in sets.items()})
 
 
 def _share_out(steps: Sequence[list[int]], c_thought: int, max_latent_stage: int) -> list[list[int]]:

@@ -55,3 +55,14 @@ def as_problems(
 
 def _has_answer(row: Any, columns: Columns) -> bool:
     return not isinstance(row, Mapping) or columns.answer in row or SOLUTION in row
+
+
+def as_sets(dataset: Iterable[Any] | Mapping[str, Iterable[Any]], name: str) -> dict[str, Sequence[Problem]]:
+    """Validation problems by the name of their set; one set without a name if the dataset is not a dict of sets.
+
+    Raises:
+        UserError: see ``as_problems``.
+    """
+    if isinstance(dataset, Mapping):
+        return {key: as_problems(one, f"{name}[{key!r}]") for key, one in dataset.items()}
+    return {"": as_problems(dataset, name)}

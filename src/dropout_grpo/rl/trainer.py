@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.distributed import processes
@@ -30,7 +30,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.weights.card import CardFacts
 from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.latent.weights.publish import push_folder
-from dropout_grpo.problems.from_python import as_problems
+from dropout_grpo.problems.from_python import as_problems, as_sets
 from dropout_grpo.problems.problem import Problem, problem_fingerprint
 from dropout_grpo.problems.rewards import RewardFunction, as_reward_functions, reward_names
 from dropout_grpo.rl.advantage import (
@@ -52,12 +52,10 @@ from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.rl.watch import Watch
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.layout import checkpoint_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, code_digest, weights_digest
 from dropout_grpo.runs.write import jsonable
-from dropout_grpo.training.callbacks import Callbacks, arguments
-from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
 from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
@@ -92,7 +90,7 @@ class Sums:
     replayed: float = 0.0  # answer tokens
 
 
-class GRPOTrainer:
+class GRPOTrainer(HasCallbacks):
     """Dropout-GRPO on problems with answers; steps are not used. Names are those of TRL.
 
     Args:
@@ -163,7 +161,7 @@ class GRPOTrainer:
             untaught=_UNTAUGHT,
         )
         if evaluate is None and eval_dataset is not None:
-            evaluate = partial(_validated, _sets(eval_dataset), config, exploration, seed, bf16)
+            evaluate = partial(_validated, as_sets(eval_dataset, "eval_dataset"), config, exploration, seed, bf16)
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):
@@ -210,19 +208,6 @@ class GRPOTrainer:
         self.reference: Reference | None = None
         if config.beta > 0 and not self.deterministic:  # a policy that never changes has a KL of 0
             self.reference = Reference(model, config, exploration)
-
-    @property
-    def state(self) -> TrainerState:
-        """transformers' state of the training: ``global_step``, ``epoch``, ``log_history``, the best metric."""
-        return self._callbacks.state
-
-    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Add a callback, an object or a class."""
-        self._callbacks.add(callback)
-
-    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Remove a callback, or the first one of a class."""
-        self._callbacks.pop(callback)
 
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainOutput:
         """Run ``max_steps`` steps.
@@ -379,11 +364,6 @@ class GRPOTrainer:
         found = as_logged(self._validate(self.model))
         self._callbacks.evaluated(found)
         return found
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``."""
-        run = self._run.path if isinstance(self._run, RunFolder) else Path(self._run)
-        save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the model with its model card to the Hugging Face Hub, and return the address.
@@ -691,13 +671,6 @@ class GRPOTrainer:
             seen.differences += total
             seen.replayed += tokens
         return seen
-
-
-def _sets(dataset: Iterable[Any] | Mapping[str, Iterable[Any]]) -> dict[str, Sequence[Problem]]:
-    """The sets of validation problems by name; one without a name if the dataset is not a dict."""
-    if isinstance(dataset, Mapping):
-        return {name: as_problems(one, f"eval_dataset[{name!r}]") for name, one in dataset.items()}
-    return {"": as_problems(dataset, "eval_dataset")}
 
 
 def _validated(

@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,10 @@ from transformers.trainer_utils import TrainOutput
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.layout import checkpoint_folder
 from dropout_grpo.runs.write import jsonable
+from dropout_grpo.training.checkpoint import save_checkpoint
 
 OURS, THEIRS = "eval/", "eval_"
 """Prefixes of validation metrics, in a run's files and in transformers' callbacks."""
@@ -165,9 +169,13 @@ class Callbacks:
 
     def begin(self, done: int, optimizer: Any, schedule: Any) -> None:
         """Announce the training, of which ``done`` steps are done already."""
-        self._handler.optimizer, self._handler.lr_scheduler = optimizer, schedule
+        self.use(optimizer, schedule)
         self._at(done)
         self._call("on_train_begin")
+
+    def use(self, optimizer: Any, schedule: Any) -> None:
+        """What callbacks get as ``optimizer`` and ``lr_scheduler`` from now on."""
+        self._handler.optimizer, self._handler.lr_scheduler = optimizer, schedule
 
     def begin_step(self, step: int, *, first: bool) -> None:
         """Announce a step, and the epoch that it begins; ``first`` if it is the first one of this training."""
@@ -228,6 +236,7 @@ class Callbacks:
         """Continue a run: the inverse of ``checkpoint_state``, with the log so far from the lines of metrics.jsonl."""
         for name in _BEST:
             setattr(self.state, name, saved.get(name))
+        self.state.log_history = []
         for line in metrics:
             if line["part"] == part:
                 numbers = {name: value for name, value in line.items() if name not in ("part", "step")}
@@ -248,3 +257,30 @@ class Callbacks:
 def _theirs(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics with transformers' prefix for those of a validation."""
     return {THEIRS + name.removeprefix(OURS) if name.startswith(OURS) else name: metrics[name] for name in metrics}
+
+
+class HasCallbacks:
+    """What both trainers have of transformers' Trainer, beside ``train`` and ``evaluate``."""
+
+    model: LatentModel
+    part: str
+    _run: RunFolder | str | Path
+    _callbacks: Callbacks
+
+    @property
+    def state(self) -> TrainerState:
+        """transformers' state of the training: ``global_step``, ``epoch``, ``log_history``, the best metric."""
+        return self._callbacks.state
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add a callback, an object or a class."""
+        self._callbacks.add(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Remove a callback, or the first one of a class."""
+        self._callbacks.pop(callback)
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``."""
+        run = self._run.path if isinstance(self._run, RunFolder) else Path(self._run)
+        save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)

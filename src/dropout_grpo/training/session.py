@@ -93,7 +93,8 @@ class TrainingSession:
         require_equal_processes(record)
         self.run, self.part, self.model, self._logging_steps = run, part, model, logging_steps
         self._record = replace(record, run=run.id)
-        self.batches, self.save_total_limit = {b.option: b for b in batches}, save_total_limit
+        # Named without their section, as in the checkpoints of earlier versions.
+        self.batches, self.save_total_limit = {b.option.rpartition(".")[2]: b for b in batches}, save_total_limit
         self._good: Path | None = None
         self._asked = 0
         self._signal: Callable[[], int | None] = lambda: None
@@ -128,8 +129,8 @@ class TrainingSession:
         if name is not None:
             path = Path(name)
             self._load(path)
-            for batches in self.batches.values():
-                batches.size = int(state.get(_BATCH_SIZES, {}).get(batches.option, batches.size))
+            for option, batches in self.batches.items():
+                batches.size = int(state.get(_BATCH_SIZES, {}).get(option, batches.size))
             on_main(lambda: self._report(damaged, path, aside=".damaged" if resume is True else ".unused"))
             self.run.forget_after(self.part, int(state["step"]), every=self._logging_steps)
             self.run.record_length()
