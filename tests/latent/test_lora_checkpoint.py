@@ -129,7 +129,7 @@ def test_merge_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureF
     for arguments, message in (
         ([base, "--out", str(tmp_path / "new")], "base is not an adapter: there is nothing to merge"),
         ([adapter, "--out", base], "base exists already: choose another --out"),
-        ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")], "nowhere is not an adapter"),
+        ([str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")], "nowhere: there is no such folder"),
     ):
         assert main(["merge", *arguments]) == 2
         assert message in capsys.readouterr().err.replace("\n", " ")

@@ -113,7 +113,7 @@ def build_parser(help_of: str | None = None) -> tuple[ArgumentParser, dict[str, 
     sub = command("ask", "answer questions with the plain network, with several masks, and by their vote")
     sub.add_argument("checkpoint", type=str, help="folder or hub name of a latent model")
     lines = "the text; questions are read from standard input, one a line, if not given"
-    sub.add_argument("question", type=str | None, nargs="?", default=None, help=lines)
+    sub.add_argument("question", type=str | None, nargs="?", help=lines)
     sub.add_argument("--json", action="store_true", help="print one JSON object per question on standard output")
     with_device(sub)
     read = "read each thought through the head: its likeliest tokens, plain and under each mask"
