@@ -114,7 +114,7 @@ def test_other_folders_and_damaged_files_are_refused(tmp_path: Path) -> None:
     broken.mkdir()
     for text, message in (
         (json.dumps(line(0, True)) + '\n{"file": "a.js', r"samples\.jsonl, line 2 is not JSON"),
-        ("[1]\n", "line 1: 'file' is not as"),
+        ("[1]\n", r"line 1 is '\[1\]', but must be a JSON object"),
         (json.dumps(line(0, True, plain_correct="yes")), "line 1: 'plain_correct' is not as"),
     ):
         (broken / "samples.jsonl").write_text(text, encoding="utf-8")
