@@ -61,6 +61,11 @@ def test_the_record_follows_from_the_run_folders(made: Path, record: dict[str, A
         record["arms"]["held_05"]["pass@1"] - record["arms"]["temperature"]["pass@1"]
     )
     assert record["arms"]["old"]["steps"] == 2
+    runs = {
+        json.loads((places(made / "runs", 1).run(name) / "config.json").read_text("utf-8"))["commit"]
+        for name in ("demo", "old")
+    }
+    assert record["run_commits"] == [str(commit) for commit in runs]
     assert "train.json" in record["arms"]["old"]["commands"][0]
 
 

@@ -1,11 +1,13 @@
 """Every check holds for the library, and fails for a broken variant of the part that it checks."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
+from dropout_grpo.evidence.theory import filtered
 from dropout_grpo.evidence.theory.checks import SECTIONS
 from dropout_grpo.evidence.theory.collapse import check_collapse
 from dropout_grpo.evidence.theory.coupling import STEPS, check_coupling
@@ -13,7 +15,7 @@ from dropout_grpo.evidence.theory.divided import check_divided
 from dropout_grpo.evidence.theory.estimator import from_all_groups
 from dropout_grpo.evidence.theory.filtered import check_filtered, kept_counts, kept_share, weight
 from dropout_grpo.evidence.theory.fresh_mask import VARIANTS, check_fresh, check_ratio
-from dropout_grpo.evidence.theory.greedy import check_greedy, greedy_atoms
+from dropout_grpo.evidence.theory.greedy import check_greedy, check_greedy_seeds, greedy_atoms
 from dropout_grpo.evidence.theory.kl_pull import balance, check_balance, check_kl_gradient
 from dropout_grpo.evidence.theory.latent_gradient import check_latent_gradient, detach_everything, detach_thoughts
 from dropout_grpo.evidence.theory.model_average import (
@@ -28,6 +30,7 @@ from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.sampling import AverageOverMasks
 from dropout_grpo.rl.advantage import group_advantages
+from dropout_grpo.rl.kl import kl_estimate
 
 CLAIMS = (
     *("objective.gradient", "average.objective", "average.sampled", "average.decoding"),
@@ -93,8 +96,10 @@ def test_divided_finds_nothing_if_nothing_is_divided(exact, quick):
     assert factors == pytest.approx([7 / 8] * len(factors))
 
 
-def test_divided_by_the_batch_is_biased_too(exact):
-    assert check_divided(exact.laws, exact.gradients, scale_rewards="batch").verdict == "holds"
+def test_divided_by_the_batch_has_another_factor_and_is_biased_too(exact):
+    check = check_divided(exact.laws, exact.gradients, scale_rewards="batch")
+    assert check.verdict == "fails"
+    assert check.estimate > 1e-3
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
@@ -120,7 +125,11 @@ def test_condition_fails_for_another_baseline(exact):
 
 
 def test_ratio_fails_if_the_mask_is_drawn_anew(exact):
-    assert check_ratio(exact.laws, replayed=False).verdict == "fails"
+    assert check_ratio(exact.toy, exact.laws, seed=0, replayed=False).verdict == "fails"
+
+
+def test_ratio_fails_if_the_fresh_mask_is_the_old_one(exact):
+    assert check_ratio(exact.toy, exact.laws, seed=0, drawn_again=False).verdict == "fails"
 
 
 def test_fresh_mask_claims_fail_if_the_mask_is_replayed(exact):
@@ -139,9 +148,27 @@ def test_exception_fails_if_the_ratio_is_clipped(exact):
     assert found["replay.exception"] == "fails"
 
 
+def test_no_clip_is_noticed(exact, monkeypatch):
+    clamp = torch.Tensor.clamp
+
+    def one_sided(values, min=None, max=None):
+        return values if min is not None and max is not None else clamp(values, min, max)
+
+    monkeypatch.setattr(torch.Tensor, "clamp", one_sided)
+    found = {check.id for check in check_fresh(exact.laws, exact.gradients) if check.verdict == "fails"}
+    assert {"replay.bias", "replay.given_rollouts"} <= found
+
+
+def test_the_larger_of_the_two_objectives_is_noticed(exact, monkeypatch):
+    """max instead of min of the ratio's and the clipped objective."""
+    monkeypatch.setattr(torch, "minimum", torch.maximum)
+    found = {check.id for check in check_fresh(exact.laws, exact.gradients) if check.verdict == "fails"}
+    assert {"replay.bias", "replay.given_rollouts"} <= found
+
+
 def coupling(exact, **broken):
     return check_coupling(
-        exact.toy, exact.masks, exact.laws, exact.gradients, steps=STEPS[:7:3], questions=(1,), **broken
+        exact.toy, exact.masks, exact.laws, exact.gradients, steps=STEPS[:7:3], questions=(1,), batches=30, **broken
     )
 
 
@@ -151,8 +178,8 @@ def test_coupling_fails_if_the_mask_is_drawn_again_under_the_old_answer(exact):
     assert abs(reused.estimate) < 0.1  # no fall at all
 
 
-def test_coupling_finds_no_second_variance_if_nothing_is_fresh(exact):
-    _, fresh = coupling(exact, fresh=False)
+def test_coupling_finds_no_second_variance_if_every_step_has_the_same_seeds(exact):
+    _, fresh = coupling(exact, seeds=lambda run_seed, step, ids, k: rollout_seeds(run_seed, step // 2, ids, k))
     assert fresh.verdict == "fails"
     assert fresh.estimate < 1e-6
 
@@ -171,6 +198,7 @@ def sampled_atoms(laws):
 def test_greedy_bias_vanishes_with_sampled_answers(exact):
     check = check_greedy(exact.toy, rates=(0.25,), atoms=sampled_atoms(exact.laws))
     assert check.verdict == "fails"
+    assert check.error > 0.1
     assert check.column("|E g| / |grad J|") == pytest.approx([1.0])
     assert check.column("cosine") == pytest.approx([1.0])
 
@@ -192,8 +220,30 @@ def test_filter_fails_for_the_formula_of_another_range(exact):
 
 def test_without_a_filter_the_questions_are_the_objective(exact):
     objective, kept = check_filtered(exact.laws, exact.gradients, mean_range=(0.0, 1.0))
-    assert (objective.verdict, kept.verdict) == ("holds", "fails")
+    assert (objective.verdict, kept.verdict) == ("holds", "fails")  # the angle is 0
     assert objective.column("W(J)") == pytest.approx([7 / 8] * 3)
+
+
+def test_a_filter_without_its_ends_is_noticed(exact, monkeypatch):
+    def open_range(rewards, *, mixed, mean_range):
+        means = rewards.mean(1)
+        return ((means > mean_range[0]) & (means < mean_range[1])).nonzero().squeeze(-1)
+
+    monkeypatch.setattr(filtered, "select_groups", open_range)
+    objective, _ = check_filtered(exact.laws, exact.gradients)
+    assert objective.verdict == "fails"
+
+
+def test_kept_questions_fail_for_the_formula_of_another_range(exact):
+    _, kept = check_filtered(exact.laws, exact.gradients, claimed=(0.3, 0.95))
+    assert kept.verdict == "fails"
+
+
+def test_the_greedy_gradient_of_other_weights(exact):
+    """Seed 0 has no mask that changes a reward; the toy's own seed has the page's angle at p = 0.1."""
+    check = check_greedy_seeds(seeds=(0, 558), rates=(0.1,))
+    assert (check.verdict, check.estimate) == ("measured", 1.0)
+    assert check.column("median") == pytest.approx([30.3], abs=0.05)
 
 
 def test_filter_weight_by_hand():
@@ -268,3 +318,19 @@ def test_sampled_average_fails_without_masks(exact):
 def test_sampled_checks_hold_for_other_seeds(exact, seed):
     assert check_sampled(exact.toy, exact.gradients, seed=seed, batches=20).verdict == "holds"
     assert check_rollouts_sample_average(exact.toy, exact.laws, seed=seed).verdict == "holds"
+
+
+def test_the_papers_huberised_kl_has_no_balance():
+    """K = 32, beta 0.005, rho_0 = 0.27, delta 5: ascent stops nowhere, since the pull is below the rewards' 31/32.
+
+    In units of rho (1 - rho) the pull is beta times the difference of the estimate's slopes for a right and for a wrong
+    answer. Without the bound it grows as 0.73 / (1 - rho).
+    """
+    rho = torch.linspace(0.3, 1 - 1e-6, 1000).double()
+    gaps = torch.stack([0.27 / rho, 0.73 / (1 - rho)]).log().requires_grad_()  # right, wrong
+    pulls = {}
+    for estimator in ("k3", "k3_huber"):
+        (slope,) = torch.autograd.grad(kl_estimate(gaps, estimator, 5.0).sum(), gaps)
+        pulls[estimator] = 0.005 * (slope[1] - slope[0])
+    assert pulls["k3_huber"].max() == pytest.approx(0.005 * (math.exp(5) - 0.27), abs=1e-6)
+    assert pulls["k3_huber"].max() < 31 / 32 < pulls["k3"].max()

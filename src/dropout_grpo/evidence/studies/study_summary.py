@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -75,8 +75,14 @@ def summarize_study(plan: Plan, out: Path, split: str) -> dict[str, Any]:
             }
             for name, t in plan.tables.items()
         },
+        "run_commits": _commits(places(out, seed).run(name) for name in right for seed in plan.seeds),
         **provenance(),
     }
+
+
+def _commits(folders: Iterable[Path]) -> list[str]:
+    """The commits that the runs were made with; ``provenance`` is that of the record."""
+    return sorted({str(read_run(folder).provenance.get("commit")) for folder in folders})
 
 
 def sampled(plan: Plan, out: Path) -> dict[str, Any]:

@@ -117,12 +117,12 @@ def samples_notes(study: Study) -> str:
 
 
 def notes(study: Study) -> str:
-    """Problems, seeds, versions and commit."""
+    """Problems, seeds, versions and commit; older records have only the commit that they were written with."""
     versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
     seeds = ", ".join(map(str, study["seeds"]))
+    commits = ", ".join(study["run_commits"]) if "run_commits" in study else study["commit"]
     return (
-        f"{study['problems']:,} {study['split']} problems for each of the seeds {seeds}. {versions}; commit "
-        f"{study['commit']}."
+        f"{study['problems']:,} {study['split']} problems for each of the seeds {seeds}. {versions}; commit {commits}."
     )
 
 

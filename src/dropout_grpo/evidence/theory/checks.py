@@ -11,7 +11,7 @@ from dropout_grpo.evidence.theory.divided import check_divided
 from dropout_grpo.evidence.theory.draws import draw_gradients
 from dropout_grpo.evidence.theory.filtered import check_filtered
 from dropout_grpo.evidence.theory.fresh_mask import check_fresh, check_ratio
-from dropout_grpo.evidence.theory.greedy import RATES, check_greedy
+from dropout_grpo.evidence.theory.greedy import RATES, check_greedy, check_greedy_seeds
 from dropout_grpo.evidence.theory.holding import check_holding
 from dropout_grpo.evidence.theory.kl_pull import check_balance, check_kl_gradient
 from dropout_grpo.evidence.theory.latent_gradient import check_latent_gradient
@@ -82,7 +82,8 @@ def _exact(seed: int, quick: bool) -> list[Check]:
 
     def coupling() -> list[Check]:
         steps, questions = (STEPS[:7:2], (1,)) if quick else (STEPS, range(len(laws)))
-        return check_coupling(toy, masks, laws, gradients, steps=steps, questions=questions)
+        batches = 100 if quick else 400
+        return check_coupling(toy, masks, laws, gradients, steps=steps, questions=questions, seed=seed, batches=batches)
 
     parts: list[Callable[[], list[Check]]] = [
         lambda: [check_objective(laws, gradients)],
@@ -95,10 +96,11 @@ def _exact(seed: int, quick: bool) -> list[Check]:
         lambda: check_surrogate(toy, masks, laws, seed=seed),
         coupling,
         lambda: [check_greedy(toy, rates=RATES[1:] if quick else RATES)],
+        *([] if quick else [lambda: [check_greedy_seeds()]]),
         lambda: check_filtered(laws, gradients),
         lambda: [check_kl_gradient(toy, masks, laws), check_balance()],
         lambda: [check_baseline(laws), check_condition(laws)],
-        lambda: [check_ratio(laws), *check_fresh(laws, gradients)],
+        lambda: [check_ratio(toy, laws, seed=seed), *check_fresh(laws, gradients)],
         *([] if quick else [holding]),
         lambda: [check_latent_gradient(toy)],
         lambda: [check_collapse(toy, seed=seed)],

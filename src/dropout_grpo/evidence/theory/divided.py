@@ -8,7 +8,7 @@ weights.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from math import comb, prod
+from math import comb, prod, sqrt
 
 import torch
 from torch import Tensor
@@ -22,10 +22,14 @@ from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.config import ScaleRewards
 
 _K = 8
+_TRL_FLOOR = 1e-4  # added to the standard deviation
+_SEEN = 1e-3  # a sine that is no rounding error
 
 
 def check_divided(laws: Sequence[Law], gradients: Tensor, *, scale_rewards: ScaleRewards = "group") -> Check:
     """Dividing scales grad J(x) by a function of J(x), which changes the direction of the mean over x.
+
+    The means of the library's advantages are compared with the factor's formula.
 
     Args:
         laws: the law of each question.
@@ -35,20 +39,24 @@ def check_divided(laws: Sequence[Law], gradients: Tensor, *, scale_rewards: Scal
     gradient = gradients.mean(0)
     given = [score_moments(law) for law in laws]
     rows: list[Row] = []
-    off = {}
+    off, means_of = {}, {}
     for scale in ("none", "group", "batch"):
         means = _joint_means(given, _K, partial(group_advantages, scale_rewards=scale))
-        mean = means.mean(0)
-        off[scale] = relative(mean - projection(mean, gradient) * gradient, mean)
+        mean, means_of[scale] = means.mean(0), means
+        off[scale] = _sine(mean, gradient)
         rows.append([scale, *(projection(m, g) for m, g in zip(means, gradients, strict=True)), off[scale]])
+    formula = torch.stack([_divided_factor(m.right, _K) * g for m, g in zip(given, gradients, strict=True)])
+    error = relative(means_of[scale_rewards] - formula, formula)
     estimate = off[scale_rewards]
     curve = [j / 50 for j in range(1, 50)]
     return Check(
         id="divided.group",
-        claim="Dividing by the group's standard deviation biases the gradient: no rescaling of its mean is grad J.",
+        claim="Dividing by the group's standard deviation gives each question its own factor: no rescaling is grad J.",
         quantity="sine of the angle between E g and grad J at K = 8 (0 would be unbiased up to scale)",
+        exact=_sine(formula.mean(0), gradient),
         estimate=estimate,
-        verdict=holds_if(estimate > EXACT),
+        error=error,
+        verdict=holds_if(error < EXACT and estimate > _SEEN),
         detail={
             "columns": ["scale_rewards", *(f"factor at J = {m.right:.2f}" for m in given), "sine of the angle"],
             "rows": rows,
@@ -58,6 +66,24 @@ def check_divided(laws: Sequence[Law], gradients: Tensor, *, scale_rewards: Scal
             "curve_group": [_reward_factor(j, _K, partial(group_advantages, scale_rewards="group")) for j in curve],
         },
     )
+
+
+def _sine(mean: Tensor, gradient: Tensor) -> float:
+    """Sine of the angle between two vectors."""
+    return relative(mean - projection(mean, gradient) * gradient, mean)
+
+
+def _divided_factor(right: float, k: int) -> float:
+    """c(J) by its formula, without the library's advantages.
+
+    A group with c right answers adds c (K - c) / K^2 / (J (1 - J)) grad J, divided by the sample standard deviation
+    sqrt(c (K - c) / (K (K - 1))) plus TRL's floor.
+    """
+    total = 0.0
+    for c in range(1, k):
+        deviation = sqrt(c * (k - c) / (k * (k - 1))) + _TRL_FLOOR
+        total += comb(k, c) * right ** (c - 1) * (1 - right) ** (k - c - 1) * c * (k - c) / k**2 / deviation
+    return total
 
 
 def _reward_factor(right: float, k: int, advantages: Callable[[Tensor], Tensor]) -> float:

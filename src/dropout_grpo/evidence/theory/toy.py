@@ -55,9 +55,9 @@ class Masks:
         return torch.searchsorted(self.codes, codes).view_as(seeds)
 
 
-def build_toy() -> Toy:
-    """Builds the toy; it is the same every time."""
-    model = LatentModel(_gpt2(), _tokenizer(), latent_steps=2)
+def build_toy(weights_seed: int = _WEIGHTS_SEED) -> Toy:
+    """Builds the toy, or with another seed one that differs only in its weights; it is the same every time."""
+    model = LatentModel(_gpt2(weights_seed), _tokenizer(), latent_steps=2)
     firsts = range(1, len(_WORDS))
     answers = torch.tensor([[_EOS, _EOS], *([i, j] for i in firsts for j in range(len(_WORDS)))])
     answer_mask = torch.tensor([[True, bool(row[0] != _EOS)] for row in answers])
@@ -140,7 +140,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
 
-def _gpt2() -> GPT2LMHeadModel:
+def _gpt2(weights_seed: int) -> GPT2LMHeadModel:
     config = GPT2Config(
         vocab_size=len(_WORDS),
         n_positions=12,
@@ -154,7 +154,7 @@ def _gpt2() -> GPT2LMHeadModel:
     )
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         model = GPT2LMHeadModel(config).double()
-    generator = torch.Generator().manual_seed(_WEIGHTS_SEED)
+    generator = torch.Generator().manual_seed(weights_seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = _WEIGHTS_SCALE * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
