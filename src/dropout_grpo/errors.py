@@ -15,6 +15,10 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
+RESUME = "--resume true (in Python: resume_from_checkpoint=True)"
+"""How a run is continued, for messages of the command line and of Python."""
+
+
 class UserError(ValueError):
     """A mistake in what the user gave. The message names the value, the place and the remedy."""
 

@@ -86,7 +86,7 @@ def test_a_class_of_ones_own_by_its_path(own: str) -> None:
         ("{own}:Halves", {"facter": 2}, r"has no option 'facter' \(did you mean 'factor'\?\); it takes factor, sites"),
         ("{own}:Halves", {}, r"with options {}: TypeError: .*'factor'"),
         ("{own}:Broken", {"sigma": 0}, r"with options {'sigma': 0}: ZeroDivisionError: sigma is 0"),
-        ("{own}:Quiet", {}, r"it must have phases and noise\(seeds, sites\)"),
+        ("{own}:Quiet", {}, r"Quiet must have phases and noise\(seeds, sites\)"),
         ("{own}:Loud", {}, r"its phase 'latents' is unknown; known are prompt, latent, answer"),
         ("dropout_grpo.exploration.seeds:mix", {}, r"it is not a class"),
         ("shared_dropout", {"sigma": 0.1}, r"shared_dropout has no option 'sigma'; it takes p, sites, phases"),

@@ -9,7 +9,16 @@ import pytest
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 
-from dropout_grpo import GRPOConfig, GRPOTrainer, LatentModel, NoExploration, SharedDropout, UserError
+from dropout_grpo import (
+    CurriculumConfig,
+    CurriculumTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    LatentModel,
+    NoExploration,
+    SharedDropout,
+    UserError,
+)
 from dropout_grpo.evaluation.answering import Answered, answer_problems
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.measures import summarize
@@ -280,3 +289,40 @@ def test_push_to_hub_uploads_a_checkpoint_with_a_card(tmp_path: Path, monkeypatc
     ((files, repo_id, private),) = pushed
     assert {"model.safetensors", "README.md", "custom_generate", "latent_config.json"} <= files
     assert (repo_id, private) == ("me/mine", True)
+
+
+class WithoutPhases:
+    """An exploration that lacks its phases."""
+
+    def noise(self, seeds: Any, sites: Any) -> None:
+        return
+
+
+class AtNight:
+    """An exploration of a phase that there is not."""
+
+    phases = frozenset({"night"})
+
+    def noise(self, seeds: Any, sites: Any) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"exploration": "shared_dropout"}, r"exploration is 'shared_dropout': give an object, such as SharedDropout"),
+        ({"exploration": NoExploration}, "exploration is the class NoExploration: give an object"),
+        ({"exploration": WithoutPhases()}, "exploration: WithoutPhases must have phases and noise"),
+        ({"exploration": AtNight()}, "exploration: its phase 'night' is unknown; known are prompt, latent, answer"),
+        ({"args": {"max_steps": 3}}, "args is a dict: give a dropout_grpo.GRPOConfig"),
+        ({"args": CurriculumConfig()}, "args is a CurriculumConfig: give a dropout_grpo.GRPOConfig"),
+        ({"reward_funcs": "org/model"}, "reward models are not supported"),
+        ({"train_dataset": "problems.json"}, 'train_dataset is a string: "problems.json": give a list'),
+    ],
+)
+def test_natural_mistakes_are_refused_in_words(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    made = {"model": tiny_latent(), "reward_funcs": digits, "args": CONFIG, "train_dataset": ROWS, "run": tmp_path}
+    with pytest.raises(UserError, match=message):
+        GRPOTrainer(**{**made, **given})
+    with pytest.raises(UserError, match="args is a GRPOConfig: give a"):
+        CurriculumTrainer(tiny_latent(), CONFIG, ROWS, tmp_path)  # type: ignore[arg-type]

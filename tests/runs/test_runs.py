@@ -51,7 +51,10 @@ def test_a_new_run_keeps_its_config_and_where_it_comes_from(tmp_path: Path) -> N
 def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", "grpo", Config()).log({"part": "grpo", "step": 1})
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(UserError, match=r"exists already: continue it with --resume true, or choose another --run_dir"):
+    with pytest.raises(
+        UserError,
+        match=r"continue it with --resume true \(in Python: resume_from_checkpoint=True\), or choose another folder",
+    ):
         RunFolder(tmp_path / "run", "grpo", Config(seed=4))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 

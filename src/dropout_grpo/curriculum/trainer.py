@@ -94,6 +94,8 @@ class CurriculumTrainer(HasCallbacks):
         part: str = "sft",
     ) -> None:
         config = CurriculumConfig() if args is None else args
+        if not isinstance(config, CurriculumConfig):
+            raise UserError(f"args is a {type(args).__name__}: give a dropout_grpo.CurriculumConfig.")
         problems = as_problems(train_dataset, "train_dataset")
         model = as_latent_model(
             model,

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dropout_grpo.distributed.device import default_device, gpu_identity, local_gpu, require_own_gpus
-from dropout_grpo.errors import LostProcess, UserError, is_out_of_memory
+from dropout_grpo.errors import RESUME, LostProcess, UserError, is_out_of_memory
 
 _T = TypeVar("_T")
 
@@ -215,7 +215,7 @@ class _Pulse:
 
     def blame(self, error: RuntimeError) -> str:
         """A message that names the ranks that did not respond."""
-        remedy = "The other processes stop; continue the run with --resume true."
+        remedy = f"The other processes stop; continue the run with {RESUME}."
         of = f"of {self._count}"
         try:
             before = self._read()

@@ -39,11 +39,29 @@ def build_exploration(config: ExplorationConfig) -> Exploration:
         raise
     except Exception as error:  # a user's class may fail in any way; the cause stays attached
         raise UserError(f"{what} with options {config.options}: {type(error).__name__}: {error}") from error
-    if not isinstance(exploration, Exploration):
-        raise UserError(f"{what}: it must have phases and noise(seeds, sites); see exploration/base.py.")
-    if unknown := sorted(set(exploration.phases) - set(PHASES)):
+    return require_exploration(exploration, what)
+
+
+def require_exploration(given: Any, what: str) -> Exploration:
+    """The same object, checked.
+
+    Args:
+        given: what should be an exploration.
+        what: the start of messages.
+
+    Raises:
+        UserError: it is not an exploration, or has a phase that is unknown.
+    """
+    if isinstance(given, str | type):
+        shown = repr(given) if isinstance(given, str) else f"the class {given.__name__}"
+        raise UserError(f"{what} is {shown}: give an object, such as SharedDropout(0.1) or NoExploration().")
+    if not isinstance(given, Exploration):
+        raise UserError(
+            f"{what}: {type(given).__name__} must have phases and noise(seeds, sites); see exploration/base.py."
+        )
+    if unknown := sorted(set(given.phases) - set(PHASES)):
         raise UserError(f"{what}: its phase {unknown[0]!r} is unknown; known are {', '.join(PHASES)}.")
-    return exploration
+    return given
 
 
 def options_of(exploration: Exploration) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.measures import as_logged, validation_metrics
 from dropout_grpo.exploration.base import Exploration, Refreshed
-from dropout_grpo.exploration.build import options_of
+from dropout_grpo.exploration.build import options_of, require_exploration
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import fold
 from dropout_grpo.latent.generation import Generation
@@ -143,12 +143,14 @@ class GRPOTrainer(HasCallbacks):
         part: str = "grpo",
     ) -> None:
         args = GRPOConfig() if args is None else args
+        if not isinstance(args, GRPOOptions):
+            raise UserError(f"args is a {type(args).__name__}: give a dropout_grpo.GRPOConfig.")
         beside = args if isinstance(args, GRPOConfig) else GRPOConfig()
         run = either("run", run, "output_dir", beside.output_dir, "runs/grpo")
         seed, bf16 = either("seed", seed, "seed", beside.seed, 0), either("bf16", bf16, "bf16", beside.bf16, False)
         if beside.trackers and isinstance(run, RunFolder):
             raise UserError("report_to: a RunFolder has its own: give it to the RunFolder, or give a path as run.")
-        exploration = SharedDropout(0.1) if exploration is None else exploration
+        exploration = SharedDropout(0.1) if exploration is None else require_exploration(exploration, "exploration")
         reward_funcs = as_reward_functions(reward_funcs)
         problems = as_problems(train_dataset, "train_dataset", require_answers=False)
         config = args.settled(len(problems), processes.size()) if isinstance(args, GRPOConfig) else args

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.distributed.processes import is_main, on_main
-from dropout_grpo.errors import UserError, reading
+from dropout_grpo.errors import RESUME, UserError, reading
 from dropout_grpo.runs.layout import (
     CONFIG_FILE,
     DATA_FOLDER,
@@ -88,7 +88,7 @@ class RunFolder:
         begun = bool(found - _BEFORE_A_RUN) or (bool(found) and not found & _DRAFTS)
         if begun and not resume:
             raise UserError(
-                f"run folder {self.path} exists already: continue it with --resume true, or choose another --run_dir."
+                f"run folder {self.path} exists already: continue it with {RESUME}, or choose another folder."
             )
         if begun and not (self.path / CONFIG_FILE).is_file():
             raise UserError(f"{self.path} holds files but no {CONFIG_FILE}: it is not a run folder, choose another.")

@@ -10,7 +10,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import RESUME, UserError
 
 
 def jsonable(value: Any) -> Any:
@@ -86,7 +86,7 @@ def writing(path: Path) -> Iterator[None]:
             raise
         remedy = _REMEDIES.get(number, "choose another folder")
         raise UserError(
-            f"cannot write {path}: {os.strerror(number)}. Remedy: {remedy}; a run continues with --resume true."
+            f"cannot write {path}: {os.strerror(number)}. Remedy: {remedy}; a run continues with {RESUME}."
         ) from error
 
 
