@@ -91,7 +91,7 @@ def test_a_third_task_is_one_entry(with_cups: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "cups.swaps=0 must be at least 1" in done.stderr.replace("\n", " ")
-    assert "pass@1" in done.stderr
+    assert "pass@1" in done.stdout
     problems = load_problems(tmp_path / "data" / "valid.json")
     assert len(problems) == 7
     assert {len(problem.steps) for problem in problems} == {3}
