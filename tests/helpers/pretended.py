@@ -9,7 +9,7 @@ FakeTensorMode does not serve: its tensors have no values.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar
@@ -92,7 +92,8 @@ class Pretended(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        return _run(func, args, kwargs, _leaves((*args, *kwargs.values()), []))
 
 
 def _cross(what: str) -> None:
@@ -101,15 +102,13 @@ def _cross(what: str) -> None:
         raise RuntimeError(f"{what} while a graph is recorded")
 
 
-def _leaves(tree: Any, found: list[Tensor]) -> list[Tensor]:
+def _leaves(branches: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
     """All tensors of an operation's arguments; faster than the one of pytree."""
-    if isinstance(tree, Tensor):
-        found.append(tree)
-    elif isinstance(tree, list | tuple):
-        for branch in tree:
+    for branch in branches:
+        if isinstance(branch, Tensor):
+            found.append(branch)
+        elif isinstance(branch, list | tuple):
             _leaves(branch, found)
-    elif isinstance(tree, dict):
-        _leaves(list(tree.values()), found)
     return found
 
 
@@ -139,9 +138,8 @@ def _histogram(counted: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return torch.histc(counted.double(), *args, **kwargs).to(counted.dtype)
 
 
-def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Check and run an operation on tensors of the device, or one that makes them."""
-    tensors = _leaves((args, kwargs), [])
+def _run(func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+    """Check and run an operation on tensors of the device, or one that makes them; ``tensors`` are all it takes."""
     here = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
     wanted = kwargs.get("device")
     target = None if wanted is None else torch.device(wanted).type
@@ -190,10 +188,11 @@ class _Factories(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        device = kwargs.get("device")
-        ours = any(isinstance(leaf, Pretended) for leaf in _leaves((args, kwargs), []))
-        ours = ours or (device is not None and torch.device(device).type == NAME)
-        return _run(func, args, kwargs) if ours else func(*args, **kwargs)
+        tensors = _leaves((*args, *kwargs.values()), [])
+        ours = any(isinstance(tensor, Pretended) for tensor in tensors)
+        if not ours and (device := kwargs.get("device")) is not None:
+            ours = torch.device(device).type == NAME
+        return _run(func, args, kwargs, tensors) if ours else func(*args, **kwargs)
 
 
 def place(module: nn.Module) -> Any:
