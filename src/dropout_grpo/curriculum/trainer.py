@@ -29,7 +29,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
 from dropout_grpo.problems.from_python import as_problems, as_sets
 from dropout_grpo.problems.problem import Problem, problem_fingerprint
-from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.folder import RunFolder, as_run_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, weights_digest
 from dropout_grpo.runs.write import jsonable
@@ -179,15 +179,8 @@ class CurriculumTrainer(HasCallbacks):
         require_trainable(self.model)
         if self._record is None:
             self._record = self._made_from()
-        if not isinstance(self._run, RunFolder):
-            self._run = RunFolder(
-                self._run,
-                "sft",
-                self._record.options,
-                resume=bool(resume_from_checkpoint),
-                digests=self._record.digests,
-            )
-        run, callbacks, losses = self._run, self._callbacks, list[float]()
+        run = self._run = as_run_folder(self._run, "sft", self._record, resume=bool(resume_from_checkpoint))
+        callbacks, losses = self._callbacks, list[float]()
         session = TrainingSession(
             run,
             self.part,

@@ -51,7 +51,7 @@ from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.rl.watch import Watch
-from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.folder import RunFolder, as_run_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, code_digest, weights_digest
 from dropout_grpo.runs.write import jsonable
@@ -237,16 +237,8 @@ class GRPOTrainer(HasCallbacks):
         losses: list[float] = []
         if self._record is None:
             self._record = self._made_from()
-        if not isinstance(self._run, RunFolder):
-            self._run = RunFolder(
-                self._run,
-                "grpo",
-                self._record.options,
-                resume=bool(resume_from_checkpoint),
-                report_to=self._trackers,
-                digests=self._record.digests,
-            )
-        run = self._run
+        resume = bool(resume_from_checkpoint)
+        run = self._run = as_run_folder(self._run, "grpo", self._record, resume=resume, report_to=self._trackers)
         session = TrainingSession(
             run,
             self.part,

@@ -228,6 +228,15 @@ def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def as_run_folder(
+    run: RunFolder | str | Path, command: str, record: Record, *, resume: bool, report_to: Sequence[TrackerName] = ()
+) -> RunFolder:
+    """The run folder that a trainer is given; made from the record if it is a path. See ``RunFolder``."""
+    if isinstance(run, RunFolder):
+        return run
+    return RunFolder(run, command, record.options, resume=resume, report_to=report_to, digests=record.digests)
+
+
 def _require_complete(records: Sequence[Mapping[str, Any]], part: str, last: int, every: int, path: Path) -> None:
     """Check that a part has one line of every logged step up to the last, in order; a validation has its own lines."""
     trained = [record["step"] for record in records if "loss" in record]

@@ -4,7 +4,6 @@ Tests use tiny models. Kernels, their shortcuts and memory differ with the size,
 same statements on models of 0.1 to 1.5 billion parameters.
 """
 
-import gc
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwen2Config
 
+from dropout_grpo.evidence.bench.memory import return_memory
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.fast.graphs import forget_recordings, step_by_step
@@ -35,28 +35,24 @@ EXPLORATION = SharedDropout(0.1, ("residual",), ("latent", "answer"))
 LONGEST_PROMPTS = (64, 192)  # key lengths of 64 modulo 128, where a masked backward pass of cuDNN gives NaN
 STEPS = 3  # the third replays graphs that the second recorded
 
+
+def _qwen2(*, width: int, mlp: int, layers: int, heads: int, tied: bool) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=151_939,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+    )
+
+
 SIZES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2, 0.12 B": lambda: GPT2Config(vocab_size=50_260),
-    "qwen2, 0.63 B": lambda: Qwen2Config(
-        vocab_size=151_939,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-    ),
-    "qwen2, 1.54 B": lambda: Qwen2Config(
-        vocab_size=151_939,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    ),
+    "qwen2, 0.63 B": lambda: _qwen2(width=896, mlp=4864, layers=24, heads=14, tied=False),
+    "qwen2, 1.54 B": lambda: _qwen2(width=1536, mlp=8960, layers=28, heads=12, tied=True),
 }
 
 
@@ -197,8 +193,5 @@ def check_sizes(device: torch.device, work: Work, save: Callable[[list[dict[str,
         except Exception as error:  # the next size may still work, and this one's error is the result
             rows.append({"size": name, "wrong": [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]})
         save(rows)
-        forget_recordings()
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        return_memory()
     return rows

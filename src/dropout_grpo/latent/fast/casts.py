@@ -69,8 +69,10 @@ def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
 
 def _cast(kept: dict[int, Cast], parameter: nn.Parameter) -> nn.Parameter | None:
     """The copy of a weight; None if it is trained, or autocast would not cast it."""
+    if parameter.requires_grad or parameter.dtype != torch.float32:  # first, since most weights end here
+        return None
     dtype = kernel_dtype(parameter)
-    if parameter.requires_grad or parameter.dtype != torch.float32 or dtype == torch.float32:
+    if dtype == torch.float32:
         return None
     found = kept.get(id(parameter))
     if found is not None and found[1] == parameter._version and found[2].dtype == dtype:
