@@ -25,17 +25,17 @@ test-newest:  # with the newest versions of all libraries, then with the lowest 
 	PYTHON=$(PYTHON) .ci/test_versions $(TESTS)
 
 docs: $(READY)  # fills the tables and figures of all documents from the recorded results
-	$(BIN)/python -m dropout_grpo.evidence.redo_pages
+	$(BIN)/python -m evidence.redo_pages
 
 theory: $(READY)  # runs all checks, then fills docs/theory.md
-	$(BIN)/dropout-grpo theory --json > docs/theory/checks.json.part && mv docs/theory/checks.json.part docs/theory/checks.json
+	$(BIN)/python -m evidence.theory --json > docs/theory/checks.json.part && mv docs/theory/checks.json.part docs/theory/checks.json
 	$(MAKE) docs
 
 LINEAR := [num_generations,latent_steps]
 LONE := --jobs [evaluation] --problems 1 --num_generations [2] --beside [published,cot] --repeats 9 --memory false
 BUSY := --jobs [evaluation] --num_generations [2] --beside [] --busy 1 --memory false
 # Each call writes one result file. A run that fails leaves the old file.
-measure = $(BIN)/dropout-grpo bench --device cpu $(2) --json > docs/performance/$(1).json.part && \
+measure = $(BIN)/python -m evidence.bench --device cpu $(2) --json > docs/performance/$(1).json.part && \
 	mv docs/performance/$(1).json.part docs/performance/$(1).json
 
 bench: $(READY)  # on an idle machine; see docs/benchmark.md
@@ -51,19 +51,19 @@ bench: $(READY)  # on an idle machine; see docs/benchmark.md
 	$(MAKE) docs
 
 study: $(READY)  # the paper's tables, in under 3 hours on 2 idle cores; the same command resumes it
-	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study
+	$(BIN)/python -m evidence.studies.study --out runs/study
 	$(MAKE) docs
 
 rivals: $(READY)  # one more table of the study, on other sources of exploration; about 1.1 hours after it
-	$(BIN)/python -m dropout_grpo.evidence.studies.study --out runs/study --only rivals
+	$(BIN)/python -m evidence.studies.study --out runs/study --only rivals
 	$(MAKE) docs
 
 gpu: $(READY)  # tests, real sizes and speed on a GPU, in 8 minutes; see docs/gpu.md
-	$(BIN)/python -m dropout_grpo.evidence.studies.gpu; status=$$?; $(MAKE) docs && exit $$status
+	$(BIN)/python -m evidence.studies.gpu; status=$$?; $(MAKE) docs && exit $$status
 
 gsm8k: $(READY)  # a real model on GSM8K; DATA is the folder with the problem files; continues an interrupted run
 	@test -n "$(DATA)" || { echo "Name the folder with GSM8K's files: make gsm8k DATA=..."; exit 2; }
-	$(BIN)/python -m dropout_grpo.evidence.studies.smollm2 --data $(DATA)
+	$(BIN)/python -m evidence.studies.smollm2 --data $(DATA)
 	$(MAKE) docs
 
 $(READY): pyproject.toml constraints.txt

@@ -33,7 +33,7 @@ def known_global_rng() -> None:
 @pytest.fixture(autouse=True)
 def known_attention(request: pytest.FixtureRequest) -> Iterator[None]:
     """On a CPU no test depends on a clock."""
-    from dropout_grpo.latent.fast.attention_choice import fixed_attention
+    from dropout_grpo.latent.attention_choice import fixed_attention
 
     if request.node.get_closest_marker("gpu"):
         yield

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dropout_grpo import LatentModel
+from dropout_grpo.data.files import save_problems
 from dropout_grpo.latent.tokens import END, LATENT, START
-from dropout_grpo.problems.files import save_problems
 from helpers.by_path import ROOT, module_at
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.cli.options import TheoryOptions
+from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions, Recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.bench.config import BenchConfig
-from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe
 from dropout_grpo.ranges import MAX_INT, check_ranges, number_types, range_of, ranged, seed_field
+from evidence.bench.config import BenchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ def numeric_options(config: type[Any]) -> list[tuple[type[Any], Any]]:
     return found
 
 
-@pytest.mark.parametrize("config", [Recipe, CheckpointOptions, AskOptions, TheoryOptions, BenchConfig])
+@pytest.mark.parametrize("config", [Recipe, CheckpointOptions, AskOptions, BenchConfig])
 def test_every_numeric_option_has_a_range_that_is_checked(config: type[Any]) -> None:
     options = numeric_options(config)
     assert options

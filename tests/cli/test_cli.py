@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.commands import session, trainers
+from dropout_grpo.commands.recipe import Recipe
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.jobs import session, trainers
-from dropout_grpo.jobs.recipe import Recipe
+from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.thoughts import Thought
-from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training import checkpoint
 from helpers.tiny_latent import tiny_latent

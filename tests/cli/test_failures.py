@@ -17,7 +17,9 @@ SIGNAL = """
 import os, signal, sys, threading
 from dropout_grpo.cli.entry import entry
 threading.Timer({seconds}, os.kill, (os.getpid(), signal.{name})).start()
-sys.argv = ["dropout-grpo", "theory"]
+reading, writing = os.pipe()
+sys.stdin = os.fdopen(reading)  # a question that never comes
+sys.argv = ["dropout-grpo", "ask", "checkpoint"]
 sys.exit(entry())
 """
 

@@ -10,12 +10,10 @@ import pytest
 import torch
 
 import dropout_grpo
-from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
+from dropout_grpo.data.files import save_problems
 from dropout_grpo.distributed.device import choose_device, default_device
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.theory.check import Check
-from dropout_grpo.problems.files import save_problems
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
 
@@ -140,25 +138,6 @@ def test_a_number_that_yaml_reads_otherwise_is_refused(
         if ":" in number:  # of the command line 017 is 17
             assert main(["grpo", "--checkpoint", "c", *words]) == 2
             assert "--grpo.learning_rate" in capsys.readouterr().err
-
-
-def test_the_table_of_theory_is_wide_on_a_pipe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    claim = "the gradient of the surrogate is that of the expected reward"
-    check = Check(
-        id="a",
-        claim=claim,
-        quantity="difference of the two gradients",
-        exact=0.0,
-        estimate=0.0,
-        verdict="holds",
-        detail={"columns": [], "rows": []},
-    )
-    monkeypatch.setattr(dispatch, "run_checks", lambda seed: [check])
-    monkeypatch.delenv("COLUMNS", raising=False)
-    assert main(["theory"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) > 100
 
 
 def test_the_version_needs_no_torch() -> None:

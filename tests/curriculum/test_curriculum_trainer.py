@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer, _share_out
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_questions, encode_steps
-from dropout_grpo.problems.problem import Problem
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training.optimizer import NonFinite
 from helpers.oracle import oracle_run

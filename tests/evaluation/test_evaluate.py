@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import (
     EVAL_STEP,
@@ -18,10 +19,9 @@ from dropout_grpo.evaluation.answering import (
 )
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.rollout import Prompts, think_in_groups
 from dropout_grpo.latent.sampling import AverageOverMasks, Sampled
 from dropout_grpo.latent.tokens import encode_questions
-from dropout_grpo.problems.problem import Problem
-from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from helpers.oracle import oracle_greedy
 from helpers.tiny_latent import plain_model, tiny_latent, tiny_problems
 

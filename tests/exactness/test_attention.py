@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.latent.fast.attention import Prefix, shared_prefix_attention, shares_prefix
+from dropout_grpo.latent.shared_prompt import Prefix, shared_prefix_attention, shares_prefix
 from helpers.engine import difference, latent_model
 from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS, WINDOWED_KINDS, tiny_model
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel, LatentState
+from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from dropout_grpo.rl.objective import Batch, surrogate
-from dropout_grpo.rl.rollout import Prompts, replay, roll_out
 from helpers.engine import (
     ALL_PHASES,
     QUESTIONS,
@@ -177,7 +177,7 @@ def test_rows_that_ended_leave_and_nothing_else_changes(copy_prompts: bool, monk
     assert sizes == expected
     assert len(set(sizes)) > 3, "too few left for this to test anything"
 
-    monkeypatch.setattr("dropout_grpo.latent.generation.rectangle", lambda alive, group_size: torch.arange(len(alive)))
+    monkeypatch.setattr("dropout_grpo.latent.decoding.rectangle", lambda alive, group_size: torch.arange(len(alive)))
     staying = roll_out(model, prompts(), SEEDS, HELD, **options)
     assert torch.equal(staying.token_ids, leaving.token_ids)
     assert torch.equal(staying.mask, leaving.mask)

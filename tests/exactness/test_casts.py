@@ -14,9 +14,9 @@ from transformers import Cache
 
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.fast.attention import ComputedCache, cache_tensors
-from dropout_grpo.latent.fast.casts import frozen_weights_cast, keeping_casts
-from dropout_grpo.rl.rollout import replay, roll_out, think_in_groups
+from dropout_grpo.latent.casts import frozen_weights_cast, keeping_casts
+from dropout_grpo.latent.rollout import replay, roll_out, think_in_groups
+from dropout_grpo.latent.shared_prompt import ComputedCache, cache_tensors
 from dropout_grpo.training import precision
 from dropout_grpo.training.precision import autocast
 from helpers.engine import ANSWERS, SEEDS, both_caches, gradients, latent_model, prompts

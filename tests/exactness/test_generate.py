@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
-from dropout_grpo.exploration.held import HeldNoise
+from dropout_grpo.exploration.held_noise import HeldNoise
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.rollout import roll_out
 from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.state import LatentState
-from dropout_grpo.rl.rollout import roll_out
 from helpers import splitmix
 from helpers.engine import (
     ALL_PHASES,

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration
-from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.fast import graphs
-from dropout_grpo.latent.fast.graphs import step_by_step
-from dropout_grpo.latent.generation import Generation
-from dropout_grpo.rl.rollout import Prompts, roll_out
+from dropout_grpo.latent import LatentModel, graphs
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.graphs import step_by_step
+from dropout_grpo.latent.rollout import Prompts, roll_out
 from dropout_grpo.training.precision import autocast
 from helpers.engine import QUESTIONS, difference, latent_model, prompts
 from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import Exploration, NoExploration
-from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.fast import graphs as graphs_module, static
-from dropout_grpo.latent.generation import Generation
-from dropout_grpo.rl.rollout import roll_out
+from dropout_grpo.latent import LatentModel, graphs as graphs_module, static
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.rollout import roll_out
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
 from helpers.engine import QUESTIONS, difference, latent_model, prompts

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.rl.rollout import replay
+from dropout_grpo.latent.rollout import replay
 from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,

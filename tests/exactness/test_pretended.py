@@ -15,20 +15,19 @@ from torch import Tensor, nn
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
-from dropout_grpo.evidence.places import DOCS
-from dropout_grpo.evidence.studies import families
 from dropout_grpo.exploration import Exploration, SharedDropout
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.fast import graphs
-from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent import LatentModel, graphs
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.io.custom_generate.generate import generate
+from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.latent.weights.custom_generate.generate import generate
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.rollout import Prompts, replay, roll_out
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from evidence.places import DOCS
+from evidence.studies import families
 from helpers.engine import QUESTIONS, difference, latent_model
 from helpers.fixed_shape import EXPLORATIONS, HELD
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer

@@ -16,9 +16,9 @@ from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import normal, normal_matrix, stream
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.rollout import replay, roll_out
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.reference import Reference
-from dropout_grpo.rl.rollout import replay, roll_out
 from helpers import splitmix
 from helpers.engine import (
     ALL_PHASES,

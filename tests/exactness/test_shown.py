@@ -9,11 +9,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.studies.families import tiny
 from dropout_grpo.exploration import SharedDropout
-from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.fast import shown
+from dropout_grpo.latent import LatentModel, shown
 from dropout_grpo.latent.tokens import add_latent_tokens
+from evidence.studies.families import tiny
 from helpers.oracle import oracle_run
 from helpers.tiny import tiny_model, tiny_tokenizer
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import PerStepDropout, SharedDropout
 from dropout_grpo.exploration.sites import SITES
-from dropout_grpo.rl.rollout import replay
+from dropout_grpo.latent.rollout import replay
 from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,

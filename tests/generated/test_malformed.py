@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from dropout_grpo.cli import dispatch, main as main_module
 from dropout_grpo.cli.main import main
+from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.data.files import load_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.rewards import try_rewards
 from dropout_grpo.errors import UserError
-from dropout_grpo.jobs.recipe import Recipe
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.problems.files import load_problems
-from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.rewards import try_rewards
 from dropout_grpo.runs.layout import flat_options
 from dropout_grpo.runs.write import jsonable
 from helpers.tiny_latent import tiny_latent

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.evidence.bench.config import Setting
-from dropout_grpo.evidence.bench.workload import Networks, Workload
+from evidence.bench.config import Setting
+from evidence.bench.workload import Networks, Workload
 
 SMALL = Setting(
     size="tiny",

@@ -24,8 +24,8 @@ from transformers.masking_utils import eager_mask
 
 from dropout_grpo.exploration import Exploration, SharedDropout
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.rollout import Prompts
 from dropout_grpo.latent.tokens import END, LATENT, START, pad_left
-from dropout_grpo.rl.rollout import Prompts
 from helpers import splitmix
 from helpers.oracle import Factors, OracleResult, identity, no_noise, oracle_run
 from helpers.tiny import EOS_ID, EXTRA_KINDS, KINDS, tiny_model, tiny_tokenizer

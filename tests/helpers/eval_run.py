@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.problems.files import save_problems
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.data.files import save_problems
+from dropout_grpo.data.problem import Problem
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
 MASKS = ("--exploration.p", "0.4", "--exploration.phases", "[latent,answer]")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dropout_grpo.latent.fast import graphs
+from dropout_grpo.latent import graphs
 
 
 class FakeStream:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dropout_grpo.exploration import NoExploration, PerStepDropout, SharedDropout
-from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.fast import graphs
-from dropout_grpo.latent.fast.static import Answers, Thoughts
+from dropout_grpo.latent import LatentModel, graphs
+from dropout_grpo.latent.static import Answers, Thoughts
 from helpers.engine import ALL_PHASES, ALL_SITES, READING_SITES
 
 OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]

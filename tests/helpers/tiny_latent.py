@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.problems.problem import Problem
 from helpers.tiny import tiny_model, tiny_tokenizer
 
 PLAIN_TOKENS = 28

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
 from dropout_grpo.latent.lora.adapter import LoRAConfig, add_lora
 from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.latent.weights.causal_lm import load_causal_lm
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_latent import PLAIN_TOKENS, tiny_latent
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from dropout_grpo.distributed.sharding import as_shards, start_together
+from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.latent.weights.scratch import scratch_model
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from helpers.several import in_processes
 from helpers.tiny import tiny_tokenizer

@@ -9,10 +9,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model
 
+from dropout_grpo.latent.io.card import CardFacts, Measured
+from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.recurrence import cache_name
-from dropout_grpo.latent.weights.card import CardFacts, Measured
-from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from helpers.tiny_latent import tiny_latent
 
 QUESTIONS = ["Ann has 3 ?", "Ann has 5 ? ? ?"]

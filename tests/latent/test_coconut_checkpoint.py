@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.weights import coconut_checkpoint
-from dropout_grpo.latent.weights.causal_lm import load_causal_lm
+from dropout_grpo.latent.io import coconut_checkpoint
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
 from helpers.oracle import oracle_greedy
 from helpers.tiny import EOS_ID, PAD_ID, tiny_model, tiny_tokenizer
 

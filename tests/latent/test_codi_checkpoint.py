@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dropout_grpo import GRPOTrainer, LatentModel, UserError, exact_answer, extract_answer
 from dropout_grpo.cli.main import main
-from dropout_grpo.problems.files import save_problems
+from dropout_grpo.data.files import save_problems
 from helpers.grpo_run import CONFIG, alternating
 from helpers.tiny import EOS_ID, tiny_model, tiny_tokenizer
 from helpers.tiny_latent import tiny_problems

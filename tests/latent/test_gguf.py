@@ -8,15 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.commands.inspect import inspect
+from dropout_grpo.commands.recipe import CheckpointOptions
+from dropout_grpo.commands.smoke import architecture_of
 from dropout_grpo.errors import UserError
-from dropout_grpo.jobs.inspect import inspect
-from dropout_grpo.jobs.recipe import CheckpointOptions
-from dropout_grpo.jobs.smoke import architecture_of
+from dropout_grpo.latent.io import gguf as weights_gguf
+from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import LATENT_TOKENS, add_latent_tokens
-from dropout_grpo.latent.weights import gguf as weights_gguf
-from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
-from dropout_grpo.latent.weights.gguf import gguf_file
 from helpers.tiny_gguf import CHAT, SPECIAL, TOKENS, write_gguf
 from helpers.tiny_latent import assert_same_weights
 

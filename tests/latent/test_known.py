@@ -6,9 +6,9 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.io import known
+from dropout_grpo.latent.io.known import is_on_hub, require_known
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.weights import known
-from dropout_grpo.latent.weights.known import is_on_hub, require_known
 from helpers.tiny_latent import tiny_latent
 
 

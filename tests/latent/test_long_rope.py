@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import LlamaConfig, Phi3Config, Phi3ForCausalLM
 
 from dropout_grpo.errors import QuestionTooLong
-from dropout_grpo.latent.fast.graphs import ropes
+from dropout_grpo.latent.graphs import ropes
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens
 from helpers.tiny import tiny_tokenizer

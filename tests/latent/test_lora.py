@@ -13,9 +13,9 @@ from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import SITES
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.lora.adapter import LoRAConfig, adapter_off, add_lora, reference_of
-from dropout_grpo.rl.rollout import Prompts, replay, roll_out
+from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from helpers.grpo_run import CONFIG, alternating, trainer
 from helpers.tiny_latent import read_metrics, tiny_latent
 from helpers.tiny_lora import LORA, as_if_trained, said, saved_base, tiny_lora, tiny_lora_on_raw

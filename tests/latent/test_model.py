@@ -5,8 +5,8 @@ import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.fast.attention import shares_prefix
-from dropout_grpo.latent.fast.graphs import recordings_for
+from dropout_grpo.latent.graphs import recordings_for
+from dropout_grpo.latent.shared_prompt import shares_prefix
 from helpers.fixed_shape import fixed_shapes
 from helpers.tiny import tiny_model
 from helpers.tiny_latent import tiny_latent

@@ -8,9 +8,9 @@ from transformers import TopPLogitsWarper
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import stream, uniform
 from dropout_grpo.latent import LatentModel, sampling
+from dropout_grpo.latent.rollout import Prompts, think_in_groups
 from dropout_grpo.latent.sampling import AverageOverMasks, Greedy, Sampled
 from dropout_grpo.latent.state import LatentState
-from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from helpers.tiny_latent import tiny_latent
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.weights.causal_lm import load_tokenizer
-from dropout_grpo.latent.weights.scratch import scratch_model
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.latent.io.causal_lm import load_tokenizer
+from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
 from helpers.tiny import tiny_tokenizer
 from helpers.tiny_latent import assert_same_weights

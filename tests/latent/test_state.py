@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from dropout_grpo.latent.fast.attention import own_cache, prefix_of
 from dropout_grpo.latent.recurrence import Recurrence
+from dropout_grpo.latent.shared_prompt import own_cache, prefix_of
 from dropout_grpo.latent.state import LatentState, map_cache, rectangle, share_cache
 from helpers.fixed_shape import fixed_shapes
 from helpers.tiny_latent import tiny_latent

@@ -8,9 +8,9 @@ import torch
 
 from dropout_grpo.exploration import NoExploration
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.rollout import Prompts, roll_out
 from dropout_grpo.latent.tokens import latent_tokens
-from dropout_grpo.rl.rollout import Prompts, roll_out
 from helpers.grpo_run import CONFIG, alternating, trainer
 from helpers.tiny import EOS_ID
 from helpers.tiny_latent import read_metrics, tiny_latent

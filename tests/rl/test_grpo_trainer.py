@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dropout_grpo.data.rewards import CONTEXT
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.problems.rewards import CONTEXT
 from dropout_grpo.rl import trainer as trainer_module
 from dropout_grpo.training.optimizer import NonFinite
 from helpers.grpo_run import CONFIG, Replays, alternating, digits, talkative, trainer

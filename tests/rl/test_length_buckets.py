@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.rollout import Prompts
 from dropout_grpo.rl import sampler as sampler_module
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.groups import Groups
-from dropout_grpo.rl.rollout import Prompts
 from dropout_grpo.rl.trainer import GRPOTrainer
 from helpers.grpo_run import CONFIG, alternating, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dropout_grpo.exploration.seeds import fold
-from dropout_grpo.rl.order import DataOrder
+from dropout_grpo.rl.data_order import DataOrder
 
 
 def test_one_source_is_shuffled_passes() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, SharedDropout
-from dropout_grpo.problems.mixture import Mixture
+from dropout_grpo.latent.rollout import replay
 from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.reference import Reference
-from dropout_grpo.rl.rollout import replay
 from dropout_grpo.rl.selection import select_groups
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, digits, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of

@@ -10,7 +10,7 @@ import torch
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.model import Generation
-from dropout_grpo.rl.rollout import Prompts, replay, roll_out, think_in_groups
+from dropout_grpo.latent.rollout import Prompts, replay, roll_out, think_in_groups
 from helpers.tiny_latent import tiny_latent
 
 QUESTIONS = ["Ann has 3", "Bob has 4 ? ?", "7 + 2 ="]

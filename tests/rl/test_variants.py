@@ -11,7 +11,7 @@ import torch
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.exploration.seeds import fold
-from dropout_grpo.rl.rollout import Prompts, replay, roll_out
+from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from helpers.grpo_run import CONFIG, Replays, alternating, digits, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 

@@ -15,9 +15,9 @@ from typing import Any
 import datasets
 import pytest
 
+from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.problems.files import load_problems, save_problems
-from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks.prosqa import CONCEPTS, PEOPLE, ProsqaConfig, make_splits, vocabulary
 from dropout_grpo.tasks.splits import SPLIT_NAMES, split_of
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dropout_grpo.problems.files import load_problems
+from dropout_grpo.data.files import load_problems
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 from dropout_grpo.tasks.splits import SPLIT_NAMES
 
@@ -16,7 +16,7 @@ CUPS = '''
 import sys
 from dataclasses import dataclass
 
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks import registry
 from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split

@@ -9,8 +9,8 @@ from math import sqrt
 
 import pytest
 
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks import splits as splits_module, word_problems, word_sentences
 from dropout_grpo.tasks.splits import split_of
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, make_splits, vocabulary

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
+from dropout_grpo.data.answers import answers_match, extract_answer
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.problems.answers import answers_match, extract_answer
-from dropout_grpo.problems.problem import Problem
 from dropout_grpo.tasks import prosqa
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, make_splits, vocabulary
 from dropout_grpo.tasks.word_tokenizer import require_known_words, word_tokenizer

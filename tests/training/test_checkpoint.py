@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.weights.checkpoint import save_latent_model
+from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.training import checkpoint as training_checkpoint
 from dropout_grpo.training.checkpoint import DamagedCheckpoint, restore_optimizer, save_checkpoint, trainer_state
 from dropout_grpo.training.optimizer import build_optimizer, optimizer_tensors

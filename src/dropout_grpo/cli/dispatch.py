@@ -10,38 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from dropout_grpo.cli.help import UNUSED
-from dropout_grpo.cli.options import TheoryOptions
+from dropout_grpo.commands.ask import as_text as answers_as_text, ask_each
+from dropout_grpo.commands.compare import as_text as comparison_as_text, compare
+from dropout_grpo.commands.data import write_data, write_variations
+from dropout_grpo.commands.demo import demo
+from dropout_grpo.commands.evaluate import evaluate
+from dropout_grpo.commands.inspect import as_text as inspection_as_text, inspect
+from dropout_grpo.commands.merge import merge
+from dropout_grpo.commands.push import push
+from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
+from dropout_grpo.commands.smoke import stand_ins
+from dropout_grpo.commands.train import grpo, sft
 from dropout_grpo.distributed.device import choose_device
 from dropout_grpo.distributed.processes import connected, is_main
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.bench.command import bench
-from dropout_grpo.evidence.bench.config import BenchConfig
-from dropout_grpo.evidence.theory.check import checks_to_json
-from dropout_grpo.evidence.theory.checks import run as run_checks
-from dropout_grpo.evidence.theory.plots import save_plots
-from dropout_grpo.evidence.theory.table import render
-from dropout_grpo.jobs.ask import as_text as answers_as_text, ask_each
-from dropout_grpo.jobs.compare import as_text as comparison_as_text, compare
-from dropout_grpo.jobs.data import write_data, write_variations
-from dropout_grpo.jobs.demo import demo
-from dropout_grpo.jobs.evaluate import evaluate
-from dropout_grpo.jobs.inspect import as_text as inspection_as_text, inspect
-from dropout_grpo.jobs.merge import merge
-from dropout_grpo.jobs.push import push
-from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
-from dropout_grpo.jobs.smoke import stand_ins
-from dropout_grpo.jobs.train import grpo, sft
 from dropout_grpo.needs import WithoutEffect, without_effect
 from dropout_grpo.report import watch_report, write_comparison, write_report
 from dropout_grpo.runs.layout import REPORT_FILE
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console, results_are_json, tell
 
-_TABLE_WIDTH = 160
 _IN_SEVERAL_PROCESSES = ("demo", "sft", "grpo", "eval")
 
 
@@ -54,7 +45,7 @@ def run(name: str, options: Namespace) -> None:
     # Progress bars and advice of transformers would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()
     results_are_json(bool(options.get("json")))
-    if name != "bench" and options.get("device") is not None:
+    if options.get("device") is not None:
         choose_device(options.device)
     warnings.simplefilter("ignore", WithoutEffect)  # told below, once, with the options' names
     if name not in _IN_SEVERAL_PROCESSES:
@@ -120,29 +111,10 @@ def _inspect(options: Namespace) -> None:
     print(json.dumps(found) if options.json else inspection_as_text(found))
 
 
-def _bench(options: Namespace) -> None:
-    config = BenchConfig(**{option.name: options[option.name] for option in fields(BenchConfig)})
-    bench(config, sweep=options.sweep, as_json=options.json)
-
-
 def _push(options: Namespace) -> None:
     eval_run = None if options.eval_run is None else Path(options.eval_run)
     where = {"private": options.private, "dry_run": options.dry_run}
     print(push(Path(options.checkpoint), options.repo_id, eval_run=eval_run, **where))
-
-
-def _theory(options: Namespace) -> None:
-    theory = TheoryOptions(seed=options.seed, plots=options.plots)
-    checks = run_checks(theory.seed)
-    if theory.plots is not None:
-        save_plots(checks, Path(theory.plots))
-    if options.json:
-        print(checks_to_json(checks), end="")
-    else:
-        wide = Console()  # a pipe has no width; rich assumes 80 columns, which break every word
-        (wide if wide.is_terminal else Console(width=_TABLE_WIDTH)).print(render(checks))
-    if failed := [check.id for check in checks if check.verdict == "fails"]:
-        raise UserError(f"these checks fail: {', '.join(failed)}.")
 
 
 def _report(options: Namespace) -> None:
@@ -167,8 +139,6 @@ _RUN: dict[str, Callable[[Namespace], Any]] = {
     "inspect": _inspect,
     "merge": lambda options: merge(options.folder, Path(options.out)),
     "push": _push,
-    "theory": _theory,
-    "bench": _bench,
     "report": _report,
 }
 

@@ -1,38 +1,19 @@
 """The commands and their options. Nothing here imports torch, so that help and error messages appear at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from dropout_grpo.cli.help import hide_unused, show_defaults, show_first, show_ranges
-from dropout_grpo.evidence.bench.config import BenchConfig
+from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions, Recipe, TaskName, VaryOptions
+from dropout_grpo.commands.recipe_file import recipe_names, recipe_path
+from dropout_grpo.commands.safe_yaml import guard_yaml
 from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.jobs.recipe import AskOptions, CheckpointOptions, Recipe, TaskName, VaryOptions
-from dropout_grpo.jobs.recipe_file import recipe_names, recipe_path
-from dropout_grpo.jobs.safe_yaml import guard_yaml
-from dropout_grpo.ranges import check_ranges, seed_field
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
 _DEFAULT_RECIPE = "word-problems"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TheoryOptions:
-    """Options of ``theory``.
-
-    Args:
-        seed: seed of the Monte-Carlo checks and of the small model that they train.
-        plots: folder to write the figures to, as SVG.
-    """
-
-    seed: int = seed_field()
-    plots: str | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def build_parser(help_of: str | None = None) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
@@ -137,13 +118,6 @@ def build_parser(help_of: str | None = None) -> tuple[ArgumentParser, dict[str, 
     sub.add_argument("--eval_run", type=str | None, default=None, help="run folder of an eval, for the card's results")
     sub.add_argument("--private", action="store_true", help="make a new repository private")
     sub.add_argument("--dry_run", action="store_true", help="print the files and the card, and upload nothing")
-    sub = command("theory", "check the paper's claims numerically and print a table")
-    with_options(sub, TheoryOptions)
-    with_json(sub)
-    sub = command("bench", "measure the engine against three other ways to do the same jobs; see docs/benchmark.md")
-    with_options(sub, BenchConfig)
-    sub.add_argument("--sweep", action="store_true", help="vary one axis at a time at the largest K, and fit lines")
-    with_json(sub)
     sub = command("report", "write report.html from a run folder, or a page that compares several runs")
     sub.add_argument("run_dirs", type=str, nargs="+", help="the run folder; or two and more to compare")
     sub.add_argument("--out", type=str, default="comparison.html", help="the page that compares several runs")

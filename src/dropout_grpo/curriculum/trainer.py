@@ -17,6 +17,8 @@ from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.stages import Stage, curriculum
+from dropout_grpo.data.from_python import as_problems, as_sets
+from dropout_grpo.data.problem import Problem, problem_fingerprint
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced
 from dropout_grpo.distributed.sharding import as_shards, start_together
@@ -27,21 +29,19 @@ from dropout_grpo.evaluation.measures import as_logged, validation_metrics
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
-from dropout_grpo.problems.from_python import as_problems, as_sets
-from dropout_grpo.problems.problem import Problem, problem_fingerprint
 from dropout_grpo.runs.folder import RunFolder, as_run_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, weights_digest
 from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.freeze import require_trainable
 from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.session import TrainingSession
-from dropout_grpo.training.trained import require_trainable
 
 Evaluate = Callable[[LatentModel, int, int], float | Mapping[str, float]]
 """pass@1 on validation problems, in [0, 1], from a model, its latent steps and the answer tokens it may need."""

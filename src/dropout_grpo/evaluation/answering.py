@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from dropout_grpo.data.answers import answers_match, canonical_answer, extract_answer
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.config import EvaluationConfig
@@ -14,13 +16,11 @@ from dropout_grpo.evaluation.metrics import majority_vote
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import THOUGHT_SITE
-from dropout_grpo.latent.generation import require_finite_answers
+from dropout_grpo.latent.decoding import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.recurrence import keyed_noise
+from dropout_grpo.latent.rollout import Prompts, think_in_groups
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
-from dropout_grpo.problems.answers import answers_match, canonical_answer, extract_answer
-from dropout_grpo.problems.problem import Problem
-from dropout_grpo.rl.rollout import Prompts, think_in_groups
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.threads import threads_for

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
+from dropout_grpo.data.answers import answers_match
 from dropout_grpo.evaluation.answering import Answered
 from dropout_grpo.evaluation.intervals import mean_interval
 from dropout_grpo.evaluation.metrics import majorities, pass_at_k_curves
-from dropout_grpo.problems.answers import answers_match
 
 _CURVES = ("pass@k", "maj@k")
 _SINGLE = ("coverage", "bma")

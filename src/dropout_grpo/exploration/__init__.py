@@ -12,12 +12,12 @@ if TYPE_CHECKING:
         Noise as Noise,
     )
     from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout, SharedDropout as SharedDropout
-    from dropout_grpo.exploration.held import HeldNoise as HeldNoise
+    from dropout_grpo.exploration.held_noise import HeldNoise as HeldNoise
     from dropout_grpo.exploration.sites import SiteMap as SiteMap
 
 _HOME = {
     "Exploration": "base",
-    "HeldNoise": "held",
+    "HeldNoise": "held_noise",
     "NoExploration": "base",
     "Noise": "base",
     "PHASES": "base",

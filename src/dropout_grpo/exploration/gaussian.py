@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import PHASES
-from dropout_grpo.exploration.held import HeldNoise, checked
+from dropout_grpo.exploration.held_noise import HeldNoise, checked
 from dropout_grpo.exploration.seeds import normal
 from dropout_grpo.exploration.sites import SITES, SiteMap
 

@@ -12,7 +12,7 @@ multiplying this output masks the value projection at all positions that the hea
 prompt, and a group still shares one copy of its prompt. Query heads that share a value head share its factors.
 
 ``attention_weights`` has one factor per head and key position, the same for all later queries: the strict form of
-attention dropout. It has no module: ``latent/fast/attention.py`` multiplies the weights.
+attention dropout. It has no module: ``latent/shared_prompt.py`` multiplies the weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -149,7 +149,7 @@ class SiteMap:
         self.with_attention_weights(False)
 
     def with_attention_weights(self, multiplied: bool) -> None:
-        """Have the sites of attention weights, or not; ``latent/fast/attention.py`` multiplies the weights."""
+        """Have the sites of attention weights, or not; ``latent/shared_prompt.py`` multiplies the weights."""
         self._all = [site for site in self._all if site.kind != ATTENTION_WEIGHTS]
         if multiplied:
             self._all += [

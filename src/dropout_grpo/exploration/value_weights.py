@@ -29,7 +29,7 @@ from dropout_grpo.distributed.processes import copy_from_main, size
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import PHASES
 from dropout_grpo.exploration.gaussian import at_least_zero
-from dropout_grpo.exploration.held import checked
+from dropout_grpo.exploration.held_noise import checked
 from dropout_grpo.exploration.seeds import normal, normal_matrix, stream
 from dropout_grpo.exploration.sites import SiteMap
 

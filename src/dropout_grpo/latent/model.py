@@ -14,10 +14,13 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 
+from dropout_grpo.data.answers import MARKER, answers_match, extract_answer
+from dropout_grpo.data.problem import Prompt
 from dropout_grpo.errors import QuestionTooLong, UserError
 from dropout_grpo.exploration.base import Exploration, Noise
-from dropout_grpo.latent.fast.graphs import recordings_for, ropes
-from dropout_grpo.latent.generation import Generation, generate_eagerly, require_finite_answers
+from dropout_grpo.latent.decoding import Generation, generate_eagerly, require_finite_answers
+from dropout_grpo.latent.graphs import recordings_for, ropes
+from dropout_grpo.latent.io.checkpoint import load_parts, load_thought, save_latent_model
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState
@@ -30,9 +33,6 @@ from dropout_grpo.latent.tokens import (
     pad_left,
     require_prompt_format,
 )
-from dropout_grpo.latent.weights.checkpoint import load_parts, load_thought, save_latent_model
-from dropout_grpo.problems.answers import MARKER, answers_match, extract_answer
-from dropout_grpo.problems.problem import Prompt
 
 
 class LatentModel(Recurrence):

@@ -24,12 +24,12 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTok
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, KeyNoise, Noise
 from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
+from dropout_grpo.latent.attention_choice import without_cudnn
+from dropout_grpo.latent.casts import frozen_weights_cast
 from dropout_grpo.latent.dropout_off import switch_off_dropout
-from dropout_grpo.latent.fast.attention import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
-from dropout_grpo.latent.fast.attention_choice import without_cudnn
-from dropout_grpo.latent.fast.casts import frozen_weights_cast
-from dropout_grpo.latent.fast.padding import padding_sees_itself
-from dropout_grpo.latent.fast.shown import PROBE_STEPS, agrees, own_hidden, probe_rows
+from dropout_grpo.latent.padding import padding_sees_itself
+from dropout_grpo.latent.probe import PROBE_STEPS, agrees, own_hidden, probe_rows
+from dropout_grpo.latent.shared_prompt import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.state import LatentState, extended, share_cache
 from dropout_grpo.latent.thought import build_thought
 from dropout_grpo.latent.tokens import (

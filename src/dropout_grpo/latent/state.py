@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from dropout_grpo.latent.fast.attention import Prefix
+from dropout_grpo.latent.shared_prompt import Prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dropout_grpo.data.problem import Message, Prompt
 from dropout_grpo.errors import UserError
-from dropout_grpo.problems.problem import Message, Prompt
 
 START, LATENT, END = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
 LATENT_TOKENS = (START, END, LATENT)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.decoding import Generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

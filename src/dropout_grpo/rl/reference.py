@@ -12,8 +12,8 @@ from dropout_grpo.exploration.sites import SiteMap
 from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
 from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.rl.config import GRPOOptions
-from dropout_grpo.rl.rollout import Prompts, replay
 
 
 class Reference:

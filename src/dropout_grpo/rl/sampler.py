@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerState
 
-from dropout_grpo.distributed import processes
-from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.base import Exploration
-from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.latent.generation import Generation
-from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.problems.mixture import Mixture
-from dropout_grpo.problems.problem import Problem
-from dropout_grpo.problems.rewards import (
+from dropout_grpo.data.mixture import Mixture
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.rewards import (
     RewardFunction,
     call_rewards,
     combine_rewards,
@@ -27,10 +21,16 @@ from dropout_grpo.problems.rewards import (
     reward_statistics,
     try_rewards,
 )
+from dropout_grpo.distributed import processes
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration.base import Exploration
+from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.rollout import Prompts, roll_out
 from dropout_grpo.rl.config import GRPOOptions
+from dropout_grpo.rl.data_order import DataOrder
 from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
-from dropout_grpo.rl.order import DataOrder
-from dropout_grpo.rl.rollout import Prompts, roll_out
 from dropout_grpo.rl.selection import batch_numbers, select_groups
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.precision import autocast

@@ -14,6 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from dropout_grpo.data.from_python import as_problems, as_sets
+from dropout_grpo.data.problem import Problem, problem_fingerprint
+from dropout_grpo.data.rewards import RewardFunction, as_reward_functions, reward_names
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.balance import balanced, imbalance
 from dropout_grpo.distributed.sharding import as_shards, start_together
@@ -25,14 +28,12 @@ from dropout_grpo.exploration.base import Exploration, Refreshed
 from dropout_grpo.exploration.build import options_of, require_exploration
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import fold
-from dropout_grpo.latent.generation import Generation
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.io.card import CardFacts
+from dropout_grpo.latent.io.checkpoint import save_latent_model
+from dropout_grpo.latent.io.publish import push_folder
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.weights.card import CardFacts
-from dropout_grpo.latent.weights.checkpoint import save_latent_model
-from dropout_grpo.latent.weights.publish import push_folder
-from dropout_grpo.problems.from_python import as_problems, as_sets
-from dropout_grpo.problems.problem import Problem, problem_fingerprint
-from dropout_grpo.problems.rewards import RewardFunction, as_reward_functions, reward_names
+from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.rl.advantage import (
     MovingAverage,
     all_correct,
@@ -48,7 +49,6 @@ from dropout_grpo.rl.config import GRPOConfig, GRPOOptions, either
 from dropout_grpo.rl.groups import Groups, rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.reference import Reference
-from dropout_grpo.rl.rollout import Prompts, replay
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.rl.watch import Watch
 from dropout_grpo.runs.folder import RunFolder, as_run_folder
@@ -56,13 +56,13 @@ from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, code_digest, weights_digest
 from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
+from dropout_grpo.training.freeze import check_trained, only_trained, require_trainable
 from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import console
 from dropout_grpo.training.session import TrainingSession
-from dropout_grpo.training.trained import check_trained, only_trained, require_trainable
 
 Evaluate = Callable[[LatentModel], float | Mapping[str, float]]
 
@@ -97,7 +97,7 @@ class GRPOTrainer(HasCallbacks):
         model: the policy, trained in place; or its folder or hub name. A language model without latent tokens, an
             object or by name, gets them, and needs ``latent_steps``.
         reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``, which may
-            be async, or an object with ``__call__``; `problems/rewards.py` lists the arguments.
+            be async, or an object with ``__call__``; `data/rewards.py` lists the arguments.
         args: options; of a ``GRPOConfig`` also ``output_dir``, ``seed`` and ``bf16``, which the arguments below repeat.
         train_dataset: questions with answers: problems, dicts with ``question`` and ``answer`` (or TRL's ``prompt`` and
             ``solution``), or a ``datasets.Dataset``. Other columns go to the reward functions. Without any column of

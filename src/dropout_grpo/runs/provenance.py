@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dropout_grpo.latent.fast.attention import attention_choices
+from dropout_grpo.latent.shared_prompt import attention_choices
 
 _PACKAGES = ("dropout-grpo", "torch", "transformers", "tokenizers", "safetensors")
 

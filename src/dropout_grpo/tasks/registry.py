@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.tasks import prosqa, word_problems
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import TypeVar
 
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.problems.problem import Problem
 
 SPLIT_NAMES = ("train", "grpo", "valid", "test")
 """For the curriculum, for GRPO (without steps), for choosing settings, for the final results."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dropout_grpo.data.answers import MARKER
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.tokens import most_common, unknown_words
-from dropout_grpo.problems.answers import MARKER
-from dropout_grpo.problems.problem import Problem
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 

@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place, reading
+from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.weights.checkpoint import save_latent_model
 from dropout_grpo.runs.write import sync, write_json, writing
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.config import LoRAConfig
+from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.io.checkpoint import latent_config
+from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.lora.checkpoint import is_adapter, require_peft
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens, missing_latent_tokens
-from dropout_grpo.latent.weights.causal_lm import load_causal_lm, load_tokenizer
-from dropout_grpo.latent.weights.checkpoint import latent_config
-from dropout_grpo.latent.weights.gguf import gguf_file
 from dropout_grpo.training.progress import console
 
 _LORA = ("r", "lora_alpha", "target_modules")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dropout_grpo.errors import UserError, is_out_of_memory
-from dropout_grpo.latent.fast.graphs import give_back_recordings
+from dropout_grpo.latent.graphs import give_back_recordings
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dropout_grpo.latent.fast.casts import keeping_casts
+from dropout_grpo.latent.casts import keeping_casts
 
 _CPU_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 _CPU_ROWS = 16  # with fewer, converting the weights costs more than the faster product saves

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.evidence.bench import arms, cot, engine, published
-from dropout_grpo.evidence.bench.workload import Networks, Workload
+from evidence.bench import arms, cot, engine, published
+from evidence.bench.workload import Networks, Workload
 from helpers.bench_setting import SMALL, gradients_of, workload
 
 ROWS = SMALL.questions * SMALL.num_generations

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dropout_grpo.evidence.bench import arms
-from dropout_grpo.evidence.bench.config import Job
-from dropout_grpo.evidence.bench.flops import (
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from evidence.bench import arms
+from evidence.bench.config import Job
+from evidence.bench.flops import (
     Phase,
     Shape,
     cot_phases,
@@ -20,8 +21,7 @@ from dropout_grpo.evidence.bench.flops import (
     published_phases,
     triangle,
 )
-from dropout_grpo.evidence.bench.workload import _smollm2, shape_of
-from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from evidence.bench.workload import _smollm2, shape_of
 from helpers.bench_setting import SMALL, networks, workload
 
 SHAPE = Shape(layers=2, width=3, mlp=12, vocab=10)

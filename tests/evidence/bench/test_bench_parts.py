@@ -14,12 +14,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.bench import arms, masks, memory, peak
-from dropout_grpo.evidence.bench.config import BenchConfig, Setting, resolve
-from dropout_grpo.evidence.bench.fit import fit_line
-from dropout_grpo.evidence.bench.flops import Phase, Shape
-from dropout_grpo.evidence.bench.machine import cpu_model, machine
-from dropout_grpo.evidence.bench.timing import Arm, Seconds, alternate
+from evidence.bench import arms, masks, memory, peak
+from evidence.bench.config import BenchConfig, Setting, resolve
+from evidence.bench.fit import fit_line
+from evidence.bench.flops import Phase, Shape
+from evidence.bench.machine import cpu_model, machine
+from evidence.bench.timing import Arm, Seconds, alternate
 from helpers.bench_setting import SMALL, workload
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import GPT2Config, Qwen2Config
 
-from dropout_grpo.evidence.bench import arms, run as bench_run
-from dropout_grpo.evidence.bench.config import BenchConfig, resolve
-from dropout_grpo.evidence.bench.cot import _rows_at_once
-from dropout_grpo.evidence.bench.page import block, read_results
-from dropout_grpo.evidence.bench.workload import Workload
-from dropout_grpo.evidence.studies import gpu, gpu_sizes
+from evidence.bench import arms, run as bench_run
+from evidence.bench.config import BenchConfig, resolve
+from evidence.bench.cot import _rows_at_once
+from evidence.bench.page import block, read_results
+from evidence.bench.workload import Workload
+from evidence.studies import gpu, gpu_sizes
 
 SMALL: dict[str, Any] = {"prompt_tokens": 6, "latent_steps": 2, "answer_tokens": 3, "cot_tokens": 2, "repeats": 1}
 SMALL |= {"questions": 2, "problems": 2, "num_generations": (2,), "beside": (), "memory": False, "device": "cpu"}

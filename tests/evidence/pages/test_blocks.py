@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.pages.blocks import fill, unknown_block
-from dropout_grpo.evidence.places import DOCS
-from dropout_grpo.evidence.redo_pages import PAGES
+from evidence.pages.blocks import fill, unknown_block
+from evidence.places import DOCS
+from evidence.redo_pages import PAGES
 
 PAGE = "before\n<!-- begin: a-b.c_1 -->\nold\n<!-- end: a-b.c_1 -->\nafter"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.evidence.pages.markdown import console, number, percent, percent_range, table
+from evidence.pages.markdown import console, number, percent, percent_range, table
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dropout_grpo.evidence.places import DOCS
-from dropout_grpo.evidence.studies import families, families_table
+from evidence.places import DOCS
+from evidence.studies import families, families_table
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mixtral", "nemotron"])

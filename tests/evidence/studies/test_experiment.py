@@ -7,11 +7,11 @@ from statistics import fmean
 
 import pytest
 
+from dropout_grpo.commands.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.places import DOCS, RESULTS_FOLDER
-from dropout_grpo.evidence.studies.study_plan import SETTINGS, Plan, arm_options, read_plan
-from dropout_grpo.evidence.studies.study_summary import read_outcomes, write_outcomes
-from dropout_grpo.jobs.recipe_file import load_recipe
+from evidence.places import DOCS, RESULTS_FOLDER
+from evidence.studies.study_plan import SETTINGS, Plan, arm_options, read_plan
+from evidence.studies.study_summary import read_outcomes, write_outcomes
 
 NOISES = ("none", "latent_020", "latent_005", "prompt_010")
 TEMPERATURES = ("t000", "t025", "t050", "t075", "t100", "t125")

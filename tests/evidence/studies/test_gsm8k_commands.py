@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dropout_grpo.evidence.places import ROOT
-from dropout_grpo.evidence.studies import gsm8k_commands
+from evidence.places import ROOT
+from evidence.studies import gsm8k_commands
 
 PROGRAM = """
 import json, runpy, sys

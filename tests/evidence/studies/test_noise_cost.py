@@ -2,7 +2,7 @@
 
 import pytest
 
-from dropout_grpo.evidence.studies import noise_cost
+from evidence.studies import noise_cost
 
 
 def test_every_case_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

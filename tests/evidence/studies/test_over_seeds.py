@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from dropout_grpo.evidence.places import DOCS
-from dropout_grpo.evidence.studies import recompute
-from dropout_grpo.evidence.studies.over_seeds import Comparison, comparisons_table, distinct, holm, paired, t_interval
-from dropout_grpo.evidence.studies.pairs_table import pairs_table
+from evidence.places import DOCS
+from evidence.studies import recompute
+from evidence.studies.over_seeds import Comparison, comparisons_table, distinct, holm, paired, t_interval
+from evidence.studies.pairs_table import pairs_table
 
 
 def test_paired_by_hand() -> None:

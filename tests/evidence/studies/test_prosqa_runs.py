@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.evidence.places import ROOT
-from dropout_grpo.evidence.studies import prosqa, prosqa_tables
-from dropout_grpo.evidence.studies.results_page import block
-from dropout_grpo.evidence.studies.side_by_side import finished
-from dropout_grpo.problems.files import save_problems
+from dropout_grpo.data.files import save_problems
 from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
+from evidence.places import ROOT
+from evidence.studies import prosqa, prosqa_tables
+from evidence.studies.results_page import block
+from evidence.studies.side_by_side import finished
 
 STEPS = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.eval_steps", "1"]
 SMALL = {
@@ -65,7 +65,7 @@ def test_the_tables_and_the_figure(record: dict[str, Any], tmp_path: Path) -> No
 
 def test_help_needs_no_run() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dropout_grpo.evidence.studies.prosqa", "--help"],
+        [sys.executable, "-m", "evidence.studies.prosqa", "--help"],
         cwd=ROOT,
         capture_output=True,
         check=False,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.evidence.studies import side_by_side
+from evidence.studies import side_by_side
 
 DROPOUT_GRPO = [sys.executable, "-m", "dropout_grpo.cli.main"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "dropout_grpo"]

@@ -8,12 +8,12 @@ import pytest
 from safetensors.torch import load_file
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.evidence.studies import smollm2
-from dropout_grpo.evidence.studies.results_page import block
-from dropout_grpo.evidence.studies.side_by_side import finished
-from dropout_grpo.latent.weights.causal_lm import load_causal_lm
-from dropout_grpo.problems.files import save_problems
-from dropout_grpo.problems.problem import Problem
+from dropout_grpo.data.files import save_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
+from evidence.studies import smollm2
+from evidence.studies.results_page import block
+from evidence.studies.side_by_side import finished
 from helpers.tiny_gguf import write_gguf
 
 GRPO = ["--grpo.prompts_per_step", "2", "--grpo.num_generations", "2", "--grpo.max_steps", "2"]

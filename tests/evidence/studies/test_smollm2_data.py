@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from dropout_grpo.data.files import load_problems
+from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.studies import smollm2_data
-from dropout_grpo.evidence.studies.smollm2_data import (
+from evidence.studies import smollm2_data
+from evidence.studies.smollm2_data import (
     SPLIT_NAMES,
     key,
     split,
     test_files as files_to_measure,
     write_files,
 )
-from dropout_grpo.problems.files import load_problems
-from dropout_grpo.problems.problem import Problem
 
 NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kay", "Lee")
 

@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.studies import smollm2_weights
-from dropout_grpo.evidence.studies.smollm2_weights import complete, installed_file, prepare_weights, sha256
-from dropout_grpo.latent.weights.causal_lm import load_causal_lm
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
+from evidence.studies import smollm2_weights
+from evidence.studies.smollm2_weights import complete, installed_file, prepare_weights, sha256
 from helpers.tiny_gguf import write_gguf
 
 

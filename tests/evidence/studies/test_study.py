@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.commands.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.studies import study, study_tables
-from dropout_grpo.evidence.studies.results_page import block
-from dropout_grpo.evidence.studies.study_plan import Plan, arm_options, command_lines, places, read_plan
-from dropout_grpo.evidence.studies.study_summary import pooled, sampled, training
-from dropout_grpo.jobs.recipe import Recipe
-from dropout_grpo.jobs.recipe_file import load_recipe
 from dropout_grpo.latent.model import LatentModel
+from evidence.studies import study, study_tables
+from evidence.studies.results_page import block
+from evidence.studies.study_plan import Plan, arm_options, command_lines, places, read_plan
+from evidence.studies.study_summary import pooled, sampled, training
 
 TINY = Path(__file__).parents[2] / "helpers" / "tiny_study.yaml"
 

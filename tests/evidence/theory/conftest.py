@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor
 
-from dropout_grpo.evidence.theory.check import Check
-from dropout_grpo.evidence.theory.checks import run
-from dropout_grpo.evidence.theory.law import Law, enumerate_laws, objective_gradients
-from dropout_grpo.evidence.theory.toy import Masks, Toy, all_masks, build_toy
+from evidence.theory.check import Check
+from evidence.theory.checks import run
+from evidence.theory.law import Law, enumerate_laws, objective_gradients
+from evidence.theory.toy import Masks, Toy, all_masks, build_toy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,30 +7,30 @@ from functools import partial
 import pytest
 import torch
 
-from dropout_grpo.evidence.theory import filtered
-from dropout_grpo.evidence.theory.checks import SECTIONS
-from dropout_grpo.evidence.theory.collapse import check_collapse
-from dropout_grpo.evidence.theory.coupling import STEPS, check_coupling
-from dropout_grpo.evidence.theory.divided import check_divided
-from dropout_grpo.evidence.theory.estimator import from_all_groups
-from dropout_grpo.evidence.theory.filtered import check_filtered, kept_counts, kept_share, weight
-from dropout_grpo.evidence.theory.fresh_mask import VARIANTS, check_fresh, check_ratio
-from dropout_grpo.evidence.theory.greedy import check_greedy, check_greedy_seeds, greedy_atoms
-from dropout_grpo.evidence.theory.kl_pull import balance, check_balance, check_kl_gradient
-from dropout_grpo.evidence.theory.latent_gradient import check_latent_gradient, detach_everything, detach_thoughts
-from dropout_grpo.evidence.theory.model_average import (
-    check_decoding,
-    check_objective_is_average,
-    check_rollouts_sample_average,
-)
-from dropout_grpo.evidence.theory.surrogate_gradient import check_surrogate
-from dropout_grpo.evidence.theory.unbiased import check_objective, check_sampled, check_unbiased
-from dropout_grpo.evidence.theory.variance import check_baseline, check_condition
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.sampling import AverageOverMasks
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.kl import kl_estimate
+from evidence.theory import filtered
+from evidence.theory.checks import SECTIONS
+from evidence.theory.collapse import check_collapse
+from evidence.theory.coupling import STEPS, check_coupling
+from evidence.theory.divided import check_divided
+from evidence.theory.estimator import from_all_groups
+from evidence.theory.filtered import check_filtered, kept_counts, kept_share, weight
+from evidence.theory.fresh_mask import VARIANTS, check_fresh, check_ratio
+from evidence.theory.greedy import check_greedy, check_greedy_seeds, greedy_atoms
+from evidence.theory.kl_pull import balance, check_balance, check_kl_gradient
+from evidence.theory.latent_gradient import check_latent_gradient, detach_everything, detach_thoughts
+from evidence.theory.model_average import (
+    check_decoding,
+    check_objective_is_average,
+    check_rollouts_sample_average,
+)
+from evidence.theory.surrogate_gradient import check_surrogate
+from evidence.theory.unbiased import check_objective, check_sampled, check_unbiased
+from evidence.theory.variance import check_baseline, check_condition
 
 CLAIMS = (
     *("objective.gradient", "average.objective", "average.sampled", "average.decoding"),

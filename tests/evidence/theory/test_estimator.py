@@ -7,7 +7,8 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from dropout_grpo.evidence.theory.estimator import (
+from dropout_grpo.rl.advantage import group_advantages
+from evidence.theory.estimator import (
     Estimate,
     from_all_groups,
     from_patterns,
@@ -15,8 +16,7 @@ from dropout_grpo.evidence.theory.estimator import (
     over_questions,
     patterns,
 )
-from dropout_grpo.evidence.theory.interval import CONFIDENCE, inside, mean_interval, ratio_interval
-from dropout_grpo.rl.advantage import group_advantages
+from evidence.theory.interval import CONFIDENCE, inside, mean_interval, ratio_interval
 
 PROBABILITY = torch.tensor([0.1, 0.25, 0.3, 0.05, 0.3], dtype=torch.float64)
 REWARDS = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)

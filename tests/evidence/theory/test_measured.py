@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from dropout_grpo.evidence.theory.draws import Draws, draw_gradients, score_squares
-from dropout_grpo.evidence.theory.estimator import from_patterns, over_questions
-from dropout_grpo.evidence.theory.holding import check_holding
-from dropout_grpo.evidence.theory.interval import inside, jackknife_interval, mean_interval
-from dropout_grpo.evidence.theory.measured import check_baseline_measured, check_replay_measured
-from dropout_grpo.evidence.theory.measured_updates import STEPS, check_coupling_measured, check_greedy_measured
-from dropout_grpo.evidence.theory.perturbed import flat_weights, moved
-from dropout_grpo.evidence.theory.setting import sample
-from dropout_grpo.evidence.theory.small_model import train_small_model
-from dropout_grpo.evidence.theory.toy import QUESTIONS, answer_index, per_step
-from dropout_grpo.evidence.theory.unbiased import score_moments
 from dropout_grpo.rl.advantage import group_advantages
+from evidence.theory.draws import Draws, draw_gradients, score_squares
+from evidence.theory.estimator import from_patterns, over_questions
+from evidence.theory.holding import check_holding
+from evidence.theory.interval import inside, jackknife_interval, mean_interval
+from evidence.theory.measured import check_baseline_measured, check_replay_measured
+from evidence.theory.measured_updates import STEPS, check_coupling_measured, check_greedy_measured
+from evidence.theory.perturbed import flat_weights, moved
+from evidence.theory.setting import sample
+from evidence.theory.small_model import train_small_model
+from evidence.theory.toy import QUESTIONS, answer_index, per_step
+from evidence.theory.unbiased import score_moments
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_greedy_gradient_on_the_toy_is_shorter(exact, draws):
 
 @pytest.mark.slow
 def test_everything_together():
-    from dropout_grpo.evidence.theory.checks import run
+    from evidence.theory.checks import run
 
     checks = run(seed=0)
     assert [check.id for check in checks if check.verdict == "fails"] == []

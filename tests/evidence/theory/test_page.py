@@ -6,12 +6,13 @@ import pytest
 from rich.console import Console
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evidence.places import DOCS
-from dropout_grpo.evidence.theory.check import Check, checks_from_json, checks_to_json, holds_if
-from dropout_grpo.evidence.theory.checks import SECTIONS
-from dropout_grpo.evidence.theory.page import block, write_page
-from dropout_grpo.evidence.theory.plots import FIGURES, save_plots
-from dropout_grpo.evidence.theory.table import found, numbers_of, overview, render
+from evidence.places import DOCS
+from evidence.theory import __main__ as command
+from evidence.theory.check import Check, checks_from_json, checks_to_json, holds_if
+from evidence.theory.checks import SECTIONS
+from evidence.theory.page import block, write_page
+from evidence.theory.plots import FIGURES, save_plots
+from evidence.theory.table import found, numbers_of, overview, render
 
 CHECK = Check(
     id="objective.made_up",
@@ -99,3 +100,22 @@ def test_page_names_files_that_exist():
     links = [part.split(")")[0] for part in page.split("](../")[1:]]
     assert len(links) > 10
     assert [link for link in links if not (DOCS.parent / link).exists()] == []
+
+
+def test_the_table_of_theory_is_wide_on_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim = "the gradient of the surrogate is that of the expected reward"
+    check = Check(
+        id="a",
+        claim=claim,
+        quantity="difference of the two gradients",
+        exact=0.0,
+        estimate=0.0,
+        verdict="holds",
+        detail={"columns": [], "rows": []},
+    )
+    monkeypatch.setattr(command, "run", lambda seed: [check])
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert command.main([]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) > 100

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dropout_grpo.evidence.theory.gradients import flat_gradient, flat_gradients
-from dropout_grpo.evidence.theory.law import answer_logprobs
-from dropout_grpo.evidence.theory.toy import all_masks, answer_index, per_step
+from evidence.theory.gradients import flat_gradient, flat_gradients
+from evidence.theory.law import answer_logprobs
+from evidence.theory.toy import all_masks, answer_index, per_step
 from helpers.oracle import oracle_run
 
 

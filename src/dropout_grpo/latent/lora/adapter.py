@@ -20,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.config import LoRAConfig
+from dropout_grpo.latent.io.causal_lm import load_tokenizer
 from dropout_grpo.latent.lora.checkpoint import ADAPTER_NAME, has_adapter, is_adapter, peft_config, require_peft
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import LatentTokens, missing_latent_tokens
-from dropout_grpo.latent.weights.causal_lm import load_tokenizer
 
 
 def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentModel:

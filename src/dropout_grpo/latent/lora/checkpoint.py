@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm, load_tokenizer, some
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_tied, untie
-from dropout_grpo.latent.weights.causal_lm import file_of, load_causal_lm, load_tokenizer, some
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -1,0 +1,130 @@
+"""The engine's arms, made of the library's own calls, and the plain way: the same calls with one rollout per group."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from dropout_grpo.evaluation.answering import answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.exploration.base import Exploration, NoExploration
+from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.graphs import step_by_step
+from dropout_grpo.latent.rollout import Prompts, roll_out
+from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update as optimizer_update
+from dropout_grpo.training.precision import autocast
+from evidence.bench.workload import TEMPERATURE, Workload
+
+
+def rollouts(work: Workload) -> Generation:
+    """N questions, K rollouts each."""
+    return _roll_out(work, work.prompts, work.seeds, work.exploration)
+
+
+def unmasked_rollouts(work: Workload) -> Generation:
+    """The same without masks. The difference is the cost of exploration."""
+    return _roll_out(work, work.prompts, work.seeds, NoExploration())
+
+
+def plain_rollouts(work: Workload) -> Generation:
+    """N * K groups of one rollout; each rollout reads its own prompt."""
+    return _roll_out(work, work.each_its_own, work.seeds.view(-1, 1), work.exploration)
+
+
+def update(work: Workload) -> float:
+    """Replay, surrogate and backward pass of all groups; returns the loss."""
+    return _loss(work.trainer.backward(work.prompts, work.seeds, work.sampled, work.advantages))
+
+
+def plain_update(work: Workload) -> float:
+    """The same update in groups of one rollout."""
+    seeds, advantages = work.seeds.view(-1, 1), work.advantages.view(-1, 1)
+    return _loss(work.plain_trainer.backward(work.each_its_own, seeds, work.sampled, advantages))
+
+
+class UpdateAndStep:
+    """The update with gradient clipping and AdamW. The learning rate is 0, so the work is the same but weights stay."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work = work
+        self._optimizer = build_optimizer(
+            work.model.parameters(), learning_rate=0.0, weight_decay=0.0, betas=(0.9, 0.999)
+        )
+        self._schedule = build_schedule(self._optimizer, "constant", warmup_steps=0, updates=1)
+
+    def __call__(self) -> float:
+        """Returns the gradient's norm."""
+        loss = update(self._work)
+        return optimizer_update(
+            self._work.model,
+            self._optimizer,
+            self._schedule,
+            loss=loss,
+            max_grad_norm=1.0,
+            where="bench",
+            last_good="none",
+        )
+
+
+def curriculum(work: Workload) -> float:
+    """Loss and backward pass of a batch in the last stage; returns the loss."""
+    trainer = work.curriculum
+    return trainer.backward(trainer.stages[-1], list(range(work.setting.problems)), 0)
+
+
+def evaluation(work: Workload) -> list[str]:
+    """Greedy answers of the plain network, including tokenisation and decoding to text."""
+    setting = work.setting
+    config = EvaluationConfig(num_samples=0, max_new_tokens=setting.answer_tokens, batch_size=setting.problems)
+    return [a.plain for a in answer_problems(work.model, work.problems[: setting.problems], config, bf16=setting.bf16)]
+
+
+class EvaluationInCompany:
+    """The evaluation while other processes compute in endless loops. Each run stops them, which takes milliseconds."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work, self._company = work, list[subprocess.Popen[bytes]]()
+
+    def prepare(self) -> None:
+        """Start the processes and wait until they are busy."""
+        self._work.prepare()
+        command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+        for _ in range(self._work.setting.busy):
+            self._company.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+            assert self._company[-1].stdout is not None
+            self._company[-1].stdout.readline()
+
+    def __call__(self) -> list[str]:
+        """Returns the answers."""
+        try:
+            return evaluation(self._work)
+        finally:
+            for process in self._company:
+                process.kill()
+                process.communicate()
+            self._company.clear()
+
+
+def without_graphs(job: Callable[[Workload], object], work: Workload) -> object:
+    """Runs a job without CUDA graphs."""
+    with step_by_step():
+        return job(work)
+
+
+def _roll_out(work: Workload, prompts: Prompts, seeds: Tensor, exploration: Exploration) -> Generation:
+    with torch.no_grad(), autocast(work.model.device, work.setting.bf16):
+        return roll_out(
+            work.model,
+            prompts,
+            seeds,
+            exploration,
+            temperature=TEMPERATURE,
+            max_completion_length=work.setting.answer_tokens,
+        )
+
+
+def _loss(seen: Mapping[str, float] | None) -> float:
+    assert seen is not None, "no group is mixed"
+    return seen["loss"]

@@ -1,0 +1,67 @@
+"""The tables of ``docs/from-trl.md``, made from the trainer's own names."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dropout_grpo.rl.config import GRPOConfig, GRPOOptions
+from dropout_grpo.rl.from_trl import ELSEWHERE
+from evidence.pages.blocks import fill_file, unknown_block
+from evidence.pages.markdown import table
+
+THEIR_DEFAULTS: Mapping[str, Any] = {
+    "max_completion_length": 512,
+    "learning_rate": 1e-6,
+    "scale_rewards": "group",
+    "loss_type": "dapo",
+    "logging_steps": 10,
+    "save_steps": 500,
+    "num_completions_to_print": None,
+}
+"""Options that TRL (1.16) has too, with another default."""
+
+
+def _documented(config: type[Any]) -> dict[str, str]:
+    """The options of a config with their lines of its docstring."""
+    text = re.sub(r"\n {12}", " ", config.__doc__ or "")
+    return dict(re.findall(r"^ {8}(\w+): (.*)$", text, re.MULTILINE))
+
+
+def _defaults() -> str:
+    ours = {option.name: option.default for option in fields(GRPOOptions)}
+    shown = [[f"`{name}`", f"`{theirs}`", f"`{ours[name]}`"] for name, theirs in THEIR_DEFAULTS.items()]
+    return table(("option", "default in TRL", "default here"), shown)
+
+
+def _accepted() -> str:
+    rows = [[f"`{name}`", what.replace("``", "`")] for name, what in _documented(GRPOConfig).items()]
+    return table(("name in TRL", "here"), rows)
+
+
+def _elsewhere() -> str:
+    rows = []
+    for name, elsewhere in ELSEWHERE.items():
+        without = [value for value in elsewhere.accepted if value is not None]
+        rows.append([f"`{name}`", elsewhere.here, ", ".join(f"`{value!r}`" for value in without)])
+    return table(("name in TRL", "here", "values that are accepted"), rows)
+
+
+_BLOCKS = {"defaults": _defaults, "accepted": _accepted, "elsewhere": _elsewhere}
+
+
+def block(name: str) -> str:
+    """The Markdown of one block.
+
+    Raises:
+        UserError: there is no such block.
+    """
+    if name not in _BLOCKS:
+        raise unknown_block(name, list(_BLOCKS))
+    return _BLOCKS[name]()
+
+
+def write_page(page: Path) -> None:
+    """Fills the page."""
+    fill_file(page, block)

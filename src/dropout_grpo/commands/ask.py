@@ -1,0 +1,129 @@
+"""The command ``ask``: one question to the plain network, to several masks, and their vote."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from dropout_grpo.commands.models import exploration_for, load_model
+from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions
+from dropout_grpo.commands.session import tell_device
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import EVAL_STEP, answer_problems, vote, vote_table
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.exploration.base import NoExploration
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.exploration.seeds import rollout_seeds
+
+
+def ask(
+    checkpoint: str,
+    question: str,
+    config: ExplorationConfig,
+    options: AskOptions,
+    checkpoint_options: CheckpointOptions,
+    *,
+    thoughts: bool = False,
+    told: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Ask a checkpoint one question; see ``ask_each``."""
+    asked = ask_each(checkpoint, [question], config, options, checkpoint_options, thoughts=thoughts, told=told)
+    return asked[0]
+
+
+def ask_each(
+    checkpoint: str,
+    questions: Sequence[str],
+    config: ExplorationConfig,
+    options: AskOptions,
+    checkpoint_options: CheckpointOptions,
+    *,
+    thoughts: bool = False,
+    told: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Ask a checkpoint questions, each as if it were the only one.
+
+    Args:
+        checkpoint: folder, hub name or Coconut ``state_dict`` file.
+        questions: the texts.
+        config: the exploration that makes the masks.
+        options: masks, seed and length.
+        checkpoint_options: what the checkpoint does not record.
+        thoughts: read the thoughts through the head as well, plain and under the same masks.
+        told: the options of the exploration that the user has given; the others are those that the checkpoint was
+            trained with. ``config`` if None.
+
+    Returns:
+        For each question ``plain``, the plain network's answer; ``masks``, one answer per mask; with masks also
+        ``average``, the model average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts;
+        with ``thoughts`` also those, as ``Thoughts`` in JSON values.
+
+    Raises:
+        UserError: an empty or too long question, a bad option or checkpoint.
+    """
+    if not all(question.strip() for question in questions):
+        raise UserError("the question is empty.")
+    exploration = build_exploration(config)
+    if options.masks > 1 and isinstance(exploration, NoExploration):
+        raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")
+    model = load_model(checkpoint, checkpoint_options)
+    tell_device(model.device, bf16=False)
+    if told is not None and options.masks > 0:
+        exploration = build_exploration(exploration_for(model, told))
+    for question in questions:
+        model.encode([question], room=options.max_new_tokens)
+    settings = EvaluationConfig(num_samples=options.masks, max_new_tokens=options.max_new_tokens)
+    answers = []
+    for question in questions:
+        problem = Problem(id=0, question=question, steps=(), answer="?")  # the same masks for every question
+        with torch.no_grad():
+            (answered,) = answer_problems(model, [problem], settings, exploration=exploration, seed=options.seed)
+        found: dict[str, Any] = {"plain": answered.plain, "masks": list(answered.samples)}
+        if answered.average is not None:
+            found["average"] = answered.average
+        if answered.samples:
+            found |= {"vote": vote(answered), "votes": vote_table(answered)}
+        if thoughts:
+            seeds = rollout_seeds(options.seed, EVAL_STEP, torch.tensor([problem.id]), options.masks)[0].tolist()
+            found["thoughts"] = asdict(model.thoughts([question], exploration, seeds)[0])
+        answers.append(found)
+    return answers
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The answers as text, one per line."""
+    lines = [("plain", found["plain"].strip())]
+    lines += [(f"mask {i}", said.strip()) for i, said in enumerate(found["masks"])]
+    if "average" in found:
+        lines.append(("average", f"{found['average'].strip()}  (greedy, by the masks' mean probability of each token)"))
+    if "votes" in found:
+        counts = ", ".join(f"{name} x{count}" for name, count in found["votes"].items())
+        lines.append(("vote", f"{found['vote'] or 'none'}  ({counts})"))
+    text = "\n".join(f"{title:<8} {text}" for title, text in lines)
+    return f"{text}\n\n{thoughts_as_text(found['thoughts'])}" if "thoughts" in found else text
+
+
+def thoughts_as_text(thoughts: Mapping[str, Any]) -> str:
+    """The thoughts about one question, a block for each: the likeliest tokens, and how far each mask moves it.
+
+    Args:
+        thoughts: ``Thoughts`` as JSON values.
+    """
+    plain, masked = thoughts["plain"], thoughts["masked"]
+    lines = ["thoughts read through the head: the likeliest tokens; cos: cosine with the plain network's thought"]
+    for i, thought in enumerate(plain):
+        lines.append(f"thought {i + 1}" if i < len(plain) - 1 else "after the thoughts")
+        lines.append(f"  {'plain':<18} {shown_tokens(thought)}")
+        lines += [
+            f"  {f'mask {m}':<7} cos {under[i]['cosine']:6.3f} {shown_tokens(under[i])}"
+            for m, under in enumerate(masked)
+        ]
+    return "\n".join(lines)
+
+
+def shown_tokens(thought: Mapping[str, Any]) -> str:
+    """The likeliest tokens of a thought with their probabilities: ``' 7' 0.612  ' 8' 0.103``."""
+    return "  ".join(f"{token!r} {share:.3f}" for token, share in thought["tokens"])

@@ -1,0 +1,71 @@
+"""The command ``data``: write an embedded task's problems, or variations of a file's problems, to files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from dropout_grpo.commands.problem_sources import problems_of
+from dropout_grpo.commands.recipe import DataConfig, VaryOptions
+from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.vary import vary
+from dropout_grpo.errors import UserError
+from dropout_grpo.tasks.splits import SPLIT_NAMES
+
+
+def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
+    """Write an embedded task's splits; existing files are not replaced.
+
+    Returns:
+        The files written, with their numbers of problems.
+
+    Raises:
+        UserError: a file exists, the folder cannot be made, or the task has too few problems.
+    """
+    targets = {name: out / f"{name}.json" for name in SPLIT_NAMES}
+    _require_new(targets.values())
+    made = problems_of(config, SPLIT_NAMES)
+    return _write(out, {targets[name]: problems for name, problems in made.items()})
+
+
+def write_variations(out: Path, options: VaryOptions) -> dict[Path, int]:
+    """Write variations of a file's problems to ``vary.json``; an existing file is not replaced.
+
+    Returns:
+        The file written, with its number of problems.
+
+    Raises:
+        UserError: the file exists, the folder cannot be made, or no problem can be varied.
+    """
+    assert options.vary is not None, "there is a source"
+    target = out / "vary.json"
+    _require_new([target])
+    made = vary(load_problems(options.vary), options.copies, seed=options.seed)
+    if not made:
+        raise UserError(
+            f"{options.vary}: no problem can be varied; their steps must be calculator marks such as <<48/2=24>> that "
+            "lead from the question's numbers to the answer."
+        )
+    return _write(out, {target: made})
+
+
+def _require_new(targets: Iterable[Path]) -> None:
+    for target in targets:
+        if target.exists():
+            raise UserError(f"{target} exists already: choose another --out, or remove it.")
+
+
+def _write(out: Path, made: Mapping[Path, Sequence[Problem]]) -> dict[Path, int]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another.") from error
+    drafts = {file: file.with_name(f".{file.stem}.part.json") for file in made}
+    try:  # all or none: a file that a full disk has cut would be in the way of the next try
+        for file, problems in made.items():
+            save_problems(drafts[file], problems)
+        for file, draft in drafts.items():
+            draft.rename(file)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+    return {file: len(problems) for file, problems in made.items()}

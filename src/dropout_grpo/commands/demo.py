@@ -1,0 +1,247 @@
+"""The command ``demo``: data, curriculum, Dropout-GRPO, the same GRPO without masks, measures, report."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dropout_grpo.commands.measure import measure, require_askable
+from dropout_grpo.commands.model_card import describe_measured
+from dropout_grpo.commands.models import load_model, refuse_lora_from_scratch, starting_tokenizer
+from dropout_grpo.commands.problem_sources import problems_of, require_readable, vocabulary
+from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.commands.session import Session
+from dropout_grpo.commands.side_process import side_process
+from dropout_grpo.commands.thoughts_of import flips_of, thoughts_of_run
+from dropout_grpo.commands.trainers import grpo_trainer, train_curriculum, train_grpo
+from dropout_grpo.data.answers import answers_match
+from dropout_grpo.data.files import save_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.distributed.device import default_device
+from dropout_grpo.distributed.processes import is_main, on_main, size
+from dropout_grpo.errors import UserError
+from dropout_grpo.evaluation.answering import Answered, vote, vote_table
+from dropout_grpo.evaluation.measures import summarize
+from dropout_grpo.evaluation.paired import compare
+from dropout_grpo.evaluation.samples import sample
+from dropout_grpo.exploration.base import NoExploration
+from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.report import write_report
+from dropout_grpo.rl.collapse import collapse
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.layout import DATA_FOLDER
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.tasks.splits import SPLIT_NAMES
+from dropout_grpo.training.progress import tell
+
+_T = TypeVar("_T")
+_COLLAPSE_PROBLEMS = 64
+_FLIPS_KEPT = 20
+_KEPT = {"baseline": "coconut", "dropout_grpo": "dropout_grpo"}
+"""The checkpoints of the arms whose thoughts are read."""
+
+
+def demo(recipe: Recipe) -> dict[str, Any]:
+    """Run everything; returns ``results.json``.
+
+    Raises:
+        UserError: bad options or files, before anything is trained.
+    """
+    exploration = build_exploration(recipe.exploration)
+    if isinstance(exploration, NoExploration) or recipe.exploration.p == 0:
+        raise UserError("the demo compares masks with none: give it an exploration.kind, and a p above 0.")
+    refuse_lora_from_scratch(recipe)
+    if recipe.lora.r is not None and recipe.grpo.beta > 0:
+        raise UserError("the demo trains one adapter throughout, and grpo.beta needs a merge before GRPO: set it to 0.")
+    clock = Clock()
+    problems = clock("data", lambda: problems_of(recipe.data, SPLIT_NAMES))
+    require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
+    session = Session.start("demo", recipe, exploration, device=default_device(), problems=problems)
+    recipe, run = session.recipe, session.run
+    if is_main():
+        (run.path / DATA_FOLDER).mkdir(exist_ok=True)
+        for name, split in problems.items():
+            save_problems(run.path / DATA_FOLDER / f"{name}.json", split)
+    train, grpo, valid, test = (problems[name] for name in SPLIT_NAMES)
+
+    def check(model: LatentModel) -> None:
+        grpo_trainer(session, model, grpo, valid, "dropout_grpo")
+        require_askable(model, test, "test", recipe)
+
+    def finished_or(name: str, make: Callable[[], LatentModel]) -> LatentModel:
+        """The checkpoint of that name, of a resumed run or of the second process; made if there is none."""
+        return _checkpoint(session, name) if run.checkpoint(name).is_dir() else make()
+
+    def arm(part: str, session: Session) -> LatentModel:
+        def make() -> LatentModel:
+            return train_grpo(session, _checkpoint(session, "coconut"), grpo, valid, part)
+
+        return clock(part, lambda: finished_or(part, make))
+
+    def test_of(name: str, model: LatentModel, *, plain_only: bool = False) -> list[Answered]:
+        title = f"test of {name}"
+        return clock("evaluation", lambda: measure(session, model, test, title, plain_only=plain_only))
+
+    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(session, train, valid, check)))
+    before = test_of("the baseline", model)
+    nothing = clock("evaluation", lambda: collapse(model, test[:_COLLAPSE_PROBLEMS], recipe.grpo))
+
+    # The two arms run at the same time where there are two threads. A resumed run seldom has both left to do.
+    parallel = torch.get_num_threads() > 1 and session.device.type == "cpu" and not recipe.resume and size() == 1
+    log = run.path / "temperature_only.log"
+    second = side_process(log, train_temperature_only, recipe) if parallel else _no_process()
+    with second as wait:
+        model = arm("dropout_grpo", session)
+        after = test_of("dropout-grpo", model)
+        clock("temperature_only", wait)
+    model = arm("temperature_only", session.exploring(NoExploration()))
+    plain = test_of("temperature-only", model, plain_only=True)
+
+    results = {
+        "seed": recipe.seed,
+        "n_test": len(test),
+        "baseline": summarize(before),
+        "dropout_grpo": summarize(after),
+        "temperature_only": summarize(plain),
+        "collapse": nothing,
+        "comparison": compare(correct(before), correct(after)),
+        "comparison_temperature_only": compare(correct(plain), correct(after)),
+        "seconds": clock.seconds(),
+        **provenance(),
+    }
+    run.write_results(results)
+    write_flips(run, before, after)
+    arms = {"baseline": before, "dropout_grpo": after, "temperature_only": plain}
+    run.write_samples([{"arm": arm, **sample(f"test: {arm}", a)} for arm, said in arms.items() for a in said])
+    models = {name: (_checkpoint(session, kept), arms[name]) for name, kept in _KEPT.items()}
+    run.write_thoughts(thoughts_of_run(session, flips_of(before, after), models))
+    report = on_main(lambda: str(write_report(run.path)))
+    on_main(lambda: describe_measured(run.path, "demo"))
+    for name, said in arms.items():
+        right = sum(correct(said))
+        tell(f"{name}: {right} of {len(test)} test problems right, {100 * right / len(test):.1f} %")
+    if is_main():
+        tell(what_next(run.path, report, *to_ask(before, after)))
+    return results
+
+
+def to_ask(before: Sequence[Answered], after: Sequence[Answered]) -> tuple[Problem, str]:
+    """A problem to ask the trained model, and what it shows: one that training has turned from wrong to right.
+
+    Preferably both the plain answer and the vote of the masks were wrong and are right, and most masks are right: then
+    other masks agree.
+
+    Args:
+        before: the baseline's answers.
+        after: the trained model's answers to the same problems.
+    """
+
+    def voted(answered: Answered) -> bool:
+        return answers_match(vote(answered), answered.problem.answer)
+
+    pairs = [*zip(before, after, strict=True)]
+    plain = [(a, b) for a, b in pairs if not a.plain_correct and b.plain_correct]
+    both = [(a, b) for a, b in plain if not voted(a) and voted(b)]
+    of_vote = [(a, b) for a, b in pairs if not voted(a) and voted(b)]
+    for found, who in ((both, "plain answer and vote"), (plain, "plain answer"), (of_vote, "vote")):
+        if found:
+            clearest = max((b for _, b in found), key=lambda b: sum(b.samples_correct()))
+            return clearest.problem, f"GRPO turned its {who} from wrong to right"
+    return after[0].problem, "GRPO turned no test problem from wrong to right"
+
+
+def what_next(run: Path, report: str, problem: Problem, shows: str) -> str:
+    """How to look at the report, and what to try next.
+
+    Args:
+        run: the run folder of the demo.
+        report: its report.
+        problem: one that the model can be asked.
+        shows: what its answer shows.
+    """
+    question = problem.question
+    program = shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "dropout-grpo" else "dropout-grpo"
+    checkpoint = run / "checkpoints" / "dropout_grpo"
+    test_file = run / DATA_FOLDER / "test.json"
+    measure_it = f"eval --checkpoint {checkpoint} --files '[{test_file}]' --run_dir {run}-eval"
+    return (
+        f"report: {report}\n"
+        f"open it in a browser:   python3 -m webbrowser {shlex.quote(Path(report).resolve().as_uri())}\n"
+        f"ask the model:          {program} ask {checkpoint} {shlex.quote(question)}\n"
+        f"                        right answer: {problem.answer} ({shows})\n"
+        f"measure it again:       {program} {measure_it}\n"
+        f"look inside:            {program} inspect {checkpoint}\n"
+        "other models and data:  README.md, 'Your own model, data, reward'"
+    )
+
+
+def _checkpoint(session: Session, name: str) -> LatentModel:
+    """A checkpoint of the run, on the session's device."""
+    return load_model(session.run.checkpoint(name), device=session.device)
+
+
+def _no_process() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+def train_temperature_only(recipe: Recipe) -> None:
+    """Train the arm without masks in a second process, from the checkpoint ``coconut`` of the run.
+
+    Args:
+        recipe: the recipe with the first process's choices, so that both arms use the same precision and attention.
+    """
+    session = Session.start("demo", recipe, NoExploration(), device=default_device(), joins=True)
+    problems = problems_of(recipe.data, ("grpo", "valid"))
+    model = _checkpoint(session, "coconut")
+    train_grpo(session, model, problems["grpo"], problems["valid"], "temperature_only")
+
+
+class Clock:
+    """Counts the seconds of each part; parts of the same name add up."""
+
+    def __init__(self) -> None:
+        self._start, self._parts = time.monotonic(), {}  # type: tuple[float, dict[str, float]]
+
+    def __call__(self, part: str, work: Callable[[], _T]) -> _T:
+        """Do the work, count its time and return its result."""
+        start = time.monotonic()
+        done = work()
+        self._parts[part] = self._parts.get(part, 0.0) + time.monotonic() - start
+        return done
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part, with ``total``."""
+        whole = {**self._parts, "total": time.monotonic() - self._start}
+        return {name: round(seconds, 1) for name, seconds in whole.items()}
+
+
+def correct(answered: Sequence[Answered]) -> list[bool]:
+    """Whether the plain network solves each problem."""
+    return [a.plain_correct for a in answered]
+
+
+def write_flips(run: RunFolder, before: Sequence[Answered], after: Sequence[Answered]) -> None:
+    """Write flips.jsonl: problems that GRPO turned from wrong to right or back, with the votes of their masks."""
+    lines = []
+    for direction in ("gained", "lost"):
+        flipped = [
+            (a, b)
+            for a, b in zip(before, after, strict=True)
+            if a.plain_correct != b.plain_correct and b.plain_correct == (direction == "gained")
+        ]
+        for a, b in flipped[:_FLIPS_KEPT]:
+            record = {
+                "question": a.problem.question,
+                "answer": a.problem.answer,
+                "direction": direction,
+                "before": {"plain": a.plain.strip(), "votes": vote_table(a)},
+                "after": {"plain": b.plain.strip(), "votes": vote_table(b)},
+            }
+            lines.append(record)
+    run.write_flips(lines)

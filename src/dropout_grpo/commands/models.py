@@ -1,0 +1,171 @@
+"""Loads and makes the models of a command, each placed on the command's device."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dropout_grpo.commands.recipe import CheckpointOptions, ModelConfig, Recipe
+from dropout_grpo.distributed.device import default_device
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration.config import KINDS, ExplorationConfig
+from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.io.scratch import scratch_model
+from dropout_grpo.latent.lora.adapter import require_peft
+from dropout_grpo.latent.lora.checkpoint import is_adapter
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from dropout_grpo.training.progress import console
+
+
+def load_model(
+    checkpoint: str | Path,
+    options: CheckpointOptions | None = None,
+    *,
+    chat_template: bool | None = None,
+    device: torch.device | None = None,
+) -> LatentModel:
+    """A latent model from a folder, a hub name or a Coconut ``state_dict`` file, placed on a device.
+
+    Args:
+        checkpoint: the folder, name or file.
+        options: what the checkpoint does not record.
+        chat_template: whether questions go through the tokenizer's chat template; as the checkpoint records if None.
+        device: ``default_device()`` if None.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or an option is missing.
+    """
+    options = options or CheckpointOptions()
+    model = LatentModel.from_pretrained(
+        checkpoint,
+        latent_steps=options.latent_steps,
+        base=options.base,
+        prompt_format=None if chat_template is None else _prompt_format(chat_template),
+    )
+    return model.to(device or default_device())
+
+
+def _prompt_format(chat_template: bool | None) -> str:
+    return CHAT if chat_template else COCONUT
+
+
+def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationConfig:
+    """The exploration to measure a model under: what the user said, and for the rest what it was trained with.
+
+    It is printed, since a result under masks means nothing without it.
+
+    Args:
+        model: records the options of its exploration.
+        told: the options that the user has given.
+
+    Raises:
+        UserError: the record is damaged; or it names a class outside of this package, whose code runs only if it is
+            given as an option.
+    """
+    recorded = dict(model.exploration or {})
+    kind = recorded.get("kind")
+    if kind in (None, "none") or told.get("kind", kind) != kind:
+        config, why = ExplorationConfig(**told), "as given" if told else "the default; the checkpoint records none"
+    elif kind not in KINDS:
+        raise UserError(
+            f"{model.name} was trained with exploration.kind {kind!r:.80}, which is not of this package: give it with "
+            "--exploration.kind, if you trust its code, or another kind."
+        )
+    else:
+        try:
+            config = ExplorationConfig(**{**recorded, **told})
+        except TypeError as error:
+            raise UserError(f"latent_config.json of {model.name}: exploration is damaged: {error}") from error
+        why = "as the checkpoint was trained" + (f", but for {', '.join(told)}" if told else "")
+    settings = [f"p {config.p}"] if "dropout" in config.kind else []
+    settings += [f"{name} {value}" for name, value in config.options.items()]
+    settings += [f"sites {', '.join(config.sites)}", f"phases {', '.join(config.phases)}"]
+    console.print(f"masks: {config.kind}, {'; '.join(settings)} ({why})", markup=False)
+    return config
+
+
+def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that the curriculum starts from.
+
+    Args:
+        config: the model.
+        words: vocabulary of a model made from scratch.
+
+    Raises:
+        UserError: ``name_or_path`` has no tokenizer that can be loaded, or is an adapter.
+    """
+    if config.name_or_path is None:
+        return word_tokenizer(words)
+    if is_adapter(config.name_or_path):
+        raise UserError(
+            f"model.name_or_path {config.name_or_path!r} is an adapter: merge it first (dropout-grpo merge)."
+        )
+    return load_tokenizer(config.name_or_path)
+
+
+def fresh_model(
+    config: ModelConfig,
+    words: Sequence[str],
+    latent_steps: int,
+    thought: str,
+    seed: int,
+    *,
+    chat_template: bool | None = None,
+    device: torch.device | None = None,
+) -> LatentModel:
+    """The model that the curriculum starts from, with latent tokens, placed on a device.
+
+    Args:
+        config: the model.
+        words: vocabulary of a model made from scratch.
+        latent_steps: number of thoughts.
+        thought: what is fed back.
+        seed: seed of the new weights.
+        chat_template: whether questions go through the tokenizer's chat template.
+        device: ``default_device()`` if None.
+
+    Raises:
+        UserError: ``name_or_path`` cannot be loaded, or its tokenizer has no chat template.
+    """
+    tokenizer = starting_tokenizer(config, words)
+    if config.name_or_path is None:
+        model = scratch_model(
+            tokenizer,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_positions=config.n_positions,
+            model_type=config.model_type,
+            seed=seed,
+        )
+    else:
+        model, tokenizer = load_causal_lm(config.name_or_path)
+    add_latent_tokens(model, tokenizer)
+    latent = LatentModel(
+        model,
+        tokenizer,
+        latent_steps=latent_steps,
+        thought=thought,
+        seed=seed,
+        prompt_format=_prompt_format(chat_template),
+    )
+    return latent.to(device or default_device())
+
+
+def refuse_lora_from_scratch(recipe: Recipe) -> None:
+    """Check, before a run begins, that the adapter of a recipe can be made.
+
+    Raises:
+        UserError: PEFT is missing, or the base would be random weights that are in no folder.
+    """
+    if recipe.lora.r is None:
+        return
+    require_peft()
+    if recipe.model.name_or_path is None:
+        raise UserError(
+            "lora needs a model to adapt: give model.name_or_path, or leave lora out to train from scratch."
+        )

@@ -1,0 +1,109 @@
+"""The problems of a command: from files and datasets where given, else made by the embedded task."""
+
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from dropout_grpo.commands.recipe import DataConfig, WeightedSource
+from dropout_grpo.data.files import load_problems
+from dropout_grpo.data.mixture import Mixture
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.errors import UserError
+from dropout_grpo.needs import changed
+from dropout_grpo.tasks.registry import TASKS
+from dropout_grpo.tasks.word_tokenizer import require_known_words
+from dropout_grpo.training.progress import console
+
+
+def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Problem]]:
+    """Problems of the wanted splits.
+
+    Raises:
+        UserError: a file is missing or malformed, or problems to learn from are given and none to measure on.
+    """
+    given = {name: getattr(data, name) for name in wanted}
+    learnt = [name for name in ("train", "grpo") if given.get(name) is not None]
+    measured = [name for name in ("valid", "test") if name in given and given[name] is None]
+    if learnt and measured:
+        raise UserError(
+            f"data.{learnt[0]} is given and data.{measured[0]} is not: the model would be measured on problems of the "
+            f"embedded task. Give data.{measured[0]} too."
+        )
+    unnamed = [name for name, source in given.items() if source is None]
+    settings = changed(getattr(data, data.task), f"data.{data.task}")
+    if settings and not unnamed:
+        console.print(
+            f"warning: {', '.join(settings)}: no effect; all problems of this command come from files.", markup=False
+        )
+    made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
+    problems = {
+        name: made[name] if source is None else _load(source, data, require_steps=name == "train")
+        for name, source in given.items()
+    }
+    for measured_on, seen in (("valid", ("train", "grpo")), ("test", ("train", "grpo", "valid"))):
+        for name in seen:
+            if measured_on in problems and name in problems and given[name] is not None:
+                warn_of_overlap(
+                    problems[measured_on],
+                    place_of(data, measured_on),
+                    problems[name],
+                    place_of(data, name),
+                )
+    return problems
+
+
+def place_of(data: DataConfig, split: str) -> str:
+    """The name of a split in messages: its option, with the sources if any are given."""
+    return f"data.{split} {', '.join(data.sources(split))}".rstrip()
+
+
+def warn_of_overlap(measured: Sequence[Problem], measured_place: str, seen: Sequence[Problem], seen_place: str) -> None:
+    """Print a warning if questions to measure on are also among those that training or validation has used.
+
+    Args:
+        measured: problems to measure on.
+        measured_place: their name in the warning.
+        seen: problems that training or validation uses.
+        seen_place: their name in the warning.
+    """
+    questions = {_normalized(problem.question) for problem in seen}
+    shared = sum(_normalized(problem.question) in questions for problem in measured)
+    if shared:
+        console.print(
+            f"warning: {shared:,} of {len(measured):,} questions of {measured_place} are also in {seen_place}: what is "
+            "measured on them does not hold for unseen problems.",
+            markup=False,
+        )
+
+
+def _normalized(question: str) -> str:
+    return " ".join(question.split()).casefold()
+
+
+def _load(source: str | tuple[str | WeightedSource, ...], data: DataConfig, *, require_steps: bool) -> list[Problem]:
+    most = data.max_problems
+    if isinstance(source, str):
+        return load_problems(source, columns=data.columns, require_steps=require_steps, max_problems=most)
+    sources = [WeightedSource(source=one) if isinstance(one, str) else one for one in source]
+    parts = [
+        load_problems(one.source, columns=one.columns or data.columns, require_steps=False, max_problems=most)
+        for one in sources
+    ]
+    return Mixture(parts, [one.weight for one in sources])
+
+
+def vocabulary(data: DataConfig) -> list[str]:
+    """The words of the embedded task, for a model made from scratch."""
+    return TASKS[data.task].vocabulary(getattr(data, data.task))
+
+
+def require_readable(
+    tokenizer: PreTrainedTokenizerBase, data: DataConfig, problems: Mapping[str, Sequence[Problem]]
+) -> None:
+    """Check, before a run begins, that the tokenizer knows all words of the splits.
+
+    Raises:
+        UserError: see ``require_known_words``.
+    """
+    for name, split in problems.items():
+        require_known_words(tokenizer, split, ", ".join(data.sources(name)) or f"{data.task} {name}")

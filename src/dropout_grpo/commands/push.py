@@ -1,0 +1,39 @@
+"""``dropout-grpo push``: a checkpoint with its model card goes to the Hugging Face Hub."""
+
+from pathlib import Path
+
+from dropout_grpo.commands.model_card import describe
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG
+from dropout_grpo.latent.io.known import is_on_hub
+from dropout_grpo.latent.io.publish import push_folder
+
+
+def push(
+    checkpoint: Path, repo_id: str, *, eval_run: Path | None = None, private: bool = False, dry_run: bool = False
+) -> str:
+    """Write the model card of a checkpoint with what its run says, and upload the folder.
+
+    Args:
+        checkpoint: a folder that ``sft``, ``grpo`` or ``merge`` wrote.
+        repo_id: ``user/name`` on the Hub.
+        eval_run: run folder of an ``eval`` of this checkpoint, whose results go into the card; None for the results
+            of the training run.
+        private: whether a new repository is private.
+        dry_run: upload nothing.
+
+    Returns:
+        The address of the repository; of a dry run the files with their sizes, and the card.
+
+    Raises:
+        UserError: the folder is not a latent checkpoint, the eval run is of another checkpoint, or the upload fails.
+    """
+    if not (checkpoint / LATENT_CONFIG).is_file():
+        raise UserError(f"{checkpoint} has no {LATENT_CONFIG}: give a checkpoint folder that sft, grpo or merge wrote.")
+    describe(checkpoint, eval_run, is_on_hub)
+    if dry_run:
+        files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
+        sizes = [f"{file.stat().st_size:>14,} bytes  {file.relative_to(checkpoint)}" for file in files]
+        card = (checkpoint / "README.md").read_text(encoding="utf-8")
+        return "\n".join([f"to {repo_id}, {'private if new' if private else 'public'}:", *sizes, "", card.rstrip()])
+    return push_folder(checkpoint, repo_id, private=private)

@@ -1,0 +1,143 @@
+"""The two trainings that commands are made of: the curriculum, and one GRPO run from a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dropout_grpo.commands.measure import all_alike, require_askable, validator
+from dropout_grpo.commands.models import fresh_model, load_model
+from dropout_grpo.commands.problem_sources import place_of, vocabulary
+from dropout_grpo.commands.session import Session
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.rewards import load_reward
+from dropout_grpo.distributed.processes import on_main
+from dropout_grpo.errors import QuestionTooLong, at_place
+from dropout_grpo.latent.lora.adapter import add_lora
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.read import read_metrics
+from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.progress import console
+
+
+def train_curriculum(
+    session: Session,
+    train: Sequence[Problem],
+    valid: Sequence[Problem],
+    check: Callable[[LatentModel], None] = lambda model: None,
+) -> LatentModel:
+    """Train a model through the whole curriculum and save it as the checkpoint ``coconut``.
+
+    Args:
+        session: the command.
+        train: problems with steps.
+        valid: problems to validate on.
+        check: called with the untrained model; raises UserError for what would fail after the curriculum.
+    """
+    recipe, run = session.recipe, session.run
+    curriculum = recipe.curriculum
+    model = fresh_model(
+        recipe.model,
+        vocabulary(recipe.data),
+        curriculum.latent_steps,
+        curriculum.thought,
+        recipe.seed,
+        chat_template=recipe.data.chat_template,
+        device=session.device,
+    )
+    if recipe.lora.r is not None:
+        model = add_lora(model, recipe.lora, seed=recipe.seed)
+    with at_place(place_of(recipe.data, "train"), QuestionTooLong):
+        trainer = CurriculumTrainer(
+            model,
+            curriculum,
+            train,
+            run,
+            seed=session.seed,
+            bf16=session.bf16,
+            fsdp=recipe.fsdp,
+            evaluate=validator(session, valid),
+        )
+    require_askable(model, valid, "valid", recipe)
+    check(model)
+    trainer.train(resume_from_checkpoint=recipe.resume)
+    save_checkpoint(run.checkpoint("coconut"), model)
+    return model
+
+
+def grpo_trainer(
+    session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
+) -> GRPOTrainer:
+    """A GRPO trainer whose options, problems and reward functions have been checked.
+
+    Args:
+        session: the command; its exploration is used.
+        model: the policy.
+        problems: questions with answers.
+        valid: problems to validate on.
+        part: name of this part of the run in its metrics and checkpoints.
+
+    Raises:
+        UserError: names the option, the problem or the reward function.
+    """
+    recipe = session.recipe
+    rewards = [load_reward(path) for path in recipe.reward_funcs]
+    with at_place(place_of(recipe.data, "grpo"), QuestionTooLong):
+        trainer = GRPOTrainer(
+            model,
+            rewards,
+            recipe.grpo,
+            problems,
+            exploration=session.exploration,
+            run=session.run,
+            seed=session.seed,
+            bf16=session.bf16,
+            fsdp=recipe.fsdp,
+            evaluate=validator(session, valid, 0 if all_alike(session) else recipe.grpo.num_generations_eval),
+            part=part,
+        )
+    trainer.sampler.try_rewards()
+    require_askable(model, valid, "valid", recipe)
+    return trainer
+
+
+def train_grpo(
+    session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
+) -> LatentModel:
+    """Post-train a model and save it as the checkpoint named like the part; the arguments of ``grpo_trainer``."""
+    recipe, finished = session.recipe, session.run.checkpoint(part)
+    if recipe.resume and recipe.grpo.save_steps == 0 and on_main(finished.is_dir):  # it has no steps to go on from
+        console.print(f"{part} is finished: {finished}", markup=False)
+        return load_model(finished, device=session.device)
+    grpo_trainer(session, model, problems, valid, part).train(resume_from_checkpoint=recipe.resume)
+    save_checkpoint(finished, model)
+    on_main(lambda: _warn_of_collapse(session, part))
+    return model
+
+
+def _warn_of_collapse(session: Session, part: str) -> None:
+    lines = [line for line in read_metrics(session.run.path, whole_lines=True) if line.get("part") == part]
+    if has_collapsed(lines):
+        console.print(
+            f"warning: {part} has collapsed: at the end no token is in doubt, answers are wrong, and no update has a "
+            f"gradient. Lower grpo.learning_rate ({session.recipe.grpo.learning_rate}), or set grpo.warmup_steps.",
+            markup=False,
+        )
+
+
+def has_collapsed(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a GRPO run is certain of wrong answers and learns no more, as at a much too high learning rate.
+
+    Args:
+        metrics: the lines of one part of metrics.jsonl, in order.
+
+    Returns:
+        True if the first update had a gradient, the last quarter of them had none, and the entropy of the tokens has
+        fallen below a hundredth while some answers are wrong.
+    """
+    lines = [line for line in metrics if "reward" in line]
+    last = lines[-max(1, len(lines) // 4) :]
+    if len(lines) < 2 or lines[0]["grad_norm"] == 0 or any(line["grad_norm"] > 0 for line in last):
+        return False
+    fell = all(line["entropy"] < lines[0]["entropy"] / 100 for line in last)
+    return fell and sum(line["reward"] for line in last) / len(last) < max(1.0, lines[0]["reward"])

@@ -1,0 +1,89 @@
+"""Casts frozen weights to autocast's dtype once, where autocast casts them at every matrix product.
+
+Autocast keeps its cast of a weight that requires a gradient until its block ends. It casts all others anew in each
+forward pass: for the prompt, for every thought and for every answer token. A backward pass even keeps all these copies.
+This concerns the reference of a KL, the base of an adapter, and what ``train_only`` leaves out.
+
+The float32 weights stay in the model; layers see the copies during a forward pass only. Results have the same bits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dropout_grpo.distributed.sharding import is_sharded
+from dropout_grpo.latent.shared_prompt import kernel_dtype
+
+Cast = tuple[nn.Parameter, int, nn.Parameter]
+"""A weight, its version, and its copy in autocast's dtype."""
+
+_kept: dict[int, Cast] | None = None
+_LAYERS: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
+
+
+@contextmanager
+def keeping_casts() -> Iterator[None]:
+    """Keep casts of frozen weights until the end of the outermost block."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def forget_casts() -> None:
+    """Forget all casts, those of autocast too: a graph keeps what it reads, and what it writes has no values yet."""
+    torch.clear_autocast_cache()
+    if _kept is not None:
+        _kept.clear()
+
+
+@contextmanager
+def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
+    """In a forward pass, give linear layers the casts of their frozen float32 weights; without effect outside a block.
+
+    Only ``nn.Linear`` and ``Conv1D`` take part: autocast casts both weight and bias there. An embedding that shares its
+    table with the head keeps the float32 one.
+    """
+    swapped = []
+    try:
+        if _kept is not None and not is_sharded(model):
+            for layer in _layers(model):
+                for name, parameter in layer._parameters.items():
+                    if type(parameter) is nn.Parameter and (cast := _cast(_kept, parameter)) is not None:
+                        swapped.append((layer, name, parameter))
+                        layer._parameters[name] = cast
+        yield
+    finally:
+        for layer, name, parameter in swapped:
+            layer._parameters[name] = parameter
+
+
+def _cast(kept: dict[int, Cast], parameter: nn.Parameter) -> nn.Parameter | None:
+    """The copy of a weight; None if it is trained, or autocast would not cast it."""
+    if parameter.requires_grad or parameter.dtype != torch.float32:  # first, since most weights end here
+        return None
+    dtype = kernel_dtype(parameter)
+    if dtype == torch.float32:
+        return None
+    found = kept.get(id(parameter))
+    if found is not None and found[1] == parameter._version and found[2].dtype == dtype:
+        return found[2]
+    with torch.inference_mode(False):  # a backward pass may use it later in the block
+        cast = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+    kept[id(parameter)] = parameter, parameter._version, cast
+    return cast
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    if model not in _LAYERS:
+        _LAYERS[model] = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
+    return _LAYERS[model]

@@ -1,1 +1,0 @@
-"""The same results in less time: shared prompts, static shapes, CUDA graphs."""

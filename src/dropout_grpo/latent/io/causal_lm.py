@@ -1,0 +1,93 @@
+"""Loads a plain causal language model with its tokenizer; failures raise a UserError of one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import cached_file
+
+from dropout_grpo.errors import UserError, reading
+from dropout_grpo.latent.io.gguf import gguf_file, load_gguf, load_gguf_tokenizer
+from dropout_grpo.latent.io.known import require_known
+from dropout_grpo.latent.io.load_errors import check_folder, loading, require_whole
+
+
+def load_causal_lm(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load model and tokenizer from a folder, a hub name or a GGUF file.
+
+    Raises:
+        UserError: there is no such model, it is not a causal language model, or weights are damaged or missing.
+    """
+    tokenizer = load_tokenizer(path)
+    if file := gguf_file(path):
+        model, missing = load_gguf(file, dtype=dtype, attn_implementation=attn_implementation)
+        _require_all(path, missing)
+        return model, tokenizer
+    with loading(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    model, found = loaded
+    _require_all(path, sorted(found["missing_keys"]))
+    require_whole(path, model.state_dict(), found["unexpected_keys"])
+    return model, tokenizer
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder, a hub name or a GGUF file.
+
+    Raises:
+        UserError: there is no such model, or the tokenizer is damaged.
+    """
+    require_known(path)
+    if file := gguf_file(path):
+        return load_gguf_tokenizer(file)
+    check_folder(path)
+    with loading(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        if _is_generic(path) and type(tokenizer) is not PreTrainedTokenizerFast:
+            # AutoTokenizer prefers the class of the model's type, such as Qwen2's, which splits words differently.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
+    return tokenizer
+
+
+def _is_generic(path: str | Path) -> bool:
+    """Whether a folder's tokenizer is fully described by its tokenizer.json, without a model-specific class."""
+    file = file_of(path, "tokenizer_config.json")
+    with reading(file or path):
+        config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return isinstance(config, dict) and config.get("tokenizer_class") == "TokenizersBackend"
+
+
+def file_of(path: str | Path, name: str) -> str | None:
+    """The local path of a file in a folder or hub repository; None if there is no such file, as for a GGUF file.
+
+    Raises:
+        UserError: there is no such folder or repository.
+    """
+    require_known(path)
+    return None if Path(path).is_file() else cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+
+
+def some(names: list[str]) -> str:
+    """The first five of some names."""
+    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+
+
+def _require_all(path: str | Path, missing: list[str]) -> None:
+    if missing:
+        raise UserError(f"{path} lacks weights: {some(missing)}.")

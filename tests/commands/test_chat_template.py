@@ -1,0 +1,171 @@
+"""Conversations and chat templates: what the model reads, what a checkpoint records, what rewards get."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_grpo import GRPOTrainer, LatentModel, UserError
+from dropout_grpo.cli.main import main
+from dropout_grpo.data.from_python import as_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.rewards import choice_answer, exact_answer, format_penalty
+from dropout_grpo.evaluation.answering import answer_problems
+from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
+from dropout_grpo.latent.tokens import add_latent_tokens
+from helpers.grpo_run import CONFIG, digits
+from helpers.tiny import WORDS, tiny_model, tiny_tokenizer
+from helpers.tiny_latent import tiny_latent
+
+USER, ASSISTANT, SYSTEM, TURN = 28, 29, 30, 31
+"""Ids of the template's own tokens, after the 28 of the tiny tokenizer; the latent tokens are 32 to 34."""
+START = 32
+TEMPLATE = """{% for m in messages %}
+{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}
+{{ '<' + m['role'] + '>' + m['content'] + '<turn>' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}""".replace("\n", "")
+ID = {word: i for i, word in enumerate(WORDS)}
+
+
+def saved_instruct(folder: Path) -> Path:
+    """A plain tiny model whose tokenizer has a chat template."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<user>", "<assistant>", "<system>", "<turn>"], special_tokens=True)
+    tokenizer.chat_template = TEMPLATE
+    tiny_model("gpt2", vocab_size=32).float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def instruct(folder: Path, **options: Any) -> LatentModel:
+    saved_instruct(folder)
+    model, tokenizer = load_causal_lm(folder)
+    add_latent_tokens(model, tokenizer)
+    return LatentModel(model, tokenizer, latent_steps=2, **options)
+
+
+def asked(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+HAS = [ID["Ann"], ID["has"], ID["3"]]
+SYSTEM_TURN = {"role": "system", "content": "how many"}
+
+
+def test_one_conversation_is_one_question_and_its_unknown_words_are_refused(tmp_path: Path) -> None:
+    model = instruct(tmp_path)
+    assert model.encode_rows(asked("Ann has 3")) == [[USER, *HAS, TURN, ASSISTANT, START]]
+    assert model.answer(asked("Ann has 3"), 2) == model.answer([asked("Ann has 3")], 2)[0]
+    with pytest.raises(UserError, match=r"as <unk>: 'zebra' \(1\)"):
+        model.answer([asked("Ann has 3"), asked("zebra has 3")])
+
+
+def test_a_prompt_is_the_templates_tokens_and_the_start_marker(tmp_path: Path) -> None:
+    model = instruct(tmp_path, prompt_format="chat")
+    conversation = [SYSTEM_TURN, *asked("Ann has 3")]
+    expected = [
+        [USER, *HAS, TURN, ASSISTANT, START],
+        [SYSTEM, ID["how"], ID["many"], TURN, USER, *HAS, TURN, ASSISTANT, START],
+    ]
+    assert model.encode_rows(["Ann has 3", conversation]) == expected
+    template = model.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+    assert expected[1] == [*template, model.tokens.start]
+    plain = LatentModel(model.model, model.tokenizer, latent_steps=2)
+    assert plain.encode_rows(["Ann has 3", asked("Ann has 3")]) == [[*HAS, ID["\n"], START], expected[0]]
+
+
+def test_a_checkpoint_records_its_format(tmp_path: Path) -> None:
+    model = instruct(tmp_path / "plain", prompt_format="chat")
+    model.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/latent_config.json").read_text(encoding="utf-8"))
+    assert config == {"latent_steps": 2, "thought": "hidden_state", "prompt_format": "chat"}
+    assert "apply_chat_template" in (tmp_path / "saved/README.md").read_text(encoding="utf-8")
+    loaded = LatentModel.from_pretrained(tmp_path / "saved")
+    problem = Problem(id=0, question="Ann has 3", steps=(), answer="7", messages=tuple(asked("Ann has 3")))
+    config = EvaluationConfig(num_samples=0, max_new_tokens=4)
+    said = answer_problems(LatentModel.from_pretrained(tmp_path / "saved", prompt_format="coconut"), [problem], config)
+    assert loaded.answer(["Ann has 3"], 4) == [said[0].plain]
+    tiny_latent().save_pretrained(tmp_path / "coconut")
+    assert "prompt_format" not in (tmp_path / "coconut/latent_config.json").read_text(encoding="utf-8")
+
+
+def test_a_tokenizer_without_a_template_is_refused() -> None:
+    model = tiny_latent()
+    with pytest.raises(UserError, match=r"has no chat template, which conversations and data\.chat_template need"):
+        model.encode([asked("Ann has 3")])
+    with pytest.raises(UserError, match="has no chat template"):
+        GRPOTrainer(model, digits, CONFIG, [{"prompt": asked(f"Ann has {i}"), "answer": "7"} for i in range(5)])
+    with pytest.raises(UserError, match="has no chat template"):
+        LatentModel(model.model, model.tokenizer, latent_steps=2, prompt_format="chat")
+    with pytest.raises(UserError, match=r"prompt_format 'alpaca' of .* known are coconut, chat"):
+        LatentModel(model.model, model.tokenizer, latent_steps=2, prompt_format="alpaca")
+
+
+def test_what_the_template_refuses_is_named(tmp_path: Path) -> None:
+    model = instruct(tmp_path)
+    with pytest.raises(UserError, match="question 2: the chat template refuses the conversation: no tools here"):
+        model.encode([asked("Ann has 3"), [{"role": "tool", "content": "3"}]])
+
+
+def test_rewards_get_rows_as_they_came_and_conversations_as_in_trl(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def theirs(prompts: Any, completions: Any, solution: Any, **columns: Any) -> list[float | None]:
+        seen.append({"prompts": prompts, "completions": completions, "solution": solution, **columns})
+        return digits(prompts, [turns[0]["content"] for turns in completions])
+
+    rows = [{"prompt": asked(f"Ann has {i}"), "solution": f"so #### {i}"} for i in range(5)]
+    model = instruct(tmp_path / "plain")
+    GRPOTrainer(model, [theirs, exact_answer], CONFIG, rows, run=tmp_path / "run").train()
+    assert len(seen) == CONFIG.max_steps
+    for call in seen:
+        assert call["prompts"] == call["prompt"]
+        assert [turns[-1]["content"] for turns in call["prompts"]] == call["question"]
+        assert call["solution"] == [f"so #### {answer}" for answer in call["answer"]]
+        assert {turn["role"] for turns in call["completions"] for turn in turns} == {"assistant"}
+    model.save_pretrained(tmp_path / "trained")
+    assert LatentModel.from_pretrained(tmp_path / "trained").prompt_format == "chat"
+
+
+def test_the_packages_rewards_read_conversations() -> None:
+    prompts, said = [asked("Is Tom a lempus or scrompus ?")], [[{"role": "assistant", "content": "### a lempus"}]]
+    assert exact_answer(prompts, said, ["a lempus"]) == [1.0]
+    assert choice_answer(prompts, said, ["lempus"]) == [1.0]
+    assert format_penalty(prompts, said) == [0.0]
+    assert format_penalty(prompts, [[{"role": "assistant", "content": "a lempus"}]]) == [-0.5]
+
+
+def test_every_command_keeps_the_format_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """sft puts plain questions into the template; grpo, eval and ask on its checkpoint do so without being told."""
+    saved_instruct(tmp_path / "plain")
+    rows = [{"question": f"Ann has {i}", "steps": [f"{i} + 1"], "answer": str(i + 1)} for i in range(6)]
+    file = tmp_path / "problems.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    files = [f"--data.{split}={file}" for split in ("train", "grpo", "valid")]
+    small = ["c_thought=1", "max_latent_stage=1", "cot_epochs=1", "epochs_per_stage=1", "final_epochs=0"]
+    common = [*files, "--bf16=false", "--evaluation.max_new_tokens=3"]
+    learn = [*common, f"--model.name_or_path={tmp_path / 'plain'}", *(f"--curriculum.{option}" for option in small)]
+    assert main(["sft", *learn, "--data.chat_template=true", f"--run_dir={tmp_path / 'sft'}"]) == 0
+    checkpoint = tmp_path / "sft/checkpoints/coconut"
+    update = ["max_steps=1", "prompts_per_step=2", "num_generations=2", "max_completion_length=3"]
+    options = [*common, *(f"--grpo.{option}" for option in update)]
+    assert main(["grpo", f"--checkpoint={checkpoint}", *options, f"--run_dir={tmp_path / 'grpo'}"]) == 0
+    checkpoint = tmp_path / "grpo/checkpoints/grpo"
+    assert json.loads((checkpoint / "latent_config.json").read_text(encoding="utf-8"))["prompt_format"] == "chat"
+    ask = ["--evaluation.num_samples=0", "--evaluation.max_new_tokens=3", "--bf16=false"]
+    assert main(["eval", f"--checkpoint={checkpoint}", f"--files=[{file}]", *ask, f"--run_dir={tmp_path / 'e'}"]) == 0
+    samples = [json.loads(line) for line in (tmp_path / "e/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    model = LatentModel.from_pretrained(checkpoint)
+    conversations = as_problems([{"prompt": asked(row["question"]), "answer": row["answer"]} for row in rows], "rows")
+    config = EvaluationConfig(num_samples=0, max_new_tokens=3)
+    assert [line["plain"] for line in samples] == [said.plain for said in answer_problems(model, conversations, config)]
+    capsys.readouterr()
+    assert main(["ask", str(checkpoint), "Ann has 3", "--masks=0", "--max_new_tokens=3"]) == 0
+    assert capsys.readouterr().out.split(maxsplit=1)[1].strip() == samples[3]["plain"].strip()
+
+
+def test_a_model_from_scratch_has_no_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", "--data.chat_template=true", f"--run_dir={tmp_path / 'run'}"]) == 2
+    assert "has no chat template" in capsys.readouterr().err

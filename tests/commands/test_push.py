@@ -1,0 +1,149 @@
+"""Pushing to the Hub, with a stand-in for the Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dropout_grpo.cli.main import main
+from dropout_grpo.commands.push import push
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.io import publish
+from helpers.tiny_latent import tiny_latent
+
+
+class FakeHub:
+    """Keeps what is uploaded in memory."""
+
+    calls: list[tuple[str, bool]]
+    uploaded: dict[str, set[str]]
+
+    def __init__(self) -> None:
+        self.calls, self.uploaded = [], {}
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        assert exist_ok
+        if "/" not in repo_id:
+            raise ValueError("Repo id must be in the form 'namespace/repo_name'")
+        self.calls.append((repo_id, private))
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self.uploaded[repo_id] = {str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub()
+    monkeypatch.setattr(publish, "HfApi", lambda: fake)
+    monkeypatch.setattr("dropout_grpo.commands.push.is_on_hub", lambda name: name == "gpt2")
+    return fake
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    tiny_latent().save_pretrained(run / "checkpoints" / "grpo")
+    options = {"run_dir": "runs/mine", "checkpoint": "gpt2", "seed": 0, "grpo": {"max_steps": 7}, "resume": False}
+    config = {"command": "grpo", "config": options}
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return run / "checkpoints" / "grpo"
+
+
+def eval_run(tmp_path: Path, checkpoint: Path) -> Path:
+    run = tmp_path / "eval"
+    run.mkdir()
+    rows: list[dict[str, Any]] = [{"file": "data/test.json", "n": 40, "pass@1": 0.5, "ci95": [0.35, 0.65]}]
+    (run / "results.json").write_text(
+        json.dumps({"checkpoint": str(checkpoint), "evaluations": rows}), encoding="utf-8"
+    )
+    return run
+
+
+def test_the_folder_goes_up_with_a_card_that_has_the_results(
+    hub: FakeHub, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = eval_run(tmp_path, checkpoint)
+    assert main(["push", str(checkpoint), "me/mine", "--eval_run", str(run), "--private"]) == 0
+    assert capsys.readouterr().out == "https://hub.example/me/mine\n"
+    assert hub.calls == [("me/mine", True)]
+    needed = {"model.safetensors", "config.json", "latent_config.json", "README.md", "custom_generate/generate.py"}
+    assert needed <= hub.uploaded["me/mine"]
+    card = ModelCard.load(checkpoint / "README.md")
+    assert card.data.base_model == "gpt2"
+    assert "trained with Dropout-GRPO" in card.text
+    assert "$ dropout-grpo grpo --run_dir runs/mine --checkpoint gpt2 --grpo.max_steps 7\n" in card.text
+    assert "| test.json | 40 | 50.0% | 35.0% to 65.0% |" in card.text
+
+
+def test_without_an_eval_run_the_card_has_what_the_training_run_measured(hub: FakeHub, checkpoint: Path) -> None:
+    rows = [{"file": "valid.json", "n": 20, "pass@1": 0.75, "ci95": [0.5, 0.9]}]
+    results = checkpoint.parent.parent / "results.json"
+    results.write_text(json.dumps({"evaluations": rows}), encoding="utf-8")
+    push(checkpoint, "me/mine")
+    assert "| valid.json | 20 | 75.0% | 50.0% to 90.0% |" in ModelCard.load(checkpoint / "README.md").text
+    early = checkpoint.rename(checkpoint.with_name("grpo-step-3"))  # not what the run measured at its end
+    push(early, "me/mine")
+    assert "valid.json" not in ModelCard.load(early / "README.md").text
+
+
+def test_another_checkpoints_results_are_refused(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:
+    run = eval_run(tmp_path, tmp_path / "another")
+    with pytest.raises(UserError, match="give the eval of this checkpoint"):
+        push(checkpoint, "me/mine", eval_run=run)
+    assert not hub.calls
+
+
+def test_what_is_no_checkpoint_and_what_the_hub_refuses_is_said(
+    hub: FakeHub, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(tmp_path), "me/mine"]) == 2
+    assert "has no latent_config.json" in capsys.readouterr().err
+    assert main(["push", str(checkpoint), "mine"]) == 2
+    assert "cannot be pushed to 'mine': Repo id must be in the form" in capsys.readouterr().err
+
+
+class Unreachable(Exception):
+    """Of an HTTP library: neither an OSError nor a ValueError."""
+
+
+def test_without_network_there_is_one_line(
+    hub: FakeHub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise Unreachable("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(hub, "create_repo", fails)
+    assert main(["push", str(checkpoint), "me/mine"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be pushed to 'me/mine': [Errno -2] Name or service not known" in line
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_local_base_is_not_published_from_another_folder(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    run = tmp_path / "there" / "runs" / "grpo"
+    tiny_latent().save_pretrained(run / "checkpoints" / "grpo")
+    if not gone:
+        (tmp_path / "there" / "runs" / "base").mkdir()
+    options = {"run_dir": "runs/grpo", "checkpoint": "runs/base"}
+    (run / "config.json").write_text(json.dumps({"command": "grpo", "config": options}), encoding="utf-8")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    push(Path("../there/runs/grpo/checkpoints/grpo"), "me/mine")
+    assert ModelCard.load(run / "checkpoints" / "grpo" / "README.md").data.base_model is None
+
+
+def test_a_dry_run_prints_the_files_and_the_card(
+    hub: FakeHub, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(checkpoint), "me/mine", "--private", "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("to me/mine, private if new:\n")
+    assert f"{(checkpoint / 'model.safetensors').stat().st_size:,} bytes  model.safetensors\n" in said
+    assert "bytes  custom_generate/generate.py\n" in said
+    assert said.endswith((checkpoint / "README.md").read_text(encoding="utf-8"))
+    assert not hub.calls

