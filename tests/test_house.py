@@ -9,10 +9,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "dropout_grpo"
 
 FLOORS = (
+    ("config", "data", "tasks"),
     ("distributed",),
     ("exploration",),
-    ("latent", "data"),
-    ("tasks", "runs", "training"),
+    ("latent",),
+    ("runs", "training"),
     ("rl", "curriculum", "evaluation", "report"),
     ("commands",),
     ("integrations",),

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.errors import UserError
-from dropout_grpo.ranges import check_ranges, ranged, seed_field
 
 Job = Literal["rollouts", "update", "curriculum", "evaluation"]
 Size = Literal["tiny", "gpt2", "smollm2"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.graphs import step_by_step

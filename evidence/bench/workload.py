@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
+from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import exact_answer
@@ -26,7 +27,6 @@ from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, roll_out
 from dropout_grpo.latent.tokens import add_latent_tokens, encode_answers
-from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary

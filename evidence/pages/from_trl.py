@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.rl.config import GRPOConfig, GRPOOptions
-from dropout_grpo.rl.from_trl import ELSEWHERE
+from dropout_grpo.config.from_trl import ELSEWHERE
+from dropout_grpo.config.grpo import GRPOConfig, GRPOOptions
 from evidence.pages.blocks import fill_file, unknown_block
 from evidence.pages.markdown import table
 

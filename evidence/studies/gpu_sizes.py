@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwen2Config
 
+from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
@@ -22,7 +23,6 @@ from dropout_grpo.latent.graphs import forget_recordings, step_by_step
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary

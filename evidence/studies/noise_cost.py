@@ -14,9 +14,9 @@ from statistics import median
 
 import torch
 
+from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.latent.rollout import replay, roll_out
 from evidence.bench.config import BenchConfig, resolve
 from evidence.bench.workload import Networks, Workload

@@ -30,9 +30,9 @@ import torch
 
 from dropout_grpo.commands.data import write_data
 from dropout_grpo.commands.evaluate import evaluate
-from dropout_grpo.commands.recipe import CheckpointOptions, Recipe
-from dropout_grpo.commands.recipe_file import load_recipe
 from dropout_grpo.commands.train import grpo, sft
+from dropout_grpo.config.recipe import CheckpointOptions, Recipe
+from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.layout import RESULTS_FILE

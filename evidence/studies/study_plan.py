@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dropout_grpo.commands.recipe_file import load_recipe
+from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 
 Questions = Literal["new", "curriculum"]

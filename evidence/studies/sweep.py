@@ -15,9 +15,9 @@ from pathlib import Path
 
 from dropout_grpo.commands.models import load_model
 from dropout_grpo.commands.problem_sources import problems_of
-from dropout_grpo.commands.recipe_file import load_recipe
 from dropout_grpo.commands.session import Session
 from dropout_grpo.commands.trainers import train_grpo
+from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
 from dropout_grpo.runs.provenance import provenance

@@ -13,8 +13,8 @@ from math import comb, prod, sqrt
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo import ScaleRewards
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.config import ScaleRewards
 from evidence.theory.check import Check, Row, holds_if
 from evidence.theory.estimator import Moments, pattern_probability, patterns
 from evidence.theory.gradients import relative

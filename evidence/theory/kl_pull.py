@@ -16,7 +16,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.config import BetaSchedule, KLEstimator
+from dropout_grpo.config.grpo import BetaSchedule, KLEstimator
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.training.optimizer import build_schedule
 from evidence.theory.check import Check, Row, holds_if

@@ -5,9 +5,9 @@ from statistics import fmean
 
 import torch
 
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.answers import answers_match
 from dropout_grpo.evaluation.answering import Answered, answer_problems, is_correct, vote
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.dropout import PerStepDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.rl.advantage import zero_variance

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.evaluation.answering import is_correct

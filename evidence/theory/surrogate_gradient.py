@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo import LossType
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.config import LossType
 from evidence.theory.check import Check, Row, holds_if
 from evidence.theory.gradients import relative
 from evidence.theory.law import Law

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from dropout_grpo.lazy import lazily
 
 if TYPE_CHECKING:
-    from dropout_grpo.curriculum.config import CurriculumConfig as CurriculumConfig
+    from dropout_grpo.config.curriculum import CurriculumConfig as CurriculumConfig
+    from dropout_grpo.config.grpo import GRPOConfig as GRPOConfig
     from dropout_grpo.curriculum.trainer import CurriculumTrainer as CurriculumTrainer
     from dropout_grpo.data.answers import extract_answer as extract_answer
     from dropout_grpo.data.files import load_problems as load_problems, save_problems as save_problems
@@ -20,16 +21,15 @@ if TYPE_CHECKING:
     from dropout_grpo.latent.model import LatentModel as LatentModel
     from dropout_grpo.latent.state import LatentState as LatentState
     from dropout_grpo.latent.tokens import add_latent_tokens as add_latent_tokens
-    from dropout_grpo.rl.config import GRPOConfig as GRPOConfig
     from dropout_grpo.rl.trainer import GRPOTrainer as GRPOTrainer
     from dropout_grpo.runs.folder import RunFolder as RunFolder
     from dropout_grpo.tasks.word_tokenizer import word_tokenizer as word_tokenizer, words_of as words_of
 
 _HOME = {
-    "CurriculumConfig": "curriculum.config",
+    "CurriculumConfig": "config.curriculum",
     "CurriculumTrainer": "curriculum.trainer",
     "Exploration": "exploration.base",
-    "GRPOConfig": "rl.config",
+    "GRPOConfig": "config.grpo",
     "GRPOTrainer": "rl.trainer",
     "LatentModel": "latent.model",
     "LatentState": "latent.state",

@@ -10,7 +10,7 @@ import torch
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands import session, trainers
-from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.io.checkpoint import save_latent_model

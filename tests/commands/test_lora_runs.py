@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.latent import LatentModel

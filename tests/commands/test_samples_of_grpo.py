@@ -8,9 +8,9 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands import train
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.samples import sample
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent.model import LatentModel

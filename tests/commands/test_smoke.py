@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.recipe import ModelConfig, Recipe
-from dropout_grpo.commands.recipe_file import recipe_names
 from dropout_grpo.commands.smoke import architecture_of, smoke
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
+from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.recipe import ModelConfig, Recipe
+from dropout_grpo.config.recipe_file import recipe_names
 from dropout_grpo.data.files import load_problems, save_problems
-from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.runs.write import jsonable
 from helpers.grpo_run import Replays
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from dropout_grpo.commands import measure
-from dropout_grpo.commands.recipe import Recipe
-from dropout_grpo.evaluation.config import EvaluationConfig
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.exploration import NoExploration
 from helpers.tiny_latent import tiny_latent, tiny_problems
 

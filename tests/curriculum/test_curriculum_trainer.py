@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer, _share_out
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError

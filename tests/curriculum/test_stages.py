@@ -2,7 +2,7 @@
 
 import pytest
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.stages import curriculum
 from dropout_grpo.errors import UserError
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.config import ExplorationConfig
 from helpers.several import in_processes
 from helpers.tiny_latent import tiny_latent
 

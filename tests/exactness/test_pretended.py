@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
+from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration, SharedDropout
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.latent import LatentModel, graphs
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.io.custom_generate.generate import generate

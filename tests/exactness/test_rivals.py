@@ -10,14 +10,14 @@ from scipy.stats import kstest
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import Exploration, value_weights
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import normal, normal_matrix, stream
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.rollout import replay, roll_out
-from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.reference import Reference
 from helpers import splitmix
 from helpers.engine import (

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.exploration.build import build_exploration, options_of
-from dropout_grpo.exploration.config import KINDS, ExplorationConfig
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
 
 HALVES = """

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from dropout_grpo.cli import dispatch, main as main_module
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import try_rewards

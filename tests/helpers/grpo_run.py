@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl import trainer as trainer_module
-from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems

@@ -10,16 +10,16 @@ from unittest.mock import patch
 
 import torch
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration import SharedDropout
-from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.latent.lora.adapter import add_lora
-from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training.interrupt import Interrupted, handled_signals

@@ -15,11 +15,11 @@ lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 
+from dropout_grpo.config.evaluation import EvaluationConfig  # noqa: E402
 from dropout_grpo.data.answers import answers_match, extract_answer  # noqa: E402
 from dropout_grpo.data.problem import Problem  # noqa: E402
 from dropout_grpo.errors import UserError  # noqa: E402
 from dropout_grpo.evaluation.answering import answer_problems  # noqa: E402
-from dropout_grpo.evaluation.config import EvaluationConfig  # noqa: E402
 from dropout_grpo.integrations.lm_eval import TASKS, DropoutGRPOLM, with_defaults  # noqa: E402
 from helpers.by_path import ROOT  # noqa: E402
 from helpers.tiny_latent import tiny_latent, tiny_problems  # noqa: E402

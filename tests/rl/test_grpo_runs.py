@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.value_weights import SingularValueNoise, ValueWeightNoise
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl import trainer as trainer_module
-from dropout_grpo.rl.config import GRPOConfig
 from helpers.grpo_run import CONFIG, Replays, constant, steps_of, trainer
 from helpers.tiny_latent import (
     assert_same_weights,

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.latent.rollout import replay
-from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.selection import select_groups
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, digits, steps_of, trainer

@@ -19,8 +19,8 @@ from dropout_grpo import (
     SharedDropout,
     UserError,
 )
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.evaluation.answering import Answered, answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.rl import trainer as trainer_module
 from helpers.eval_run import SEED, problems

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.ranges import check_ranges, ranged, seed_field
+from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks import registry
 from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
+from dropout_grpo.commands.problem_sources import require_known_words
 from dropout_grpo.data.answers import answers_match, extract_answer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks import prosqa
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, make_splits, vocabulary
-from dropout_grpo.tasks.word_tokenizer import require_known_words, word_tokenizer
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 
 CONFIG = WordProblemsConfig(n_train=200, n_grpo=0, n_valid=0, n_test=0)
 PROBLEMS = make_splits(CONFIG)["train"]

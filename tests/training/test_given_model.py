@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dropout_grpo import LatentModel, UserError
-from dropout_grpo.latent.config import LoRAConfig
+from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.latent.tokens import LATENT_TOKENS
 from dropout_grpo.training.given_model import as_latent_model, lora_of
 from helpers.tiny import tiny_model, tiny_tokenizer

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum import trainer as curriculum_trainer
-from dropout_grpo.curriculum.config import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems, evaluation_batches

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout

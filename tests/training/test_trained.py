@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.value_weights import SingularValueNoise
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.training.freeze import only_trained, trained_weights
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, newest_checkpoint, tiny_latent, weights_of

@@ -21,13 +21,13 @@ from dropout_grpo.commands.evaluate import evaluate
 from dropout_grpo.commands.inspect import as_text as inspection_as_text, inspect
 from dropout_grpo.commands.merge import merge
 from dropout_grpo.commands.push import push
-from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
 from dropout_grpo.commands.smoke import stand_ins
 from dropout_grpo.commands.train import grpo, sft
+from dropout_grpo.config.needs import WithoutEffect, without_effect
+from dropout_grpo.config.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions
 from dropout_grpo.distributed.device import choose_device
 from dropout_grpo.distributed.processes import connected, is_main
 from dropout_grpo.errors import UserError
-from dropout_grpo.needs import WithoutEffect, without_effect
 from dropout_grpo.report import watch_report, write_comparison, write_report
 from dropout_grpo.runs.layout import REPORT_FILE
 from dropout_grpo.tasks.registry import TASKS

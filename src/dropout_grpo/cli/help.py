@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from dropout_grpo.needs import within
-from dropout_grpo.ranges import range_of
+from dropout_grpo.config.needs import within
+from dropout_grpo.config.ranges import range_of
 from dropout_grpo.runs.layout import flat_options
 from dropout_grpo.tasks.registry import TASKS
 

@@ -14,9 +14,9 @@ from dropout_grpo.cli.failures import describe
 from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.messages import explain, one_line
 from dropout_grpo.cli.options import build_parser, with_recipe_paths
-from dropout_grpo.commands.recipe_file import instantiated, require_sections
+from dropout_grpo.config.needs import within
+from dropout_grpo.config.recipe_file import instantiated, require_sections
 from dropout_grpo.errors import LostProcess, UserError
-from dropout_grpo.needs import within
 from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.progress import console

@@ -7,10 +7,10 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from dropout_grpo.cli.help import hide_unused, show_defaults, show_first, show_ranges
-from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions, Recipe, TaskName, VaryOptions
-from dropout_grpo.commands.recipe_file import recipe_names, recipe_path
-from dropout_grpo.commands.safe_yaml import guard_yaml
-from dropout_grpo.exploration.config import ExplorationConfig
+from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.recipe import AskOptions, CheckpointOptions, Recipe, TaskName, VaryOptions
+from dropout_grpo.config.recipe_file import recipe_names, recipe_path
+from dropout_grpo.config.safe_yaml import guard_yaml
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
 _DEFAULT_RECIPE = "word-problems"

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from dropout_grpo.commands.models import exploration_for, load_model
-from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions
 from dropout_grpo.commands.session import tell_device
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.recipe import AskOptions, CheckpointOptions
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import EVAL_STEP, answer_problems, vote, vote_table
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
 
 

@@ -14,11 +14,11 @@ from dropout_grpo.commands.measure import measure, require_askable
 from dropout_grpo.commands.model_card import describe_measured
 from dropout_grpo.commands.models import load_model, refuse_lora_from_scratch, starting_tokenizer
 from dropout_grpo.commands.problem_sources import problems_of, require_readable, vocabulary
-from dropout_grpo.commands.recipe import Recipe
 from dropout_grpo.commands.session import Session
 from dropout_grpo.commands.side_process import side_process
 from dropout_grpo.commands.thoughts_of import flips_of, thoughts_of_run
 from dropout_grpo.commands.trainers import grpo_trainer, train_curriculum, train_grpo
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.answers import answers_match
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem

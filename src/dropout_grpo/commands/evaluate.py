@@ -8,10 +8,10 @@ from typing import Any
 
 from dropout_grpo.commands.measure import measure
 from dropout_grpo.commands.models import exploration_for, load_model
-from dropout_grpo.commands.problem_sources import warn_of_overlap
-from dropout_grpo.commands.recipe import CheckpointOptions, Recipe
+from dropout_grpo.commands.problem_sources import require_known_words, warn_of_overlap
 from dropout_grpo.commands.session import Session
 from dropout_grpo.commands.thoughts_of import kinds_of, thoughts_of_run
+from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.device import default_device
@@ -27,7 +27,6 @@ from dropout_grpo.runs.layout import MEASURES_FILE
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import objects, read_measures, read_samples
 from dropout_grpo.runs.record import code_digest, weights_digest
-from dropout_grpo.tasks.word_tokenizer import require_known_words
 from dropout_grpo.training.progress import console, tell
 
 

@@ -10,15 +10,16 @@ import torch
 
 from dropout_grpo.commands.ask import shown_tokens, thoughts_as_text
 from dropout_grpo.commands.models import exploration_for, load_model
-from dropout_grpo.commands.recipe import CheckpointOptions
+from dropout_grpo.commands.problem_sources import require_known_words
 from dropout_grpo.commands.thoughts_of import MASKS, kinds_of, thought_lines
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.recipe import CheckpointOptions
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.config import ExplorationConfig
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
 from dropout_grpo.latent.decoding import require_finite_answers
@@ -29,7 +30,6 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens, unknown_words
-from dropout_grpo.tasks.word_tokenizer import require_known_words
 
 SEED_BYTES = 8
 FED_BACK = "hidden_states[-1] of transformers (after the final norm, where there is one), as inputs_embeds"

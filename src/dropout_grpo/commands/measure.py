@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dropout_grpo.commands.problem_sources import place_of
-from dropout_grpo.commands.recipe import DataConfig, Recipe
 from dropout_grpo.commands.session import Session
+from dropout_grpo.config.recipe import DataConfig, Recipe
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.card import CardFacts, Measured, write_card
 from dropout_grpo.latent.io.checkpoint import latent_config

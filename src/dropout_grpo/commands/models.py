@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dropout_grpo.commands.recipe import CheckpointOptions, ModelConfig, Recipe
+from dropout_grpo.config.exploration import KINDS, ExplorationConfig
+from dropout_grpo.config.recipe import CheckpointOptions, ModelConfig, Recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.config import KINDS, ExplorationConfig
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.lora.adapter import require_peft

@@ -1,17 +1,18 @@
 """The problems of a command: from files and datasets where given, else made by the embedded task."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from dropout_grpo.commands.recipe import DataConfig, WeightedSource
+from dropout_grpo.config.needs import changed
+from dropout_grpo.config.recipe import DataConfig, WeightedSource
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.needs import changed
+from dropout_grpo.latent.tokens import most_common, unknown_words
 from dropout_grpo.tasks.registry import TASKS
-from dropout_grpo.tasks.word_tokenizer import require_known_words
 from dropout_grpo.training.progress import console
 
 
@@ -107,3 +108,31 @@ def require_readable(
     """
     for name, split in problems.items():
         require_known_words(tokenizer, split, ", ".join(data.sources(name)) or f"{data.task} {name}")
+
+
+def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], what: str) -> None:
+    """Check that the tokenizer knows every word of the problems. It would silently read others as its unknown token.
+
+    Byte-level tokenizers have no unknown words. Slow tokenizers do not report where a token came from and are not
+    checked.
+
+    Args:
+        tokenizer: the tokenizer of the model that reads the problems.
+        problems: their questions, steps and answers are checked.
+        what: name of the problems, for the message.
+
+    Raises:
+        UserError: names the unknown words, most frequent first, and the number of problems that have one.
+    """
+    words: Counter[str] = Counter()
+    concerned = 0
+    for problem in problems:
+        found = unknown_words(tokenizer, [problem.question, *problem.steps, problem.answer])
+        words += found
+        concerned += bool(found)
+    if words:
+        raise UserError(
+            f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
+            f"would read as {tokenizer.unk_token}: {most_common(words)}; use problems of the task that the tokenizer "
+            "was made for (data.task), or a pretrained model (model.name_or_path)"
+        )

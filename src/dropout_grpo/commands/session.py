@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from dropout_grpo.commands.recipe import Recipe
+from dropout_grpo.config.choices import TrackerName
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.problem import Problem, problem_fingerprint
 from dropout_grpo.distributed.device import default_device, describe_device, unused_gpu
 from dropout_grpo.distributed.processes import on_main
@@ -16,7 +17,6 @@ from dropout_grpo.latent.attention_choice import attention_for, fix_attention
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import CONFIG_FILE
 from dropout_grpo.runs.read import started_with
-from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.training.precision import bf16_for, bf16_or_not
 from dropout_grpo.training.progress import console
 

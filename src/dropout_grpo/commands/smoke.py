@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from dropout_grpo.commands.models import fresh_model
 from dropout_grpo.commands.problem_sources import problems_of
-from dropout_grpo.commands.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
+from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
 from dropout_grpo.data.columns import Columns
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem

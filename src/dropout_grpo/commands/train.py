@@ -8,10 +8,10 @@ from dropout_grpo.commands.measure import all_alike, by_source, measure
 from dropout_grpo.commands.model_card import describe_measured
 from dropout_grpo.commands.models import load_model, refuse_lora_from_scratch, starting_tokenizer
 from dropout_grpo.commands.problem_sources import problems_of, require_readable, vocabulary
-from dropout_grpo.commands.recipe import CheckpointOptions, Recipe
 from dropout_grpo.commands.session import Session
 from dropout_grpo.commands.thoughts_of import kinds_of, thoughts_of_run
 from dropout_grpo.commands.trainers import train_curriculum, train_grpo
+from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main

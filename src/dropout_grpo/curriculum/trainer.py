@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.curriculum import CurriculumConfig
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.curriculum.stages import Stage, curriculum
 from dropout_grpo.data.from_python import as_problems, as_sets
 from dropout_grpo.data.problem import Problem, problem_fingerprint
@@ -24,7 +25,6 @@ from dropout_grpo.distributed.balance import balanced
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.measures import as_logged, validation_metrics
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.model import LatentModel

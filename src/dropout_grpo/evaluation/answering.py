@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.answers import answers_match, canonical_answer, extract_answer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.metrics import majority_vote
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds

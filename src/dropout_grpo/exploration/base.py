@@ -1,6 +1,6 @@
 """The contract of an exploration: it turns the seeds of rollouts into noise.
 
-To add one, write a class with ``phases`` and ``noise`` and give it a line in ``exploration/config.py``, or name it on
+To add one, write a class with ``phases`` and ``noise`` and give it a line in ``config/exploration.py``, or name it on
 the command line by its import path (``examples/own_exploration.py``). Everything it draws must be a pure function of
 the rollout's seed; otherwise the update cannot replay the rollout. ``HeldNoise`` (``held.py``) does most of the work.
 """

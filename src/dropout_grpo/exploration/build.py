@@ -4,9 +4,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.errors import UserError, nearest
 from dropout_grpo.exploration.base import PHASES, Exploration
-from dropout_grpo.exploration.config import KINDS, ExplorationConfig
 from dropout_grpo.import_path import FILE_MODULE, load_object
 
 

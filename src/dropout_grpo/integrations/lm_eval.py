@@ -22,11 +22,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import pad_right
 

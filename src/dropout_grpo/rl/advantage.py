@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.config import ScaleRewards
+from dropout_grpo.config.grpo import ScaleRewards
 
 _STD_FLOOR = 1e-4  # TRL's
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import exact_answer
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import replay
 from dropout_grpo.rl.advantage import group_advantages, zero_variance
-from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.groups import rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.sampler import Sampler

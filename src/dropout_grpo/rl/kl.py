@@ -10,7 +10,7 @@ in TRL, because only in this direction is k3 an estimate of KL(pi || pi_ref).
 
 from torch import Tensor
 
-from dropout_grpo.rl.config import KLEstimator
+from dropout_grpo.config.grpo import KLEstimator
 
 
 def kl_estimate(gap: Tensor, estimator: KLEstimator, delta: float) -> Tensor:

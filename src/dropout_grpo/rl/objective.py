@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.config import ImportanceSamplingLevel, KLEstimator, LossType
+from dropout_grpo.config.grpo import ImportanceSamplingLevel, KLEstimator, LossType
 from dropout_grpo.rl.kl import kl_estimate
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.distributed.sharding import whole
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, NoExploration, Noise
@@ -13,7 +14,6 @@ from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
 from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
-from dropout_grpo.rl.config import GRPOOptions
 
 
 class Reference:

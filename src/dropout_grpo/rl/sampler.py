@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerState
 
+from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import (
@@ -28,7 +29,6 @@ from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, roll_out
-from dropout_grpo.rl.config import GRPOOptions
 from dropout_grpo.rl.data_order import DataOrder
 from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
 from dropout_grpo.rl.selection import batch_numbers, select_groups

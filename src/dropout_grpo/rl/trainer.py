@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.grpo import GRPOConfig, GRPOOptions, either
 from dropout_grpo.data.from_python import as_problems, as_sets
 from dropout_grpo.data.problem import Problem, problem_fingerprint
 from dropout_grpo.data.rewards import RewardFunction, as_reward_functions, reward_names
@@ -22,7 +24,6 @@ from dropout_grpo.distributed.balance import balanced, imbalance
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.config import EvaluationConfig
 from dropout_grpo.evaluation.measures import as_logged, validation_metrics
 from dropout_grpo.exploration.base import Exploration, Refreshed
 from dropout_grpo.exploration.build import options_of, require_exploration
@@ -45,7 +46,6 @@ from dropout_grpo.rl.advantage import (
     zero_variance,
 )
 from dropout_grpo.rl.completions import completions_table
-from dropout_grpo.rl.config import GRPOConfig, GRPOOptions, either
 from dropout_grpo.rl.groups import Groups, rows_of
 from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.reference import Reference

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from dropout_grpo.rl.config import GRPOOptions
+from dropout_grpo.config.grpo import GRPOOptions
 
 _SKIPPED, _STEPS = 10, 20
 

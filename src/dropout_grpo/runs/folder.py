@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dropout_grpo.config.choices import TrackerName
 from dropout_grpo.distributed.processes import is_main, on_main
 from dropout_grpo.errors import RESUME, UserError, reading
 from dropout_grpo.runs.layout import (
@@ -27,7 +28,7 @@ from dropout_grpo.runs.lock import LOCK_FILE, lock_folder
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics, started_with
 from dropout_grpo.runs.record import Record, require_equal_processes
-from dropout_grpo.runs.trackers import TrackerName, Trackers, require_trackers
+from dropout_grpo.runs.trackers import Trackers, require_trackers
 from dropout_grpo.runs.write import jsonable, sync, write_json, write_text, writing
 
 _DRAFTS = {CONFIG_FILE, f"{CONFIG_FILE}.part", LOCK_FILE}

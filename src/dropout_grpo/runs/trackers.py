@@ -7,13 +7,11 @@ metric names, so that a chart can overlay two arms.
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from dropout_grpo.config.choices import TrackerName
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.layout import flat_options
-
-TrackerName = Literal["tensorboard", "wandb", "trackio"]
-"""The names of the trackers in accelerate and on PyPI."""
 
 _PROJECT = "dropout-grpo"
 

@@ -30,9 +30,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Literal, TypeVar
 
+from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split, pick
 
 _T = TypeVar("_T")

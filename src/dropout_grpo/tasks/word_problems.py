@@ -13,9 +13,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.tasks import word_sentences as sentences
 from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split, pick
 

@@ -1,16 +1,13 @@
 """A word-level tokenizer for generated tasks: every word, number and symbol is a token."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from dropout_grpo.data.answers import MARKER
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.errors import UserError
-from dropout_grpo.latent.tokens import most_common, unknown_words
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 
@@ -72,31 +69,3 @@ def words_of(problems: Iterable[Problem]) -> list[str]:
             pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
             words.update(piece for piece, _ in pieces)
     return sorted(words - {"\n", MARKER})
-
-
-def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], what: str) -> None:
-    """Check that the tokenizer knows every word of the problems. It would silently read others as its unknown token.
-
-    Byte-level tokenizers have no unknown words. Slow tokenizers do not report where a token came from and are not
-    checked.
-
-    Args:
-        tokenizer: the tokenizer of the model that reads the problems.
-        problems: their questions, steps and answers are checked.
-        what: name of the problems, for the message.
-
-    Raises:
-        UserError: names the unknown words, most frequent first, and the number of problems that have one.
-    """
-    words: Counter[str] = Counter()
-    concerned = 0
-    for problem in problems:
-        found = unknown_words(tokenizer, [problem.question, *problem.steps, problem.answer])
-        words += found
-        concerned += bool(found)
-    if words:
-        raise UserError(
-            f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
-            f"would read as {tokenizer.unk_token}: {most_common(words)}; use problems of the task that the tokenizer "
-            "was made for (data.task), or a pretrained model (model.name_or_path)"
-        )

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.io.gguf import gguf_file

@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dropout_grpo.config.choices import Schedule
 from dropout_grpo.distributed.sharding import sharded_like, updating, whole
 from dropout_grpo.errors import UserError, out_of_memory_is
-from dropout_grpo.training.config import Schedule
 from dropout_grpo.training.muon import MuonAdamW
 
 

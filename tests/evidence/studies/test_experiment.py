@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from dropout_grpo.commands.recipe_file import load_recipe
+from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 from evidence.places import DOCS, RESULTS_FOLDER
 from evidence.studies.study_plan import SETTINGS, Plan, arm_options, read_plan

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dropout_grpo.commands.recipe import Recipe
-from dropout_grpo.commands.recipe_file import load_recipe
+from dropout_grpo.config.recipe import Recipe
+from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
 from evidence.studies import study, study_tables

@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.config import LoRAConfig
 from dropout_grpo.latent.io.causal_lm import load_tokenizer
 from dropout_grpo.latent.lora.checkpoint import ADAPTER_NAME, has_adapter, is_adapter, peft_config, require_peft
 from dropout_grpo.latent.model import LatentModel

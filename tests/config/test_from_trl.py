@@ -10,8 +10,8 @@ import pytest
 
 from dropout_grpo import GRPOConfig, GRPOTrainer, UserError
 from dropout_grpo.cli.main import main
-from dropout_grpo.rl.config import GRPOOptions
-from dropout_grpo.rl.from_trl import ELSEWHERE
+from dropout_grpo.config.from_trl import ELSEWHERE
+from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.runs.folder import RunFolder
 from helpers.grpo_run import CONFIG, digits
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of

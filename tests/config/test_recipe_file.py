@@ -8,7 +8,7 @@ import pytest
 
 from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.recipe_file import load_recipe, recipe_path
+from dropout_grpo.config.recipe_file import load_recipe, recipe_path
 from dropout_grpo.errors import UserError
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

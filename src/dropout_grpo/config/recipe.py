@@ -5,16 +5,16 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dropout_grpo.curriculum.config import CurriculumConfig
+from dropout_grpo.config.choices import TrackerName
+from dropout_grpo.config.curriculum import CurriculumConfig
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.grpo import GRPOOptions
+from dropout_grpo.config.lora import LoRAConfig
+from dropout_grpo.config.needs import Need
+from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.columns import Columns
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.config import EvaluationConfig
-from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.latent.config import LoRAConfig
-from dropout_grpo.needs import Need
-from dropout_grpo.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.rl.config import GRPOOptions
-from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
+from dropout_grpo.config.choices import Schedule, TrackerName
+from dropout_grpo.config.from_trl import accepted
+from dropout_grpo.config.needs import Need, warn_without_effect
+from dropout_grpo.config.ranges import check_ranges, ranged
 from dropout_grpo.errors import UserError
-from dropout_grpo.needs import Need, warn_without_effect
-from dropout_grpo.ranges import check_ranges, ranged
-from dropout_grpo.rl.from_trl import accepted
-from dropout_grpo.runs.trackers import TrackerName
-from dropout_grpo.training.config import Schedule
 
 LossType = Literal["sum", "grpo", "dr_grpo", "dapo"]
 ImportanceSamplingLevel = Literal["token", "sequence"]

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dropout_grpo.config.choices import Schedule
+from dropout_grpo.config.ranges import check_ranges, ranged
 from dropout_grpo.errors import UserError
-from dropout_grpo.ranges import check_ranges, ranged
-from dropout_grpo.training.config import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,14 @@ import pytest
 from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.problem_sources import problems_of
-from dropout_grpo.commands.recipe import DataConfig, ModelConfig, Recipe, TaskSettings
-from dropout_grpo.commands.recipe_file import load_recipe, recipe_names
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.needs import WithoutEffect, without_effect
+from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, TaskSettings
+from dropout_grpo.config.recipe_file import load_recipe, recipe_names
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.evaluation.config import EvaluationConfig
-from dropout_grpo.exploration.config import ExplorationConfig
-from dropout_grpo.needs import WithoutEffect, without_effect
-from dropout_grpo.rl.config import GRPOConfig
 from dropout_grpo.rl.watch import Watch
 
 FIRST = "num_iterations above 1, since the first update on a batch has the ratio 1 everywhere"

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from dropout_grpo.config.ranges import check_ranges, ranged
 from dropout_grpo.errors import UserError
-from dropout_grpo.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True, kw_only=True)

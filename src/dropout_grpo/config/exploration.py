@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from dropout_grpo.config.needs import Need
+from dropout_grpo.config.ranges import check_ranges, ranged
 from dropout_grpo.errors import UserError, nearest
-from dropout_grpo.needs import Need
-from dropout_grpo.ranges import check_ranges, ranged
 
 KINDS = {
     "shared_dropout": "dropout_grpo.exploration.dropout:SharedDropout",

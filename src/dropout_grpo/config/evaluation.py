@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dropout_grpo.needs import Need
-from dropout_grpo.ranges import check_ranges, ranged
+from dropout_grpo.config.needs import Need
+from dropout_grpo.config.ranges import check_ranges, ranged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from dropout_grpo.commands.recipe import Recipe
-from dropout_grpo.commands.safe_yaml import check_yaml, guard_yaml, yaml_problem
+from dropout_grpo.config.recipe import Recipe
+from dropout_grpo.config.safe_yaml import check_yaml, guard_yaml, yaml_problem
 from dropout_grpo.errors import UserError, nearest
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from dropout_grpo.config.grpo import GRPOConfig, GRPOOptions
 from dropout_grpo.errors import UserError
-from dropout_grpo.rl.config import GRPOConfig, GRPOOptions
 
 
 def test_defaults_are_the_papers_objective() -> None:

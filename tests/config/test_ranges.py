@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.commands.recipe import AskOptions, CheckpointOptions, Recipe
+from dropout_grpo.config.ranges import MAX_INT, check_ranges, number_types, range_of, ranged, seed_field
+from dropout_grpo.config.recipe import AskOptions, CheckpointOptions, Recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.ranges import MAX_INT, check_ranges, number_types, range_of, ranged, seed_field
 from evidence.bench.config import BenchConfig
 
 
