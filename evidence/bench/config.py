@@ -129,7 +129,7 @@ def resolve(config: BenchConfig, num_generations: int) -> Setting:
     """
     import torch
 
-    from dropout_grpo.training.precision import bf16_or_not
+    from dropout_grpo.training.machine import bf16_or_not
 
     defaults = _DEFAULTS[config.size]
     longest = config.prompt_tokens + max(config.latent_steps + 1, config.cot_tokens) + config.answer_tokens

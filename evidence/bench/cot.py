@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.rl.objective import Batch, surrogate
-from dropout_grpo.training.precision import autocast
 from evidence.bench.workload import TEMPERATURE, Workload
 
 _LOGITS = 2**29  # of a micro-batch; in float32, with gradient and softmax, they take 6 GiB

@@ -10,11 +10,11 @@ from torch import Tensor
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.exploration.base import Exploration, NoExploration
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.latent.rollout import Prompts, roll_out
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update as optimizer_update
-from dropout_grpo.training.precision import autocast
 from evidence.bench.workload import TEMPERATURE, Workload
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dropout_grpo.latent.graphs import forget_recordings
-from dropout_grpo.training.allocator import keep_freed_memory, return_freed_memory
+from dropout_grpo.training.machine import keep_freed_memory, return_freed_memory
 from evidence.bench import arms
 from evidence.bench.config import Job, Setting
 from evidence.bench.workload import Networks, Workload

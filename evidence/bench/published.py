@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.exploration.sites import THOUGHT_SITE
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.recurrence import at_least_float32
 from dropout_grpo.latent.sampling import Chooser, Greedy, Sampled
 from dropout_grpo.rl.objective import Batch, surrogate
-from dropout_grpo.training.precision import autocast
 from evidence.bench.workload import TEMPERATURE, Workload
 
 Parts = list[tuple[Mapping[str, Tensor], int]]

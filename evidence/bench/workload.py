@@ -22,6 +22,7 @@ from dropout_grpo.data.rewards import exact_answer
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import SiteMap
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.model import LatentModel
@@ -31,7 +32,6 @@ from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
-from dropout_grpo.training.precision import autocast
 from evidence.bench.config import Setting
 from evidence.bench.flops import Shape
 

@@ -18,6 +18,7 @@ from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.graphs import forget_recordings, step_by_step
 from dropout_grpo.latent.model import LatentModel
@@ -28,7 +29,6 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule
-from dropout_grpo.training.precision import autocast
 from evidence.bench.memory import return_memory
 
 EXPLORATION = SharedDropout(0.1, ("residual",), ("latent", "answer"))

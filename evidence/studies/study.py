@@ -37,9 +37,7 @@ from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.layout import RESULTS_FILE
 from dropout_grpo.runs.write import write_json
-from dropout_grpo.training.allocator import keep_freed_memory
-from dropout_grpo.training.precision import bf16_or_not
-from dropout_grpo.training.threads import number_of_threads
+from dropout_grpo.training.machine import bf16_or_not, keep_freed_memory, number_of_threads
 from evidence.pages.markdown import table
 from evidence.places import RESULTS_FOLDER
 from evidence.studies.study_plan import (

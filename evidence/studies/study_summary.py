@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dropout_grpo.evaluation.paired import compare
+from dropout_grpo.evaluation.statistics import compare
 from dropout_grpo.runs.layout import RESULTS_FILE
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_measures, read_metrics, read_run, read_samples

@@ -9,7 +9,7 @@ import pytest
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.compare import as_text, compare
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.intervals import paired_interval
+from dropout_grpo.evaluation.statistics import paired_interval
 from helpers.eval_run import evaluate, save_checkpoint, save_files
 
 

@@ -11,7 +11,7 @@ from dropout_grpo.commands import train
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.samples import sample
+from dropout_grpo.evaluation.measures import sample
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent.model import LatentModel
 from helpers.tiny_latent import tiny_latent, tiny_problems

@@ -6,8 +6,8 @@ import pytest
 
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.evaluation.answering import Answered
-from dropout_grpo.evaluation.intervals import mean_interval, wilson_interval
 from dropout_grpo.evaluation.measures import measure_answers, powers_of_two, summarize, summary
+from dropout_grpo.evaluation.statistics import mean_interval, wilson_interval
 
 
 def answered(plain: str, *samples: str, average: str | None = None, length: int = 3, clipped: bool = False) -> Answered:

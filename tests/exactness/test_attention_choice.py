@@ -9,8 +9,8 @@ from torch import Tensor
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import attention, attention_choice
 from dropout_grpo.latent.attention_choice import CHOICES, Choice, chosen, fix_attention, fixed_attention
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.training.precision import autocast
 from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,

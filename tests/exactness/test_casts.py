@@ -14,11 +14,9 @@ from transformers import Cache
 
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.casts import frozen_weights_cast, keeping_casts
+from dropout_grpo.latent.casts import autocast, frozen_weights_cast, keeping_casts
 from dropout_grpo.latent.rollout import replay, roll_out, think_in_groups
 from dropout_grpo.latent.shared_prompt import ComputedCache, cache_tensors
-from dropout_grpo.training import precision
-from dropout_grpo.training.precision import autocast
 from helpers.engine import ANSWERS, SEEDS, both_caches, gradients, latent_model, prompts
 from helpers.fake_cuda import fake_cuda
 from helpers.grpo_run import CONFIG, trainer
@@ -69,7 +67,7 @@ def test_once_in_a_block_with_equal_bits(kind: str, how: str, tmp_path: Path, mo
     found, counts = [], []
     for kept in (True, False):
         if not kept:
-            monkeypatch.setattr(precision, "keeping_casts", nullcontext)
+            monkeypatch.setattr("dropout_grpo.latent.casts.keeping_casts", nullcontext)
         model = frozen(kind, tmp_path / how)
         weights = frozen_products(model)
         with autocast(CPU, True), Casts(weights) as casts:
@@ -91,7 +89,7 @@ def test_a_run_has_equal_bits(options: dict[str, Any], tmp_path: Path, monkeypat
     trained = []
     for name in ("kept", "anew"):
         if name == "anew":
-            monkeypatch.setattr(precision, "keeping_casts", nullcontext)
+            monkeypatch.setattr("dropout_grpo.latent.casts.keeping_casts", nullcontext)
         model = tiny_latent("qwen2")
         trainer(tmp_path / name, replace(CONFIG, max_steps=2, **options), model=model, bf16=True).train()
         trained.append(dict(model.named_parameters()))

@@ -11,10 +11,10 @@ from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout,
 from dropout_grpo.exploration.seeds import bernoulli, fold, random_bits, rollout_seeds, stream, uniform
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.attention_choice import CHOICES, Choice, fixed_attention
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from dropout_grpo.latent.shared_prompt import attention_choices
 from dropout_grpo.latent.tokens import pad_left
-from dropout_grpo.training.precision import autocast
 from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,

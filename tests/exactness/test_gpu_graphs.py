@@ -10,10 +10,10 @@ from torch import Tensor
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration
 from dropout_grpo.latent import LatentModel, graphs
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.latent.rollout import Prompts, roll_out
-from dropout_grpo.training.precision import autocast
 from helpers.engine import QUESTIONS, difference, latent_model, prompts
 from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS
 from helpers.tiny import KINDS

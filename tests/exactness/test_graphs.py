@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dropout_grpo.exploration import Exploration, NoExploration
 from dropout_grpo.latent import LatentModel, graphs as graphs_module, static
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.rollout import roll_out
 from dropout_grpo.training.memory import MicroBatches
-from dropout_grpo.training.precision import autocast
 from helpers.engine import QUESTIONS, difference, latent_model, prompts
 from helpers.fake_cuda import Recorder, fake_cuda, patched_cuda
 from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes

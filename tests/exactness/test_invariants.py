@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import replay, roll_out, think_in_groups
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.objective import Batch, surrogate
-from dropout_grpo.training.precision import autocast
 from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,

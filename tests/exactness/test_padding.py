@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.attention_choice import CHOICES, Choice, fixed_attention, without_cudnn
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import replay
 from dropout_grpo.latent.tokens import add_latent_tokens
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
-from dropout_grpo.training.precision import autocast
 from evidence.studies.families import WORDS, tiny
 from helpers.engine import ANSWERS, SEEDS, both_caches, latent_model, prompts
 from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS

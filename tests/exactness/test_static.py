@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration, NoExploration
 from dropout_grpo.latent import LatentModel, graphs, static
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.rollout import roll_out, think_in_groups
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.latent.shared_prompt import cache_tensors
 from dropout_grpo.latent.static import Answers, RoomLayer, Thoughts
 from dropout_grpo.latent.static_inputs import PROMPT_BUCKET, Given, given_by
-from dropout_grpo.training.precision import autocast
 from helpers.engine import QUESTIONS, difference, latent_model, prompts
 from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes
 from helpers.tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS

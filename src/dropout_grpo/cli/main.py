@@ -17,10 +17,9 @@ from dropout_grpo.cli.options import build_parser, with_recipe_paths
 from dropout_grpo.config.needs import within
 from dropout_grpo.config.recipe_file import instantiated, require_sections
 from dropout_grpo.errors import LostProcess, UserError
-from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import handled_signals
+from dropout_grpo.training.machine import keep_freed_memory, wait_asleep
 from dropout_grpo.training.progress import console
-from dropout_grpo.training.threads import wait_asleep
 
 _WITH_RECIPE = ("demo", "sft", "grpo", "eval")  # which have a run folder, and can resume
 _WITH_CHECKPOINT = ("eval", "ask")  # which take from it what the user does not tell of the exploration

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.paired import compare as compare_pairs
+from dropout_grpo.evaluation.statistics import compare as compare_pairs
 from dropout_grpo.runs.read import Record, read_samples
 
 _SHOWN = 10  # wins and losses of each file that the text lists; --json has all

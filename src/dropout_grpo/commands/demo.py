@@ -26,9 +26,8 @@ from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import is_main, on_main, size
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import Answered, vote, vote_table
-from dropout_grpo.evaluation.measures import summarize
-from dropout_grpo.evaluation.paired import compare
-from dropout_grpo.evaluation.samples import sample
+from dropout_grpo.evaluation.measures import sample, summarize
+from dropout_grpo.evaluation.statistics import compare
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.latent.model import LatentModel

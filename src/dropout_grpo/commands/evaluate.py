@@ -18,9 +18,8 @@ from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place, reading
 from dropout_grpo.evaluation.answering import check_evaluation
-from dropout_grpo.evaluation.intervals import CI95
-from dropout_grpo.evaluation.measures import measure_answers, summary
-from dropout_grpo.evaluation.samples import sample
+from dropout_grpo.evaluation.measures import measure_answers, sample, summary
+from dropout_grpo.evaluation.statistics import CI95
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.report import write_report
 from dropout_grpo.runs.layout import MEASURES_FILE

@@ -17,7 +17,7 @@ from dropout_grpo.latent.attention_choice import attention_for, fix_attention
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import CONFIG_FILE
 from dropout_grpo.runs.read import started_with
-from dropout_grpo.training.precision import bf16_for, bf16_or_not
+from dropout_grpo.training.machine import bf16_for, bf16_or_not
 from dropout_grpo.training.progress import console
 
 

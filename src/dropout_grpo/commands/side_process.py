@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.training.allocator import keep_freed_memory
 from dropout_grpo.training.interrupt import Interrupted, handled_signals
+from dropout_grpo.training.machine import keep_freed_memory, number_of_threads
 from dropout_grpo.training.progress import console
-from dropout_grpo.training.threads import number_of_threads
 
 
 @contextmanager

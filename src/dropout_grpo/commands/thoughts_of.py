@@ -10,8 +10,8 @@ from dropout_grpo.commands.session import Session
 from dropout_grpo.evaluation.answering import EVAL_STEP, Answered
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.training.precision import autocast
 
 MASKS = 8
 """Masks for each problem: the first ones of an evaluation with the same seed."""

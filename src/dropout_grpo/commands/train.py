@@ -16,8 +16,7 @@ from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.evaluation.answering import Answered
-from dropout_grpo.evaluation.measures import summarize
-from dropout_grpo.evaluation.samples import sample
+from dropout_grpo.evaluation.measures import sample, summarize
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.latent.lora.adapter import add_lora

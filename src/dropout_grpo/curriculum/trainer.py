@@ -27,6 +27,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.evaluation.measures import as_logged, validation_metrics
 from dropout_grpo.exploration.seeds import fold, uniform
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
 from dropout_grpo.runs.folder import RunFolder, as_run_folder
@@ -40,7 +41,6 @@ from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
-from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.session import TrainingSession
 
 Evaluate = Callable[[LatentModel, int, int], float | Mapping[str, float]]

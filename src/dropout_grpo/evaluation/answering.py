@@ -12,18 +12,18 @@ from dropout_grpo.data.answers import answers_match, canonical_answer, extract_a
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.metrics import majority_vote
+from dropout_grpo.evaluation.statistics import majority_vote
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import THOUGHT_SITE
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.recurrence import keyed_noise
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
 from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
+from dropout_grpo.training.machine import threads_for
 from dropout_grpo.training.memory import MicroBatches
-from dropout_grpo.training.precision import autocast
-from dropout_grpo.training.threads import threads_for
 
 EVAL_STEP = -1
 """The step that ``rollout_seeds`` gets in an evaluation, so that it never reuses a training mask."""

@@ -1,4 +1,4 @@
-"""Measures of answers with 95 % intervals: all for metrics.json, and a summary for results.json."""
+"""What is written about answers: their measures with 95 % intervals, a summary of these, and the answers themselves."""
 
 from collections.abc import Mapping, Sequence
 from math import fsum
@@ -6,8 +6,7 @@ from typing import Any
 
 from dropout_grpo.data.answers import answers_match
 from dropout_grpo.evaluation.answering import Answered
-from dropout_grpo.evaluation.intervals import mean_interval
-from dropout_grpo.evaluation.metrics import majorities, pass_at_k_curves
+from dropout_grpo.evaluation.statistics import majorities, mean_interval, pass_at_k_curves
 
 _CURVES = ("pass@k", "maj@k")
 _SINGLE = ("coverage", "bma")
@@ -92,6 +91,26 @@ def as_logged(found: float | Mapping[str, float]) -> dict[str, float]:
 def _shares(answered: Sequence[Answered]) -> dict[str, float]:
     row = summarize(answered)
     return {name: row[name] for name in row if name.startswith(("pass@", "masked_pass@"))}
+
+
+def sample(file: str, answered: Answered) -> dict[str, Any]:
+    """A line of samples.jsonl: ``file``, ``id``, the problem and the answers; lists have an entry for each sample."""
+    problem = answered.problem
+    return {
+        "file": file,
+        "id": problem.id,
+        "question": problem.question,
+        "answer": problem.answer,
+        "steps": len(problem.steps),
+        "plain": answered.plain,
+        "plain_correct": answered.plain_correct,
+        "plain_length": answered.plain_length,
+        "samples": list(answered.samples),
+        "samples_correct": answered.samples_correct(),
+        "samples_length": list(answered.sample_lengths),
+        "average": answered.average,
+        "average_correct": answered.average_correct,
+    }
 
 
 def powers_of_two(n: int) -> list[int]:

@@ -26,6 +26,19 @@ _LAYERS: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 
 
 @contextmanager
+def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
+    """Matrix products in bf16 with float32 weights, sums and norms; no effect if ``bf16`` is False.
+
+    Each weight is cast once in the block, also if it is frozen.
+    """
+    if not bf16:
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16), keeping_casts():
+        yield
+
+
+@contextmanager
 def keeping_casts() -> Iterator[None]:
     """Keep casts of frozen weights until the end of the outermost block."""
     global _kept

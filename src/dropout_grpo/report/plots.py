@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from dropout_grpo.evaluation.intervals import wilson_interval
+from dropout_grpo.evaluation.statistics import wilson_interval
 from dropout_grpo.report.series import Series, running_mean
 from dropout_grpo.report.svg import ARM_COLOURS, INK, MUTED, RULE, STYLE
 

@@ -26,6 +26,7 @@ from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, roll_out
@@ -33,7 +34,6 @@ from dropout_grpo.rl.data_order import DataOrder
 from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
 from dropout_grpo.rl.selection import batch_numbers, select_groups
 from dropout_grpo.training.memory import MicroBatches
-from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import console
 
 Scores = list[list[float | None]]

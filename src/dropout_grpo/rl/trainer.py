@@ -29,6 +29,7 @@ from dropout_grpo.exploration.base import Exploration, Refreshed
 from dropout_grpo.exploration.build import options_of, require_exploration
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import fold
+from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.io.card import CardFacts
 from dropout_grpo.latent.io.checkpoint import save_latent_model
@@ -60,7 +61,6 @@ from dropout_grpo.training.freeze import check_trained, only_trained, require_tr
 from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
-from dropout_grpo.training.precision import autocast
 from dropout_grpo.training.progress import console
 from dropout_grpo.training.session import TrainingSession
 

@@ -207,7 +207,7 @@ class RunFolder:
         self._write(MEASURES_FILE, lambda path: write_json(path, measures))
 
     def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Write samples.jsonl of an evaluation; see ``evaluation/samples.py``."""
+        """Write samples.jsonl of an evaluation; see ``evaluation/measures.py``."""
         self._write(SAMPLES_FILE, lambda path: write_text(path, _lines(samples)))
 
     def write_flips(self, flips: Sequence[Mapping[str, Any]]) -> None:

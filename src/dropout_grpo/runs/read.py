@@ -103,7 +103,7 @@ def started_with(run: Path) -> dict[str, Any]:
 
 
 def read_samples(run: Path) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl; see ``evaluation/samples.py``.
+    """The lines of samples.jsonl; see ``evaluation/measures.py``.
 
     Raises:
         UserError: there is no such file, or a line is malformed.
