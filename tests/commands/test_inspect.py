@@ -82,6 +82,28 @@ def test_the_dry_run_notices_a_replay_that_is_another_pass(
     assert inspected(latent, capsys)["dry_run"]["logprob_difference"] > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("recorded", "told", "shown"),
+    [
+        ({"kind": "shared_dropout", "p": 0.4, "phases": ["prompt"]}, "as the checkpoint was trained", "p=0.4"),
+        ({"kind": "mine.py:Noise"}, "trained with exploration.kind 'mine.py:Noise', whose code is not run", "p=0.1"),
+    ],
+)
+def test_the_dry_run_has_the_masks_of_the_training(
+    recorded: dict, told: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: p was 0.1 whatever the checkpoint was trained with."""
+    model = tiny_latent()
+    model.exploration = recorded
+    model.save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    said = capsys.readouterr()
+    assert told in said.err
+    dry = json.loads(said.out)["dry_run"]
+    assert shown in dry["exploration"]
+    assert dry["logprob_difference"] < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "opt_350m"])
 def test_a_model_without_latent_tokens_is_inspected_too(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -118,7 +118,7 @@ def test_without_network_there_is_one_line(
     monkeypatch.setattr(hub, "create_repo", fails)
     assert main(["push", str(checkpoint), "me/mine"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be pushed to 'me/mine': [Errno -2] Name or service not known" in line
+    assert "cannot be pushed to 'me/mine': [Errno -2] Name or service not known. Log in with" in line
 
 
 @pytest.mark.parametrize("gone", [False, True])

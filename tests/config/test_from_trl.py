@@ -151,6 +151,25 @@ def test_early_stopping_reads_the_metric_that_the_config_names(tmp_path: Path) -
     assert [line["eval/pass@1"] for line in read_metrics(tmp_path)] == [0.5, 0.7, 0.6, 0.65]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"eval_steps": 1}, "metric_for_best_model"), ({"metric_for_best_model": "pass@1"}, "eval_dataset")],
+)
+def test_early_stopping_without_a_metric_or_validation_is_refused_at_construction(options: dict, told: str) -> None:
+    """Fault: an assertion of transformers at train()."""
+    from transformers import EarlyStoppingCallback
+
+    with pytest.raises(UserError, match=f"EarlyStoppingCallback .*{told}"):
+        GRPOTrainer(
+            tiny_latent(),
+            digits,
+            replace(CONFIG, **options),
+            tiny_problems(5),
+            evaluate=None if "eval" in told else lambda model: 0.5,
+            callbacks=[EarlyStoppingCallback()],
+        )
+
+
 def test_the_command_line_has_no_option_of_trl_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(), pytest.raises(SystemExit):
         main(["grpo", "--help"])

@@ -186,7 +186,7 @@ def test_a_column_that_is_not_there() -> None:
     def needs_solution(prompts: list[str], completions: list[str], solution: list[str], **columns: Any) -> Any:
         return [1.0] * len(solution)
 
-    with pytest.raises(UserError, match=r"needs_solution: .*'solution'.*prompts, completions, answer, level"):
+    with pytest.raises(UserError, match=r"needs_solution: .*'solution'.*prompts, completions, answer, level: name the"):
         call_reward(needs_solution, PROMPTS, COMPLETIONS, COLUMNS)
 
 

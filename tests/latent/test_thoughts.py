@@ -85,3 +85,11 @@ def test_what_cannot_be_read_is_refused() -> None:
         model.thoughts(["Ann"], top_k=0)
     with pytest.raises(UserError, match="seeds without an exploration"):
         model.thoughts(["Ann"], seeds=[1])
+    for wrong in ("shared_dropout", SharedDropout):  # fault: an AttributeError and a TypeError
+        with pytest.raises(UserError, match=r"exploration is .*: give an object, such as SharedDropout\(0.1\)"):
+            model.thoughts(["Ann"], wrong, seeds=[1])  # type: ignore[arg-type]
+    for answers in (model.answer, model.thoughts):  # fault: `ask` alone refused it
+        with pytest.raises(UserError, match=r"the question is empty\."):
+            answers([" "])
+        with pytest.raises(UserError, match=r"question 2 is empty\."):
+            answers(["Ann", ""])

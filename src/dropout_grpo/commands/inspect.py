@@ -13,12 +13,12 @@ from dropout_grpo.commands.models import exploration_for, load_model
 from dropout_grpo.commands.problem_sources import require_known_words
 from dropout_grpo.commands.thoughts_of import MASKS, kinds_of, thought_lines
 from dropout_grpo.config.evaluation import EvaluationConfig
-from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.config.recipe import CheckpointOptions
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.exploration.base import NoExploration
+from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
@@ -27,9 +27,10 @@ from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG, latent_config
 from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.rollout import Prompts, replay
+from dropout_grpo.latent.rollout import Prompts, replay, think_in_groups
 from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens, unknown_words
+from dropout_grpo.training.progress import console
 
 SEED_BYTES = 8
 FED_BACK = "hidden_states[-1] of transformers (after the final norm, where there is one), as inputs_embeds"
@@ -55,7 +56,8 @@ def inspect(path: str, options: CheckpointOptions, problems: str | None = None) 
     """
     model, lacking, steps_from = _load(path, options)
     tokens = model.tokens
-    about = {} if problems is None else {"thoughts": thoughts_about(model, problems)}
+    exploration = _exploration_of(model)
+    about = {} if problems is None else {"thoughts": thoughts_about(model, problems, exploration)}
     return {
         "model": path,
         "class": type(model.model).__name__,
@@ -72,12 +74,25 @@ def inspect(path: str, options: CheckpointOptions, problems: str | None = None) 
         "sites": [_site_kind(model, kind) for kind in SITES if kind not in model.sites.lacking],
         "sites_lacking": model.sites.lacking,
         "seed_bytes": SEED_BYTES,
-        "dry_run": dry_run(model),
+        "dry_run": dry_run(model, exploration),
         **about,
     }
 
 
-def thoughts_about(model: LatentModel, file: str) -> list[dict[str, Any]]:
+def _exploration_of(model: LatentModel) -> Exploration:
+    """The exploration that a model was trained with; the default if it records none, or code of another package."""
+    kind = (model.exploration or {}).get("kind", "none")
+    if kind in KINDS:
+        return build_exploration(exploration_for(model, {}))
+    default = build_exploration(ExplorationConfig())
+    console.print(
+        f"masks: {default}; the checkpoint was trained with exploration.kind {kind!r:.80}, whose code is not run",
+        markup=False,
+    )
+    return default
+
+
+def thoughts_about(model: LatentModel, file: str, exploration: Exploration) -> list[dict[str, Any]]:
     """Lines as in thoughts.jsonl, of a few of the file's first problems: right, wrong, divided between masks.
 
     Raises:
@@ -85,8 +100,7 @@ def thoughts_about(model: LatentModel, file: str) -> list[dict[str, Any]]:
     """
     problems = load_problems(file, require_steps=False)[:_ASKED]
     require_known_words(model.tokenizer, problems, file)
-    exploration = build_exploration(exploration_for(model, {}))
-    masks = 0 if isinstance(exploration, NoExploration) or model.latent_steps == 0 else MASKS
+    masks = 0 if model.latent_steps == 0 else MASKS
     answered = answer_problems(model, problems, EvaluationConfig(num_samples=masks), exploration=exploration)
     return thought_lines(kinds_of(answered), {"": (model, answered)}, exploration)
 
@@ -143,17 +157,19 @@ def _modules(sites: Sequence[Site]) -> list[str]:
 
 
 @torch.no_grad()
-def dry_run(model: LatentModel) -> dict[str, Any]:
-    """Roll out a short question, time each method, and replay the rollouts under the same masks."""
-    exploration = build_exploration(ExplorationConfig())
+def dry_run(model: LatentModel, exploration: Exploration) -> dict[str, Any]:
+    """Roll out a short question, time each method, and replay the rollouts under the same masks.
+
+    The question has the words that the tokenizer knows, at least one word of its vocabulary.
+    """
     seeds = rollout_seeds(0, 0, torch.tensor([0]), _ROLLOUTS).to(model.device)
-    question = " ".join(word for word in _QUESTION.split() if not unknown_words(model.tokenizer, [word]))
+    known = [word for word in _QUESTION.split() if not unknown_words(model.tokenizer, [word])]
+    question = " ".join(known) or next(word for word in model.tokenizer.get_vocab() if word.isalnum())
     prompts = Prompts(*model.encode([question], room=_ANSWER_TOKENS))
-    noise = model.noise(exploration, seeds.flatten())
     clock = _Clock(model.device)
-    state = model.read(prompts.input_ids, prompts.attention_mask)
+    read = model.read(prompts.input_ids, prompts.attention_mask)
     clock.stop("read")
-    state = model.think(state.repeat(_ROLLOUTS), model.latent_steps, noise)
+    state, noise = think_in_groups(model, prompts, seeds, exploration, read=read)
     clock.stop("think")
     rollouts = model.generate(state, _ANSWER_TOKENS, chooser=Sampled(seeds.flatten(), 1.0), noise=noise)
     clock.stop("generate")

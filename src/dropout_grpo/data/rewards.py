@@ -308,8 +308,8 @@ def _check_parameters(function: RewardFunction, columns: Mapping[str, Any]) -> N
     except TypeError as error:
         given = ", ".join(["prompts", "completions", *columns])
         raise UserError(
-            f"reward {reward_name(function)}: {error}; it is called with {given} (the columns of the problem file), "
-            "so name the ones it needs and take the rest as **columns"
+            f"reward {reward_name(function)}: {error}. It is called with {given}: name the arguments that it needs, "
+            "and add **columns for the others."
         ) from error
 
 

@@ -111,7 +111,7 @@ class LatentModel(Recurrence):
             max_new_tokens: number of tokens of an answer at most.
 
         Raises:
-            UserError: a question is too long, or has words that the tokenizer does not know.
+            UserError: a question is empty or too long, or has words that the tokenizer does not know.
         """
         several = _several(questions)
         if several is not questions:
@@ -214,14 +214,18 @@ class LatentModel(Recurrence):
             room: number of answer tokens that must still fit after the prompt and the thoughts.
 
         Raises:
-            UserError: there is no question, one is too long for the model's positions, or has words that the tokenizer
-                does not know.
+            UserError: there is no question; one is empty, too long for the model's positions, or has words that the
+                tokenizer does not know.
         """
         return self.pad(self.encode_rows(questions, room))
 
     def encode_rows(self, questions: Prompt | Sequence[Prompt], room: int = 0) -> list[list[int]]:
         """Like ``encode``, without padding: for callers that encode once and pad batch by batch."""
-        rows = self.tokenize(_several(questions))
+        questions = _several(questions)
+        for number, question in enumerate(questions, start=1):
+            if isinstance(question, str) and not question.strip():
+                raise UserError(f"{f'question {number}' if len(questions) > 1 else 'the question'} is empty.")
+        rows = self.tokenize(questions)
         self.check_length(rows, self.latent_steps + 1 + room)
         return rows
 

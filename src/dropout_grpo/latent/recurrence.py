@@ -23,6 +23,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTok
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import ChangesWeights, Exploration, KeyNoise, Noise
+from dropout_grpo.exploration.build import require_exploration
 from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
 from dropout_grpo.latent.attention_choice import without_cudnn
 from dropout_grpo.latent.casts import frozen_weights_cast
@@ -172,8 +173,12 @@ class Recurrence(nn.Module):
         return self.model.device
 
     def noise(self, exploration: Exploration, seeds: Tensor) -> Noise | None:
-        """The noise of the rollouts with these seeds (int64 [B]) on this model's sites."""
-        return exploration.noise(seeds.to(self.device), self.sites)
+        """The noise of the rollouts with these seeds (int64 [B]) on this model's sites.
+
+        Raises:
+            UserError: the exploration is a name, a class or another object.
+        """
+        return require_exploration(exploration, "exploration").noise(seeds.to(self.device), self.sites)
 
     def read(self, input_ids: Tensor, attention_mask: Tensor, noise: Noise | None = None) -> LatentState:
         """Run prompts once and keep their cache and last hidden state.

@@ -26,7 +26,7 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -120,7 +120,7 @@ class Callbacks:
         steps_per_epoch: steps in one pass over the problems, may be a fraction.
 
     Raises:
-        UserError: one of the callbacks is not a TrainerCallback.
+        UserError: see ``add``.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Callbacks:
         """Add a callback, an object or a class that needs no arguments.
 
         Raises:
-            UserError: it is not a TrainerCallback.
+            UserError: it is not a TrainerCallback; or it stops early, and there is no metric or no validation.
         """
         kind = callback if isinstance(callback, type) else type(callback)
         if not issubclass(kind, TrainerCallback):
@@ -160,6 +160,17 @@ class Callbacks:
                 f"callbacks: {kind.__name__} is not a transformers.TrainerCallback: derive the class from it, and give "
                 "the class or an object of it."
             )
+        if issubclass(kind, EarlyStoppingCallback):
+            if self._args.metric_for_best_model is None:
+                raise UserError(
+                    f"callbacks: {kind.__name__} compares a validation metric: set metric_for_best_model of "
+                    'GRPOConfig, for example to "pass@1". The curriculum has no such option.'
+                )
+            if self._args.eval_strategy == "no":
+                raise UserError(
+                    f"callbacks: {kind.__name__} needs validations: give the trainer an eval_dataset, and set "
+                    "eval_steps above 0."
+                )
         self._handler.add_callback(callback)
 
     def pop(self, callback: TrainerCallback | type[TrainerCallback]) -> TrainerCallback | None:

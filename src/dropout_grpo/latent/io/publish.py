@@ -26,9 +26,9 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a dropout-grpo checkpoint")
     except Exception as error:  # also of the HTTP library, which differs between versions of huggingface_hub
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(
-            f"{folder} cannot be pushed to {repo_id!r}: {reason} Log in with `hf auth login`, and check the name "
+            f"{folder} cannot be pushed to {repo_id!r}: {reason}. Log in with `hf auth login`, and check the name "
             "(user/name) and the connection."
         ) from error
     return str(url)
