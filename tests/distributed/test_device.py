@@ -2,10 +2,10 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dropout_grpo.distributed import device as devices, processes
 from dropout_grpo.errors import UserError
@@ -59,7 +59,7 @@ def on_one_gpu(count: int) -> str:
     patch.setattr(torch.cuda, "current_device", lambda: chosen[0])
     patch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
     try:
-        devices.require_own_gpus(processes.gather_json(_identity(count)))
+        devices.require_own_gpus(processes.gather(_identity(count)))
     except UserError as error:
         return str(error)
     finally:
@@ -74,8 +74,8 @@ def _identity(count: int) -> str:
 
 @pytest.mark.parametrize(("count", "said"), [(2, "each has its own"), (1, "ranks 0 and 1 use the same GPU")])
 def test_processes_compare_their_gpus(count: int, said: str, tmp_path: Path) -> None:
-    for found in in_processes(2, on_one_gpu, tmp_path / "out", count):
-        assert found.startswith(said)
+    for message in in_processes(2, on_one_gpu, tmp_path / "out", count):
+        assert message.startswith(said)
 
 
 def test_connected_processes_refuse_to_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,26 +86,14 @@ def test_connected_processes_refuse_to_share_a_gpu(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(processes, "gpu_identity", lambda: "a GPU-1")
-    monkeypatch.setattr(processes, "gather_json", lambda value: [value, value])
+    monkeypatch.setattr(processes, "gather", lambda value: [value, value])
     backends: list[str] = []
-    store = SimpleNamespace(set_timeout=lambda patience: None, clone=lambda: None)
-    monkeypatch.setattr(processes.dist, "rendezvous", lambda *args, **options: iter([(store, 0, 2)]))
-    monkeypatch.setattr(processes.dist, "PrefixStore", lambda name, store: store)
+    monkeypatch.setattr(processes.dist, "rendezvous", lambda *args, **options: iter([(dist.HashStore(), 0, 2)]))
     monkeypatch.setattr(processes.dist, "init_process_group", lambda backend, **options: backends.append(backend))
     monkeypatch.setattr(processes.dist, "barrier", lambda: None)
-    monkeypatch.setattr(processes, "_Pulse", _NoPulse)
     with pytest.raises(UserError, match="ranks 0 and 1 use the same GPU"), processes.connected():
         pass
     assert backends == ["cpu:gloo,cuda:nccl"]
-
-
-class _NoPulse:
-    def __init__(self, *args: Any) -> None:
-        self.meetings = 0
-
-    def watch(self, joined: Any) -> None: ...
-
-    def end(self, reason: str, **options: Any) -> None: ...
 
 
 def test_a_device_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

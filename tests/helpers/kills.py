@@ -1,20 +1,25 @@
 """Kills ``dropout-grpo sft`` and ``grpo`` with SIGKILL, resumes them, and compares with a run that was never killed.
 
+Several processes run under torchrun's agent; one of them is killed.
+
 A fork server imports torch once, so that a start costs a fraction of a second.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
 import random
+import re
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 TIMES = ("seconds", "rollout_time", "step_time")
 RECIPE = """
@@ -48,45 +53,61 @@ LAST = {"sft": "coconut", "grpo": "grpo"}
 _KILLS_A_RUN = 5
 
 
-def start(argv: Sequence[str], log: Path, place: Mapping[str, str] | None = None) -> BaseProcess:
-    """``dropout-grpo`` in a separate process, with environment variables."""
+def start(argv: Sequence[str], log: Path, count: int = 1) -> BaseProcess:
+    """``dropout-grpo`` in a separate process, or torchrun's agent with ``count`` processes of it."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["dropout_grpo.cli.main", "dropout_grpo.cli.dispatch"])
-    process = server.Process(target=_run, args=(list(argv), str(log), dict(place or {})))
+    server.set_forkserver_preload(["dropout_grpo.cli.main", "dropout_grpo.cli.dispatch", "torch.distributed.run"])
+    process = server.Process(target=_run if count == 1 else _launch, args=(list(argv), str(log), count))
     process.start()
     return process
 
 
-def start_all(argv: Sequence[str], log: Path, count: int) -> tuple[list[BaseProcess], Any]:
-    """``dropout-grpo`` in ``count`` connected processes, and the store that connects them, as torchrun would."""
-    if count == 1:
-        return [start(argv, log)], None
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(count)}
-    place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [start(argv, log, rank) for rank in ranks], store
+def _launch(argv: list[str], log: str, count: int) -> None:
+    """What ``torchrun --nproc_per_node COUNT`` does, but the processes are forked and need not import torch."""
+    _write_to(log)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="kills",
+        max_restarts=0,
+        start_method="fork",
+        shutdown_timeout=5,
+    )
+    elastic_launch(config, _run)(argv, log, count)
 
 
-def _run(argv: list[str], log: str, place: dict[str, str]) -> None:
-    os.environ.update(place)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+def _run(argv: list[str], log: str, count: int) -> None:
+    _write_to(log)
+    if count > 1:
+        pid_file(Path(log), int(os.environ["RANK"])).write_text(str(os.getpid()))
     import torch
 
     from dropout_grpo.cli.main import main
 
     torch.set_num_threads(1)
-    os._exit(main(argv))
+    if status := main(argv):
+        os._exit(status)
+
+
+def _write_to(log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+
+
+def pid_file(log: Path, rank: int) -> Path:
+    """Where a process of several writes its process id when it starts."""
+    return log.with_suffix(f".rank-{rank}")
 
 
 def finish(argv: Sequence[str], log: Path, count: int = 1) -> None:
     """Run to the end in ``count`` processes; the run must succeed."""
-    processes, _store = start_all(argv, log, count)
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0, f"{' '.join(argv)}: exit status {process.exitcode}\n{log.read_text()[-2000:]}"
+    process = start(argv, log, count)
+    process.join()
+    assert process.exitcode == 0, f"{' '.join(argv)}: exit status {process.exitcode}\n{log.read_text()[-2000:]}"
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -116,12 +137,10 @@ class Tally:
     kills: int = 0
     while_saving: int = 0
     runs: int = 0
-    named: int = 0
-    """Kills of one of several processes after which another one named the rank."""
-    before_connecting: int = 0
-    """Kills of one of several processes that had not yet told the others that it had started."""
+    told: int = 0
+    """Kills of one of several processes after which another one has said how to continue."""
     slowest: float = 0.0
-    """Seconds until the other processes had ended."""
+    """Seconds until the agent and the other processes had ended."""
 
 
 @dataclass
@@ -154,48 +173,50 @@ class Killer:
             log = run.with_suffix(".log")
             argv = [*self.argv, "--run_dir", str(run), "--resume", "true"]
             for _ in range(min(_KILLS_A_RUN, kills - self.tally.kills)):
-                before = len(log.read_text()) if log.is_file() else 0
-                processes, store = start_all(argv, log, self.processes)
-                rank = self._random.randrange(self.processes)
-                victim = processes[rank]
-                self._wait(victim, run)
-                victim.kill()
-                victim.join()
-                saving = any((run / "checkpoints").glob("*.part"))
-                killed = time.monotonic()
-                for process in processes:
-                    process.join(15)
-                    process.kill()  # as torchrun's agent does
-                    process.join()
-                if victim.exitcode == 0:
+                if not self._kill_once(argv, run, log):
                     break
-                assert victim.exitcode == -9, log.read_text()[-2000:]
-                if self.processes > 1:
-                    survivors = [p for p in processes if p is not victim]
-                    seconds = time.monotonic() - killed
-                    self._check_survivors(survivors, seconds, log.read_text()[before:], store.check([f"pulse/{rank}"]))
-                self.tally.kills += 1
-                self.tally.while_saving += saving
             finish(argv, log, self.processes)
-            found = outcome(run)
-            assert found.keys() == self.expected.keys(), f"{run}: {found.keys() ^ self.expected.keys()}"
+            result = outcome(run)
+            assert result.keys() == self.expected.keys(), f"{run}: {result.keys() ^ self.expected.keys()}"
             for name, expected in self.expected.items():
-                assert found[name] == expected, f"{run}: {name} differs from the run that was not killed"
+                assert result[name] == expected, f"{run}: {name} differs from the run that was not killed"
         return self.tally
 
-    def _check_survivors(self, survivors: Sequence[BaseProcess], seconds: float, said: str, known: bool) -> None:
-        """They have ended with a message that names the killed one, or had nothing left to do with it.
+    def _kill_once(self, argv: Sequence[str], run: Path, log: Path) -> bool:
+        """Start the command and kill one process; False if the command had finished before."""
+        before = len(log.read_text()) if log.is_file() else 0
+        rank = self._random.randrange(self.processes)
+        pid = pid_file(log, rank)
+        pid.unlink(missing_ok=True)
+        process = start(argv, log, self.processes)
+        while self.processes > 1 and process.is_alive() and not pid.is_file():
+            time.sleep(0.001)
+        self._wait(process, run)
+        victim = process.pid if self.processes == 1 else int(pid.read_text())
+        assert victim is not None
+        with contextlib.suppress(ProcessLookupError):  # it had finished
+            os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        saving = any((run / "checkpoints").glob("*.part"))
+        process.join(60)
+        assert process.exitcode is not None, "torchrun's agent hangs"
+        if process.exitcode == 0:
+            return False
+        said = log.read_text()[before:]
+        assert process.exitcode == (-signal.SIGKILL if self.processes == 1 else 1), said[-2000:]
+        if self.processes > 1:
+            self._check_agent(rank, said)
+            self.tally.told += "--resume true" in said
+            self.tally.slowest = max(self.tally.slowest, time.monotonic() - killed)
+        self.tally.kills += 1
+        self.tally.while_saving += saving
+        return True
 
-        They wait longer for one that was killed before it told them that it had started (``known``).
-        """
-        assert all(process.exitcode in ((0, 1) if known else (-9,)) for process in survivors), said
-        named = "lost rank" in said
-        assert named or not known or all(process.exitcode == 0 for process in survivors), said
-        self.tally.named += named
-        if not known:
-            self.tally.before_connecting += 1
-            return
-        self.tally.slowest = max(self.tally.slowest, seconds)
+    def _check_agent(self, rank: int, said: str) -> None:
+        """Its report names the rank that was killed."""
+        cause = said[said.index("Root Cause") :]
+        assert re.search(rf"rank +: {rank} ", cause), said
+        assert re.search(r"exitcode +: -9 ", cause), said
 
     def _wait(self, process: BaseProcess, run: Path) -> None:
         """Until a random step, and for every other kill until the next save after it."""

@@ -161,10 +161,10 @@ def asked_to_stop(run: Path, case: dict[str, Any]) -> int:
 
 def averaged(folder: Path, case: dict[str, Any]) -> None:
     """Trains with a fault: gradients are averaged over the processes, as DDP does, though the loss has all totals."""
-    from dropout_grpo.distributed import sharding
+    from dropout_grpo.distributed import gradients, sharding
 
     def average(parameters: Sequence[torch.nn.Parameter]) -> None:
-        processes.add_up_gradients(parameters)
+        gradients.add_up_gradients(parameters)
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad /= processes.size()

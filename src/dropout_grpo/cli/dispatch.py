@@ -52,17 +52,17 @@ def run(name: str, options: Namespace) -> None:
         if os.environ.get("RANK", "0") == "0":
             _RUN[name](options)
         return
-    with connected():
-        console.quiet = not is_main()
-        try:
+    try:
+        with connected():
+            console.quiet = not is_main()
             for line in without_effect(_recipe(options), unused=UNUSED[name]):
                 console.print(line, markup=False)
             if options.get("smoke"):
                 _put_stand_ins(options)
             _RUN[name](options)
-        except Exception:
-            console.quiet = False  # each process tells its own error; that it was asked to stop, rank 0 tells for all
-            raise
+    except Exception:
+        console.quiet = False  # each process tells its own error; that it was asked to stop, rank 0 tells for all
+        raise
 
 
 def _demo(options: Namespace) -> None:

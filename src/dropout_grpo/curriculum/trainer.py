@@ -21,7 +21,6 @@ from dropout_grpo.curriculum.stages import Stage, curriculum
 from dropout_grpo.data.from_python import as_problems, as_sets
 from dropout_grpo.data.problem import Problem, problem_fingerprint
 from dropout_grpo.distributed import processes
-from dropout_grpo.distributed.balance import balanced
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
@@ -366,7 +365,7 @@ class CurriculumTrainer(HasCallbacks):
         rows = list(zip(self._mixed_stages(stage, batch, step), batch, strict=True))
         tokens = sum(len(self._answers[s][i]) for s, i in rows)
         costs = [self._cost(s, i) for s, i in rows]
-        mine = [rows[place] for place in sorted(balanced(costs, processes.size())[processes.rank()])]
+        mine = [rows[place] for place in sorted(processes.balanced(costs, processes.size())[processes.rank()])]
         loss = 0.0
         if mine:
             loss = self._micro_batches.fit(

@@ -1,1 +1,1 @@
-"""A run of several processes: ranks and messages, division of the work, sharded weights."""
+"""A run of several processes: ranks and messages, shares of the work, sums of gradients, sharded weights."""

@@ -98,8 +98,8 @@ def describe_device(device: torch.device, bf16: bool) -> str:
         bf16: whether matrix products are computed in bf16.
     """
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        what = f"{found.name}, {found.total_memory / _GIB:.0f} GiB"
+        gpu = torch.cuda.get_device_properties(device)
+        what = f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB"
     else:
         what = f"{device.type.upper()}, {torch.get_num_threads()} threads"
     return f"{what}, {'bf16' if bf16 else 'float32'} matrix products"

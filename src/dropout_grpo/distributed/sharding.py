@@ -21,7 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dropout_grpo.distributed.processes import add_up_gradients, copy_from_main, others, size, with_gradients
+from dropout_grpo.distributed.gradients import add_up_gradients, with_gradients
+from dropout_grpo.distributed.processes import copy_from_main, size, waiting_for_others
 
 
 def start_together(model: nn.Module, *, sharded: bool) -> None:
@@ -55,7 +56,7 @@ def shard(model: nn.Module) -> None:
     root.forward = lambda tensor: tensor * 1.0
     root.set_reshard_after_backward(False)
     root.set_requires_gradient_sync(False)
-    with others(), torch.no_grad():
+    with waiting_for_others(), torch.no_grad():
         root(torch.zeros(1, device=device))
     gather(model)
 
@@ -67,7 +68,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def gather(model: nn.Module) -> None:
     """Give every process the whole weights."""
-    with others():
+    with waiting_for_others():
         for part in _parts(model):
             part.unshard()
 
@@ -100,7 +101,7 @@ def _reduce_scatter(model: nn.Module) -> None:
     with_gradients([p for p in model.parameters() if p.requires_grad])
     root: Any = model
     root.set_requires_gradient_sync(True)
-    with others():
+    with waiting_for_others():
         root(torch.zeros(1, device=device, requires_grad=True)).sum().backward()
     root.set_requires_gradient_sync(False)
 
@@ -113,7 +114,7 @@ def whole(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor. All processes must call this, in the same order."""
     if not isinstance(tensor, DTensor):
         return tensor
-    with others():
+    with waiting_for_others():
         return tensor.full_tensor()
 
 

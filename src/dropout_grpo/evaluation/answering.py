@@ -1,9 +1,8 @@
 """Answers of a model to a set of problems: plain, under many masks, and of the Bayesian model average."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -152,16 +151,8 @@ def answer_problems(
             answered |= dict(zip(rest, said, strict=False))
             if progress is not None:
                 progress(min(len(problems), len(answered) * processes.size()))
-    records = [{"place": i, **asdict(said), "problem": None} for i, said in answered.items()]
-    everyones = [record for of_rank in processes.gather_json(records) for record in of_rank]
-    return [_from_record(record, problems) for record in sorted(everyones, key=lambda record: record["place"])]
-
-
-def _from_record(record: dict[str, Any], problems: Sequence[Problem]) -> Answered:
-    """What another process was answered; JSON has turned tuples into lists."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
-    values["problem"] = problems[values.pop("place")]
-    return Answered(**values)
+    of_all = {i: answer for of_rank in processes.gather(answered) for i, answer in of_rank.items()}
+    return [of_all[i] for i in range(len(problems))]
 
 
 def _answer_batch(

@@ -20,7 +20,6 @@ from dropout_grpo.data.from_python import as_problems, as_sets
 from dropout_grpo.data.problem import Problem, problem_fingerprint
 from dropout_grpo.data.rewards import RewardFunction, as_reward_functions, reward_names
 from dropout_grpo.distributed import processes
-from dropout_grpo.distributed.balance import balanced, imbalance
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
@@ -582,7 +581,7 @@ class GRPOTrainer(HasCallbacks):
         if len(replayed) == 0:
             return None
         costs = self._token_forwards(prompts, answers, seeds.shape[1])[replayed].tolist()
-        shares = balanced(costs, processes.size())
+        shares = processes.balanced(costs, processes.size())
         mine = replayed[sorted(shares[processes.rank()])]
 
         def accumulate(size: int) -> Sums:
@@ -604,7 +603,7 @@ class GRPOTrainer(HasCallbacks):
             "replay/logprob_diff_mean": differences / max(1.0, tokens),
         }
         if processes.size() > 1:
-            metrics["replay/imbalance"] = imbalance(costs, shares)
+            metrics["replay/imbalance"] = processes.imbalance(costs, shares)
         return metrics
 
     def _token_forwards(self, prompts: Prompts, answers: Generation, k: int) -> Tensor:

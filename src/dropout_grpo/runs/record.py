@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.distributed.processes import gather_json, size
+from dropout_grpo.distributed.processes import gather, size
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.layout import flat_options
 from dropout_grpo.runs.write import jsonable
@@ -117,9 +117,9 @@ def require_equal_processes(record: Record) -> None:
         return
     whole = record.as_json()
     digest = hashlib.sha256(repr(whole).encode()).hexdigest()
-    if len(set(gather_json(digest))) == 1:
+    if len(set(gather(digest))) == 1:
         return
-    first, *others = [Record.from_json(found) for found in gather_json(whole)]
+    first, *others = map(Record.from_json, gather(whole))
     for rank, other in enumerate(others, start=1):
         for _, what, mine, theirs in first.differences(other):
             raise UserError(

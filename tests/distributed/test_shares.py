@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from dropout_grpo.distributed.balance import balanced, imbalance
+from dropout_grpo.distributed.processes import balanced, imbalance
 
 
 def test_shares_by_hand() -> None:
