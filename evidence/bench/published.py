@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.casts import autocast
+from dropout_grpo.latent.decoding import DecodingStrategy, Greedy, Sampling
 from dropout_grpo.latent.recurrence import at_least_float32
-from dropout_grpo.latent.sampling import Chooser, Greedy, Sampled
 from dropout_grpo.rl.objective import Batch, surrogate
 from evidence.bench.workload import TEMPERATURE, Workload
 
@@ -36,8 +36,8 @@ def rollouts(work: Workload, rows: int) -> tuple[Tensor, Tensor]:
     made = []
     with torch.no_grad(), autocast(work.model.device, work.setting.bf16):
         for ids, seed in _rows(work, rows):
-            chooser = Sampled(seed.to(work.model.device), TEMPERATURE)
-            made.append(_decode(work, _think(work, ids, _noise(work, seed)), chooser))
+            strategy = Sampling(seed.to(work.model.device), TEMPERATURE)
+            made.append(_decode(work, _think(work, ids, _noise(work, seed)), strategy))
     return torch.cat([ids for ids, _ in made]), torch.cat([logprobs for _, logprobs in made])
 
 
@@ -115,12 +115,12 @@ def _logits(work: Workload, row: Row, inputs: Tensor, keep: int) -> Tensor:
     return logits.to(at_least_float32(logits.dtype)) / TEMPERATURE
 
 
-def _decode(work: Workload, row: Row, chooser: Chooser) -> tuple[Tensor, Tensor]:
+def _decode(work: Workload, row: Row, strategy: DecodingStrategy) -> tuple[Tensor, Tensor]:
     """Token ids and log-probs, [1, L] each."""
     inputs, chosen = work.model.end_marker(1), []
     for position in range(work.setting.answer_tokens):
         logprobs = _logits(work, row, inputs, 1)[:, -1].log_softmax(-1)
-        token = chooser.choose(logprobs, position)[:, None]
+        token = strategy.choose(logprobs, position)[:, None]
         inputs = torch.cat([inputs, token], dim=1)
         chosen.append(logprobs.gather(-1, token))
     return inputs[:, 1:], torch.cat(chosen, dim=1)

@@ -27,8 +27,8 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, SiteMap
-from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.recurrence import switch_off_dropout
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out, think_in_groups
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table
 from dropout_grpo.runs.folder import provenance, write_json

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.decoding import AverageOverMasks
 from dropout_grpo.latent.rollout import roll_out, think_in_groups
-from dropout_grpo.latent.sampling import AverageOverMasks
 from evidence.theory.check import Check, Row, holds_if
 from evidence.theory.interval import inside, mean_interval
 from evidence.theory.law import Law, mean_expected_reward
@@ -25,24 +25,24 @@ def _rows_of_masks(masks: Masks) -> Tensor:
 
 
 def check_objective_is_average(
-    toy: Toy, masks: Masks, laws: Sequence[Law], *, chooser: type[AverageOverMasks] = AverageOverMasks
+    toy: Toy, masks: Masks, laws: Sequence[Law], *, strategy: type[AverageOverMasks] = AverageOverMasks
 ) -> Check:
-    """Compare E_m J(m) with the reward of the average policy, built token by token by the library's chooser.
+    """Compare E_m J(m) with the reward of the average policy, built token by token by the library's strategy.
 
-    The chooser is given the tokens of every answer. Its weights are then pi(a | x, m), whose mean is pibar(a | x).
+    The strategy is given the tokens of every answer. Its weights are then pi(a | x, m), whose mean is pibar(a | x).
 
     Args:
         toy: the toy.
         masks: all masks.
         laws: the law of each question.
-        chooser: the chooser under test.
+        strategy: the strategy under test.
     """
     which, worst = _rows_of_masks(masks), 0.0
     rows: list[Row] = []
     for i, law in enumerate(laws):
         average = 0.0
         for a, answer in enumerate(toy.answers):
-            guide = chooser(_ROWS)
+            guide = strategy(_ROWS)
             for t in range(int(toy.answer_mask[a].sum())):
                 logprobs = torch.full((_ROWS, len(toy.answers)), -torch.inf, dtype=torch.float64)
                 logprobs[:, answer[t]] = law.logprobs[which, a, t]
@@ -98,7 +98,7 @@ def check_rollouts_sample_average(
 
 
 def check_decoding(
-    toy: Toy, masks: Masks, laws: Sequence[Law], *, chooser: type[AverageOverMasks] = AverageOverMasks
+    toy: Toy, masks: Masks, laws: Sequence[Law], *, strategy: type[AverageOverMasks] = AverageOverMasks
 ) -> Check:
     """Compare the library's greedy decoding of the average with pibar's exact next-token distributions.
 
@@ -108,13 +108,13 @@ def check_decoding(
         toy: the toy.
         masks: all masks.
         laws: the law of each question.
-        chooser: the chooser under test.
+        strategy: the strategy under test.
     """
     setting = toy.setting
     seeds = masks.seeds[_rows_of_masks(masks)].expand(QUESTIONS, _ROWS)
     with torch.no_grad():
         state, noise = think_in_groups(setting.model, setting.prompts, seeds, setting.exploration)
-        decoded = setting.model.generate(state, LENGTH, chooser=chooser(_ROWS), noise=noise)
+        decoded = setting.model.generate(state, LENGTH, strategy=strategy(_ROWS), noise=noise)
         one = torch.zeros(QUESTIONS, 1, dtype=torch.int64)
         plain = roll_out(
             setting.model, setting.prompts, one, NoExploration(), temperature=0, max_completion_length=LENGTH

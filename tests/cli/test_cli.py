@@ -14,8 +14,8 @@ from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.io.checkpoint import save_latent_model
+from dropout_grpo.latent.logit_lens import ThoughtReading
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.thoughts import Thought
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training import checkpoint
 from helpers.tiny_latent import tiny_latent
@@ -211,7 +211,7 @@ def test_asking_for_the_thoughts(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert line.split() == ["mask", str(mask), "cos", f"{thought.cosine:.3f}", *_said(thought)]
 
 
-def _said(thought: Thought) -> list[str]:
+def _said(thought: ThoughtReading) -> list[str]:
     return "  ".join(f"{token!r} {share:.3f}" for token, share in thought.tokens).split()
 
 

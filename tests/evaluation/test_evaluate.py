@@ -19,8 +19,8 @@ from dropout_grpo.evaluation.answering import (
 )
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.decoding import AverageOverMasks, Sampling
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
-from dropout_grpo.latent.sampling import AverageOverMasks, Sampled
 from dropout_grpo.latent.tokens import encode_questions
 from helpers.oracle import oracle_greedy
 from helpers.tiny_latent import plain_model, tiny_latent, tiny_problems
@@ -64,7 +64,7 @@ def test_samples_and_average_are_those_of_the_problems_own_masks() -> None:
         alone = model.generate(state, 5, noise=noise)
         assert list(answered.samples) == model.decode(alone.token_ids, alone.mask)
         state, noise = think_in_groups(model, prompts, seeds, MASKS)
-        average = model.generate(state, 5, chooser=AverageOverMasks(3), noise=noise)
+        average = model.generate(state, 5, strategy=AverageOverMasks(3), noise=noise)
         assert answered.average == model.decode(average.token_ids[:1], average.mask[:1])[0]
     assert any(len(set(a.samples)) > 1 for a in found), "the masks change nothing"
 
@@ -76,7 +76,7 @@ def test_samples_at_a_temperature_without_masks() -> None:
     for problem, answered in zip(PROBLEMS, found, strict=True):
         seeds = rollout_seeds(7, EVAL_STEP, torch.tensor([problem.id]), 3).flatten()
         state = model.think(model.read(*model.encode([problem.question])), 2).repeat(3)
-        drawn = model.generate(state, 5, chooser=Sampled(seeds, 1.5))
+        drawn = model.generate(state, 5, strategy=Sampling(seeds, 1.5))
         assert list(answered.samples) == model.decode(drawn.token_ids, drawn.mask)
         assert answered.average is None  # no masks to average over
 

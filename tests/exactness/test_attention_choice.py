@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import SharedDropout
-from dropout_grpo.latent import attention, attention_choice
+from dropout_grpo.latent import attention_choice, shared_prompt
 from dropout_grpo.latent.attention_choice import CHOICES, Choice, chosen, fix_attention, fixed_attention
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.runs.provenance import provenance
@@ -36,13 +36,13 @@ both = pytest.mark.parametrize("choice", CHOICES)
 def sdpa_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Positions of the queries of each call."""
     calls: list[int] = []
-    sdpa = attention.sdpa_attention_forward
+    sdpa = shared_prompt.sdpa_attention_forward
 
     def counted(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         calls.append(query.shape[2])
         return sdpa(module, query, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    monkeypatch.setattr(shared_prompt, "sdpa_attention_forward", counted)
     return calls
 
 
@@ -76,11 +76,11 @@ def test_padding_in_bf16_is_finite_and_close(choice: Choice) -> None:
 def test_a_mask_stays_finite_in_a_narrower_dtype() -> None:
     mask = torch.tensor([0.0, torch.finfo(torch.float32).min])
     assert mask.bfloat16().isinf().tolist() == [False, True], "what this is about"
-    narrow = attention._of_dtype(mask, torch.bfloat16)
+    narrow = shared_prompt._of_dtype(mask, torch.bfloat16)
     assert narrow is not None
     assert narrow.tolist() == [0.0, torch.finfo(torch.bfloat16).min]
-    assert attention._of_dtype(mask, torch.float32) is mask
-    assert attention._of_dtype(None, torch.bfloat16) is None
+    assert shared_prompt._of_dtype(mask, torch.float32) is mask
+    assert shared_prompt._of_dtype(None, torch.bfloat16) is None
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])

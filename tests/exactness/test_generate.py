@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.exploration.held_noise import HeldNoise
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.decoding import Generation, Sampling
 from dropout_grpo.latent.rollout import roll_out
-from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.state import LatentState
 from helpers import splitmix
 from helpers.engine import (
@@ -135,7 +134,7 @@ def first_rows(select: Callable[[object, Tensor], object]) -> Callable[[object, 
     return lambda self, rows: select(self, torch.arange(len(rows)))
 
 
-@pytest.mark.parametrize("part", [LatentState, Sampled, HeldNoise])
+@pytest.mark.parametrize("part", [LatentState, Sampling, HeldNoise])
 def test_the_comparison_notices_the_wrong_rows(part: type, monkeypatch: pytest.MonkeyPatch) -> None:
     model = latent_model("gpt2", copy_prompts=True)
     with_eos(model, divisive_token(model, HELD, 1.5))

@@ -1,6 +1,6 @@
 """CUDA graphs of thinking and answering, compared with running step by step. Run with ``pytest -m gpu``.
 
-What of this can be seen on a CPU is in test_static.py and test_graphs.py.
+What of this can be seen on a CPU is in test_fixed_shape.py and test_graphs.py.
 """
 
 import pytest

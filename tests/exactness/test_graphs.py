@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import Exploration, NoExploration
-from dropout_grpo.latent import LatentModel, graphs as graphs_module, static
+from dropout_grpo.latent import LatentModel, fixed_shape, graphs as graphs_module
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.rollout import roll_out
@@ -72,7 +72,7 @@ def test_what_comes_after_all_rows_have_ended_is_not_replayed() -> None:
     with fake_cuda() as graphs:
         for _ in range(3):
             assert same(made(model, *alone, temperature=0.0), expected)
-    assert expected.token_ids.shape[1] <= static.BLOCK
+    assert expected.token_ids.shape[1] <= fixed_shape.BLOCK
     assert [graph.replays for graph in graphs] == [2, 2, 0]
 
 
@@ -241,9 +241,9 @@ def test_a_failed_recording_leaves_no_casts_behind() -> None:
 def test_buffers_of_inference_mode_are_used_only_in_it() -> None:
     model = latent_model("gpt2")
     expected = made(model, QUESTIONS, SEEDS)
-    with fixed_shapes() as played:
+    with fixed_shapes() as done:
         for inference in (True, True, True, False, False, False, True):
             with torch.inference_mode(inference):
                 assert same(made(model, QUESTIONS, SEEDS), expected)
         assert len(graphs_module._RECORDINGS[model]) == 4
-    assert len(played) == 2 * 5
+    assert len(done) == 2 * 5

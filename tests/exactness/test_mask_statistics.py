@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dropout_grpo.exploration import seeds as generator
 from dropout_grpo.exploration.seeds import bernoulli, fold, rollout_seeds, stream, uniform
-from dropout_grpo.latent.sampling import Sampled
+from dropout_grpo.latent.decoding import Sampling
 
 UNLIKELY = 1e-4
 N = 20_000
@@ -147,7 +147,7 @@ def test_uniforms_are_uniform_and_independent_of_one_another_and_of_the_mask(see
 def test_pairs_of_tokens_have_the_probabilities_of_the_distribution(seeds: Tensor) -> None:
     p = torch.tensor([0.05, 0.3, 0.0, 0.15, 0.5])
     row = p.log().expand(len(seeds), -1)
-    first, second = (Sampled(seeds, 1.0).choose(row, position) for position in (0, 1))
+    first, second = (Sampling(seeds, 1.0).choose(row, position) for position in (0, 1))
     counts = torch.bincount(first * 5 + second, minlength=25).double()
     expected = (p[:, None] * p).flatten().double() * len(seeds)
     possible = expected > 0

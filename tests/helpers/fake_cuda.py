@@ -136,7 +136,7 @@ def patched_cuda(device: str) -> Iterator[FakeCUDA]:
         patch.setattr(torch.cuda, "graph", cuda.record)
         patch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_allocation, raising=False)
         patch.setattr(torch._C, "_cuda_releasePool", cuda.release, raising=False)
-        patch.setitem(graphs.PLAYERS, device, graphs.Recorded)
+        patch.setitem(graphs.RECORDERS, device, graphs.CUDAGraphs)
         graphs.forget_recordings()
         graphs._side_stream.cache_clear()
         yield cuda

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from dropout_grpo.exploration import NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.latent import LatentModel, graphs
-from dropout_grpo.latent.static import Answers, Thoughts
+from dropout_grpo.latent.fixed_shape import AnsweringWork, ThinkingWork
 from helpers.engine import ALL_PHASES, ALL_SITES, READING_SITES
 
 OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
@@ -19,33 +19,33 @@ EXPLORATIONS = {
     "every_site": SharedDropout(0.3, (*ALL_SITES, *READING_SITES), ("latent", "answer")),
 }
 
-Played = list[tuple[type, int]]
+WorkDone = list[tuple[type, int]]
 """The works that ran, and the number of blocks of each run."""
 
 
 @contextmanager
-def fixed_shapes() -> Iterator[Played]:
+def fixed_shapes() -> Iterator[WorkDone]:
     """Inside, work of a fixed shape is done on a CPU too."""
-    played: Played = []
+    done: WorkDone = []
     graphs.forget_recordings()
-    graphs.PLAYERS["cpu"] = lambda model, work, beside: _Direct(work, played)
+    graphs.RECORDERS["cpu"] = lambda model, work, beside: _Direct(work, done)
     try:
-        yield played
+        yield done
     finally:
-        del graphs.PLAYERS["cpu"]
+        del graphs.RECORDERS["cpu"]
         graphs.forget_recordings()
 
 
 class _Direct:
     """Runs the work again each time."""
 
-    def __init__(self, work: Thoughts | Answers, played: Played) -> None:
-        self.work, self.played = work, played
+    def __init__(self, work: ThinkingWork | AnsweringWork, done: WorkDone) -> None:
+        self.work, self.done = work, done
 
-    def play(self, model: LatentModel) -> None:
+    def replay(self, model: LatentModel) -> None:
         blocks = 0
         for _ in self.work.run(model):
             blocks += 1
             if blocks < self.work.blocks and not self.work.go_on():
                 break
-        self.played.append((type(self.work), blocks))
+        self.done.append((type(self.work), blocks))

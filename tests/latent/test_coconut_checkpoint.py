@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.io import coconut_checkpoint
+from dropout_grpo.latent.io import coconut
 from dropout_grpo.latent.io.causal_lm import load_causal_lm
 from helpers.oracle import oracle_greedy
 from helpers.tiny import EOS_ID, PAD_ID, tiny_model, tiny_tokenizer
@@ -267,7 +267,7 @@ def test_other_shared_weights_that_differ_are_refused_by_name(
 
     state["base_causallm.transformer.h.1.mlp.c_fc.bias"] += 1
     torch.save(state, file)
-    monkeypatch.setattr(coconut_checkpoint, "load_causal_lm", sharing)
+    monkeypatch.setattr(coconut, "load_causal_lm", sharing)
     names = r"transformer\.h\.0\.mlp\.c_fc\.bias, transformer\.h\.1\.mlp\.c_fc\.bias"
     with pytest.raises(UserError, match=rf"checkpoint_3 has different values for {names}, which are one weight in the"):
         LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dropout_grpo.latent.dropout_off import switch_off_dropout
+from dropout_grpo.latent.recurrence import switch_off_dropout
 from helpers.tiny import EXTRA_KINDS, KINDS, tiny_model
 from helpers.tiny_latent import tiny_latent
 

@@ -59,7 +59,7 @@ def ask_each(
     Returns:
         For each question ``plain``, the plain network's answer; ``masks``, one answer per mask; with masks also
         ``average``, the model average's answer, ``vote``, the majority's answer or None, and ``votes``, the counts;
-        with ``thoughts`` also those, as ``Thoughts`` in JSON values.
+        with ``thoughts`` also those, as ``ThoughtReadings`` in JSON values.
 
     Raises:
         UserError: an empty or too long question, a bad option or checkpoint.
@@ -110,7 +110,7 @@ def thoughts_as_text(thoughts: Mapping[str, Any]) -> str:
     """The thoughts about one question, a block for each: the likeliest tokens, and how far each mask moves it.
 
     Args:
-        thoughts: ``Thoughts`` as JSON values.
+        thoughts: ``ThoughtReadings`` as JSON values.
     """
     plain, masked = thoughts["plain"], thoughts["masked"]
     lines = ["thoughts read through the head: the likeliest tokens; cos: cosine with the plain network's thought"]

@@ -22,13 +22,12 @@ from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
-from dropout_grpo.latent.decoding import require_finite_answers
+from dropout_grpo.latent.decoding import Sampling, require_finite_answers
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG, latent_config
 from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay, think_in_groups
-from dropout_grpo.latent.sampling import Sampled
 from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens, unknown_words
 from dropout_grpo.training.progress import console
 
@@ -171,7 +170,7 @@ def dry_run(model: LatentModel, exploration: Exploration) -> dict[str, Any]:
     clock.stop("read")
     state, noise = think_in_groups(model, prompts, seeds, exploration, read=read)
     clock.stop("think")
-    rollouts = model.generate(state, _ANSWER_TOKENS, chooser=Sampled(seeds.flatten(), 1.0), noise=noise)
+    rollouts = model.generate(state, _ANSWER_TOKENS, strategy=Sampling(seeds.flatten(), 1.0), noise=noise)
     clock.stop("generate")
     require_finite_answers(rollouts, lambda row: f"the dry run's question ({question!r})")
     replayed = replay(model, prompts, seeds, rollouts.token_ids, exploration, temperature=1.0)

@@ -16,11 +16,10 @@ from dropout_grpo.exploration.base import ChangesWeights, Exploration, NoExplora
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.casts import autocast
-from dropout_grpo.latent.decoding import require_finite_answers
+from dropout_grpo.latent.decoding import AverageOverMasks, DecodingStrategy, Greedy, Sampling, require_finite_answers
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.recurrence import keyed_noise
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
-from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.training.machine import threads_for
 from dropout_grpo.training.memory import MicroBatches
 
@@ -177,14 +176,14 @@ def _answer_batch(
     if n > 0:
         seeds = rollout_seeds(seed, EVAL_STEP, torch.tensor([p.id for p in problems]), n)  # [N, n]
         state, noise = think_in_groups(model, prompts, seeds, exploration, steps, read=read)
-        chooser: Chooser = Greedy()
+        strategy: DecodingStrategy = Greedy()
         if config.temperature > 0:
-            chooser = Sampled(seeds.flatten().to(model.device), config.temperature)
-        drawn = model.generate(state, length, chooser=chooser, noise=noise)
+            strategy = Sampling(seeds.flatten().to(model.device), config.temperature)
+        drawn = model.generate(state, length, strategy=strategy, noise=noise)
         require_finite_answers(drawn, lambda row: _place(problems[row // n]))
         samples, sample_lengths = model.decode(drawn.token_ids, drawn.mask), drawn.mask.sum(-1).tolist()
         if noise is not None:
-            common = model.generate(state, length, chooser=AverageOverMasks(n), noise=noise)
+            common = model.generate(state, length, strategy=AverageOverMasks(n), noise=noise)
             averages = [*model.decode(common.token_ids[::n], common.mask[::n])]
     return [
         Answered(

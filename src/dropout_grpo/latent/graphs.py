@@ -31,29 +31,27 @@ from transformers import PreTrainedConfig
 from dropout_grpo.distributed.sharding import is_sharded
 from dropout_grpo.exploration.base import ChangesWeights, Noise
 from dropout_grpo.latent.casts import forget_casts
-from dropout_grpo.latent.decoding import Generation, generate_eagerly
+from dropout_grpo.latent.decoding import DecodingStrategy, Generation, generate_eagerly
+from dropout_grpo.latent.fixed_shape import AnsweringWork, BatchTensors, ThinkingWork, batch_tensors, runs_on_buffers
 from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.recurrence import Recurrence
-from dropout_grpo.latent.sampling import Chooser
 from dropout_grpo.latent.state import LatentState
-from dropout_grpo.latent.static import Answers, Thoughts
-from dropout_grpo.latent.static_inputs import Given, given_by, is_known
 
 MOST_STEPS = 64
 """Maximum number of thoughts or answer tokens in a graph, since its size and the cost of recording grow with them."""
 MOST_SHAPES = 32
 """Number of shapes kept per model, the most recently used ones. Each recorded shape holds buffers for a batch."""
 
-Work = Thoughts | Answers
+Work = ThinkingWork | AnsweringWork
 
 
-class Player(Protocol):
-    """Runs a work after its buffers have been loaded."""
+class Recording(Protocol):
+    """Does a work again after its buffers have been loaded."""
 
-    def play(self, model: Recurrence) -> None: ...
+    def replay(self, model: Recurrence) -> None: ...
 
 
-class Recorded:
+class CUDAGraphs:
     """Work recorded as CUDA graphs, one per block.
 
     The work first runs once outside a graph, as torch requires, so that libraries are initialised.
@@ -96,7 +94,7 @@ class Recorded:
         finally:
             forget_casts()
 
-    def play(self, model: Recurrence) -> None:
+    def replay(self, model: Recurrence) -> None:
         """Replay the blocks until all rows have ended."""
         for i, graph in enumerate(self.graphs):
             if i > 0 and not self._work.go_on():
@@ -123,14 +121,14 @@ def _end_allocation(device: torch.device, pool: Any) -> None:
     torch._C._cuda_releasePool(index, pool)
 
 
-PLAYERS: dict[str, Callable[[Recurrence, Work, Any], Player]] = {"cuda": Recorded}
-"""Players of work with a fixed shape, by type of device; other devices have none. The last argument is as ``pool``."""
+RECORDERS: dict[str, Callable[[Recurrence, Work, Any], Recording]] = {"cuda": CUDAGraphs}
+"""What records a work, by type of device; other devices have nothing. The last argument is ``pool``."""
 
 
 class NotRecorded(Enum):
     """A shape without a graph."""
 
-    MET = "has occurred once, and is recorded when it occurs again"
+    SEEN_ONCE = "has occurred once, and is recorded when it occurs again"
     STEP_BY_STEP = "is not recorded: that has failed, or its graph was given back when memory ran out"
 
 
@@ -138,7 +136,7 @@ class Recordings:
     """The shapes that have occurred for one model, and their graphs."""
 
     def __init__(self) -> None:
-        self._met: OrderedDict[Hashable, tuple[Work, Player] | NotRecorded] = OrderedDict()
+        self._shapes: OrderedDict[Hashable, tuple[Work, Recording] | NotRecorded] = OrderedDict()
         self._closed: set[Any] = set()  # pools that a recording has failed in
         self._warned = False
 
@@ -148,60 +146,65 @@ class Recordings:
 
     def give_back(self) -> bool:
         """Free all graphs; their shapes run step by step from now on. False if there were none."""
-        found = self._recorded()
-        self._met.update(dict.fromkeys(found, NotRecorded.STEP_BY_STEP))
-        return bool(found)
+        recorded = self._recorded()
+        self._shapes.update(dict.fromkeys(recorded, NotRecorded.STEP_BY_STEP))
+        return bool(recorded)
 
-    def _recorded(self) -> dict[Hashable, tuple[Work, Player]]:
-        return {key: found for key, found in self._met.items() if not isinstance(found, NotRecorded)}
+    def _recorded(self) -> dict[Hashable, tuple[Work, Recording]]:
+        return {key: entry for key, entry in self._shapes.items() if not isinstance(entry, NotRecorded)}
 
     def think(self, model: Recurrence, state: LatentState, steps: int, noise: Noise | None) -> LatentState:
         """As ``LatentModel.think``."""
         moments = [("latent", state.latent_step + i) for i in range(steps)]
-        given = given_by(state, noise, moments, steps)
+        tensors = batch_tensors(state, noise, moments, steps)
         key = ("think", steps, state.latent_step)
-        work = self._done(model, key, given, lambda: Thoughts(given, steps, state.latent_step))
-        return work.result(state) if isinstance(work, Thoughts) else model.think_eagerly(state, steps, noise)
+        work = self._done(model, key, tensors, lambda: ThinkingWork(tensors, steps, state.latent_step))
+        return work.result(state) if isinstance(work, ThinkingWork) else model.think_eagerly(state, steps, noise)
 
     def generate(
-        self, model: Recurrence, state: LatentState, max_new_tokens: int, chooser: Chooser, noise: Noise | None
+        self,
+        model: Recurrence,
+        state: LatentState,
+        max_new_tokens: int,
+        strategy: DecodingStrategy,
+        noise: Noise | None,
     ) -> Generation:
         """As ``LatentModel.generate``."""
-        given = given_by(state, noise, [("answer", 0)], max_new_tokens, chooser)
-        rule = (type(chooser), chooser.temperature, *(getattr(chooser, name, None) for name in ("masks", "top_p")))
+        tensors = batch_tensors(state, noise, [("answer", 0)], max_new_tokens, strategy)
+        rule = (type(strategy), strategy.temperature, *(getattr(strategy, name, None) for name in ("masks", "top_p")))
         key = ("generate", max_new_tokens, rule, model.tokens)
-        work = self._done(model, key, given, lambda: Answers(model, given, state, chooser, max_new_tokens))
-        if isinstance(work, Answers):
+        work = self._done(model, key, tensors, lambda: AnsweringWork(model, tensors, state, strategy, max_new_tokens))
+        if isinstance(work, AnsweringWork):
             return work.result()
-        return generate_eagerly(model, state, max_new_tokens, chooser=chooser, noise=noise)
+        return generate_eagerly(model, state, max_new_tokens, strategy=strategy, noise=noise)
 
-    def _done(self, model: Recurrence, key: Hashable, given: Given, make: Callable[[], Work]) -> Work | None:
-        """Run the work on the given inputs; return None if batches of their shape run step by step."""
+    def _done(self, model: Recurrence, key: Hashable, tensors: BatchTensors, make: Callable[[], Work]) -> Work | None:
+        """Do the work on these tensors; return None if batches of their shape run step by step."""
         device = model.device.type
         precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         # Buffers made in inference mode can be written only in it.
-        key = (key, given.layout(), precision, torch.is_inference_mode_enabled(), _weights(model))
-        found = self._met.get(key)
-        if found is None:
-            self._remember(key, NotRecorded.MET)
+        key = (key, tensors.layout(), precision, torch.is_inference_mode_enabled(), _weights(model))
+        entry = self._shapes.get(key)
+        if entry is None:
+            self._remember(key, NotRecorded.SEEN_ONCE)
             return None
-        if found is NotRecorded.MET:
-            found = self._record(model, make)
-        elif not isinstance(found, NotRecorded):
-            found[0].given.load(given)
-        self._remember(key, found)
-        if isinstance(found, NotRecorded):
+        if entry is NotRecorded.SEEN_ONCE:
+            entry = self._record(model, make)
+        elif not isinstance(entry, NotRecorded):
+            entry[0].buffers.load(tensors)
+        self._remember(key, entry)
+        if isinstance(entry, NotRecorded):
             return None
-        found[1].play(model)
-        return found[0]
+        entry[1].replay(model)
+        return entry[0]
 
-    def _record(self, model: Recurrence, make: Callable[[], Work]) -> tuple[Work, Player] | NotRecorded:
-        """The work and its player, or ``STEP_BY_STEP`` if it cannot be recorded."""
-        players = [player for _, player in self._recorded().values() if isinstance(player, Recorded)]
-        pool = next((player.pool for player in players if player.pool not in self._closed), None)
+    def _record(self, model: Recurrence, make: Callable[[], Work]) -> tuple[Work, Recording] | NotRecorded:
+        """The work and its recording, or ``STEP_BY_STEP`` if it cannot be recorded."""
+        graphs = [recording for _, recording in self._recorded().values() if isinstance(recording, CUDAGraphs)]
+        pool = next((each.pool for each in graphs if each.pool not in self._closed), None)
         try:
             work = make()
-            return work, PLAYERS[model.device.type](model, work, pool)
+            return work, RECORDERS[model.device.type](model, work, pool)
         except RuntimeError as error:
             reason = _first(error)
         # From here on the traceback no longer holds the tensors of the failed recording.
@@ -215,32 +218,32 @@ class Recordings:
         self._warned = True
         return NotRecorded.STEP_BY_STEP
 
-    def _remember(self, key: Hashable, found: tuple[Work, Player] | NotRecorded) -> None:
-        self._met[key] = found
-        self._met.move_to_end(key)
-        while len(self._met) > MOST_SHAPES:
-            self._met.popitem(last=False)
+    def _remember(self, key: Hashable, entry: tuple[Work, Recording] | NotRecorded) -> None:
+        self._shapes[key] = entry
+        self._shapes.move_to_end(key)
+        while len(self._shapes) > MOST_SHAPES:
+            self._shapes.popitem(last=False)
 
 
 _RECORDINGS: WeakKeyDictionary[Recurrence, Recordings] = WeakKeyDictionary()
 
 
 def recordings_for(
-    model: Recurrence, state: LatentState, steps: int, chooser: Chooser | None, noise: Noise | None = None
+    model: Recurrence, state: LatentState, steps: int, strategy: DecodingStrategy | None, noise: Noise | None = None
 ) -> Recordings | None:
     """The model's recordings if graphs are used, None if steps run one by one.
 
-    Graphs are used on CUDA, without gradients, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a chooser that
+    Graphs are used on CUDA, without gradients, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a strategy that
     works on buffers, and for models whose rows share prompts and whose forward pass copies no numbers between host and
     device. transformers marks such architectures with the private attribute ``_can_compile_fullgraph``; in versions
     without it, steps run one by one. Models with a dynamic RoPE copy numbers although they are marked. Graphs are not
     used with an adapter, which is switched off and on between calls (for the KL's reference), nor with noise that
     changes weights, which has no buffers.
     """
-    if state.hidden.device.type not in PLAYERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
+    if state.hidden.device.type not in RECORDERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
     inner = model.model
-    if state.prefix is None or (chooser is not None and not is_known(chooser)):
+    if state.prefix is None or (strategy is not None and not runs_on_buffers(strategy)):
         return None
     if (
         not getattr(inner, "_can_compile_fullgraph", False)
@@ -256,12 +259,12 @@ def recordings_for(
 @contextmanager
 def step_by_step() -> Iterator[None]:
     """Use no graphs inside the block, for comparisons."""
-    players = dict(PLAYERS)
-    PLAYERS.clear()
+    recorders = dict(RECORDERS)
+    RECORDERS.clear()
     try:
         yield
     finally:
-        PLAYERS.update(players)
+        RECORDERS.update(recorders)
 
 
 def forget_recordings() -> None:
@@ -275,8 +278,7 @@ def give_back_recordings() -> bool:
     Returns:
         False if there were none, so that nothing is gained by another attempt.
     """
-    given_back = [recordings.give_back() for recordings in _RECORDINGS.values()]
-    return any(given_back)
+    return any([recordings.give_back() for recordings in _RECORDINGS.values()])  # noqa: C419  # of every model: no early end
 
 
 def ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:

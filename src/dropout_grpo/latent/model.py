@@ -18,13 +18,12 @@ from dropout_grpo.data.answers import MARKER, answers_match, extract_answer
 from dropout_grpo.data.problem import Prompt
 from dropout_grpo.errors import QuestionTooLong, UserError
 from dropout_grpo.exploration.base import Exploration, Noise
-from dropout_grpo.latent.decoding import Generation, generate_eagerly, require_finite_answers
+from dropout_grpo.latent.decoding import DecodingStrategy, Generation, Greedy, generate_eagerly, require_finite_answers
 from dropout_grpo.latent.graphs import recordings_for, ropes
 from dropout_grpo.latent.io.checkpoint import load_parts, load_thought, save_latent_model
+from dropout_grpo.latent.logit_lens import TOP_K, ThoughtReadings, read_thoughts
 from dropout_grpo.latent.recurrence import Recurrence
-from dropout_grpo.latent.sampling import Chooser, Greedy
 from dropout_grpo.latent.state import LatentState
-from dropout_grpo.latent.thoughts import TOP_K, Thoughts, read_thoughts
 from dropout_grpo.latent.tokens import (
     ANSWER_PREFIX,
     CHAT,
@@ -131,7 +130,7 @@ class LatentModel(Recurrence):
         seeds: Sequence[int] = (),
         top_k: int = TOP_K,
         latent_steps: int | None = None,
-    ) -> list[Thoughts]:
+    ) -> list[ThoughtReadings]:
         """What thoughts are close to: the likeliest tokens that the head gives for each, plain and under masks.
 
         Args:
@@ -142,7 +141,7 @@ class LatentModel(Recurrence):
             latent_steps: number of thoughts; the model's own number when None.
 
         Returns:
-            N ``Thoughts``: tokens with probabilities, and the cosine between each masked state and the plain one.
+            N ``ThoughtReadings``: tokens with probabilities, and cosines between the masked states and the plain ones.
 
         Raises:
             UserError: ``top_k`` is below 1, seeds without an exploration, or a question is too long.
@@ -280,14 +279,19 @@ class LatentModel(Recurrence):
 
     @torch.no_grad()
     def generate(
-        self, state: LatentState, max_new_tokens: int, *, chooser: Chooser | None = None, noise: Noise | None = None
+        self,
+        state: LatentState,
+        max_new_tokens: int,
+        *,
+        strategy: DecodingStrategy | None = None,
+        noise: Noise | None = None,
     ) -> Generation:
-        """Decode answers after the end marker, greedily unless a ``chooser`` is given; see ``generation.py``."""
-        chooser = chooser or Greedy()
-        recordings = recordings_for(self, state, max_new_tokens, chooser, noise)
+        """Decode answers after the end marker, greedily unless a ``strategy`` is given."""
+        strategy = strategy or Greedy()
+        recordings = recordings_for(self, state, max_new_tokens, strategy, noise)
         if recordings is not None:
-            return recordings.generate(self, state, max_new_tokens, chooser, noise)
-        return generate_eagerly(self, state, max_new_tokens, chooser=chooser, noise=noise)
+            return recordings.generate(self, state, max_new_tokens, strategy, noise)
+        return generate_eagerly(self, state, max_new_tokens, strategy=strategy, noise=noise)
 
 
 def _several(questions: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

@@ -27,7 +27,6 @@ from dropout_grpo.exploration.build import require_exploration
 from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
 from dropout_grpo.latent.attention_choice import without_cudnn
 from dropout_grpo.latent.casts import frozen_weights_cast
-from dropout_grpo.latent.dropout_off import switch_off_dropout
 from dropout_grpo.latent.padding import padding_sees_itself
 from dropout_grpo.latent.probe import PROBE_STEPS, agrees, own_hidden, probe_rows
 from dropout_grpo.latent.shared_prompt import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
@@ -283,6 +282,25 @@ class Recurrence(nn.Module):
             own = state.attention_mask.shape[1]
             inputs |= {"prefix": state.prefix, "attention_mask": _causal(own, length, embeds)}
         return cache, inputs
+
+
+def switch_off_dropout(model: PreTrainedModel) -> None:
+    """Zero every ``nn.Dropout`` and every float attribute or config entry that names a dropout probability.
+
+    Attention dropout is often a plain number that is passed to a function (``attention_dropout`` in Llama and Qwen),
+    and GPT-2's default is 0.1. If one were left, ``train()`` would switch on noise that cannot be replayed from a seed.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        _zero(module)
+    _zero(model.config)
+
+
+def _zero(holder: object) -> None:
+    for name, value in list(vars(holder).items()):
+        if ("dropout" in name or name.endswith("_pdrop") or name.endswith("drop")) and isinstance(value, float):
+            setattr(holder, name, 0.0)
 
 
 def cache_name(model: PreTrainedModel) -> str:

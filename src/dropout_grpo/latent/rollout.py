@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dropout_grpo.exploration.base import Exploration, Noise
-from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.decoding import DecodingStrategy, Generation, Greedy, Sampling
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.sampling import Chooser, Greedy, Sampled
 from dropout_grpo.latent.state import LatentState
 
 
@@ -94,10 +93,10 @@ def roll_out(
         top_p: sample from the nucleus; the log-probabilities stay those of the whole distribution.
     """
     state, noise = think_in_groups(model, prompts, seeds, exploration)
-    chooser: Chooser = Sampled(seeds.flatten().to(model.device), temperature, top_p)
+    strategy: DecodingStrategy = Sampling(seeds.flatten().to(model.device), temperature, top_p)
     if greedy or temperature == 0:
-        chooser = Greedy(temperature or 1.0)
-    return model.generate(state, max_completion_length, chooser=chooser, noise=noise)
+        strategy = Greedy(temperature or 1.0)
+    return model.generate(state, max_completion_length, strategy=strategy, noise=noise)
 
 
 def replay(

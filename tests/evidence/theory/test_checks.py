@@ -9,7 +9,7 @@ import torch
 
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.latent.sampling import AverageOverMasks
+from dropout_grpo.latent.decoding import AverageOverMasks
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.kl import kl_estimate
 from evidence.theory import filtered
@@ -294,7 +294,7 @@ class Forgetful(AverageOverMasks):
 
 
 def test_average_fails_if_masks_are_not_weighted_by_the_prefix(exact):
-    check = check_objective_is_average(exact.toy, exact.masks, exact.laws, chooser=Forgetful)
+    check = check_objective_is_average(exact.toy, exact.masks, exact.laws, strategy=Forgetful)
     assert check.verdict == "fails"
 
 
@@ -306,7 +306,7 @@ class Opposed(AverageOverMasks):
 
 
 def test_decoding_fails_for_another_average(exact):
-    assert check_decoding(exact.toy, exact.masks, exact.laws, chooser=Opposed).verdict == "fails"
+    assert check_decoding(exact.toy, exact.masks, exact.laws, strategy=Opposed).verdict == "fails"
 
 
 def test_sampled_average_fails_without_masks(exact):

@@ -19,7 +19,7 @@ TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thought:
+class ThoughtReading:
     """A hidden state as the language-model head reads it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Thought:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thoughts:
+class ThoughtReadings:
     """The thoughts about one question.
 
     Each sequence has n + 1 states. The first n are the hidden states that thoughts 1 to n are made of. The last one is
@@ -43,8 +43,8 @@ class Thoughts:
         masked: those under each seed's noise.
     """
 
-    plain: tuple[Thought, ...]
-    masked: tuple[tuple[Thought, ...], ...] = ()
+    plain: tuple[ThoughtReading, ...]
+    masked: tuple[tuple[ThoughtReading, ...], ...] = ()
 
     @property
     def mean_cosine(self) -> tuple[float, ...]:
@@ -61,16 +61,16 @@ def read_thoughts(
     seeds: Sequence[int],
     top_k: int,
     latent_steps: int,
-) -> list[Thoughts]:
+) -> list[ThoughtReadings]:
     """The thoughts about encoded questions, ids and mask [N, S]; see ``LatentModel.thoughts``."""
     if top_k < 1:
         raise UserError(f"top_k={top_k} must be at least 1.")
     if len(seeds) and exploration is None:
         raise UserError("seeds without an exploration make no masks: give one, such as SharedDropout(p=0.1).")
     plain = _hidden_states(model, ids, mask, latent_steps, None)  # [N, n + 1, D]
-    own = [tuple(Thought(tokens=tokens) for tokens in row) for row in _tokens(model, plain, top_k)]
+    own = [tuple(ThoughtReading(tokens=tokens) for tokens in row) for row in _tokens(model, plain, top_k)]
     if exploration is None or not len(seeds):
-        return [Thoughts(plain=row) for row in own]
+        return [ThoughtReadings(plain=row) for row in own]
     k = len(seeds)
     rows = torch.tensor([as_int64(seed) for seed in seeds]).repeat(len(ids))  # [N * k]
     noise = model.noise(exploration, rows)
@@ -78,10 +78,10 @@ def read_thoughts(
     wide = at_least_float32(states.dtype)
     near = nn.functional.cosine_similarity(states.to(wide), plain.to(wide).repeat_interleave(k, 0), dim=-1)
     moved = [
-        tuple(Thought(tokens=said, cosine=cosine) for said, cosine in zip(tokens, cosines, strict=True))
+        tuple(ThoughtReading(tokens=said, cosine=cosine) for said, cosine in zip(tokens, cosines, strict=True))
         for tokens, cosines in zip(_tokens(model, states, top_k), near.tolist(), strict=True)
     ]
-    return [Thoughts(plain=row, masked=tuple(moved[i * k : i * k + k])) for i, row in enumerate(own)]
+    return [ThoughtReadings(plain=row, masked=tuple(moved[i * k : i * k + k])) for i, row in enumerate(own)]
 
 
 def _hidden_states(model: Recurrence, ids: Tensor, mask: Tensor, steps: int, noise: Noise | None) -> Tensor:

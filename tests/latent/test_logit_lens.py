@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
-from dropout_grpo.latent.thoughts import Thought
+from dropout_grpo.latent.logit_lens import ThoughtReading
 from helpers.engine import ALL_PHASES, END_ID, every_kind, latent_model, oracle_model, reference_factors
 from helpers.oracle import oracle_run
 from helpers.tiny_latent import tiny_latent
@@ -21,7 +21,7 @@ def by_hand(logits: Tensor, tokenizer: object, k: int) -> list[tuple[str, float]
     return [(tokenizer.decode([token]), shares[token].item()) for token in order]  # type: ignore[attr-defined]
 
 
-def assert_same(thought: Thought, expected: list[tuple[str, float]]) -> None:
+def assert_same(thought: ThoughtReading, expected: list[tuple[str, float]]) -> None:
     assert [token for token, _ in thought.tokens] == [token for token, _ in expected]
     assert [share for _, share in thought.tokens] == pytest.approx([share for _, share in expected], abs=1e-9)
 

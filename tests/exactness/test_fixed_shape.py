@@ -18,14 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration, NoExploration
-from dropout_grpo.latent import LatentModel, graphs, static
+from dropout_grpo.latent import LatentModel, fixed_shape, graphs
 from dropout_grpo.latent.casts import autocast
-from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.decoding import AverageOverMasks, DecodingStrategy, Generation, Greedy, Sampling
+from dropout_grpo.latent.fixed_shape import (
+    PROMPT_BUCKET,
+    AnsweringWork,
+    BatchTensors,
+    RoomLayer,
+    ThinkingWork,
+    batch_tensors,
+)
 from dropout_grpo.latent.rollout import roll_out, think_in_groups
-from dropout_grpo.latent.sampling import AverageOverMasks, Chooser, Greedy, Sampled
 from dropout_grpo.latent.shared_prompt import cache_tensors
-from dropout_grpo.latent.static import Answers, RoomLayer, Thoughts
-from dropout_grpo.latent.static_inputs import PROMPT_BUCKET, Given, given_by
 from helpers.engine import QUESTIONS, difference, latent_model, prompts
 from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes
 from helpers.tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
@@ -54,7 +59,7 @@ def ending(kind: str, k: int, exploration: Exploration, temperature: float) -> i
     model.tokens = replace(model.tokens, eos=-1)
     rows = made(model, QUESTIONS, SEEDS[k], exploration, temperature).token_ids.tolist()
     ends = {t: {row.index(t) if t in row else LENGTH for row in rows} for row in rows for t in row}
-    return max((t for t in ends if max(ends[t]) >= static.BLOCK), key=lambda t: len(ends[t]))
+    return max((t for t in ends if max(ends[t]) >= fixed_shape.BLOCK), key=lambda t: len(ends[t]))
 
 
 def assert_same(found: Generation, expected: Generation, tolerance: float = 1e-10) -> None:
@@ -76,11 +81,11 @@ def test_work_of_a_fixed_shape_is_the_steps(
     model.tokens = replace(model.tokens, eos=ending(kind, k, exploration, temperature))
     batches = [(QUESTIONS, SEEDS[k]), (OTHERS, SEEDS[k] + 100)]
     expected = [made(model, *batch, exploration, temperature) for batch in batches]
-    blocks = [-(-e.token_ids.shape[1] // static.BLOCK) for e in expected]
-    with fixed_shapes() as played:
+    blocks = [-(-e.token_ids.shape[1] // fixed_shape.BLOCK) for e in expected]
+    with fixed_shapes() as done:
         for batch in (0, 0, 1, 0):
             assert_same(made(model, *batches[batch], exploration, temperature), expected[batch], TOLERANCE[dtype])
-    assert played == [(w, n) for b in (0, 1, 0) for w, n in ((Thoughts, 1), (Answers, blocks[b]))]
+    assert done == [(w, n) for b in (0, 1, 0) for w, n in ((ThinkingWork, 1), (AnsweringWork, blocks[b]))]
 
 
 def test_rows_that_end_early_are_among_them() -> None:
@@ -90,11 +95,11 @@ def test_rows_that_end_early_are_among_them() -> None:
         model = latent_model("gpt2")
         model.tokens = replace(model.tokens, eos=ending("gpt2", 4, HELD, temperature))
         mask = made(model, QUESTIONS, SEEDS[4], HELD, temperature).mask
-        ends |= {(temperature, -(-n // static.BLOCK)) for n in mask.sum(-1).tolist()}
+        ends |= {(temperature, -(-n // fixed_shape.BLOCK)) for n in mask.sum(-1).tolist()}
     assert {(0.0, 1), (1.5, 1), (1.5, 3)} <= ends
 
 
-NEW = [field.name for field in fields(Given) if field.name != "own"]
+NEW = [field.name for field in fields(BatchTensors) if field.name != "own"]
 
 
 def test_all_rows_ended_ends_the_work() -> None:
@@ -102,10 +107,10 @@ def test_all_rows_ended_ends_the_work() -> None:
     said = made(model, QUESTIONS, SEEDS[1], NoExploration(), 0.0).token_ids
     model.tokens = replace(model.tokens, eos=int(said[0, 1]))
     alone = ([QUESTIONS[0]], SEEDS[1][:1], NoExploration(), 0.0)
-    with fixed_shapes() as played:
+    with fixed_shapes() as done:
         for _ in range(3):
             assert made(model, *alone).token_ids.shape == (1, list(said[0]).index(said[0, 1]) + 1)
-    assert played == [(Thoughts, 1), (Answers, 1)] * 2
+    assert done == [(ThinkingWork, 1), (AnsweringWork, 1)] * 2
 
 
 @pytest.mark.parametrize("stale", NEW)
@@ -113,14 +118,14 @@ def test_a_buffer_that_is_not_loaded_is_noticed(stale: str, monkeypatch: pytest.
     model, everything = latent_model("llama"), EXPLORATIONS["every_site"]
     expected = made(model, OTHERS, SEEDS[4] + 100, everything)
 
-    def load(self: Given, other: Given) -> None:
+    def load(self: BatchTensors, other: BatchTensors) -> None:
         right(self, replace(other, **{stale: getattr(self, stale)}))
 
-    right = Given.load
+    right = BatchTensors.load
     with fixed_shapes():
         for _ in range(2):
             made(model, QUESTIONS, SEEDS[4], everything)
-        monkeypatch.setattr(Given, "load", load)
+        monkeypatch.setattr(BatchTensors, "load", load)
         with pytest.raises(AssertionError):
             assert_same(made(model, OTHERS, SEEDS[4] + 100, everything), expected)
 
@@ -155,11 +160,11 @@ def test_what_is_returned_is_not_overwritten_and_goes_on() -> None:
             ]
 
     expected = seen(*thought(QUESTIONS))
-    with fixed_shapes() as played:
+    with fixed_shapes() as done:
         thought(QUESTIONS)
         kept = thought(QUESTIONS)
         other = thought(OTHERS)
-        assert len(played) == 2
+        assert len(done) == 2
         found = seen(*kept)
         assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) < 1e-10
         assert difference(seen(*other)[-1], expected[-1]) > 1e-2
@@ -172,22 +177,22 @@ def test_evaluation_is_the_same(temperature: float) -> None:
     config = EvaluationConfig(num_samples=3, temperature=temperature, max_new_tokens=6, batch_size=9)
     expected = answer_problems(model, problems, config, exploration=HELD)
     assert len({a.average for a in expected}) > 1
-    with fixed_shapes() as played:
+    with fixed_shapes() as done:
         for _ in range(2):
             assert answer_problems(model, problems, config, exploration=HELD) == expected
         assert answer_problems(model, problems, config, exploration=HELD, seed=1) != expected
-    assert [work for work, _ in played].count(Answers) > 10
+    assert [work for work, _ in done].count(AnsweringWork) > 10
 
 
 @pytest.mark.parametrize("thought", ["pause", "projection"])
 def test_other_thoughts(thought: str) -> None:
     model = latent_model("gpt2", thought=thought)
     expected = made(model, OTHERS, SEEDS[4], HELD)
-    with fixed_shapes() as played:
+    with fixed_shapes() as done:
         for _ in range(2):
             made(model, QUESTIONS, SEEDS[4], HELD)
         assert_same(made(model, OTHERS, SEEDS[4], HELD), expected)
-    assert len(played) == 4
+    assert len(done) == 4
 
 
 # What a recording may do.
@@ -206,7 +211,7 @@ class OnDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def meta(given: Given) -> Given:
+def meta(given: BatchTensors) -> BatchTensors:
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to("meta")
@@ -214,19 +219,19 @@ def meta(given: Given) -> Given:
             return {name: moved(item) for name, item in value.items()}
         return tuple(map(moved, value)) if isinstance(value, tuple) else value
 
-    return Given(**{field.name: moved(getattr(given, field.name)) for field in fields(Given)})
+    return BatchTensors(**{field.name: moved(getattr(given, field.name)) for field in fields(BatchTensors)})
 
 
 @torch.no_grad()
-def run_without_values(model: LatentModel, chooser: Chooser) -> None:
+def run_without_values(model: LatentModel, strategy: DecodingStrategy) -> None:
     """Two thoughts and six tokens on tensors without values, which cannot be read."""
     state, noise = think_in_groups(model, prompts(), SEEDS[4], EXPLORATIONS["every_site"], 0)
-    thinking = given_by(state, noise, [("latent", 0), ("latent", 1)], 2)
+    thinking = batch_tensors(state, noise, [("latent", 0), ("latent", 1)], 2)
     state = model.think(state, 2, noise)
-    answering = given_by(state, noise, [("answer", 0)], 6, chooser)
+    answering = batch_tensors(state, noise, [("answer", 0)], 6, strategy)
     model.to("meta")
     state = replace(state, hidden=state.hidden.to("meta"))
-    for work in (Thoughts(meta(thinking), 2, 0), Answers(model, meta(answering), state, chooser, 6)):
+    for work in (ThinkingWork(meta(thinking), 2, 0), AnsweringWork(model, meta(answering), state, strategy, 6)):
         with OnDevice():
             assert len(list(work.run(model))) == work.blocks
 
@@ -248,10 +253,10 @@ def test_every_nucleus_is_met_anew() -> None:
 
 
 @pytest.mark.parametrize("kind", SHARING)
-@pytest.mark.parametrize("chooser", [Greedy(), Sampled(SEEDS[4].flatten(), 0.7, 0.9), AverageOverMasks(4)])
-def test_no_block_waits_for_the_device(kind: str, chooser: Chooser) -> None:
+@pytest.mark.parametrize("strategy", [Greedy(), Sampling(SEEDS[4].flatten(), 0.7, 0.9), AverageOverMasks(4)])
+def test_no_block_waits_for_the_device(kind: str, strategy: DecodingStrategy) -> None:
     """So whatever is recorded does not hang on what the first batch was."""
-    run_without_values(latent_model(kind, torch.float32), chooser)
+    run_without_values(latent_model(kind, torch.float32), strategy)
 
 
 def test_a_model_with_an_adapter_has_no_graphs(tmp_path: Path) -> None:
@@ -271,9 +276,9 @@ def test_waiting_would_be_noticed(harm: str) -> None:
 
 
 @torch.no_grad()
-def met(model: LatentModel, *, steps: int = 2, chooser: Chooser | None = None) -> bool:
+def met(model: LatentModel, *, steps: int = 2, strategy: DecodingStrategy | None = None) -> bool:
     state = model.read(*vars_of(prompts()))
-    return graphs.recordings_for(model, state, steps, chooser) is not None
+    return graphs.recordings_for(model, state, steps, strategy) is not None
 
 
 def vars_of(given: Any) -> Iterator[Tensor]:
@@ -281,7 +286,7 @@ def vars_of(given: Any) -> Iterator[Tensor]:
 
 
 def test_the_rule() -> None:
-    class Other(Sampled):
+    class Other(Sampling):
         """Draws in its own way."""
 
     begun = AverageOverMasks(2, torch.zeros(3, 2))
@@ -291,10 +296,10 @@ def test_the_rule() -> None:
         assert all(met(latent_model(kind)) for kind in SHARING)
         assert not any(met(latent_model(kind)) for kind in ("gemma2", "qwen2_window"))
         assert not met(latent_model("llama", copy_prompts=True))
-        for chooser in (Greedy(), Sampled(SEEDS[1], 1.0), AverageOverMasks(2)):
-            assert met(gpt2, chooser=chooser)
-        assert not met(gpt2, chooser=begun)
-        assert not met(gpt2, chooser=Other(SEEDS[1], 1.0))
+        for strategy in (Greedy(), Sampling(SEEDS[1], 1.0), AverageOverMasks(2)):
+            assert met(gpt2, strategy=strategy)
+        assert not met(gpt2, strategy=begun)
+        assert not met(gpt2, strategy=Other(SEEDS[1], 1.0))
         assert met(gpt2, steps=graphs.MOST_STEPS)
         assert not met(gpt2, steps=graphs.MOST_STEPS + 1)
         assert not met(gpt2, steps=0)
@@ -309,10 +314,10 @@ def test_the_rule() -> None:
 @pytest.mark.parametrize("change", ["weights", "precision", "eos", "rows", "length"])
 def test_another_shape_is_met_anew(change: str) -> None:
     model = latent_model("gpt2", torch.float32)
-    with fixed_shapes() as played:
+    with fixed_shapes() as done:
         for _ in range(2):
             made(model, QUESTIONS, SEEDS[4], HELD)
-        assert len(played) == 2
+        assert len(done) == 2
         rows, seeds, exploration, bf16 = QUESTIONS, SEEDS[4], HELD, change == "precision"
         if change == "weights":  # at another place: a graph would go on reading the old one
             weight = model.model.get_decoder().ln_f.weight
@@ -325,18 +330,18 @@ def test_another_shape_is_met_anew(change: str) -> None:
             rows = [[7] * PROMPT_BUCKET + [28], *QUESTIONS[1:]]
         with autocast(model.device, bf16):
             made(model, rows, seeds, exploration)
-        assert [work for work, _ in played[2:]] == ([Thoughts] if change == "eos" else [])
+        assert [work for work, _ in done[2:]] == ([ThinkingWork] if change == "eos" else [])
 
 
 def test_bf16_is_close() -> None:
     model = latent_model("llama", torch.float32)
     with autocast(model.device, True):
         expected = made(model, OTHERS, SEEDS[4], HELD)
-        with fixed_shapes() as played:
+        with fixed_shapes() as done:
             for _ in range(2):
                 made(model, QUESTIONS, SEEDS[4], HELD)
             found = made(model, OTHERS, SEEDS[4], HELD)
-    assert len(played) == 4
+    assert len(done) == 4
     assert (found.entropy[:, 0] - expected.entropy[:, 0]).abs().max() < 0.1
 
 

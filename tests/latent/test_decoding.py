@@ -7,9 +7,9 @@ from transformers import TopPLogitsWarper
 
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import stream, uniform
-from dropout_grpo.latent import LatentModel, sampling
+from dropout_grpo.latent import LatentModel, decoding
+from dropout_grpo.latent.decoding import AverageOverMasks, Greedy, Sampling
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
-from dropout_grpo.latent.sampling import AverageOverMasks, Greedy, Sampled
 from dropout_grpo.latent.state import LatentState
 from helpers.tiny_latent import tiny_latent
 
@@ -26,10 +26,10 @@ def test_greedy_is_the_most_probable_token() -> None:
     ("u", "token"), [(0.0, 0), (0.19, 0), (0.21, 2), (0.69, 2), (0.71, 4), (1 - 2**-24, 4)]
 )  # the distribution function of [0.2, 0, 0.5, 0, 0.3, 0] jumps at 0.2, 0.7 and 1
 def test_sample_inverts_the_distribution_function(u: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
+    monkeypatch.setattr(decoding, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
     row = [0.2, 0.0, 0.5, 0.0, 0.3, 0.0]
-    assert Sampled(torch.tensor([1]), 1.0).choose(logs(row), 0).tolist() == [token]
-    assert Sampled(torch.tensor([1]), 1.0).choose(logs(row).float(), 0).tolist() == [token]
+    assert Sampling(torch.tensor([1]), 1.0).choose(logs(row), 0).tolist() == [token]
+    assert Sampling(torch.tensor([1]), 1.0).choose(logs(row).float(), 0).tolist() == [token]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -38,12 +38,12 @@ def test_a_token_of_probability_zero_is_never_chosen(
     u: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Impossible tokens first, last and in between, in distributions whose sum is not exactly 1 after rounding.
-    monkeypatch.setattr(sampling, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
+    monkeypatch.setattr(decoding, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
     logits = 4 * torch.randn(200, 300, dtype=dtype)
     impossible = torch.rand(200, 300) < 0.5
     impossible[:, :3] = impossible[:, -3:] = True
     logprobs = logits.masked_fill(impossible, -torch.inf).log_softmax(-1)
-    chosen = Sampled(torch.arange(200), 1.0).choose(logprobs, 0)
+    chosen = Sampling(torch.arange(200), 1.0).choose(logprobs, 0)
     assert not impossible.gather(1, chosen[:, None]).any()
 
 
@@ -60,12 +60,12 @@ def test_a_single_row_is_summed_like_one_of_several(dtype: torch.dtype, monkeypa
     monkeypatch.setattr(Tensor, "cumsum", watched)
     logprobs = (4 * torch.randn(3, 5000, dtype=dtype)).log_softmax(-1)
     seeds = torch.tensor([5, 6, 7])
-    together = Sampled(seeds, 1.0).choose(logprobs, 0)
-    alone = [Sampled(seeds[i : i + 1], 1.0).choose(logprobs[i : i + 1], 0) for i in range(3)]
+    together = Sampling(seeds, 1.0).choose(logprobs, 0)
+    alone = [Sampling(seeds[i : i + 1], 1.0).choose(logprobs[i : i + 1], 0) for i in range(3)]
     assert torch.equal(torch.cat(alone), together)
     assert [len(rows) for rows in summed] == [3, 2, 2, 2]
     assert torch.equal(summed[1][:1], cumsum(logprobs[:1].exp(), -1))
-    Sampled(seeds[:1], 1.0, 0.9).choose(logprobs[:1], 0)
+    Sampling(seeds[:1], 1.0, 0.9).choose(logprobs[:1], 0)
     assert [len(rows) for rows in summed[4:]] == [2, 2]  # the nucleus has a sum of its own
 
 
@@ -73,20 +73,20 @@ def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
     seeds = torch.arange(500)
     row = [0.1, 0.4, 0.2, 0.3]
     for position in (0, 3):
-        chosen = Sampled(seeds, 1.0).choose(logs(row).expand(500, -1), position).tolist()
+        chosen = Sampling(seeds, 1.0).choose(logs(row).expand(500, -1), position).tolist()
         drawn = uniform(seeds, stream(f"answer.{position}", 1))[:, 0].tolist()
         edges = [0.1, 0.5, 0.7]
         assert chosen == [sum(u >= edge for edge in edges) for u in drawn]
     # Another position is another draw, and rows that leave take nobody's seed with them.
-    first, second = (Sampled(seeds, 1.0).choose(logs(row).expand(500, -1), position) for position in (0, 1))
+    first, second = (Sampling(seeds, 1.0).choose(logs(row).expand(500, -1), position) for position in (0, 1))
     assert 100 < int((first != second).sum()) < 450
     rows = torch.tensor([7, 450, 3])
-    assert torch.equal(Sampled(seeds, 1.0).select(rows).choose(logs(row).expand(3, -1), 0), first[rows])
+    assert torch.equal(Sampling(seeds, 1.0).select(rows).choose(logs(row).expand(3, -1), 0), first[rows])
 
 
 def test_samples_have_the_probabilities_of_the_row() -> None:
     n, row = 40_000, torch.tensor([0.05, 0.0, 0.6, 0.1, 0.25], dtype=torch.float64)
-    chosen = Sampled(torch.arange(n), 1.0).choose(row.log().expand(n, -1), 0)
+    chosen = Sampling(torch.arange(n), 1.0).choose(row.log().expand(n, -1), 0)
     counts = torch.bincount(chosen, minlength=5).double()
     assert counts[1] == 0
     used = row > 0
@@ -100,14 +100,14 @@ def test_samples_have_the_probabilities_of_the_row() -> None:
 )
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, kept: list[int]) -> None:
     n, row = 4000, torch.tensor([0.3, 0.05, 0.5, 0.15], dtype=torch.float64)
-    chosen = Sampled(torch.arange(n), 1.0, top_p).choose(row.log().expand(n, -1), 0)
+    chosen = Sampling(torch.arange(n), 1.0, top_p).choose(row.log().expand(n, -1), 0)
     shares = torch.bincount(chosen, minlength=4) / n
     expected = torch.zeros(4, dtype=torch.float64)
     expected[kept] = row[kept] / row[kept].sum()
     assert set(chosen.tolist()) == set(kept)
     torch.testing.assert_close(shares.double(), expected, atol=0.03, rtol=0)
     seeds = torch.tensor([7, 3])
-    found = Sampled(torch.arange(n), 1.0, top_p).select(seeds).choose(row.log().expand(2, -1), 0)
+    found = Sampling(torch.arange(n), 1.0, top_p).select(seeds).choose(row.log().expand(2, -1), 0)
     assert torch.equal(found, chosen[seeds])
 
 
@@ -115,7 +115,7 @@ def test_the_nucleus_is_that_of_transformers() -> None:
     logits = 2 * torch.randn(50, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for top_p in (0.1, 0.6, 0.95):
         theirs = TopPLogitsWarper(top_p)(torch.zeros(50, 0, dtype=torch.long), logits.clone()).softmax(-1)
-        found = sampling._nucleus(logits.softmax(-1), top_p)
+        found = decoding._nucleus(logits.softmax(-1), top_p)
         torch.testing.assert_close(found / found.sum(-1, keepdim=True), theirs)
 
 
@@ -131,11 +131,11 @@ def test_temperature_divides_the_logits_before_a_token_is_drawn() -> None:
     logits = model.score(state.repeat(31), every).T  # [1, V], up to a constant
     state = state.repeat(300)
     for temperature in (0.5, 2.0):
-        chooser = Sampled(torch.arange(300), temperature)
-        made = model.generate(state, 1, chooser=chooser)
+        strategy = Sampling(torch.arange(300), temperature)
+        made = model.generate(state, 1, strategy=strategy)
         expected = (logits / temperature).log_softmax(-1).expand(300, -1)
         torch.testing.assert_close(made.logprobs[:, 0], expected.gather(1, made.token_ids)[:, 0])
-        assert torch.equal(made.token_ids[:, 0], chooser.choose(expected, 0))
+        assert torch.equal(made.token_ids[:, 0], strategy.choose(expected, 0))
         torch.testing.assert_close(made.entropy[:, 0], -(expected.exp() * expected).sum(-1))
 
 
@@ -144,8 +144,8 @@ def test_a_cold_sample_is_greedy_and_a_hot_one_is_not() -> None:
     model = tiny_latent()
     state = thought_of(model, ["Ann has 3", "Bob has 4 ? ?"])
     greedy = model.generate(state, 6)
-    cold = model.generate(state, 6, chooser=Sampled(torch.tensor([5, 6]), 1e-3))
-    hot = model.generate(state, 6, chooser=Sampled(torch.tensor([5, 6]), 2.0))
+    cold = model.generate(state, 6, strategy=Sampling(torch.tensor([5, 6]), 1e-3))
+    hot = model.generate(state, 6, strategy=Sampling(torch.tensor([5, 6]), 2.0))
     assert cold.token_ids.tolist() == greedy.token_ids.tolist()
     assert hot.token_ids.tolist() != greedy.token_ids.tolist()
 
@@ -179,8 +179,8 @@ def test_a_chooser_used_twice_gives_the_same_answers_twice() -> None:
     model, exploration = tiny_latent(dtype=torch.float64, seed=17), SharedDropout(0.3, phases=("latent", "answer"))
     prompts, seeds = Prompts(*model.encode(["Ann has 3", "Bob has 4 ? ?"])), torch.arange(8).view(2, 4)
     state, noise = think_in_groups(model, prompts, seeds, exploration)
-    for chooser in (AverageOverMasks(4), Sampled(seeds.flatten(), 1.5), Greedy()):
-        first, second = (model.generate(state, 6, chooser=chooser, noise=noise) for _ in range(2))
+    for strategy in (AverageOverMasks(4), Sampling(seeds.flatten(), 1.5), Greedy()):
+        first, second = (model.generate(state, 6, strategy=strategy, noise=noise) for _ in range(2))
         assert torch.equal(first.token_ids, second.token_ids)
         assert torch.equal(first.logprobs, second.logprobs)
 
@@ -211,7 +211,7 @@ def test_average_over_masks_is_greedy_under_the_enumerated_average_policy() -> N
         model = tiny_latent(dtype=torch.float64, seed=seed, std=0.5)
         prompts, seeds = Prompts(*model.encode(["Ann has 3"])), torch.tensor([[11, 12, 13]])
         state, noise = think_in_groups(model, prompts, seeds, exploration)
-        made = model.generate(state, 4, chooser=AverageOverMasks(3), noise=noise)
+        made = model.generate(state, 4, strategy=AverageOverMasks(3), noise=noise)
         expected = average_answer(model, state, noise, 4)
         for row in range(3):
             assert made.token_ids[row][made.mask[row]].tolist() == expected
@@ -230,12 +230,12 @@ def test_average_of_a_batch_is_that_of_each_question() -> None:
     seeds = torch.arange(20).view(5, 4)
     prompts = Prompts(*model.encode(questions))
     state, noise = think_in_groups(model, prompts, seeds, exploration)
-    together = model.generate(state, 8, chooser=AverageOverMasks(4), noise=noise)
+    together = model.generate(state, 8, strategy=AverageOverMasks(4), noise=noise)
     lengths = together.mask.sum(-1).view(5, 4)
     assert len(set(lengths[:, 0].tolist())) > 1, "all end together: nothing leaves the batch"
     for i, question in enumerate(questions):
         alone, noise = think_in_groups(model, Prompts(*model.encode([question])), seeds[i : i + 1], exploration)
-        made = model.generate(alone, 8, chooser=AverageOverMasks(4), noise=noise)
+        made = model.generate(alone, 8, strategy=AverageOverMasks(4), noise=noise)
         for k in range(4):
             row = together.token_ids[4 * i + k][together.mask[4 * i + k]]
             assert row.tolist() == made.token_ids[k][made.mask[k]].tolist()

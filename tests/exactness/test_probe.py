@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
-from dropout_grpo.latent import LatentModel, shown
+from dropout_grpo.latent import LatentModel, probe
 from dropout_grpo.latent.tokens import add_latent_tokens
 from evidence.studies.families import tiny
 from helpers.oracle import oracle_run
@@ -177,7 +177,7 @@ def test_a_site_that_experts_lack_is_refused_by_name() -> None:
 
 def test_agreement_is_relative_to_the_hidden_state_and_fails_on_what_is_not_finite() -> None:
     expected = torch.full((2, 3), 100.0)
-    assert shown.agrees(expected + 0.5, expected)  # half a percent
-    assert not shown.agrees(expected + 5.0, expected)
-    assert not shown.agrees(expected * torch.nan, expected)
-    assert shown.agrees(expected, expected * torch.nan)  # damaged weights: nothing to compare
+    assert probe.agrees(expected + 0.5, expected)  # half a percent
+    assert not probe.agrees(expected + 5.0, expected)
+    assert not probe.agrees(expected * torch.nan, expected)
+    assert probe.agrees(expected, expected * torch.nan)  # damaged weights: nothing to compare
