@@ -9,8 +9,8 @@ import pytest
 from dropout_grpo import GRPOTrainer, LatentModel, UserError
 from dropout_grpo.cli.main import main
 from dropout_grpo.config.evaluation import EvaluationConfig
-from dropout_grpo.data.from_python import as_problems
 from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.records import as_problems
 from dropout_grpo.data.rewards import choice_answer, exact_answer, format_penalty
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.latent.io.causal_lm import load_causal_lm

@@ -10,8 +10,8 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.commands.measure import by_source
 from dropout_grpo.commands.problem_sources import problems_of
 from dropout_grpo.config.recipe import DataConfig, Recipe, WeightedSource
-from dropout_grpo.data.columns import Columns
 from dropout_grpo.data.files import save_problems
+from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.errors import UserError
 from helpers.eval_run import OPTIONS, evaluate, save_checkpoint

@@ -103,7 +103,7 @@ def test_the_demo_and_eval_have_it_too(elsewhere: Path, capsys: pytest.CaptureFi
     assert main(["eval", "--recipe", "prosqa", "--checkpoint", "none", "--files", files, "--smoke", "--json"]) == 0
     said = capsys.readouterr()
     assert [evaluation["n"] for evaluation in json.loads(said.out)["evaluations"]] == [4, 4]
-    assert "problems of the embedded task for no-such-file.json" in said.err
+    assert "problems of the built-in task for no-such-file.json" in said.err
     first, second = (load_problems(smoke_folder(elsewhere) / f"file-{i}.json", require_steps=False) for i in (0, 1))
     assert first == tiny_problems(6)[:4]
     assert all(problem.answer.endswith("pus.") for problem in second)  # the recipe's own task
@@ -115,7 +115,7 @@ def test_files_that_are_here_are_read(elsewhere: Path, capsys: pytest.CaptureFix
     command = ["sft", "--data.train", str(elsewhere / "train.json"), "--data.valid", "not-here.json", "--smoke"]
     assert main([*command, "--model.name_or_path", "gpt2"]) == 0
     err = capsys.readouterr().err
-    assert "problems of the embedded task for not-here.json; folder" in err
+    assert "problems of the built-in task for not-here.json; folder" in err
     used = load_problems(smoke_folder(elsewhere) / "train.json")
     assert [p.question for p in used] == [p.question for p in with_steps[:4]]  # the curriculum needs steps
 

@@ -1,4 +1,4 @@
-"""What a command reads: the problems of its sources or of an embedded task, in words that its model knows."""
+"""What a command reads: the problems of its sources or of a built-in task, in words that its model knows."""
 
 import errno
 import json
@@ -15,8 +15,8 @@ from dropout_grpo.commands import data as data_command
 from dropout_grpo.commands.models import fresh_model, starting_tokenizer
 from dropout_grpo.commands.problem_sources import problems_of, require_readable, vocabulary
 from dropout_grpo.config.recipe import DataConfig, ModelConfig
-from dropout_grpo.data.columns import Columns
 from dropout_grpo.data.files import load_problems
+from dropout_grpo.data.formats import Columns
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig

@@ -8,11 +8,11 @@ from typing import Any
 import datasets
 import pytest
 
-from dropout_grpo.data.columns import Columns
 from dropout_grpo.data.files import load_problems, save_problems
-from dropout_grpo.data.from_python import as_problems
+from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
+from dropout_grpo.data.records import as_problems
 from dropout_grpo.errors import UserError
 
 ROWS = [{"question": "2 + 3 ?", "answer": "5", "level": 1}, {"question": "4 + 5 ?", "answer": 9, "level": 2}]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.data.columns import Columns
 from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 

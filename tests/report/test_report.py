@@ -289,7 +289,7 @@ def test_what_a_run_is_stands_at_the_top(tmp_path: Path) -> None:
     assert facts == {
         "model": "runs/sft/checkpoints/coconut",
         "adapter": "LoRA of rank 16",
-        "data": "grpo: a.json + b.json; valid: embedded task words",
+        "data": "grpo: a.json + b.json; valid: built-in task words",
         "rewards": "my.py:short",
         "exploration": "shared_dropout, p = 0.2, on residual, in prompt and latent",
         "steps": "GRPO 4 of 50",

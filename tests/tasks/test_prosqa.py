@@ -18,8 +18,8 @@ import pytest
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
+from dropout_grpo.tasks.base import SPLIT_NAMES, split_of
 from dropout_grpo.tasks.prosqa import CONCEPTS, PEOPLE, ProsqaConfig, make_splits, vocabulary
-from dropout_grpo.tasks.splits import SPLIT_NAMES, split_of
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 
 CONFIG = ProsqaConfig(n_train=400, n_grpo=50, n_valid=30, n_test=30)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dropout_grpo.data.files import load_problems
+from dropout_grpo.tasks.base import SPLIT_NAMES
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
-from dropout_grpo.tasks.splits import SPLIT_NAMES
 
 CUPS = '''
 """A third task: a ball is under one of four cups, which are swapped."""
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.tasks import registry
-from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split
+from dropout_grpo.tasks import base, registry
+from dropout_grpo.tasks.base import SPLIT_NAMES, below, deal_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def vocabulary(config):
     return [".", "0", "1", "2", "3", "ball", "swap"]
 
 
-registry.TASKS["cups"] = registry.Task(
+registry.TASKS["cups"] = base.Task(
     name="cups", config=CupsConfig, make_splits=make_splits, vocabulary=vocabulary
 )
 

@@ -11,8 +11,8 @@ import pytest
 
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks import splits as splits_module, word_problems, word_sentences
-from dropout_grpo.tasks.splits import split_of
+from dropout_grpo.tasks import base, word_problems
+from dropout_grpo.tasks.base import split_of
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, make_splits, vocabulary
 from helpers.word_solver import DAYS, TIMES, read_question, read_sentence, solve
 
@@ -73,14 +73,14 @@ def test_answers_and_steps_are_what_the_text_says(config: WordProblemsConfig) ->
 def test_a_generator_whose_sentences_lie_is_caught(
     monkeypatch: pytest.MonkeyPatch, name: str, lie: object, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr(word_sentences, name, lie)
+    monkeypatch.setattr(word_problems, name, lie)
     with pytest.raises(error):
         check(only_train())
 
 
 @pytest.mark.parametrize(
     ("same", "error"),
-    [(word_sentences.THINGS, ValueError), ((*word_sentences.NAMES, *word_sentences.THINGS), AssertionError)],
+    [(word_problems.THINGS, ValueError), ((*word_problems.NAMES, *word_problems.THINGS), AssertionError)],
 )
 def test_a_distractor_about_the_asked_for_things_is_caught(
     monkeypatch: pytest.MonkeyPatch, same: tuple[str, ...], error: type[Exception]
@@ -168,11 +168,11 @@ def test_questions_are_of_fixed_length_and_vary() -> None:
     assert set(asked) == {6, 8}
     assert abs(asked[6] - 750) < 4 * 20  # 1500 draws, standard deviation 19.4
     used = Counter(word for problem in problems for word in problem.question.split())
-    rarest = min(used[word] for word in (*word_sentences.NAMES, *word_sentences.THINGS))
+    rarest = min(used[word] for word in (*word_problems.NAMES, *word_problems.THINGS))
     assert rarest > 400
-    assert len(word_sentences.NAMES) == len(word_sentences.THINGS) == 8
-    assert len(word_sentences.ADD) == len(word_sentences.SUBTRACT) == 5
-    verbs = [used[template.split()[1]] for template in (*word_sentences.ADD, *word_sentences.SUBTRACT)]
+    assert len(word_problems.NAMES) == len(word_problems.THINGS) == 8
+    assert len(word_problems.ADD) == len(word_problems.SUBTRACT) == 5
+    verbs = [used[template.split()[1]] for template in (*word_problems.ADD, *word_problems.SUBTRACT)]
     assert min(verbs) > 250
     assert min(used[verb] for verb in TIMES) > 50
 
@@ -252,9 +252,9 @@ def test_the_same_everywhere_and_always() -> None:
 
 def test_too_many_problems_for_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("START", "ADD", "SUBTRACT", "QUESTIONS"):
-        monkeypatch.setattr(word_sentences, name, getattr(word_sentences, name)[:1])
-    monkeypatch.setattr(word_sentences, "THINGS", word_sentences.THINGS[:2])
-    monkeypatch.setattr(splits_module, "_MAX_MISSES", 1000)
+        monkeypatch.setattr(word_problems, name, getattr(word_problems, name)[:1])
+    monkeypatch.setattr(word_problems, "THINGS", word_problems.THINGS[:2])
+    monkeypatch.setattr(base, "_MAX_MISSES", 1000)
     tiny = {"min_steps": 1, "max_steps": 1, "distractors": 0, "max_number": 4, "n_grpo": 0, "n_valid": 0}
     # Start 2: +2, -2, *2; start 3: -2, -3; start 4: -2, -3, -4. These eight stories of 8 people and 2 things make
     # 128 questions, about an eighth of them for the test split.

@@ -67,11 +67,11 @@ def build_parser(help_of: str | None = None) -> tuple[ArgumentParser, dict[str, 
     with_recipe(sub, "demo")
     if help_of == "demo":
         show_defaults(sub, recipe_path(_DEFAULT_RECIPE))
-    sub = command("data", "write an embedded task's problems, or variations of a file's problems, as Coconut JSON")
+    sub = command("data", "write a built-in task's problems, or variations of a file's problems, as Coconut JSON")
     files = "folder to write train, grpo, valid and test .json to, or vary.json"
     sub.add_argument("--out", type=str, required=True, help=files)
     with_options(sub, VaryOptions)
-    sub.add_argument("--task", type=TaskName, default=DEFAULT_TASK, help="which embedded task")
+    sub.add_argument("--task", type=TaskName, default=DEFAULT_TASK, help="which built-in task")
     for name, task in TASKS.items():
         with_options(sub, task.config, name)
     with_recipe(command("sft", "train a latent model through Coconut's curriculum"), "sft")

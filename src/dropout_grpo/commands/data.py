@@ -1,4 +1,4 @@
-"""The command ``data``: write an embedded task's problems, or variations of a file's problems, to files."""
+"""The command ``data``: write a built-in task's problems, or variations of a file's problems, to files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.vary import vary
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks.splits import SPLIT_NAMES
+from dropout_grpo.tasks.base import SPLIT_NAMES
 
 
 def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
-    """Write an embedded task's splits; existing files are not replaced.
+    """Write a built-in task's splits; existing files are not replaced.
 
     Returns:
         The files written, with their numbers of problems.

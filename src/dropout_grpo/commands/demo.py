@@ -36,7 +36,7 @@ from dropout_grpo.rl.collapse import collapse
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.layout import DATA_FOLDER
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.tasks.splits import SPLIT_NAMES
+from dropout_grpo.tasks.base import SPLIT_NAMES
 from dropout_grpo.training.progress import tell
 
 _T = TypeVar("_T")

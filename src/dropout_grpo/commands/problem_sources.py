@@ -1,4 +1,4 @@
-"""The problems of a command: from files and datasets where given, else made by the embedded task."""
+"""The problems of a command: from files and datasets where given, else made by the built-in task."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
     if learnt and measured:
         raise UserError(
             f"data.{learnt[0]} is given and data.{measured[0]} is not: the model would be measured on problems of the "
-            f"embedded task. Give data.{measured[0]} too."
+            f"built-in task. Give data.{measured[0]} too."
         )
     unnamed = [name for name, source in given.items() if source is None]
     settings = changed(getattr(data, data.task), f"data.{data.task}")
@@ -94,7 +94,7 @@ def _load(source: str | tuple[str | WeightedSource, ...], data: DataConfig, *, r
 
 
 def vocabulary(data: DataConfig) -> list[str]:
-    """The words of the embedded task, for a model made from scratch."""
+    """The words of the built-in task, for a model made from scratch."""
     return TASKS[data.task].vocabulary(getattr(data, data.task))
 
 

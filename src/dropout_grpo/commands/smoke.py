@@ -18,14 +18,14 @@ from transformers import PreTrainedConfig
 from dropout_grpo.commands.models import fresh_model
 from dropout_grpo.commands.problem_sources import problems_of
 from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
-from dropout_grpo.data.columns import Columns
 from dropout_grpo.data.files import save_problems
+from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.processes import is_main, on_main
 from dropout_grpo.latent.io.gguf import gguf_architecture, gguf_file
 from dropout_grpo.latent.io.scratch import scratch_model
+from dropout_grpo.tasks.base import SPLIT_NAMES
 from dropout_grpo.tasks.registry import TASKS
-from dropout_grpo.tasks.splits import SPLIT_NAMES
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer, words_of
 from dropout_grpo.training.progress import console
 
@@ -148,7 +148,7 @@ def architecture_of(name: str) -> str | None:
 
 
 def _few(data: DataConfig, small: DataConfig, split: str) -> list[Problem]:
-    """The first problems of a split's file, or of the embedded task if the file is not on this machine."""
+    """The first problems of a split's file, or of the built-in task if the file is not on this machine."""
     made: dict[str, Any] = {split: None}
     here = data.sources(split) and all(_is_here(source) for source in data.sources(split))
     (problems,) = problems_of(data if here else replace(small, **made), [split]).values()
@@ -176,7 +176,7 @@ def _announce(recipe: Recipe, files: Sequence[str], architecture: str, named: Se
     named_files = [source for split in SPLIT_NAMES for source in recipe.data.sources(split)]
     away = sorted({source for source in (*named_files, *files) if not _is_here(source)})
     model = f"a random {architecture} of {_MODEL['n_layer']} layers" + (f" for {named[0]}" if named else "")
-    data = "problems of the embedded task" + (f" for {', '.join(away)}" if away else "")
+    data = "problems of the built-in task" + (f" for {', '.join(away)}" if away else "")
     console.print(f"smoke run, its figures mean nothing: {model}; {data}; folder {folder}", markup=False)
 
 

@@ -13,7 +13,7 @@ from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.config.needs import Need
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.data.columns import Columns
+from dropout_grpo.data.formats import Columns
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
@@ -39,7 +39,7 @@ class ModelConfig:
 
     Args:
         name_or_path: hub name or folder of a causal language model, or a GGUF file (or a folder with one), whose
-            weights are dequantized. When not given, a model with random weights and the embedded task's word-level
+            weights are dequantized. When not given, a model with random weights and the built-in task's word-level
             tokenizer is made, of the type and size below.
         model_type: architecture of the model made from scratch, as transformers names it: gpt2, llama, qwen3, ...
         n_embd: width of the model made from scratch.
@@ -89,7 +89,7 @@ class WeightedSource:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(TaskSettings):  # a field for each task of the registry
-    """Where problems come from. The embedded task makes the splits that are not given.
+    """Where problems come from. The built-in task makes the splits that are not given.
 
     A source is a file (.json or .jsonl: Coconut's records, GSM8K or ProntoQA as published; .txt: GSM8K-Aug) or a
     Hugging Face dataset, hf:NAME_OR_FOLDER[:CONFIG][@SPLIT], for example hf:openai/gsm8k:main@train.
@@ -105,7 +105,7 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
             ...}], always goes through the template.
         max_problems: number of problems that are read of each file or dataset, the first ones; all if not given.
         max_valid: number of validation problems of each file that are used during training.
-        task: the embedded task. The option of the same name, such as prosqa.seed, holds its settings.
+        task: the built-in task. The option of the same name, such as prosqa.seed, holds its settings.
     """
 
     train: str | None = None
@@ -136,7 +136,7 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
         return tuple(PurePath(source.removeprefix("hf:")).stem for source in self.sources("valid"))
 
     def sources(self, split: str) -> tuple[str, ...]:
-        """The files and datasets of a split; none if the embedded task makes it."""
+        """The files and datasets of a split; none if the built-in task makes it."""
         given = getattr(self, split)
         if isinstance(given, tuple):
             return tuple(part if isinstance(part, str) else part.source for part in given)
@@ -184,7 +184,7 @@ class VaryOptions:
 
     Args:
         vary: file or hf: dataset of problems with calculator marks (GSM8K as published, or Coconut's JSON); writes
-            variations of them with other numbers, instead of an embedded task's problems.
+            variations of them with other numbers, instead of a built-in task's problems.
         copies: maximum number of variations of a problem.
         seed: seed of the numbers.
     """

@@ -18,8 +18,8 @@ from transformers.trainer_utils import TrainOutput
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.curriculum.stages import Stage, curriculum
-from dropout_grpo.data.from_python import as_problems, as_sets
 from dropout_grpo.data.problem import Problem, problem_fingerprint
+from dropout_grpo.data.records import as_problems, as_sets
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError

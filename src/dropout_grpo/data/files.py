@@ -16,11 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.data.columns import COCONUT_COLUMNS, Columns
-from dropout_grpo.data.gsm8k import from_gsm8k_aug
+from dropout_grpo.data.formats import COCONUT_COLUMNS, TEST_EXAMPLE, Columns, from_gsm8k_aug
 from dropout_grpo.data.hub import HUB_PREFIX, SOURCE_FORM, dataset_records
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.data.prontoqa import TEST_EXAMPLE
 from dropout_grpo.data.records import FIELDS, described, problems_of_records
 from dropout_grpo.errors import UserError
 

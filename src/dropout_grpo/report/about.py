@@ -70,7 +70,7 @@ def _data(config: Record, command: str) -> str:
 
 def _source(given: Any, task: Any) -> str:
     if given is None:
-        return f"embedded task {task}"
+        return f"built-in task {task}"
     if isinstance(given, list):
         return " + ".join(str(part.get("source")) if isinstance(part, Mapping) else str(part) for part in given)
     return str(given)

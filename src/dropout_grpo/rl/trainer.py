@@ -16,8 +16,8 @@ from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.grpo import GRPOConfig, GRPOOptions, either
-from dropout_grpo.data.from_python import as_problems, as_sets
 from dropout_grpo.data.problem import Problem, problem_fingerprint
+from dropout_grpo.data.records import as_problems, as_sets
 from dropout_grpo.data.rewards import RewardFunction, as_reward_functions, reward_names
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.sharding import as_shards, start_together
@@ -32,7 +32,7 @@ from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.io.card import CardFacts
 from dropout_grpo.latent.io.checkpoint import save_latent_model
-from dropout_grpo.latent.io.publish import push_folder
+from dropout_grpo.latent.io.hub import push_folder
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.rl.advantage import (

@@ -1,1 +1,1 @@
-"""The embedded tasks: generators of problems, and the tokenizer that they share."""
+"""The built-in tasks: generators of problems, and the tokenizer that they share."""

@@ -33,7 +33,7 @@ from typing import Literal, TypeVar
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split, pick
+from dropout_grpo.tasks.base import SPLIT_NAMES, Task, below, deal_split, pick
 
 _T = TypeVar("_T")
 
@@ -282,3 +282,6 @@ def _weighted_index(rng: random.Random, weights: Sequence[float]) -> int:
         if threshold < 0:
             return index
     return len(weights) - 1
+
+
+TASK = Task(name="prosqa", config=ProsqaConfig, make_splits=make_splits, vocabulary=lambda config: vocabulary())

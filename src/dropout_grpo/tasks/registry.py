@@ -1,51 +1,22 @@
-"""The embedded tasks, which make their problems from a seed. To add a task, write its module and its entry here.
+"""The built-in tasks, which make their problems from a seed: every module of this folder that has a ``TASK``.
 
-The command line (``--task``, ``--data.task``, ``--data.NAME.SETTING``), ``data``, ``--smoke`` and the demo read this
-table. Nothing here imports torch.
+To add a task, add its module. The command line (``--task``, ``--data.task``, ``--data.NAME.SETTING``), ``data``,
+``--smoke`` and the demo read this table. Nothing here imports torch.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 
-from dropout_grpo.data.problem import Problem
-from dropout_grpo.tasks import prosqa, word_problems
+from dropout_grpo.tasks.base import Task
 
+_SHARED = ("base", "registry", "word_tokenizer")
+"""Modules that are not tasks."""
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """An embedded task.
+DEFAULT_TASK = "word_problems"
 
-    Attributes:
-        name: the name on the command line and in recipes.
-        config: its settings, a dataclass whose fields all have defaults; ``n_train``, ``n_grpo``, ``n_valid`` and
-            ``n_test`` are the sizes of its splits.
-        make_splits: makes the wanted splits from the settings; see `splits.deal_split`.
-        vocabulary: every word of the questions, steps and answers, for the tokenizer of a model made from scratch.
-    """
+_names = {module.name for module in iter_modules([str(Path(__file__).parent)])} - {DEFAULT_TASK, *_SHARED}
+_tasks: list[Task] = [import_module(f"dropout_grpo.tasks.{name}").TASK for name in (DEFAULT_TASK, *sorted(_names))]
 
-    name: str
-    config: type[Any]
-    make_splits: Callable[[Any, Sequence[str]], dict[str, list[Problem]]]
-    vocabulary: Callable[[Any], list[str]]
-
-
-_TASKS = (
-    Task(
-        name="word_problems",
-        config=word_problems.WordProblemsConfig,
-        make_splits=word_problems.make_splits,
-        vocabulary=word_problems.vocabulary,
-    ),
-    Task(
-        name="prosqa",
-        config=prosqa.ProsqaConfig,
-        make_splits=prosqa.make_splits,
-        vocabulary=lambda config: prosqa.vocabulary(),
-    ),
-)
-
-TASKS = {task.name: task for task in _TASKS}
-"""By name."""
-
-DEFAULT_TASK = _TASKS[0].name
+TASKS = {task.name: task for task in _tasks}
+"""By name, the default first."""

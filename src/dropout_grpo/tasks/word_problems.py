@@ -16,13 +16,50 @@ from dataclasses import dataclass
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks import word_sentences as sentences
-from dropout_grpo.tasks.splits import SPLIT_NAMES, below, deal_split, pick
+from dropout_grpo.tasks.base import SPLIT_NAMES, Task, below, deal_split, pick
 
 SYMBOLS = ("<<", ">>", "+", "-", "*", "=")
 
 _MAX_STEPS = 16
 _MAX_NUMBER = 9_999
+
+
+# The sentences: a closed vocabulary, in which punctuation marks are words. Fields: {p} is the person, {t} the things,
+# and {n} a number of at least 2, so that things are always plural. Each event starts with its day, in order; monday
+# follows sunday. No sentence after the first states how many of the things in question there are.
+NAMES = ("ann", "ben", "eve", "finn", "jack", "mia", "olga", "tom")
+THINGS = ("apples", "balls", "books", "cards", "coins", "pens", "shells", "stamps")
+
+START = (
+    "{p} has {n} {t} .",
+    "{p} owns {n} {t} .",
+)
+ADD = (
+    "{p} buys {n} {t} .",
+    "{p} finds {n} {t} .",
+    "{p} makes {n} {t} .",
+    "{p} wins {n} {t} .",
+    "{p} borrows {n} {t} .",
+)
+SUBTRACT = (
+    "{p} loses {n} {t} .",
+    "{p} breaks {n} {t} .",
+    "{p} sells {n} {t} .",
+    "{p} drops {n} {t} .",
+    "{p} returns {n} {t} .",
+)
+MULTIPLY = {
+    2: ("{p} doubles the {t} .",),
+    3: ("{p} triples the {t} .",),
+    4: ("{p} quadruples the {t} .",),
+}
+"""Sentences by factor."""
+
+DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+QUESTIONS = (
+    "how many {t} does {p} have now ?",
+    "how many {t} are left ?",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +114,26 @@ def make_splits(config: WordProblemsConfig, wanted: Sequence[str] = SPLIT_NAMES)
 
 def vocabulary(config: WordProblemsConfig) -> list[str]:
     """Every word of questions, steps and answers: numbers in order, step symbols, then words, sorted."""
-    return [*(str(number) for number in range(config.max_number + 1)), *SYMBOLS, *sentences.words()]
+    return [*(str(number) for number in range(config.max_number + 1)), *SYMBOLS, *_words()]
 
 
 def draw_problem(rng: random.Random, config: WordProblemsConfig) -> Problem:
     """Draw a problem with id 0."""
-    person, thing = pick(rng, sentences.NAMES), pick(rng, sentences.THINGS)
+    person, thing = pick(rng, NAMES), pick(rng, THINGS)
     n_steps = config.min_steps + below(rng, config.max_steps - config.min_steps + 1)
     total = 2 + below(rng, config.max_number - 1)
-    told = [_tell(rng, sentences.START, person, thing, total)]
+    told = [_tell(rng, START, person, thing, total)]
     steps = []
     for step in range(n_steps):
         symbol, number, result = _draw_event(rng, total, config.max_number, is_last=step == n_steps - 1)
-        templates = {"+": sentences.ADD, "-": sentences.SUBTRACT}.get(symbol) or sentences.MULTIPLY[number]
-        day = sentences.DAYS[step % len(sentences.DAYS)]
+        templates = {"+": ADD, "-": SUBTRACT}.get(symbol) or MULTIPLY[number]
+        day = DAYS[step % len(DAYS)]
         told.append(f"on {day} " + _tell(rng, templates, person, thing, number))
         steps.append(f"<<{total}{symbol}{number}={result}>>")
         total = result
     for _ in range(config.distractors):
         told.insert(1 + below(rng, len(told)), _draw_distractor(rng, person, thing, config.max_number))
-    question = pick(rng, sentences.QUESTIONS).format(p=person, t=thing)
+    question = pick(rng, QUESTIONS).format(p=person, t=thing)
     return Problem(id=0, question=" ".join([*told, question]), steps=tuple(steps), answer=str(total))
 
 
@@ -115,7 +152,7 @@ def _draw_event(rng: random.Random, total: int, max_number: int, *, is_last: boo
         choices.append("*")
     symbol = pick(rng, choices)
     if symbol == "*":
-        factor = pick(rng, [factor for factor in sentences.MULTIPLY if total * factor <= max_number])
+        factor = pick(rng, [factor for factor in MULTIPLY if total * factor <= max_number])
         return symbol, factor, total * factor
     if symbol == "+":
         number = 2 + below(rng, max_number - total - 1)
@@ -126,9 +163,9 @@ def _draw_event(rng: random.Random, total: int, max_number: int, *, is_last: boo
 
 def _draw_distractor(rng: random.Random, person: str, thing: str, max_number: int) -> str:
     """A first sentence about another person and other things, which leaves the answer unchanged."""
-    owner = _pick_other(rng, sentences.NAMES, person)
-    things = _pick_other(rng, sentences.THINGS, thing)
-    return _tell(rng, sentences.START, owner, things, number=2 + below(rng, max_number - 1))
+    owner = _pick_other(rng, NAMES, person)
+    things = _pick_other(rng, THINGS, thing)
+    return _tell(rng, START, owner, things, number=2 + below(rng, max_number - 1))
 
 
 def _tell(rng: random.Random, templates: Sequence[str], person: str, thing: str, number: int) -> str:
@@ -140,3 +177,14 @@ def _pick_other(rng: random.Random, items: Sequence[str], *excluded: str) -> str
     while (item := pick(rng, items)) in excluded:
         pass
     return item
+
+
+def _words() -> list[str]:
+    """Every word that a sentence can contain except numbers, sorted."""
+    multiply = [template for templates in MULTIPLY.values() for template in templates]
+    templates = [*START, *ADD, *SUBTRACT, *multiply, *QUESTIONS, "on"]
+    fixed = {word for template in templates for word in template.split() if not word.startswith("{")}
+    return sorted(fixed | set(NAMES) | set(THINGS) | set(DAYS))
+
+
+TASK = Task(name="word_problems", config=WordProblemsConfig, make_splits=make_splits, vocabulary=vocabulary)

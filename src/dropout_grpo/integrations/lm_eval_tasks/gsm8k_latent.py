@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dropout_grpo.data.answers import answers_match, extract_answer
-from dropout_grpo.data.columns import COCONUT_COLUMNS
-from dropout_grpo.data.gsm8k import from_gsm8k
+from dropout_grpo.data.formats import COCONUT_COLUMNS, from_gsm8k
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

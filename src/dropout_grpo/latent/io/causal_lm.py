@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError, reading
 from dropout_grpo.latent.io.gguf import gguf_file, load_gguf, load_gguf_tokenizer
-from dropout_grpo.latent.io.known import require_known
+from dropout_grpo.latent.io.hub import require_known
 from dropout_grpo.latent.io.load_errors import check_folder, loading, require_whole
 
 

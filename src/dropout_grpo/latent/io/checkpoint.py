@@ -22,7 +22,7 @@ from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm
 from dropout_grpo.latent.io.coconut import load_coconut_checkpoint, state_dict_of
 from dropout_grpo.latent.io.codi import is_codi, load_codi_checkpoint
 from dropout_grpo.latent.io.gguf import gguf_file
-from dropout_grpo.latent.io.known import require_known
+from dropout_grpo.latent.io.hub import require_known
 from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought

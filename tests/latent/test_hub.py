@@ -6,8 +6,8 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io import known
-from dropout_grpo.latent.io.known import is_on_hub, require_known
+from dropout_grpo.latent.io import hub as hub_module
+from dropout_grpo.latent.io.hub import is_on_hub, require_known
 from dropout_grpo.latent.model import LatentModel
 from helpers.tiny_latent import tiny_latent
 
@@ -32,10 +32,10 @@ class ConnectError(Exception):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     made = Hub(ConnectError("Name or service not known"))
-    monkeypatch.setattr(known, "HfApi", lambda: made)
+    monkeypatch.setattr(hub_module, "HfApi", lambda: made)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.chdir(tmp_path)
-    known._problem.cache_clear()
+    hub_module._problem.cache_clear()
     return made
 
 

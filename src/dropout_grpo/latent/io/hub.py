@@ -1,4 +1,4 @@
-"""Whether a checkpoint is here or on the Hub: one look, before a library tries each of its files for a minute."""
+"""The Hugging Face Hub: whether it has a checkpoint, in one look and not one per file, and uploads to it."""
 
 import os
 import re
@@ -55,3 +55,30 @@ def _problem(name: str) -> str | None:
     except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
         return f"the Hub cannot be reached ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return None
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Create the repository if it does not exist, and upload the folder.
+
+    Args:
+        folder: a checkpoint, as ``save_pretrained`` writes it.
+        repo_id: ``user/name`` on the Hub.
+        private: whether a new repository is private.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: the name is malformed, the Hub cannot be reached, or it refuses the upload.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a dropout-grpo checkpoint")
+    except Exception as error:  # also of the HTTP library, which differs between versions of huggingface_hub
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(
+            f"{folder} cannot be pushed to {repo_id!r}: {reason}. Log in with `hf auth login`, and check the name "
+            "(user/name) and the connection."
+        ) from error
+    return str(url)
