@@ -351,7 +351,7 @@ def test_few_shapes_are_kept_and_none_of_a_model_that_is_gone(monkeypatch: pytes
         model = latent_model("gpt2")
         for k in (1, 2, 3, 4):
             made(model, QUESTIONS, SEEDS[4][:, :k], HELD)
-        assert [len(recordings._met) for recordings in graphs._RECORDINGS.values()] == [3]
+        assert [len(recordings._shapes) for recordings in graphs._RECORDINGS.values()] == [3]
         del model
         gc.collect()
         assert len(graphs._RECORDINGS) == 0
