@@ -175,7 +175,7 @@ def test_average_of_several_questions_keeps_them_apart() -> None:
 
 
 @torch.no_grad()
-def test_a_chooser_used_twice_gives_the_same_answers_twice() -> None:
+def test_a_strategy_used_twice_gives_the_same_answers_twice() -> None:
     model, exploration = tiny_latent(dtype=torch.float64, seed=17), SharedDropout(0.3, phases=("latent", "answer"))
     prompts, seeds = Prompts(*model.encode(["Ann has 3", "Bob has 4 ? ?"])), torch.arange(8).view(2, 4)
     state, noise = think_in_groups(model, prompts, seeds, exploration)
