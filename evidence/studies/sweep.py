@@ -13,10 +13,10 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from dropout_grpo.commands.models import load_model
-from dropout_grpo.commands.problem_sources import problems_of
-from dropout_grpo.commands.session import Session
-from dropout_grpo.commands.trainers import train_grpo
+from dropout_grpo.commands.shared.context import Context
+from dropout_grpo.commands.shared.models import load_model
+from dropout_grpo.commands.shared.problems import problems_of
+from dropout_grpo.commands.shared.training import train_grpo
 from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
@@ -63,9 +63,9 @@ def main() -> None:
         folder = options.runs / name.replace(" ", "_")
         if not (folder / "checkpoints" / "grpo").is_dir():
             arm = replace(recipe, exploration=EXPLORATIONS[name], run_dir=str(folder))
-            session = Session.start("sweep", arm, build_exploration(EXPLORATIONS[name]), device=default_device())
-            model = load_model(options.checkpoint, device=session.device)
-            train_grpo(session, model, problems["grpo"], problems["valid"], "grpo")
+            context = Context.start("sweep", arm, build_exploration(EXPLORATIONS[name]), device=default_device())
+            model = load_model(options.checkpoint, device=context.device)
+            train_grpo(context, model, problems["grpo"], problems["valid"], "grpo")
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         curve = {r["step"]: r["eval/pass@1"] for r in records if "eval/pass@1" in r}
         mixed = [1 - r["frac_reward_zero_std"] for r in records]

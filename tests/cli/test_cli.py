@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands import session, trainers
+from dropout_grpo.commands.shared import context, training
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
@@ -38,8 +38,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(self: Any, resume_from_checkpoint: bool = False) -> None:
         raise Trained
 
-    monkeypatch.setattr(trainers.CurriculumTrainer, "train", train)
-    monkeypatch.setattr(trainers.GRPOTrainer, "train", train)
+    monkeypatch.setattr(training.CurriculumTrainer, "train", train)
+    monkeypatch.setattr(training.GRPOTrainer, "train", train)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -235,10 +235,10 @@ def test_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_resumed_run_keeps_the_precision_it_was_started_with(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "bf16_or_not", lambda setting, *where: True if setting is None else setting)
+    monkeypatch.setattr(context, "bf16_or_not", lambda setting, *where: True if setting is None else setting)
     run_dir = str(tmp_path / "run")
-    first = session.settled(Recipe(run_dir=run_dir))
+    first = context.settled(Recipe(run_dir=run_dir))
     assert first.bf16 is True  # measured
     RunFolder(run_dir, "sft", Recipe(run_dir=run_dir, bf16=False))
-    assert session.settled(Recipe(run_dir=run_dir, resume=True)).bf16 is False
-    assert session.settled(Recipe(run_dir=run_dir)).bf16 is True  # not resumed
+    assert context.settled(Recipe(run_dir=run_dir, resume=True)).bf16 is False
+    assert context.settled(Recipe(run_dir=run_dir)).bf16 is True  # not resumed

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.trainers import has_collapsed
+from dropout_grpo.commands.shared.training import has_collapsed
 from dropout_grpo.data.files import save_problems
 from helpers.tiny_latent import tiny_latent, tiny_problems
 

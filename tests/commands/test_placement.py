@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands import demo, models, session, trainers
+from dropout_grpo.commands import demo
+from dropout_grpo.commands.shared import context, models, training
 from dropout_grpo.latent.model import LatentModel
 from evidence.studies import sweep
 from helpers.tiny_latent import tiny_latent
@@ -32,7 +33,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> list[LatentModel]:
         return to(self, *args, **kwargs)
 
     monkeypatch.setattr(LatentModel, "to", watched)
-    for module in (demo, models, session, sweep):
+    for module in (demo, models, context, sweep):
         monkeypatch.setattr(module, "default_device", lambda: DEVICE)
     return found
 
@@ -45,8 +46,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[LatentModel]:
     def train(self: Any, resume_from_checkpoint: bool = False) -> None:
         found.append(self.model)
 
-    monkeypatch.setattr(trainers.CurriculumTrainer, "train", train)
-    monkeypatch.setattr(trainers.GRPOTrainer, "train", train)
+    monkeypatch.setattr(training.CurriculumTrainer, "train", train)
+    monkeypatch.setattr(training.GRPOTrainer, "train", train)
     return found
 
 
@@ -65,7 +66,7 @@ def test_the_sweep_trains_on_the_device(
     class Stop(Exception):
         pass
 
-    def train_grpo(session: Any, model: LatentModel, *args: Any) -> None:
+    def train_grpo(context: Any, model: LatentModel, *args: Any) -> None:
         assert any(model is other for other in placed)
         raise Stop
 

@@ -7,8 +7,8 @@ import pytest
 
 from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.measure import by_source
-from dropout_grpo.commands.problem_sources import problems_of
+from dropout_grpo.commands.shared.measure import by_source
+from dropout_grpo.commands.shared.problems import problems_of
 from dropout_grpo.config.recipe import DataConfig, Recipe, WeightedSource
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.formats import Columns

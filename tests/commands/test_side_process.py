@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.side_process import side_process
+from dropout_grpo.commands.shared.side_process import side_process
 from dropout_grpo.errors import UserError
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
 from helpers.tiny_recipe import TINY
@@ -102,7 +102,10 @@ def test_the_demo_is_the_same_with_its_arms_side_by_side(tmp_path: Path, capsys:
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = tmp_path / "run"
     options = ["--recipe", str(tmp_path / "tiny.yaml"), "--run_dir", str(run), "--json"]
-    options += ["--reward_funcs", "[dropout_grpo.commands.smoke:every_other]"]  # a reward with something to learn
+    options += [
+        "--reward_funcs",
+        "[dropout_grpo.commands.shared.smoke:every_other]",
+    ]  # something to learn
     options += ["--exploration.p", "0.4", "--exploration.phases", "[latent,answer]"]
 
     def demo(*more: str) -> tuple[dict[str, object], list[dict[str, object]]]:

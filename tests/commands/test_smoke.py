@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.smoke import architecture_of, smoke
+from dropout_grpo.commands.shared.smoke import architecture_of, smoke
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.config.recipe import ModelConfig, Recipe

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.commands import measure
+from dropout_grpo.commands.shared import measure
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.exploration import NoExploration
@@ -35,6 +35,6 @@ def test_the_number_of_thoughts_in_validations(
 
     monkeypatch.setattr(measure, "answer_problems", watched)
     recipe = Recipe(evaluation=EvaluationConfig(latent_steps=told))
-    session: Any = SimpleNamespace(recipe=recipe, exploration=NoExploration(), seed=0, bf16=False)
-    measure.validator(session, tiny_problems(2))(tiny_latent(latent_steps=2), stage)
+    context: Any = SimpleNamespace(recipe=recipe, exploration=NoExploration(), seed=0, bf16=False)
+    measure.validator(context, tiny_problems(2))(tiny_latent(latent_steps=2), stage)
     assert seen == [asked]

@@ -8,7 +8,7 @@ import pytest
 
 from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.problem_sources import problems_of
+from dropout_grpo.commands.shared.problems import problems_of
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.config.grpo import GRPOConfig

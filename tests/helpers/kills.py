@@ -46,7 +46,7 @@ grpo:
   max_completion_length: 4
   micro_batch_size: 8
   save_steps: 2
-reward_funcs: ["dropout_grpo.commands.smoke:every_other"]
+reward_funcs: ["dropout_grpo.commands.shared.smoke:every_other"]
 evaluation: {num_samples: 0, max_new_tokens: 4, batch_size: 8}
 """
 LAST = {"sft": "coconut", "grpo": "grpo"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
-from dropout_grpo.commands.problem_sources import require_known_words
+from dropout_grpo.commands.shared.problems import require_known_words
 from dropout_grpo.data.answers import answers_match, extract_answer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError

@@ -21,7 +21,7 @@ from dropout_grpo.commands.evaluate import evaluate
 from dropout_grpo.commands.inspect import as_text as inspection_as_text, inspect
 from dropout_grpo.commands.merge import merge
 from dropout_grpo.commands.push import push
-from dropout_grpo.commands.smoke import stand_ins
+from dropout_grpo.commands.shared.smoke import stand_ins
 from dropout_grpo.commands.train import grpo, sft
 from dropout_grpo.config.needs import WithoutEffect, without_effect
 from dropout_grpo.config.recipe import AskOptions, CheckpointOptions, DataConfig, Recipe, VaryOptions

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dropout_grpo.commands.models import exploration_for, load_model
-from dropout_grpo.commands.session import tell_device
+from dropout_grpo.commands.shared.context import tell_device
+from dropout_grpo.commands.shared.models import exploration_for, load_model
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.config.recipe import AskOptions, CheckpointOptions

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from dropout_grpo.commands.problem_sources import problems_of
+from dropout_grpo.commands.shared.problems import problems_of
 from dropout_grpo.config.recipe import DataConfig, VaryOptions
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.problem import Problem

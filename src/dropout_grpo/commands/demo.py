@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from dropout_grpo.commands.measure import measure, require_askable
-from dropout_grpo.commands.model_card import describe_measured
-from dropout_grpo.commands.models import load_model, refuse_lora_from_scratch, starting_tokenizer
-from dropout_grpo.commands.problem_sources import problems_of, require_readable, vocabulary
-from dropout_grpo.commands.session import Session
-from dropout_grpo.commands.side_process import side_process
-from dropout_grpo.commands.thoughts_of import flips_of, thoughts_of_run
-from dropout_grpo.commands.trainers import grpo_trainer, train_curriculum, train_grpo
+from dropout_grpo.commands.shared.context import Context
+from dropout_grpo.commands.shared.measure import measure, require_askable
+from dropout_grpo.commands.shared.model_card import describe_measured
+from dropout_grpo.commands.shared.models import load_model, refuse_lora_from_scratch, starting_tokenizer
+from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
+from dropout_grpo.commands.shared.side_process import side_process
+from dropout_grpo.commands.shared.thoughts import flips_of, thoughts_of_run
+from dropout_grpo.commands.shared.training import grpo_trainer, train_curriculum, train_grpo
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.answers import answers_match
 from dropout_grpo.data.files import save_problems
@@ -61,8 +61,8 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     clock = Clock()
     problems = clock("data", lambda: problems_of(recipe.data, SPLIT_NAMES))
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
-    session = Session.start("demo", recipe, exploration, device=default_device(), problems=problems)
-    recipe, run = session.recipe, session.run
+    context = Context.start("demo", recipe, exploration, device=default_device(), problems=problems)
+    recipe, run = context.recipe, context.run
     if is_main():
         (run.path / DATA_FOLDER).mkdir(exist_ok=True)
         for name, split in problems.items():
@@ -70,36 +70,36 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     train, grpo, valid, test = (problems[name] for name in SPLIT_NAMES)
 
     def check(model: LatentModel) -> None:
-        grpo_trainer(session, model, grpo, valid, "dropout_grpo")
+        grpo_trainer(context, model, grpo, valid, "dropout_grpo")
         require_askable(model, test, "test", recipe)
 
     def finished_or(name: str, make: Callable[[], LatentModel]) -> LatentModel:
         """The checkpoint of that name, of a resumed run or of the second process; made if there is none."""
-        return _checkpoint(session, name) if run.checkpoint(name).is_dir() else make()
+        return _checkpoint(context, name) if run.checkpoint(name).is_dir() else make()
 
-    def arm(part: str, session: Session) -> LatentModel:
+    def arm(part: str, context: Context) -> LatentModel:
         def make() -> LatentModel:
-            return train_grpo(session, _checkpoint(session, "coconut"), grpo, valid, part)
+            return train_grpo(context, _checkpoint(context, "coconut"), grpo, valid, part)
 
         return clock(part, lambda: finished_or(part, make))
 
     def test_of(name: str, model: LatentModel, *, plain_only: bool = False) -> list[Answered]:
         title = f"test of {name}"
-        return clock("evaluation", lambda: measure(session, model, test, title, plain_only=plain_only))
+        return clock("evaluation", lambda: measure(context, model, test, title, plain_only=plain_only))
 
-    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(session, train, valid, check)))
+    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(context, train, valid, check)))
     before = test_of("the baseline", model)
     nothing = clock("evaluation", lambda: collapse(model, test[:_COLLAPSE_PROBLEMS], recipe.grpo))
 
     # The two arms run at the same time where there are two threads. A resumed run seldom has both left to do.
-    parallel = torch.get_num_threads() > 1 and session.device.type == "cpu" and not recipe.resume and size() == 1
+    parallel = torch.get_num_threads() > 1 and context.device.type == "cpu" and not recipe.resume and size() == 1
     log = run.path / "temperature_only.log"
     second = side_process(log, train_temperature_only, recipe) if parallel else _no_process()
     with second as wait:
-        model = arm("dropout_grpo", session)
+        model = arm("dropout_grpo", context)
         after = test_of("dropout-grpo", model)
         clock("temperature_only", wait)
-    model = arm("temperature_only", session.exploring(NoExploration()))
+    model = arm("temperature_only", context.exploring(NoExploration()))
     plain = test_of("temperature-only", model, plain_only=True)
 
     results = {
@@ -118,8 +118,8 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     write_flips(run, before, after)
     arms = {"baseline": before, "dropout_grpo": after, "temperature_only": plain}
     run.write_samples([{"arm": arm, **sample(f"test: {arm}", a)} for arm, said in arms.items() for a in said])
-    models = {name: (_checkpoint(session, kept), arms[name]) for name, kept in _KEPT.items()}
-    run.write_thoughts(thoughts_of_run(session, flips_of(before, after), models))
+    models = {name: (_checkpoint(context, kept), arms[name]) for name, kept in _KEPT.items()}
+    run.write_thoughts(thoughts_of_run(context, flips_of(before, after), models))
     report = on_main(lambda: str(write_report(run.path)))
     on_main(lambda: describe_measured(run.path, "demo"))
     for name, said in arms.items():
@@ -180,9 +180,9 @@ def what_next(run: Path, report: str, problem: Problem, shows: str) -> str:
     )
 
 
-def _checkpoint(session: Session, name: str) -> LatentModel:
-    """A checkpoint of the run, on the session's device."""
-    return load_model(session.run.checkpoint(name), device=session.device)
+def _checkpoint(context: Context, name: str) -> LatentModel:
+    """A checkpoint of the run, on the context's device."""
+    return load_model(context.run.checkpoint(name), device=context.device)
 
 
 def _no_process() -> AbstractContextManager[Callable[[], None]]:
@@ -195,10 +195,10 @@ def train_temperature_only(recipe: Recipe) -> None:
     Args:
         recipe: the recipe with the first process's choices, so that both arms use the same precision and attention.
     """
-    session = Session.start("demo", recipe, NoExploration(), device=default_device(), joins=True)
+    context = Context.start("demo", recipe, NoExploration(), device=default_device(), joins=True)
     problems = problems_of(recipe.data, ("grpo", "valid"))
-    model = _checkpoint(session, "coconut")
-    train_grpo(session, model, problems["grpo"], problems["valid"], "temperature_only")
+    model = _checkpoint(context, "coconut")
+    train_grpo(context, model, problems["grpo"], problems["valid"], "temperature_only")
 
 
 class Clock:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.commands.measure import measure
-from dropout_grpo.commands.models import exploration_for, load_model
-from dropout_grpo.commands.problem_sources import require_known_words, warn_of_overlap
-from dropout_grpo.commands.session import Session
-from dropout_grpo.commands.thoughts_of import kinds_of, thoughts_of_run
+from dropout_grpo.commands.shared.context import Context
+from dropout_grpo.commands.shared.measure import measure
+from dropout_grpo.commands.shared.models import exploration_for, load_model
+from dropout_grpo.commands.shared.problems import require_known_words, warn_of_overlap
+from dropout_grpo.commands.shared.thoughts import kinds_of, thoughts_of_run
 from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
@@ -79,22 +79,22 @@ def evaluate(
     largest = min(recipe.evaluation.batch_size, answers)
     record = {"checkpoint": checkpoint, **vars(options), "files": list(files)}
     digests = {"checkpoint": weights_digest(model), "exploration.kind": code_digest(exploration)}
-    session = Session.start(
+    context = Context.start(
         "eval", recipe, exploration, device=device, options=record, report_to=(), digests=digests, rows=largest
     )
-    run = session.run
+    run = context.run
     evaluations, samples = _finished(run.path, sets, recipe.evaluation.num_samples)
     for file in files[len(evaluations) :]:
         start = time.monotonic()
         with at_place(file):
-            answered = measure(session, model, sets[file], Path(file).name)
+            answered = measure(context, model, sets[file], Path(file).name)
         seconds = time.monotonic() - start
         speed = {"seconds": round(seconds, 3), "problems_per_second": round(len(answered) / seconds, 3)}
         evaluations.append({"file": file, **measure_answers(answered), **speed})
         samples += [sample(file, a) for a in answered]
         run.write_samples(samples)
         if file == files[0]:
-            run.write_thoughts(thoughts_of_run(session, kinds_of(answered), {"": (model, answered)}))
+            run.write_thoughts(thoughts_of_run(context, kinds_of(answered), {"": (model, answered)}))
         run.write_measures({"ci95": CI95, "evaluations": evaluations})
     rows = [{"file": e["file"], **summary(e)} for e in evaluations]
     results = {"checkpoint": checkpoint, "seed": recipe.seed, "evaluations": rows, **provenance()}

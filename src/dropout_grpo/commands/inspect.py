@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from dropout_grpo.commands.ask import shown_tokens, thoughts_as_text
-from dropout_grpo.commands.models import exploration_for, load_model
-from dropout_grpo.commands.problem_sources import require_known_words
-from dropout_grpo.commands.thoughts_of import MASKS, kinds_of, thought_lines
+from dropout_grpo.commands.shared.models import exploration_for, load_model
+from dropout_grpo.commands.shared.problems import require_known_words
+from dropout_grpo.commands.shared.thoughts import MASKS, kinds_of, thought_lines
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.config.recipe import CheckpointOptions

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dropout_grpo.commands.model_card import describe
+from dropout_grpo.commands.shared.model_card import describe
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG
 from dropout_grpo.latent.io.hub import is_on_hub, push_folder

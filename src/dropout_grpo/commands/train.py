@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dropout_grpo.commands.measure import all_alike, by_source, measure
-from dropout_grpo.commands.model_card import describe_measured
-from dropout_grpo.commands.models import load_model, refuse_lora_from_scratch, starting_tokenizer
-from dropout_grpo.commands.problem_sources import problems_of, require_readable, vocabulary
-from dropout_grpo.commands.session import Session
-from dropout_grpo.commands.thoughts_of import kinds_of, thoughts_of_run
-from dropout_grpo.commands.trainers import train_curriculum, train_grpo
+from dropout_grpo.commands.shared.context import Context
+from dropout_grpo.commands.shared.measure import all_alike, by_source, measure
+from dropout_grpo.commands.shared.model_card import describe_measured
+from dropout_grpo.commands.shared.models import load_model, refuse_lora_from_scratch, starting_tokenizer
+from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
+from dropout_grpo.commands.shared.thoughts import kinds_of, thoughts_of_run
+from dropout_grpo.commands.shared.training import train_curriculum, train_grpo
 from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.device import default_device
@@ -39,10 +39,10 @@ def sft(recipe: Recipe) -> dict[str, Any]:
     refuse_lora_from_scratch(recipe)
     problems = problems_of(recipe.data, ("train", "valid"))
     require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
-    session = Session.start("sft", recipe, NoExploration(), device=device, problems=problems)
+    context = Context.start("sft", recipe, NoExploration(), device=device, problems=problems)
     start = time.monotonic()
-    model = train_curriculum(session, problems["train"], problems["valid"])
-    return _finish(session, model, problems["valid"], "sft", start)
+    model = train_curriculum(context, problems["train"], problems["valid"])
+    return _finish(context, model, problems["valid"], "sft", start)
 
 
 def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[str, Any]:
@@ -59,20 +59,20 @@ def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[st
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
     record = {"checkpoint": checkpoint, **vars(options)}
-    session = Session.start("grpo", recipe, exploration, device=device, options=record, problems=problems)
+    context = Context.start("grpo", recipe, exploration, device=device, options=record, problems=problems)
     start = time.monotonic()
-    model = train_grpo(session, model, problems["grpo"], problems["valid"], "grpo")
-    return _finish(session, model, problems["valid"], "grpo", start)
+    model = train_grpo(context, model, problems["grpo"], problems["valid"], "grpo")
+    return _finish(context, model, problems["valid"], "grpo", start)
 
 
-def _under_masks(session: Session, model: LatentModel, valid: Sequence[Problem]) -> list[Answered]:
+def _under_masks(context: Context, model: LatentModel, valid: Sequence[Problem]) -> list[Answered]:
     """Answers to a few problems, as a rollout gives them; the plain ones alone where all rollouts are the same."""
-    return measure(session, model, valid, "samples", plain_only=all_alike(session))
+    return measure(context, model, valid, "samples", plain_only=all_alike(context))
 
 
-def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part: str, start: float) -> dict[str, Any]:
-    recipe, run = session.recipe, session.run
-    answered = measure(session, model, valid, "validation", plain_only=True)
+def _finish(context: Context, model: LatentModel, valid: Sequence[Problem], part: str, start: float) -> dict[str, Any]:
+    recipe, run = context.recipe, context.run
+    answered = measure(context, model, valid, "validation", plain_only=True)
     files = recipe.data.sources("valid") or (f"{recipe.data.task} valid",)
     rows: list[dict[str, Any]] = []
     names: list[str] = []
@@ -80,8 +80,8 @@ def _finish(session: Session, model: LatentModel, valid: Sequence[Problem], part
         rows.append({"file": file, **summarize(answered[len(names) : len(names) + len(part_of)])})
         names += [file] * len(part_of)
     if part == "grpo":
-        answered[:_SAMPLED] = _under_masks(session, model, valid[:_SAMPLED])
-        run.write_thoughts(thoughts_of_run(session, kinds_of(answered[:_SAMPLED]), {"": (model, answered)}))
+        answered[:_SAMPLED] = _under_masks(context, model, valid[:_SAMPLED])
+        run.write_thoughts(thoughts_of_run(context, kinds_of(answered[:_SAMPLED]), {"": (model, answered)}))
     run.write_samples([sample(name, a) for name, a in zip(names, answered, strict=True)])
     results = {
         "seed": recipe.seed,

@@ -215,7 +215,7 @@ class RunFolder:
         self._write(FLIPS_FILE, lambda path: write_text(path, _lines(flips)))
 
     def write_thoughts(self, thoughts: Sequence[Mapping[str, Any]]) -> None:
-        """Write thoughts.jsonl; see ``commands/thoughts_of.py``."""
+        """Write thoughts.jsonl; see ``commands/shared/thoughts.py``."""
         self._write(THOUGHTS_FILE, lambda path: write_text(path, _lines(thoughts)))
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:

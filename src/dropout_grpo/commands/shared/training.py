@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dropout_grpo.commands.measure import all_alike, require_askable, validator
-from dropout_grpo.commands.models import fresh_model, load_model
-from dropout_grpo.commands.problem_sources import place_of, vocabulary
-from dropout_grpo.commands.session import Session
+from dropout_grpo.commands.shared.context import Context
+from dropout_grpo.commands.shared.measure import all_alike, require_askable, validator
+from dropout_grpo.commands.shared.models import fresh_model, load_model
+from dropout_grpo.commands.shared.problems import place_of, vocabulary
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import load_reward
@@ -21,7 +21,7 @@ from dropout_grpo.training.progress import console
 
 
 def train_curriculum(
-    session: Session,
+    context: Context,
     train: Sequence[Problem],
     valid: Sequence[Problem],
     check: Callable[[LatentModel], None] = lambda model: None,
@@ -29,12 +29,12 @@ def train_curriculum(
     """Train a model through the whole curriculum and save it as the checkpoint ``coconut``.
 
     Args:
-        session: the command.
+        context: the command.
         train: problems with steps.
         valid: problems to validate on.
         check: called with the untrained model; raises UserError for what would fail after the curriculum.
     """
-    recipe, run = session.recipe, session.run
+    recipe, run = context.recipe, context.run
     curriculum = recipe.curriculum
     model = fresh_model(
         recipe.model,
@@ -43,7 +43,7 @@ def train_curriculum(
         curriculum.thought,
         recipe.seed,
         chat_template=recipe.data.chat_template,
-        device=session.device,
+        device=context.device,
     )
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
@@ -53,10 +53,10 @@ def train_curriculum(
             curriculum,
             train,
             run,
-            seed=session.seed,
-            bf16=session.bf16,
+            seed=context.seed,
+            bf16=context.bf16,
             fsdp=recipe.fsdp,
-            evaluate=validator(session, valid),
+            evaluate=validator(context, valid),
         )
     require_askable(model, valid, "valid", recipe)
     check(model)
@@ -66,12 +66,12 @@ def train_curriculum(
 
 
 def grpo_trainer(
-    session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
+    context: Context, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
 ) -> GRPOTrainer:
     """A GRPO trainer whose options, problems and reward functions have been checked.
 
     Args:
-        session: the command; its exploration is used.
+        context: the command; its exploration is used.
         model: the policy.
         problems: questions with answers.
         valid: problems to validate on.
@@ -80,7 +80,7 @@ def grpo_trainer(
     Raises:
         UserError: names the option, the problem or the reward function.
     """
-    recipe = session.recipe
+    recipe = context.recipe
     rewards = [load_reward(path) for path in recipe.reward_funcs]
     with at_place(place_of(recipe.data, "grpo"), QuestionTooLong):
         trainer = GRPOTrainer(
@@ -88,12 +88,12 @@ def grpo_trainer(
             rewards,
             recipe.grpo,
             problems,
-            exploration=session.exploration,
-            run=session.run,
-            seed=session.seed,
-            bf16=session.bf16,
+            exploration=context.exploration,
+            run=context.run,
+            seed=context.seed,
+            bf16=context.bf16,
             fsdp=recipe.fsdp,
-            evaluate=validator(session, valid, 0 if all_alike(session) else recipe.grpo.num_generations_eval),
+            evaluate=validator(context, valid, 0 if all_alike(context) else recipe.grpo.num_generations_eval),
             part=part,
         )
     trainer.sampler.try_rewards()
@@ -102,25 +102,25 @@ def grpo_trainer(
 
 
 def train_grpo(
-    session: Session, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
+    context: Context, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
 ) -> LatentModel:
     """Post-train a model and save it as the checkpoint named like the part; the arguments of ``grpo_trainer``."""
-    recipe, finished = session.recipe, session.run.checkpoint(part)
+    recipe, finished = context.recipe, context.run.checkpoint(part)
     if recipe.resume and recipe.grpo.save_steps == 0 and on_main(finished.is_dir):  # it has no steps to go on from
         console.print(f"{part} is finished: {finished}", markup=False)
-        return load_model(finished, device=session.device)
-    grpo_trainer(session, model, problems, valid, part).train(resume_from_checkpoint=recipe.resume)
+        return load_model(finished, device=context.device)
+    grpo_trainer(context, model, problems, valid, part).train(resume_from_checkpoint=recipe.resume)
     save_checkpoint(finished, model)
-    on_main(lambda: _warn_of_collapse(session, part))
+    on_main(lambda: _warn_of_collapse(context, part))
     return model
 
 
-def _warn_of_collapse(session: Session, part: str) -> None:
-    lines = [line for line in read_metrics(session.run.path, whole_lines=True) if line.get("part") == part]
+def _warn_of_collapse(context: Context, part: str) -> None:
+    lines = [line for line in read_metrics(context.run.path, whole_lines=True) if line.get("part") == part]
     if has_collapsed(lines):
         console.print(
             f"warning: {part} has collapsed: at the end no token is in doubt, answers are wrong, and no update has a "
-            f"gradient. Lower grpo.learning_rate ({session.recipe.grpo.learning_rate}), or set grpo.warmup_steps.",
+            f"gradient. Lower grpo.learning_rate ({context.recipe.grpo.learning_rate}), or set grpo.warmup_steps.",
             markup=False,
         )
 

@@ -1,4 +1,4 @@
-"""What every part of a command works with."""
+"""What every part of a running command works with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ def tell_device(device: torch.device, bf16: bool) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class Context:
     """A command while it runs.
 
     Attributes:
@@ -90,7 +90,7 @@ class Session:
         digests: Mapping[str, str | None] | None = None,
         joins: bool = False,
         rows: int | None = None,
-    ) -> "Session":
+    ) -> "Context":
         """Make or resume the run folder of a command.
 
         Args:
@@ -140,6 +140,6 @@ class Session:
         assert self.recipe.bf16 is not None, "the recipe is not settled"
         return self.recipe.bf16
 
-    def exploring(self, exploration: Exploration) -> "Session":
-        """The same session with another exploration."""
+    def exploring(self, exploration: Exploration) -> "Context":
+        """The same context with another exploration."""
         return replace(self, exploration=exploration)

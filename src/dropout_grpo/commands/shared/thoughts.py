@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dropout_grpo.commands.session import Session
+from dropout_grpo.commands.shared.context import Context
 from dropout_grpo.evaluation.answering import EVAL_STEP, Answered
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
@@ -43,11 +43,11 @@ def flips_of(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str,
 
 
 def thoughts_of_run(
-    session: Session, kinds: Mapping[str, Sequence[int]], models: Mapping[str, tuple[LatentModel, Sequence[Answered]]]
+    context: Context, kinds: Mapping[str, Sequence[int]], models: Mapping[str, tuple[LatentModel, Sequence[Answered]]]
 ) -> list[dict[str, Any]]:
     """``thought_lines`` with the exploration, seed, precision and number of thoughts of a command."""
-    steps = session.recipe.evaluation.latent_steps
-    return thought_lines(kinds, models, session.exploration, seed=session.seed, bf16=session.bf16, latent_steps=steps)
+    steps = context.recipe.evaluation.latent_steps
+    return thought_lines(kinds, models, context.exploration, seed=context.seed, bf16=context.bf16, latent_steps=steps)
 
 
 def thought_lines(

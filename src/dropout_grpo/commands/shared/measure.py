@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dropout_grpo.commands.problem_sources import place_of
-from dropout_grpo.commands.session import Session
+from dropout_grpo.commands.shared.context import Context
+from dropout_grpo.commands.shared.problems import place_of
 from dropout_grpo.config.recipe import DataConfig, Recipe
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
@@ -17,18 +17,18 @@ from dropout_grpo.training.progress import Bar
 
 
 def measure(
-    session: Session, model: LatentModel, problems: Sequence[Problem], title: str, *, plain_only: bool = False
+    context: Context, model: LatentModel, problems: Sequence[Problem], title: str, *, plain_only: bool = False
 ) -> list[Answered]:
     """Answers to all problems, with a progress bar.
 
     Args:
-        session: its exploration, seed and precision are used.
+        context: its exploration, seed and precision are used.
         model: what answers.
         problems: what is asked.
         title: title of the progress bar.
         plain_only: ask the plain network only, without samples.
     """
-    config = session.recipe.evaluation
+    config = context.recipe.evaluation
     if plain_only:
         config = replace(config, num_samples=0)
     with Bar(title, len(problems)) as bar:
@@ -36,16 +36,16 @@ def measure(
             model,
             problems,
             config,
-            exploration=None if plain_only else session.exploration,
-            seed=session.seed,
-            bf16=session.bf16,
+            exploration=None if plain_only else context.exploration,
+            seed=context.seed,
+            bf16=context.bf16,
             progress=bar.reach,
         )
 
 
-def all_alike(session: Session) -> bool:
+def all_alike(context: Context) -> bool:
     """Whether all samples of a problem are the same, because neither masks nor a temperature make them differ."""
-    return isinstance(session.exploration, NoExploration) and session.recipe.evaluation.temperature == 0
+    return isinstance(context.exploration, NoExploration) and context.recipe.evaluation.temperature == 0
 
 
 def by_source(data: DataConfig, problems: Sequence[Problem]) -> dict[str, Sequence[Problem]]:
@@ -56,15 +56,15 @@ def by_source(data: DataConfig, problems: Sequence[Problem]) -> dict[str, Sequen
     return {name: [p for p, source in placed if source == i] for i, name in enumerate(data.valid_names)}
 
 
-def validator(session: Session, problems: Sequence[Problem], num_samples: int = 0) -> Callable[..., dict[str, float]]:
+def validator(context: Context, problems: Sequence[Problem], num_samples: int = 0) -> Callable[..., dict[str, float]]:
     """A function that returns ``validation_metrics`` of a model on validation problems.
 
     Args:
-        session: its exploration, seed and precision are used.
+        context: its exploration, seed and precision are used.
         problems: at most ``data.max_valid`` of each source are asked.
         num_samples: answers under masks for each problem.
     """
-    recipe = session.recipe
+    recipe = context.recipe
     sets = {name: part[: recipe.data.max_valid] for name, part in by_source(recipe.data, problems).items()}
     batches = evaluation_batches(replace(recipe.evaluation, num_samples=num_samples))
 
@@ -85,9 +85,9 @@ def validator(session: Session, problems: Sequence[Problem], num_samples: int = 
                 model,
                 part,
                 config,
-                exploration=session.exploration,
-                seed=session.seed,
-                bf16=session.bf16,
+                exploration=context.exploration,
+                seed=context.seed,
+                bf16=context.bf16,
                 batches=batches,
             )
             for name, part in sets.items()

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
-from dropout_grpo.commands.models import fresh_model
-from dropout_grpo.commands.problem_sources import problems_of
+from dropout_grpo.commands.shared.models import fresh_model
+from dropout_grpo.commands.shared.problems import problems_of
 from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.formats import Columns
