@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.runs.files import jsonable
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.progress import console
 from evidence.bench.cases import measure_case, measure_memory
 from evidence.bench.config import GROUPED, BenchConfig, Job, Setting, resolve

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.runs.write import write_text
+from dropout_grpo.runs.files import write_text
 
 _BLOCK = re.compile(r"(<!-- begin: (?P<name>[\w.-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 

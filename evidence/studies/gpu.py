@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 
+from dropout_grpo.runs.files import write_json
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.write import write_json
 from evidence.bench.config import BenchConfig
 from evidence.bench.machine import machine
 from evidence.bench.run import run_bench

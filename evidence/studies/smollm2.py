@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from dropout_grpo.commands.compare import compare
+from dropout_grpo.runs.files import write_json
 from dropout_grpo.runs.read import read_measures, read_metrics, read_results
-from dropout_grpo.runs.write import write_json
 from evidence.places import RESULTS_FOLDER
 from evidence.studies.side_by_side import finished, run_side_by_side
 from evidence.studies.smollm2_data import test_files, write_files

@@ -35,8 +35,7 @@ from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
-from dropout_grpo.runs.layout import RESULTS_FILE
-from dropout_grpo.runs.write import write_json
+from dropout_grpo.runs.files import RESULTS_FILE, write_json
 from dropout_grpo.training.machine import bf16_or_not, keep_freed_memory, number_of_threads
 from evidence.pages.markdown import table
 from evidence.places import RESULTS_FOLDER

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from dropout_grpo.evaluation.statistics import compare
-from dropout_grpo.runs.layout import RESULTS_FILE
+from dropout_grpo.runs.files import RESULTS_FILE
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_measures, read_metrics, read_run, read_samples
 from evidence.studies.over_seeds import t_interval

@@ -20,8 +20,8 @@ from dropout_grpo.commands.shared.training import train_grpo
 from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.exploration.build import ExplorationConfig, build_exploration
+from dropout_grpo.runs.files import write_json
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.write import write_json
 from evidence.places import RESULTS_FOLDER
 
 LATENT, LATENT_ANSWER = ("latent",), ("latent", "answer")

@@ -45,7 +45,7 @@ def test_the_files_of_a_run_hold_what_was_measured(checkpoint: Path, tmp_path: P
     files, run = save_files(tmp_path), tmp_path / "run"
     assert evaluate(checkpoint, files, run) == 0
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "metrics.json", "results.json", "samples.jsonl", "thoughts.jsonl", "report.html", "lock",
+        "config.json", "measures.json", "results.json", "samples.jsonl", "thoughts.jsonl", "report.html", "lock",
     }  # fmt: skip
     config = read(run, "config.json")
     assert (config["command"], config["config"]["checkpoint"]) == ("eval", str(checkpoint))
@@ -53,7 +53,7 @@ def test_the_files_of_a_run_hold_what_was_measured(checkpoint: Path, tmp_path: P
     assert config["config"]["evaluation"]["num_samples"] == 3
 
     model = LatentModel.from_pretrained(checkpoint)
-    measured, summed = read(run, "metrics.json")["evaluations"], read(run, "results.json")["evaluations"]
+    measured, summed = read(run, "measures.json")["evaluations"], read(run, "results.json")["evaluations"]
     said = lines(run)
     for i, file in enumerate(files):
         answered = answer_problems(
@@ -170,12 +170,12 @@ def test_a_stopped_evaluation_goes_on_with_the_file_it_was_stopped_in(
     assert not (run / "results.json").exists()
     assert {line["file"] for line in lines(run)} == {str(files[0])}
 
-    first = read(run, "metrics.json")["evaluations"]
+    first = read(run, "measures.json")["evaluations"]
     assert evaluate(checkpoint, files, run, *OPTIONS, "--resume", "true") == 0
     assert titles == ["b.json"]
-    assert read(run, "metrics.json")["evaluations"][:1] == first  # seconds and all
+    assert read(run, "measures.json")["evaluations"][:1] == first  # seconds and all
     assert lines(run) == lines(tmp_path / "whole")
-    for name in ("metrics.json", "results.json"):
+    for name in ("measures.json", "results.json"):
         ours, theirs = (read(folder, name)["evaluations"] for folder in (run, tmp_path / "whole"))
         assert [without_times(record) for record in ours] == [without_times(record) for record in theirs]
 
@@ -216,7 +216,7 @@ def test_resuming_refuses_another_checkpoint_other_options_and_other_problems(
 def test_the_plain_network_alone(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (file, _), run = save_files(tmp_path), tmp_path / "run"
     assert evaluate(checkpoint, [file], run, "--evaluation.num_samples", "0", *MASKS) == 0
-    (measures,) = read(run, "metrics.json")["evaluations"]
+    (measures,) = read(run, "measures.json")["evaluations"]
     assert "pass@k" not in measures
     assert lines(run)[0]["samples"] == []
     assert "% of the answers cut off at max_new_tokens" in capfd.readouterr().out
@@ -366,14 +366,14 @@ def test_damaged_measures_end_in_one_line(
     """Fault: 12 of 21 kinds of damage were tracebacks."""
     files, run = save_files(tmp_path), tmp_path / "run"
     stopped(checkpoint, files, run, monkeypatch)
-    text = (run / "metrics.json").read_text()
+    text = (run / "measures.json").read_text()
     capfd.readouterr()
     for kind, damage in DAMAGES.items():
         content = damage if isinstance(damage, bytes) else damage(text)
         assert content != text.encode(), kind
-        (run / "metrics.json").write_bytes(content)
+        (run / "measures.json").write_bytes(content)
         assert evaluate(checkpoint, files, run, *OPTIONS, "--resume", "true") == 2, kind
         said = capfd.readouterr().err
-        assert "metrics.json" in said, kind
+        assert "measures.json" in said, kind
         assert "Traceback" not in said, kind
-        assert (run / "metrics.json").read_bytes() == content, kind
+        assert (run / "measures.json").read_bytes() == content, kind

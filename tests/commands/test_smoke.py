@@ -15,7 +15,7 @@ from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.config.recipe import ModelConfig, Recipe
 from dropout_grpo.config.recipe_file import recipe_names
 from dropout_grpo.data.files import load_problems, save_problems
-from dropout_grpo.runs.write import jsonable
+from dropout_grpo.runs.files import jsonable
 from helpers.grpo_run import Replays
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
 

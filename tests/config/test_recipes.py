@@ -12,7 +12,7 @@ from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.config.recipe_file import recipe_names, recipe_path
-from dropout_grpo.runs.write import jsonable
+from dropout_grpo.runs.files import jsonable
 from helpers.by_path import ROOT
 
 NAMES = recipe_names()

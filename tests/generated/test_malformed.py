@@ -25,8 +25,7 @@ from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import try_rewards
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.runs.layout import flat_options
-from dropout_grpo.runs.write import jsonable
+from dropout_grpo.runs.files import flat_options, jsonable
 from helpers.tiny_latent import tiny_latent
 
 SECONDS = 20.0

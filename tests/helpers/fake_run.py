@@ -57,14 +57,14 @@ FLIP: Record = {
 
 
 def by_k(*values: float, half: float = 0.02) -> list[Record]:
-    """A curve of metrics.json: an entry for each k from 1, with its interval."""
+    """A curve of measures.json: an entry for each k from 1, with its interval."""
     return [{"k": k, "value": v, "ci95": [v - half, v + half]} for k, v in enumerate(values, start=1)]
 
 
 def make_run(folder: Path, **files: Any) -> Path:
     """A run folder with these parts: objects config, results, measures; lists metrics, flips, samples, thoughts."""
     folder.mkdir(exist_ok=True)
-    for name, file in (("config", "config.json"), ("results", "results.json"), ("measures", "metrics.json")):
+    for name, file in (("config", "config.json"), ("results", "results.json"), ("measures", "measures.json")):
         if name in files:
             (folder / file).write_text(json.dumps(files[name]))
     for name in ("metrics", "flips", "samples", "thoughts"):

@@ -33,7 +33,7 @@ from helpers.fake_run import CONFIG, FLIP, RESULTS, SFT, Record, make_run
         ({"results": RESULTS | {"collapse": [1]}}, r"'collapse' is \[1\], but must be an object"),
         (
             {"results": {"evaluations": [{"pass@1": 0.1}]}, "measures": {"evaluations": [{"pass@k": [{"k": "2"}]}]}},
-            r"metrics.json, evaluations\[0\], 'pass@k'\[0\]: 'k' is '2'",
+            r"measures.json, evaluations\[0\], 'pass@k'\[0\]: 'k' is '2'",
         ),
         ({"results": {"evaluations": {"a": 1}}}, r"'evaluations' is .* must be a list of objects"),
         ({"results": {"baseline": {"pass@1": 10**400}}}, r"results.json, 'baseline': 'pass@1' has 401 digits"),

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.runs.files import jsonable, write_json, write_text
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.write import jsonable, write_json, write_text
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from dropout_grpo.distributed.device import choose_device
 from dropout_grpo.distributed.processes import connected, is_main
 from dropout_grpo.errors import UserError
 from dropout_grpo.report import watch_report, write_comparison, write_report
-from dropout_grpo.runs.layout import REPORT_FILE
+from dropout_grpo.runs.files import REPORT_FILE
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console, results_are_json, tell
 

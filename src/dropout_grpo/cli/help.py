@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from dropout_grpo.config.needs import within
 from dropout_grpo.config.ranges import range_of
-from dropout_grpo.runs.layout import flat_options
+from dropout_grpo.runs.files import flat_options
 from dropout_grpo.tasks.registry import TASKS
 
 _CURRICULUM_ONLY = ("data.train", "model", "curriculum")

@@ -33,8 +33,8 @@ from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.report import write_report
 from dropout_grpo.rl.collapse import collapse
+from dropout_grpo.runs.files import DATA_FOLDER
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.layout import DATA_FOLDER
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.tasks.base import SPLIT_NAMES
 from dropout_grpo.training.progress import tell

@@ -22,7 +22,7 @@ from dropout_grpo.evaluation.measures import measure_answers, sample, summary
 from dropout_grpo.evaluation.statistics import CI95
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.report import write_report
-from dropout_grpo.runs.layout import MEASURES_FILE
+from dropout_grpo.runs.files import MEASURES_FILE
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import objects, read_measures, read_samples
 from dropout_grpo.runs.record import code_digest, weights_digest
@@ -46,7 +46,7 @@ def evaluate(
         told: the options of the exploration that the user has given; the others are those that the checkpoint was
             trained with. The recipe's exploration if None.
 
-    Writes to the run folder ``metrics.json`` (all measures with intervals, one object per file), ``samples.jsonl``
+    Writes to the run folder ``measures.json`` (all measures with intervals, one object per file), ``samples.jsonl``
     (every answer, one line per problem), ``thoughts.jsonl`` (thoughts about a few problems of the first file),
     ``results.json`` (the summary) and the report.
 

@@ -29,10 +29,10 @@ from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
+from dropout_grpo.runs.files import jsonable
 from dropout_grpo.runs.folder import RunFolder, as_run_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, weights_digest
-from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.freeze import require_trainable

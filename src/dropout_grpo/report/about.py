@@ -6,7 +6,7 @@ from typing import Any
 from dropout_grpo.report import markup
 from dropout_grpo.report.names import in_order, label
 from dropout_grpo.report.series import CURRICULUM
-from dropout_grpo.runs.layout import CONFIG_FILE
+from dropout_grpo.runs.files import CONFIG_FILE
 from dropout_grpo.runs.read import Record, Run, mapping
 
 _SPLITS = {"sft": ("train", "valid"), "grpo": ("grpo", "valid"), "demo": ("train", "grpo", "valid", "test")}

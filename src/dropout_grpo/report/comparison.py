@@ -9,7 +9,7 @@ from dropout_grpo.report.results import arm_scores, cells, columns, meanings, me
 from dropout_grpo.report.series import CURRICULUM, arms, series
 from dropout_grpo.report.svg import inline_svg
 from dropout_grpo.report.training import PASS_AT_1, validation_size
-from dropout_grpo.runs.layout import MEASURES_FILE, RESULTS_FILE
+from dropout_grpo.runs.files import MEASURES_FILE, RESULTS_FILE
 from dropout_grpo.runs.read import Record, Run, number, objects
 
 

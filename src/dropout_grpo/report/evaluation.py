@@ -1,4 +1,4 @@
-"""The files of an evaluation: the summary of results.json, and from metrics.json what k answers give."""
+"""The files of an evaluation: the summary of results.json, and from measures.json what k answers give."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ def evaluations_section(run: Run) -> str:
         [markup.count(number(record, "n", place)), *cells(record, keys, place)] for place, record in evaluations.items()
     ]
     rows = [[name, *of_files] for name, *of_files in zip(["problems", *columns(keys)], *found, strict=True)]
-    measured = _by_place(run.measures, "metrics.json")
+    measured = _by_place(run.measures, "measures.json")
     return markup.section(
         "Evaluation",
         markup.table("Share of each file's problems", ["", *files], rows),
@@ -99,7 +99,7 @@ def _cells(estimate: Estimate | None) -> list[str]:
 
 
 def estimates(record: Record, key: str, place: str) -> list[Estimate]:
-    """A curve of metrics.json; an entry without all its numbers is left out."""
+    """A curve of measures.json; an entry without all its numbers is left out."""
     found = []
     for i, entry in enumerate(objects(record, key, place)):
         where = f"{place}, {key!r}[{i}]"

@@ -17,10 +17,9 @@ from dropout_grpo.report.results import headline, results_section
 from dropout_grpo.report.style import CSS
 from dropout_grpo.report.thoughts import thoughts_section
 from dropout_grpo.report.training import curriculum_section, grpo_section
-from dropout_grpo.runs.layout import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE
+from dropout_grpo.runs.files import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE, write_text, writing
 from dropout_grpo.runs.lock import is_locked
 from dropout_grpo.runs.read import Run, number, read_run, read_samples
-from dropout_grpo.runs.write import write_text, writing
 
 WATCH_SECONDS = 20
 """Between two reports of a run that goes on: drawing one takes about a second."""
@@ -29,7 +28,7 @@ WATCH_SECONDS = 20
 def write_report(run_dir: Path, *, reload: int | None = None) -> Path:
     """Write `report.html` into a run folder and return its path. An earlier report is replaced.
 
-    Reads config.json, metrics.jsonl, results.json, metrics.json, flips.jsonl, thoughts.jsonl and samples.jsonl. The
+    Reads config.json, metrics.jsonl, results.json, measures.json, flips.jsonl, thoughts.jsonl and samples.jsonl. The
     parts of an absent file are left out.
 
     Args:

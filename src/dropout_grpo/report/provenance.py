@@ -4,7 +4,7 @@ import json
 
 from dropout_grpo.report import markup
 from dropout_grpo.report.names import label
-from dropout_grpo.runs.layout import CONFIG_FILE, RESULTS_FILE, flat_options
+from dropout_grpo.runs.files import CONFIG_FILE, RESULTS_FILE, flat_options
 from dropout_grpo.runs.read import Record, Run, mapping, number
 
 

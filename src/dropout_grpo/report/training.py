@@ -8,7 +8,7 @@ from dropout_grpo.report.names import in_order, label
 from dropout_grpo.report.plots import Curve, curves_figure
 from dropout_grpo.report.series import CURRICULUM, Series, arms, complement, series, stage_starts
 from dropout_grpo.report.svg import inline_svg
-from dropout_grpo.runs.layout import CONFIG_FILE
+from dropout_grpo.runs.files import CONFIG_FILE
 from dropout_grpo.runs.read import Run, mapping, number
 
 PASS_AT_1 = "eval/pass@1"

@@ -51,10 +51,10 @@ from dropout_grpo.rl.objective import Batch, surrogate
 from dropout_grpo.rl.reference import Reference
 from dropout_grpo.rl.sampler import Sampler
 from dropout_grpo.rl.watch import Watch
+from dropout_grpo.runs.files import jsonable
 from dropout_grpo.runs.folder import RunFolder, as_run_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, code_digest, weights_digest
-from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
 from dropout_grpo.training.freeze import check_trained, only_trained, require_trainable
 from dropout_grpo.training.given_model import as_latent_model

@@ -13,7 +13,7 @@ from typing import Any
 from dropout_grpo.config.choices import TrackerName
 from dropout_grpo.distributed.processes import is_main, on_main
 from dropout_grpo.errors import RESUME, UserError, reading
-from dropout_grpo.runs.layout import (
+from dropout_grpo.runs.files import (
     CONFIG_FILE,
     DATA_FOLDER,
     FLIPS_FILE,
@@ -23,13 +23,17 @@ from dropout_grpo.runs.layout import (
     SAMPLES_FILE,
     THOUGHTS_FILE,
     checkpoint_folder,
+    jsonable,
+    sync,
+    write_json,
+    write_text,
+    writing,
 )
 from dropout_grpo.runs.lock import LOCK_FILE, lock_folder
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics, started_with
 from dropout_grpo.runs.record import Record, require_equal_processes
 from dropout_grpo.runs.trackers import Trackers, require_trackers
-from dropout_grpo.runs.write import jsonable, sync, write_json, write_text, writing
 
 _DRAFTS = {CONFIG_FILE, f"{CONFIG_FILE}.part", LOCK_FILE}
 _BEFORE_A_RUN = {*_DRAFTS, DATA_FOLDER}
@@ -203,7 +207,7 @@ class RunFolder:
         self._write(RESULTS_FILE, lambda path: write_json(path, results))
 
     def write_measures(self, measures: Mapping[str, Any]) -> None:
-        """Write metrics.json of an evaluation."""
+        """Write measures.json of an evaluation."""
         self._write(MEASURES_FILE, lambda path: write_json(path, measures))
 
     def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:

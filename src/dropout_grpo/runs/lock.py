@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.runs.write import writing
+from dropout_grpo.runs.files import writing
 
 LOCK_FILE = "lock"
 

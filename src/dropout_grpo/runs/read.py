@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError, reading
-from dropout_grpo.runs.layout import (
+from dropout_grpo.runs.files import (
     CONFIG_FILE,
     FLIPS_FILE,
     MEASURES_FILE,
@@ -34,7 +34,7 @@ class Run:
     provenance: Record  # config.json: command, config, versions, commit
     metrics: list[Record]  # metrics.jsonl: every record has a `part` and an integer `step`
     results: Record  # results.json
-    measures: Record  # metrics.json of an evaluation: all measures with intervals
+    measures: Record  # measures.json of an evaluation: all measures with intervals
     flips: list[Record]  # flips.jsonl: problems whose plain answer changed between right and wrong
     thoughts: list[Record]  # thoughts.jsonl: the thoughts about some problems, read through the head
 
@@ -85,8 +85,8 @@ def read_results(run: Path) -> Record:
 
 
 def read_measures(run: Path) -> Record:
-    """metrics.json of an evaluation; empty without the file."""
-    return _read_object(run / MEASURES_FILE)
+    """measures.json of an evaluation; empty without the file. Older versions called it metrics.json."""
+    return _read_object(run / MEASURES_FILE) or _read_object(run / "metrics.json")
 
 
 def started_with(run: Path) -> dict[str, Any]:

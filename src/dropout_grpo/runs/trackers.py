@@ -11,7 +11,7 @@ from typing import Any
 
 from dropout_grpo.config.choices import TrackerName
 from dropout_grpo.errors import UserError
-from dropout_grpo.runs.layout import flat_options
+from dropout_grpo.runs.files import flat_options
 
 _PROJECT = "dropout-grpo"
 

@@ -33,9 +33,8 @@ from transformers.trainer_utils import TrainOutput
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.runs.files import checkpoint_folder, jsonable
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.layout import checkpoint_folder
-from dropout_grpo.runs.write import jsonable
 from dropout_grpo.training.checkpoint import save_checkpoint
 
 OURS, THEIRS = "eval/", "eval_"

@@ -21,7 +21,7 @@ from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place, reading
 from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.runs.write import sync, write_json, writing
+from dropout_grpo.runs.files import sync, write_json, writing
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from dropout_grpo.distributed.processes import greatest, is_main, on_main
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.runs.files import writing
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, require_equal_processes
-from dropout_grpo.runs.write import writing
 from dropout_grpo.training.checkpoint import (
     DamagedCheckpoint,
     restore_optimizer,

@@ -64,7 +64,7 @@ def test_no_library_complains(tmp_path: Path) -> None:
 
     updates = [json.loads(line) for line in (out / "sft/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [u["stage"] for u in updates if "loss" in u] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]  # 9 problems, 4 a batch
-    measured = json.loads((out / "eval/metrics.json").read_text(encoding="utf-8"))["evaluations"]
+    measured = json.loads((out / "eval/measures.json").read_text(encoding="utf-8"))["evaluations"]
     assert [(e["file"], e["n"]) for e in measured] == [(str(valid), 1), (str(train), 9)]
     golds = [json.loads(line)["answer"] for line in (out / "eval/samples.jsonl").read_text("utf-8").splitlines()]
     assert golds == ["5", *(str(135 * i) for i in range(2, 11))]

@@ -304,7 +304,7 @@ def test_samples_by_hand(tmp_path: Path) -> None:
         for seed, share in ((1, 0.2), (2, 0.4)):
             value = 0.5 if name == second else share
             curve = [{"k": 1, "value": value / 2}, {"k": 2, "value": value}, {"k": 3, "value": 0.9}]
-            file = places(tmp_path, seed).run(name) / "metrics.json"
+            file = places(tmp_path, seed).run(name) / "measures.json"
             file.parent.mkdir(parents=True)
             measured = {"n": 4, "num_samples": 3, "pass@k": curve, "seconds": float(seed)}
             file.write_text(json.dumps({"evaluations": [measured]}), encoding="utf-8")

@@ -14,8 +14,8 @@ from dropout_grpo.distributed.device import default_device, describe_device, unu
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.attention_choice import attention_for, fix_attention
+from dropout_grpo.runs.files import CONFIG_FILE
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.layout import CONFIG_FILE
 from dropout_grpo.runs.read import started_with
 from dropout_grpo.training.machine import bf16_for, bf16_or_not
 from dropout_grpo.training.progress import console

@@ -12,9 +12,8 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.card import CardFacts, Measured, write_card
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.tokens import COCONUT
-from dropout_grpo.runs.layout import CONFIG_FILE, checkpoint_folder, flat_options
+from dropout_grpo.runs.files import CONFIG_FILE, checkpoint_folder, flat_options, jsonable, writing
 from dropout_grpo.runs.read import read_results, read_run, started_with
-from dropout_grpo.runs.write import jsonable, writing
 
 _METHODS = {"sft": "Coconut's curriculum", "grpo": "Dropout-GRPO", "demo": "the dropout-grpo demo"}
 _MEASURED = {
