@@ -28,10 +28,10 @@ CASES = {
     "values": ExplorationConfig(sites=("values",)),
     "attention_weights": ExplorationConfig(sites=("attention_weights",)),
     "gaussian, residual": ExplorationConfig(kind="gaussian"),
-    "svp": ExplorationConfig(kind="svp"),
+    "svp": ExplorationConfig(kind="evidence.rivals.svp:SVP"),
     "weight_noise": ExplorationConfig(kind="weight_noise"),
     "residual, prompt and latent": ExplorationConfig(phases=_BOTH),
-    "svp, prompt and latent": ExplorationConfig(kind="svp", phases=_BOTH),
+    "svp, prompt and latent": ExplorationConfig(kind="evidence.rivals.svp:SVP", phases=_BOTH),
     "weight_noise, prompt and latent": ExplorationConfig(kind="weight_noise", phases=_BOTH),
 }
 """The explorations by name; they are on in the latent phase only, unless the name says otherwise."""

@@ -19,7 +19,7 @@ def load_object(path: str, *, noun: Literal["function", "class"], what: str, exa
     """The callable that ``path`` names. Runs the module's code.
 
     Args:
-        path: ``package.module:name`` or ``path/to/file.py:name``; a file is relative to the working folder.
+        path: ``package.module:name`` or ``path/to/file.py:name``; both may be in the working folder.
         noun: what is expected, for messages.
         what: the start of messages, such as ``reward 'a.py:f'``.
         example: a right path, for messages.
@@ -40,12 +40,14 @@ def load_object(path: str, *, noun: Literal["function", "class"], what: str, exa
 
 
 def _import_module(place: str, what: str) -> ModuleType:
+    if (here := str(Path.cwd())) not in sys.path:  # as `python -m` has it, and the installed command does not
+        sys.path.append(here)
     try:
         return importlib.import_module(place)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way; the cause stays attached
         raise UserError(
             f"{what}: importing {place} failed: {type(error).__name__}: {_text(error)}; "
-            "install the package, or give the path of a .py file"
+            "install the package, be in its folder, or give the path of a .py file"
         ) from error
 
 

@@ -74,7 +74,7 @@ def test_options_of_grpo(set_in_vain: dict, line: str, met: dict) -> None:
         ),
         (Recipe(exploration=ExplorationConfig(kind="my.py:Noise", p=0.3, sites=("mlp",))), []),
         (
-            Recipe(exploration=ExplorationConfig(kind="svp", sites=("mlp",), phases=("prompt",))),
+            Recipe(exploration=ExplorationConfig(kind="none", sites=("mlp",))),
             ["exploration.sites=['mlp']: no effect; it needs a kind that multiplies activations."],
         ),
         (Recipe(fsdp=True), ["fsdp=True: no effect; it needs more than one process, as torchrun starts them."]),

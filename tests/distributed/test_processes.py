@@ -12,13 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.gradients import add_up_gradients
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.build import build_exploration
 from helpers.several import in_processes
-from helpers.tiny_latent import tiny_latent
 
 
 def talk() -> dict[str, Any]:
@@ -149,33 +146,3 @@ def refuse(together: bool) -> str:
 @pytest.mark.parametrize(("together", "told"), [(True, ["tells", "told by rank 0"]), (False, ["goes on", "tells"])])
 def test_what_all_refuse_is_told_once(together: bool, told: list[str], tmp_path: Path) -> None:
     assert in_processes(2, refuse, tmp_path / "results", together) == told
-
-
-def perturbed(kind: str) -> dict[str, torch.Tensor]:
-    """Changes of the values by rollout 7, where every process finds singular vectors of other signs and a norm."""
-    sign = (-1.0) ** processes.rank()
-    svd, norm = torch.linalg.svd, torch.linalg.matrix_norm
-
-    def signed(weight: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
-        u, s, vt = svd(weight, **options)
-        return u * sign, s, vt * sign
-
-    model = tiny_latent("qwen2")
-    exploration = build_exploration(ExplorationConfig(kind=kind))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.linalg, "svd", signed)
-        patch.setattr(torch.linalg, "matrix_norm", lambda weight: norm(weight) * (1.0 + processes.rank()))
-        exploration.begin_step(1, model.sites)
-        noise = exploration.noise(torch.tensor([7]), model.sites)
-    changes = noise.weight_changes("latent", 0)
-    factors = {f"{name}.left": change.left for name, change in changes.items()} if kind == "svp" else {}
-    return factors | {name: change(torch.ones(1, 1, 16)) for name, change in changes.items()}
-
-
-@pytest.mark.parametrize("kind", ["svp", "weight_noise"])
-def test_perturbed_weights_are_those_of_rank_0(kind: str, tmp_path: Path) -> None:
-    """Another process may replay a rollout, and singular vectors have arbitrary signs."""
-    alone = perturbed(kind)
-    for found in in_processes(2, perturbed, tmp_path / "results", kind):
-        assert found.keys() == alone.keys()
-        assert all(torch.equal(found[name], alone[name]) for name in alone)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dropout_grpo.config.curriculum import CurriculumConfig
-from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import Exploration, SharedDropout
-from dropout_grpo.exploration.build import build_exploration
+from dropout_grpo.exploration.gaussian import Gaussian
 from dropout_grpo.latent import LatentModel, graphs
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.io.custom_generate.generate import generate
@@ -27,6 +26,8 @@ from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from evidence.places import DOCS
+from evidence.rivals.gaussian_v import GaussianV
+from evidence.rivals.svp import SVP
 from evidence.studies import families
 from helpers.engine import QUESTIONS, difference, latent_model
 from helpers.fixed_shape import EXPLORATIONS, HELD
@@ -38,7 +39,7 @@ from helpers.tiny_lora import tiny_lora
 pytestmark = pytest.mark.filterwarnings("error:.*cannot be recorded")
 
 SEEDS = torch.arange(12).view(3, 4) - 5
-OTHERS = {kind: build_exploration(ExplorationConfig(kind=kind)) for kind in ("gaussian", "weight_noise", "svp")}
+OTHERS = {"gaussian": Gaussian(), "gaussian_v": GaussianV(), "svp": SVP()}
 KINDS = {"gpt2": {**EXPLORATIONS, **OTHERS}, "llama": {"every_site": EXPLORATIONS["every_site"], "svp": OTHERS["svp"]}}
 CASES = [(kind, name) for kind, explorations in KINDS.items() for name in explorations]
 
@@ -72,7 +73,7 @@ def test_rollouts_and_their_replay(kind: str, name: str) -> None:
             found = made(model, exploration)
             assert torch.equal(held(found.token_ids), expected.token_ids)
             assert difference(held(found.logprobs), expected.logprobs) < 1e-5
-        recorded = name not in ("weight_noise", "svp")
+        recorded = name not in ("gaussian_v", "svp")
         assert len(graphs._RECORDINGS.get(model, ())) == (2 if recorded else 0)
         prompts = Prompts(*model.pad(QUESTIONS))
         logprobs = replay(model, prompts, SEEDS, found.token_ids, exploration, temperature=1.5)

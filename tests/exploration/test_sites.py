@@ -10,7 +10,6 @@ from dropout_grpo.exploration.sites import SiteMap
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens
 from helpers.tiny import tiny_model, tiny_tokenizer
-from helpers.tiny_latent import tiny_latent
 
 
 def test_an_unknown_projection_is_named_with_the_modules_there_are() -> None:
@@ -59,14 +58,3 @@ def test_a_site_takes_its_width_from_its_module() -> None:
     assert {counts[f"layers.{i}.{kind}"] for i in range(2) for kind in ("attention", "mlp")} == {16}
     with sites.multiplied({"layers.0.attention": torch.zeros(1, 1, 16)}):
         pass  # widths agree with the module's, or the next test of a forward pass would say so
-
-
-def test_the_columns_of_values_are_copied_to_a_device_once() -> None:
-    model = tiny_latent("gpt2")
-    here = model.sites.value_projections()
-    assert [projection.columns.device.type for projection in here] == ["cpu", "cpu"]
-    assert all(a is b for a, b in zip(here, model.sites.value_projections(), strict=True))
-    model.to("meta")
-    there = model.sites.value_projections()
-    assert [projection.columns.device.type for projection in there] == ["meta", "meta"]
-    assert all(a is b for a, b in zip(there, model.sites.value_projections(), strict=True))

@@ -1,10 +1,15 @@
-"""The random bits of ``exploration/seeds.py`` implemented again with Python integers, without tensors or overflow.
+"""The random bits of ``exploration/seeds.py`` implemented again with Python integers, without overflow.
 
 SplitMix64 (Steele, Lea and Flood 2014): a state advances by an odd constant and its finaliser is the output.
 The bits of (seed, name, index) are the finaliser of a finalised seed XOR a finalised counter.
 """
 
+from collections.abc import Iterable
 from hashlib import blake2b
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
 
 GAMMA = 0x9E3779B97F4A7C15
 WORD = (1 << 64) - 1  # "& WORD" makes the unsigned low 64 bits of any integer, negative ones included
@@ -32,6 +37,21 @@ def dropped(seed: int, name: str, index: int, p: float) -> bool:
 def uniform(seed: int, name: str, index: int = 0) -> float:
     """In [0, 1): the upper 24 bits as a fraction."""
     return (bits(seed, name, index) >> 40) / 2**24
+
+
+def normal(seed: int, name: str, size: int) -> Tensor:
+    """Standard normal numbers, float64 [size]: the upper 16 bits of each word choose a quantile."""
+    return _quantiles(bits(seed, name, i) >> 48 for i in range(size))
+
+
+def normal_matrix(seed: int, name: str, size: int) -> Tensor:
+    """Standard normal numbers, float64 [size], four from each word, lowest bits first."""
+    return _quantiles(bits(seed, name, i // 4) >> 16 * (i % 4) & 0xFFFF for i in range(size))
+
+
+def _quantiles(words: Iterable[int]) -> Tensor:
+    """Python's own quantile function."""
+    return torch.tensor([NormalDist().inv_cdf((k + 0.5) / 65536) for k in words], dtype=torch.float64)
 
 
 def fold(seed: int, value: int) -> int:

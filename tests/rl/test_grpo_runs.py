@@ -11,7 +11,6 @@ from torch import Tensor
 from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.exploration.value_weights import SingularValueNoise, ValueWeightNoise
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl import trainer as trainer_module
 from helpers.grpo_run import CONFIG, Replays, constant, steps_of, trainer
@@ -104,30 +103,6 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path, schedu
     trainer(tmp_path / "parts", config, model=model, resume=True).train(resume_from_checkpoint=True)
     assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
     assert_same_weights(weights_of(model), weights_of(whole))
-
-
-@pytest.mark.parametrize("kind", [SingularValueNoise, ValueWeightNoise])
-def test_noise_on_weights_goes_on_with_the_weights_of_its_last_refresh(tmp_path: Path, kind: Any) -> None:
-    """Refreshed before steps 1 and 4, stopped in between: the checkpoint of step 2 has the weights before step 1."""
-    config, whole = replace(LONGER, beta=0.1), tiny_latent()
-    exploration = kind(refresh=3, phases=("prompt", "latent"))
-    trainer(tmp_path / "whole", config, model=whole, exploration=exploration).train()
-    assert exploration.tensors(whole.sites) == {}, "the training is over"
-
-    def stop(model: LatentModel) -> float:
-        raise Stopped
-
-    options = {"exploration": kind(refresh=3, phases=("prompt", "latent"))}
-    with pytest.raises(Stopped):
-        trainer(tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop, **options).train()
-    model, options = tiny_latent(), {"exploration": kind(refresh=3, phases=("prompt", "latent"))}
-    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume_from_checkpoint=True)
-    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
-    assert_same_weights(weights_of(model), weights_of(whole))
-    other = tiny_latent()
-    options = {"exploration": kind(refresh=1, phases=("prompt", "latent"))}
-    trainer(tmp_path / "other", config, model=other, **options).train()
-    assert steps_of(tmp_path / "other") != steps_of(tmp_path / "whole"), "the refresh matters"
 
 
 def test_a_run_that_goes_on_keeps_the_reference_that_it_started_from(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Collection
 from dropout_grpo.errors import nearest
 
 _LONGEST = 1_000  # characters of a message
+_REMOVED = {
+    "grpo.train_only": "train an adapter (lora.r), or give the trainer a model with requires_grad set in Python",
+}
 _TYPES = {
     "int": "a whole number",
     "float": "a finite number",
@@ -44,6 +47,8 @@ def explain(message: str, known: Collection[str]) -> str:
         return f"there is no command {command[1]!r}{nearest(command[1], commands)}; there are {', '.join(commands)}."
     unknown = re.findall(r"option '([\w.-]+)'", message) + re.findall(r"(?:^|\s)--([\w.-]+)", message)
     for name in unknown:
+        if name in _REMOVED:
+            return f"--{name} is no longer an option: {_REMOVED[name]}."
         if name not in known and (near := _near(name, known)):
             return message + near
     return message

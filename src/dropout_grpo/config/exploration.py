@@ -11,11 +11,12 @@ KINDS = {
     "shared_dropout": "dropout_grpo.exploration.dropout:SharedDropout",
     "per_step_dropout": "dropout_grpo.exploration.dropout:PerStepDropout",
     "gaussian": "dropout_grpo.exploration.gaussian:Gaussian",
-    "weight_noise": "dropout_grpo.exploration.value_weights:ValueWeightNoise",
-    "svp": "dropout_grpo.exploration.value_weights:SingularValueNoise",
     "none": "dropout_grpo.exploration.base:NoExploration",
 }
 """The import path of each exploration, by kind."""
+
+MOVED = {"weight_noise": "evidence.rivals.gaussian_v:GaussianV", "svp": "evidence.rivals.svp:SVP"}
+"""Kinds of version 0.1, and where they are now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,8 @@ class ExplorationConfig:
     Args:
         kind: shared_dropout is the method of the paper; per_step_dropout, an ablation, draws a fresh mask at every
             latent step; with none, the answer's temperature is the only source of randomness. Alternatives: gaussian
-            multiplies activations (option sigma, 0.1); weight_noise adds noise to the value projections' weights, and
-            svp scales their singular values (options alpha, 0.6, and refresh, 50 steps). Give your own class by its
-            import path: my_noise.py:Gaussian or package.module:Gaussian.
+            multiplies activations (option sigma, 0.1). Give your own class by its import path: my_noise.py:Gaussian or
+            package.module:Gaussian.
         p: probability that a masked activation is zero, in [0, 1); for the two kinds of dropout.
         sites: activations that the noise multiplies: residual (attention and MLP outputs), attention, mlp, mlp_hidden,
             heads, thought, values (value features, also those of the cached prompt), attention_weights (one factor per
@@ -44,7 +44,7 @@ class ExplorationConfig:
 
     NEEDS: ClassVar[tuple[Need, ...]] = (  # a class of the user may have any of them
         Need(("p",), "kind shared_dropout or per_step_dropout", lambda e: e.kind.endswith("dropout") or ":" in e.kind),
-        Need(("sites",), "a kind that multiplies activations", lambda e: e.kind not in ("none", "weight_noise", "svp")),
+        Need(("sites",), "a kind that multiplies activations", lambda e: e.kind != "none"),
         Need(("phases",), "a kind other than none", lambda e: e.kind != "none"),
     )
 
@@ -55,6 +55,11 @@ class ExplorationConfig:
             UserError: names the option.
         """
         check_ranges(self, "exploration")
+        if self.kind in MOVED:
+            raise UserError(
+                f"exploration.kind {self.kind} is no longer part of the package: in a checkout of its repository, give "
+                f"{MOVED[self.kind]}."
+            )
         if self.kind not in KINDS and ":" not in self.kind:
             raise UserError(
                 f"exploration.kind {self.kind}: it must be one of {', '.join(KINDS)}"

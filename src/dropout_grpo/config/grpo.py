@@ -51,8 +51,6 @@ class GRPOOptions:
             quite the one that sampled: below 1 the gradient is biased, as tokens outside the set are never tried.
         replay: True recomputes a rollout's log-probabilities under its own mask; False, an ablation, under a fresh
             mask for every update.
-        train_only: names of the parameters that are trained, with wildcards, such as *.v_proj.weight; value_weights
-            means the value projections of all layers. All others are frozen. When not given, all are trained.
         learning_rate: peak of the schedule; a constant rate gives worse results here, see lr_scheduler_type.
         lr_scheduler_type: shape of the schedule over all updates, after warm-up.
         min_lr_rate: share of learning_rate at which a linear or cosine schedule ends.
@@ -107,7 +105,6 @@ class GRPOOptions:
     temperature: float = ranged(1.0, above=0, why="for greedy answers, use answers: greedy with temperature 1")
     top_p: float = ranged(1.0, above=0, at_most=1)
     replay: bool = True
-    train_only: tuple[str, ...] | None = None
     learning_rate: float = ranged(3e-4, above=0)
     lr_scheduler_type: Schedule = "linear"
     min_lr_rate: float = ranged(0.0, at_least=0, at_most=1)
@@ -213,8 +210,6 @@ class GRPOOptions:
             )
         if self.scale_rewards != "none" and self.leave_one_out:
             raise UserError("leave_one_out removes a bias that scale_rewards puts back: set scale_rewards to none.")
-        if self.train_only == ():
-            raise UserError("train_only is empty: name parameters, or leave it out to train everything.")
 
 
 class _NamesOfTRL(type):

@@ -35,8 +35,7 @@ from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, weights_digest
 from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
-from dropout_grpo.training.freeze import require_trainable
-from dropout_grpo.training.given_model import as_latent_model
+from dropout_grpo.training.given_model import as_latent_model, require_trainable
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update

@@ -12,7 +12,7 @@ from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.statistics import majority_vote
-from dropout_grpo.exploration.base import ChangesWeights, Exploration, NoExploration
+from dropout_grpo.exploration.base import Exploration, NoExploration, OwnHooks
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.casts import autocast
@@ -214,8 +214,8 @@ def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: in
     if noise is None:
         return False
     phases = ("prompt", "latent", "answer") if latent_steps > 0 else ("prompt", "answer")
-    if isinstance(noise, ChangesWeights):
-        return any(noise.weight_changes(phase, 0) for phase in phases)
+    if isinstance(noise, OwnHooks):
+        return not exploration.phases.isdisjoint(phases)
     keyed, keys = keyed_noise(noise), torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     if keyed is not None and any(keyed.key_factors(phase, 0, keys) for phase in phases):
         return True

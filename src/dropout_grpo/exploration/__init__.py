@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from dropout_grpo.exploration.base import (
         PHASES as PHASES,
         Exploration as Exploration,
+        FollowsTraining as FollowsTraining,
         NoExploration as NoExploration,
         Noise as Noise,
+        OwnHooks as OwnHooks,
     )
     from dropout_grpo.exploration.dropout import PerStepDropout as PerStepDropout, SharedDropout as SharedDropout
     from dropout_grpo.exploration.held_noise import HeldNoise as HeldNoise
@@ -17,9 +19,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Exploration": "base",
+    "FollowsTraining": "base",
     "HeldNoise": "held_noise",
     "NoExploration": "base",
     "Noise": "base",
+    "OwnHooks": "base",
     "PHASES": "base",
     "PerStepDropout": "dropout",
     "SharedDropout": "dropout",

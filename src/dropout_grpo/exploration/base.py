@@ -2,13 +2,16 @@
 
 To add one, write a class with ``phases`` and ``noise`` and give it a line in ``config/exploration.py``, or name it on
 the command line by its import path (``examples/own_exploration.py``). Everything it draws must be a pure function of
-the rollout's seed; otherwise the update cannot replay the rollout. ``HeldNoise`` (``held.py``) does most of the work.
+the rollout's seed; otherwise the update cannot replay the rollout. ``HeldNoise`` (``held_noise.py``) does most of the
+work. A noise that is not a factor of an activation installs hooks of its own (``OwnHooks``). An exploration that
+depends on the weights or on the step derives from ``FollowsTraining``. ``evidence/rivals/`` has examples of both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dropout_grpo.exploration.sites import SiteMap
 
@@ -43,32 +46,17 @@ class KeyNoise(Protocol):
 
 
 @runtime_checkable
-class ChangesWeights(Protocol):
-    """A noise that changes the value projections' weights (``value_weights.py``)."""
+class OwnHooks(Protocol):
+    """A noise that also changes a model by hooks of its own. Rollouts under it use no CUDA graphs."""
 
-    def weight_changes(self, phase: str, step: int) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        """Functions of a projection's input, whose result is added to its output; by the projection's name."""
-        ...
+    def hooks(self, sites: SiteMap, phase: str, step: int) -> AbstractContextManager[None]:
+        """A context for one forward pass, which registers hooks and removes them.
 
-
-@runtime_checkable
-class Refreshed(Protocol):
-    """An exploration that depends on the weights, which it reads every few training steps."""
-
-    def begin_step(self, step: int, sites: SiteMap) -> None:
-        """Called before every training step, counted from 1."""
-        ...
-
-    def end_training(self, sites: SiteMap) -> None:
-        """Called after the last step."""
-        ...
-
-    def tensors(self, sites: SiteMap) -> dict[str, Tensor]:
-        """The tensors for a checkpoint."""
-        ...
-
-    def load(self, tensors: Mapping[str, Tensor], sites: SiteMap) -> None:
-        """The inverse of ``tensors``."""
+        Args:
+            sites: those of the model that runs, which may be the KL's reference; ``sites.layers`` are its layers.
+            phase: one of ``PHASES``; no hook may change the result in a phase that is off.
+            step: counts latent steps from 0.
+        """
         ...
 
 
@@ -82,6 +70,25 @@ class Exploration(Protocol):
     def noise(self, seeds: Tensor, sites: SiteMap) -> Noise | None:
         """Noise of the rollouts with these ``seeds`` (int64 [B]); None for no noise."""
         ...
+
+
+class FollowsTraining:
+    """Base class of an exploration that the GRPO trainer tells of each step. A subclass overrides what it needs."""
+
+    @contextmanager
+    def training(self, model: nn.Module, sites: SiteMap) -> Iterator[None]:
+        """A context for the whole training. It begins before the optimiser is made, so it may freeze weights."""
+        yield
+
+    def begin_step(self, step: int, sites: SiteMap) -> None:
+        """Called before the rollouts of every step, counted from 1; all processes call it together."""
+
+    def tensors(self, sites: SiteMap) -> dict[str, Tensor]:
+        """The tensors that a resumed run needs, for a checkpoint."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor], sites: SiteMap) -> None:
+        """The inverse of ``tensors``; called before the first step of a resumed run."""
 
 
 class NoExploration:

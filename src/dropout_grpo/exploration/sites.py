@@ -15,14 +15,13 @@ prompt, and a group still shares one copy of its prompt. Query heads that share 
 attention dropout. It has no module: ``latent/shared_prompt.py`` multiplies the weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from dropout_grpo.errors import UserError
 
@@ -32,7 +31,6 @@ THOUGHT_SITE, ATTENTION_WEIGHTS = "thought", "attention_weights"
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUT = ("c_proj", "o_proj", "out_proj", "dense", "wo")
 _NORMS_OF_VALUES = ("attn_sub_norm", "inner_attn_ln", "sub_norm")  # between the heads and their projection (BitNet)
-_VALUES = ("v_proj", "c_attn", "qkv_proj", "query_key_value")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 _EXPERTS = ("experts", "router", "gate")  # parts of a mixture of experts
 _MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj_out")
@@ -61,33 +59,8 @@ class Site:
         return factors.unflatten(-1, (-1, self.block)).repeat_interleave(self.repeat, dim=-2).flatten(-2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValueProjection:
-    """The linear map to the values of one layer; it may be part of a wider one."""
-
-    name: str
-    module: nn.Module
-    columns: Tensor | None
-    """Indices of the values among the module's outputs, int64, where the weight is; None if all outputs are values."""
-
-    def placed(self) -> "ValueProjection":
-        """The projection with its columns where the weight is now."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        if self.columns is None or self.columns.device == weight.device:
-            return self
-        return replace(self, columns=self.columns.to(weight.device))
-
-    def weight(self) -> Tensor:
-        """W_V [in, out], a view or a copy."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        by_column = weight if isinstance(self.module, Conv1D) else weight.T
-        return by_column if self.columns is None else by_column[:, self.columns]
-
-
 class SiteMap:
-    """All sites of one model, and its decoder ``layers``.
+    """All sites of one model, its decoder ``layers``, and its numbers of ``heads`` and ``key_heads``.
 
     Args:
         decoder: the transformer without its language-model head.
@@ -113,8 +86,7 @@ class SiteMap:
             raise UserError(
                 f"the config of {type(decoder).__name__} has no num_attention_heads: its heads are unknown."
             )
-        self._heads, self._key_heads = heads, key_heads or heads
-        self._value_projections: tuple[ValueProjection, ...] | None = None
+        self.heads, self.key_heads = heads, key_heads or heads
         shared_by, uneven = divmod(heads, key_heads or heads)
         paths = {module: path for path, module in decoder.named_modules()}
         for i, layer in enumerate(layers):
@@ -153,7 +125,7 @@ class SiteMap:
         self._all = [site for site in self._all if site.kind != ATTENTION_WEIGHTS]
         if multiplied:
             self._all += [
-                Site(name=f"layers.{i}.{ATTENTION_WEIGHTS}", kind=ATTENTION_WEIGHTS, count=self._heads)
+                Site(name=f"layers.{i}.{ATTENTION_WEIGHTS}", kind=ATTENTION_WEIGHTS, count=self.heads)
                 for i in range(len(self.layers))
             ]
         self._by_name = {site.name: site for site in self._all}
@@ -182,51 +154,6 @@ class SiteMap:
         """Kinds of sites that no layer of the model has, and why."""
         found = {site.kind for site in self._all} | {"residual"}
         return {kind: self._why[kind] for kind in SITES if kind not in found}
-
-    def value_projections(self) -> tuple[ValueProjection, ...]:
-        """The value projections of all layers.
-
-        Raises:
-            UserError: a layer has none with a known name, or one with an adapter.
-        """
-        if self._value_projections is None:
-            found = []
-            names = {module: path.rpartition(".")[2] for path, module in self._decoder.named_modules()}
-            for i, layer in enumerate(self.layers):
-                columns, module = None, _projection(layer, _ATTENTION, _VALUES)
-                if module is not None:
-                    columns = _value_columns(module, names[module], self._heads, self._key_heads)
-                if module is None or columns is None:
-                    raise UserError(
-                        f"layer {i} ({type(layer).__name__}) has no value projection known by name and shape "
-                        f"({', '.join(_VALUES)}): choose another exploration.kind, or name the weights of "
-                        "train_only by a pattern."
-                    )
-                if not isinstance(module, nn.Linear | Conv1D):
-                    raise UserError(
-                        f"the value projection of layer {i} is a {type(module).__name__}, not a plain weight: merge "
-                        "the adapter first, or choose another exploration.kind."
-                    )
-                all_of_it = len(columns) == _widths(module)[1]
-                name = f"layers.{i}.value_weight"
-                found.append(ValueProjection(name=name, module=module, columns=None if all_of_it else columns))
-            self._value_projections = tuple(found)
-        # The model may have moved. A copy at every use would make the host wait for the device.
-        self._value_projections = tuple(projection.placed() for projection in self._value_projections)
-        return self._value_projections
-
-    @contextmanager
-    def changed(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-        """Inside the block, add ``changes[name]`` of the input to the output of each named value projection."""
-        handles = []
-        try:
-            for projection in self.value_projections() if changes else ():
-                hook = _change_hook(changes[projection.name], projection.columns)
-                handles.append(projection.module.register_forward_hook(hook))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def multiplied(self, factors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -262,30 +189,6 @@ def _output_hook(factor: Tensor) -> Any:
         return _times(output, factor)
 
     return hook
-
-
-def _change_hook(change: Callable[[Tensor], Tensor], columns: Tensor | None) -> Any:
-    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        added = change(args[0]).to(output.dtype)
-        return output + added if columns is None else output.index_add(-1, columns, added)
-
-    return hook
-
-
-def _value_columns(projection: nn.Module, name: str, heads: int, key_heads: int) -> Tensor | None:
-    """Where a projection's values are, int64; None if its layout is unknown."""
-    width = _widths(projection)[1]
-    size, uneven = divmod(width, heads + 2 * key_heads)
-    places = torch.arange(width)
-    if name == "v_proj":
-        return places
-    if uneven:
-        return None
-    if name in ("c_attn", "qkv_proj"):  # queries, keys, values
-        return places[-key_heads * size :]
-    if heads == key_heads:  # for every head its query, its key, its value (GPT-NeoX, BLOOM)
-        return places.view(heads, 3, size)[:, 2].flatten()
-    return None
 
 
 def _input_hook(factor: Tensor) -> Any:

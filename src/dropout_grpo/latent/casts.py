@@ -2,7 +2,7 @@
 
 Autocast keeps its cast of a weight that requires a gradient until its block ends. It casts all others anew in each
 forward pass: for the prompt, for every thought and for every answer token. A backward pass even keeps all these copies.
-This concerns the reference of a KL, the base of an adapter, and what ``train_only`` leaves out.
+This concerns the reference of a KL, the base of an adapter, and weights without ``requires_grad``.
 
 The float32 weights stay in the model; layers see the copies during a forward pass only. Results have the same bits.
 """

@@ -29,7 +29,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from dropout_grpo.distributed.sharding import is_sharded
-from dropout_grpo.exploration.base import ChangesWeights, Noise
+from dropout_grpo.exploration.base import Noise, OwnHooks
 from dropout_grpo.latent.casts import forget_casts
 from dropout_grpo.latent.decoding import DecodingStrategy, Generation, generate_eagerly
 from dropout_grpo.latent.fixed_shape import AnsweringWork, BatchTensors, ThinkingWork, batch_tensors, runs_on_buffers
@@ -238,7 +238,7 @@ def recordings_for(
     device. transformers marks such architectures with the private attribute ``_can_compile_fullgraph``; in versions
     without it, steps run one by one. Models with a dynamic RoPE copy numbers although they are marked. Graphs are not
     used with an adapter, which is switched off and on between calls (for the KL's reference), nor with noise that
-    changes weights, which has no buffers.
+    has hooks of its own, which has no buffers.
     """
     if state.hidden.device.type not in RECORDERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
@@ -249,7 +249,7 @@ def recordings_for(
         not getattr(inner, "_can_compile_fullgraph", False)
         or has_adapter(inner)
         or is_sharded(model)  # each update gathers the weights to another place
-        or isinstance(noise, ChangesWeights)
+        or isinstance(noise, OwnHooks)
         or any(rope.get("rope_type") == "dynamic" for rope in ropes(inner.config))
     ):
         return None

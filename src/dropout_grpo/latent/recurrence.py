@@ -13,7 +13,7 @@ Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration.base import ChangesWeights, Exploration, KeyNoise, Noise
+from dropout_grpo.exploration.base import Exploration, KeyNoise, Noise, OwnHooks
 from dropout_grpo.exploration.build import require_exploration
 from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
 from dropout_grpo.latent.attention_choice import without_cudnn
@@ -233,10 +233,8 @@ class Recurrence(nn.Module):
     def _noisy(self, noise: Noise | None, phase: str, step: int) -> Iterator[Mapping[str, Tensor]]:
         """Apply the noise to the model's modules in a forward pass. The caller applies the thought's factors."""
         factors = {} if noise is None else noise.factors(phase, step)
-        changes: Mapping[str, Callable[[Tensor], Tensor]] = {}
-        if isinstance(noise, ChangesWeights):
-            changes = noise.weight_changes(phase, step)
-        with self.sites.multiplied(factors), self.sites.changed(changes), frozen_weights_cast(self), without_cudnn():
+        hooks = noise.hooks(self.sites, phase, step) if isinstance(noise, OwnHooks) else nullcontext()
+        with self.sites.multiplied(factors), hooks, frozen_weights_cast(self), without_cudnn():
             yield factors
 
     def score(

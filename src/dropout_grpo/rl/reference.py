@@ -75,7 +75,7 @@ class Reference:
 class _NoiseOf:
     """An exploration whose noise on any model is its noise on one model's sites.
 
-    Noise may depend on weights (``value_weights.py``), and those of the reference are not the policy's.
+    Noise may depend on weights (``FollowsTraining``), and those of the reference are not the policy's.
     """
 
     def __init__(self, sites: SiteMap, exploration: Exploration) -> None:

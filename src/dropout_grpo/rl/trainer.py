@@ -24,7 +24,7 @@ from dropout_grpo.distributed.sharding import as_shards, start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.evaluation.measures import as_logged, validation_metrics
-from dropout_grpo.exploration.base import Exploration, Refreshed
+from dropout_grpo.exploration.base import Exploration, FollowsTraining
 from dropout_grpo.exploration.build import options_of, require_exploration
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import fold
@@ -56,8 +56,7 @@ from dropout_grpo.runs.folder import RunFolder, as_run_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record, code_digest, weights_digest
 from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
-from dropout_grpo.training.freeze import check_trained, only_trained, require_trainable
-from dropout_grpo.training.given_model import as_latent_model
+from dropout_grpo.training.given_model import as_latent_model, require_trainable
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is, update
 from dropout_grpo.training.progress import console
@@ -93,8 +92,8 @@ class GRPOTrainer(HasCallbacks):
     """Dropout-GRPO on problems with answers; steps are not used. Names are those of TRL.
 
     Args:
-        model: the policy, trained in place; or its folder or hub name. A language model without latent tokens, an
-            object or by name, gets them, and needs ``latent_steps``.
+        model: the policy, trained in place; or its folder or hub name. Weights without ``requires_grad`` stay as they
+            are. A language model without latent tokens, an object or by name, gets them, and needs ``latent_steps``.
         reward_funcs: one or several, as in TRL: ``f(prompts, completions, **columns) -> list[float | None]``, which may
             be async, or an object with ``__call__``; `data/rewards.py` lists the arguments.
         args: options; of a ``GRPOConfig`` also ``output_dir``, ``seed`` and ``bf16``, which the arguments below repeat.
@@ -170,9 +169,9 @@ class GRPOTrainer(HasCallbacks):
                 f"reward_weights has {len(config.reward_weights)} numbers for {len(reward_funcs)} reward functions: "
                 "give one each, or none for equal weights."
             )
-        check_trained(model, config.train_only, weight_decay=config.weight_decay, fsdp=fsdp)
         self.args, self._trackers = args, beside.trackers
         self.model, self.config, self.exploration, self._run = model, config, exploration, run
+        self._follower = exploration if isinstance(exploration, FollowsTraining) else FollowsTraining()
         self.bf16, self.fsdp, self.part, self._validate = bf16, fsdp, part, evaluate
         self.sampler = Sampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
         self._batches = MicroBatches("grpo.micro_batch_size", config.micro_batch_size)
@@ -227,7 +226,7 @@ class GRPOTrainer(HasCallbacks):
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         require_trainable(self.model)
-        with only_trained(self.model, self.config.train_only):
+        with self._follower.training(self.model, self.model.sites):
             return self._train(resume_from_checkpoint)
 
     def _train(self, resume_from_checkpoint: bool | str | Path | None) -> TrainOutput:
@@ -306,10 +305,7 @@ class GRPOTrainer(HasCallbacks):
                     session.stop(step)
                 if callbacks.control.should_training_stop:
                     break
-            output = callbacks.end(losses, time.monotonic() - began)
-        if isinstance(self.exploration, Refreshed):
-            self.exploration.end_training(self.model.sites)
-        return output
+            return callbacks.end(losses, time.monotonic() - began)
 
     def _tell_of_length(self, before: int | None, done: int, schedule: Any) -> None:
         now, kind = self.config.max_steps, self.config.lr_scheduler_type
@@ -376,8 +372,7 @@ class GRPOTrainer(HasCallbacks):
     def _limit_micro_batches(self) -> None:
         """Size the micro-batches by a group with the longest question and the longest answers."""
         k, length = self.config.num_generations, self.config.max_completion_length
-        if isinstance(self.exploration, Refreshed):
-            self.exploration.begin_step(1, self.model.sites)
+        self._follower.begin_step(1, self.model.sites)
         zeros = torch.zeros(k, length, device=self.model.device)
         answers = Generation(token_ids=zeros.long(), mask=zeros == 0, logprobs=zeros, entropy=zeros)
         totals = Batch(rollouts=k, tokens=k * length, max_completion_length=length)
@@ -396,10 +391,8 @@ class GRPOTrainer(HasCallbacks):
     def reference_tensors(self) -> dict[str, Tensor]:
         """The reference's weights if training updates them, and the exploration's tensors."""
         tensors = {} if self.reference is None else dict(self.reference.tensors())
-        if isinstance(self.exploration, Refreshed):
-            kept = self.exploration.tensors(self.model.sites)
-            tensors |= {_EXPLORATION + name: tensor for name, tensor in kept.items()}
-        return tensors
+        own = self._follower.tensors(self.model.sites)
+        return tensors | {_EXPLORATION + name: tensor for name, tensor in own.items()}
 
     def restore(self, state: Mapping[str, Any], reference: Mapping[str, Tensor]) -> None:
         """The inverse of ``checkpoint_state`` and ``reference_tensors``; ``state`` also has the key ``step``."""
@@ -407,15 +400,13 @@ class GRPOTrainer(HasCallbacks):
         self.baseline = MovingAverage(**state.get("baseline", {}))
         if self.reference is not None:
             self.reference.load({n: tensor for n, tensor in reference.items() if not n.startswith(_EXPLORATION)})
-        if isinstance(self.exploration, Refreshed):
-            kept = {n.removeprefix(_EXPLORATION): t for n, t in reference.items() if n.startswith(_EXPLORATION)}
-            self.exploration.load(kept, self.model.sites)
+        own = {n.removeprefix(_EXPLORATION): t for n, t in reference.items() if n.startswith(_EXPLORATION)}
+        self._follower.load(own, self.model.sites)
 
     def step(self, step: int, optimizer: Any, schedule: Any, last_good: str = "none yet") -> dict[str, float]:
         """Sample a batch of rollouts, make ``num_iterations`` updates on it, and return the metrics."""
         config, start = self.config, time.monotonic()
-        if isinstance(self.exploration, Refreshed):
-            self.exploration.begin_step(step, self.model.sites)
+        self._follower.begin_step(step, self.model.sites)
         sampled, by_function = self.sampler.sample(step)
         if not bool(sampled.answers.logprobs.isfinite().all()):
             raise NonFinite(f"{self._where(step)}: rollout log-probs are not finite. {last_good_is(last_good)}")

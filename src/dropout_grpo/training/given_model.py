@@ -65,6 +65,37 @@ def as_latent_model(
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
 
 
+def require_trainable(model: LatentModel) -> None:
+    """Check that updates can train a model, and that nothing around the trainer changes what is computed.
+
+    Raises:
+        UserError: the model has no thoughts, float16 weights, or no weight with ``requires_grad``; or the caller has
+            switched off gradients, or switched on autocast, which the option bf16 does where it belongs.
+    """
+    if model.latent_steps < 0:
+        raise UserError(f"latent_steps={model.latent_steps} of {model.name}: the number of thoughts must be 0 or more.")
+    name, weight = next(iter(model.named_parameters()))
+    if weight.dtype == torch.float16:
+        raise UserError(
+            f"the weights of {model.name} are float16 ({name.removeprefix('model.')}): small updates would be lost. "
+            "Load the model in float32, and set bf16 for fast matrix products."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"no weight of {model.name} has requires_grad: there is nothing to train.")
+    if torch.is_inference_mode_enabled() or weight.is_inference():
+        raise UserError(
+            "train() has no gradients inside torch.inference_mode(), or for a model that was loaded there: call both "
+            "outside of it."
+        )
+    if not torch.is_grad_enabled():
+        raise UserError("train() has no gradients inside torch.no_grad(): call it outside.")
+    if torch.is_autocast_enabled(model.device.type):
+        raise UserError(
+            "train() inside torch.autocast() computes rollouts and updates in other precisions than its own: call it "
+            "outside, and set bf16."
+        )
+
+
 def _made(
     model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -172,7 +172,8 @@ def test_samples_are_counted_problem_by_problem(rivals: Path) -> None:
             "config"
         ]
         assert config["evaluation"]["temperature"] == (0.0 if row["answers"] == "greedy" else 1.0)
-        assert config["exploration"]["kind"] == ("svp" if row["noise"] == "svp_v" else "none")
+        kind = config["exploration"]["kind"]
+        assert kind == ("evidence.rivals.svp:SVP" if row["noise"] == "svp_v" else "none")
         assert row["to_first"]["difference"] == pytest.approx(row["pass@k"] - found["none_sampled_samples"]["pass@k"])
 
 
@@ -216,15 +217,16 @@ def test_the_settings_are_what_the_labels_say(plan: Plan, recipes: dict[str, Rec
     assert (no_filter.filter_groups, no_filter.kl_estimator) == (None, "k3_huber")
     assert (recipes["prompt_01"].exploration.p, recipes["prompt_01"].exploration.phases) == (0.1, ("prompt", "latent"))
     for name, kind, phases in (
-        ("svp_v", "svp", ("prompt", "latent")),
-        ("svp_v_latent", "svp", ("latent",)),
-        ("gaussian_v", "weight_noise", ("prompt", "latent")),
-        ("gaussian_v_latent", "weight_noise", ("latent",)),
+        ("svp_v", "svp:SVP", ("prompt", "latent")),
+        ("svp_v_latent", "svp:SVP", ("latent",)),
+        ("gaussian_v", "gaussian_v:GaussianV", ("prompt", "latent")),
+        ("gaussian_v_latent", "gaussian_v:GaussianV", ("latent",)),
     ):
         used = recipes[name].exploration
-        assert (used.kind, used.phases, used.options) == (kind, phases, {"alpha": 0.6, "refresh": 50})
+        assert (used.kind, used.phases) == (f"evidence.rivals.{kind}", phases)
+        assert used.options == {"alpha": 0.6, "refresh": 50}
     assert recipes["gaussian"].exploration.options["sigma"] ** 2 == pytest.approx(0.2 / 0.8), "variance of a mask"
-    assert recipes["svp_v_alone"].grpo.train_only == ("value_weights",)
+    assert recipes["svp_v_alone"].exploration.kind == "evidence.rivals.svp:SVPOnlyValues"
     assert plan.arms["pause_temperature"].baseline == "pause"
     assert 0 not in plan.seeds
     assert len(plan.seeds) == 5

@@ -1,24 +1,25 @@
-"""Alternatives to dropout against the oracle: Gaussian factors, and perturbed weights of value projections."""
+"""Noise on the weights of value projections against the oracle, and in runs that are stopped and resumed."""
 
-from collections.abc import Callable, Iterable
-from statistics import NormalDist
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scipy.stats import kstest
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
-from dropout_grpo.exploration import Exploration, value_weights
 from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.seeds import normal, normal_matrix, stream
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.rollout import replay, roll_out
 from dropout_grpo.rl.reference import Reference
+from evidence.rivals import gaussian_v
+from evidence.rivals.value_projections import value_projections
 from helpers import splitmix
 from helpers.engine import (
     ALL_PHASES,
@@ -37,68 +38,21 @@ from helpers.engine import (
     oracle_rows,
     prompts,
 )
-from helpers.oracle import Factors, oracle_run
+from helpers.grpo_run import CONFIG, steps_of, trainer
+from helpers.oracle import oracle_run
+from helpers.several import in_processes
 from helpers.test_oracle import VALUES
 from helpers.tiny import EXTRA_KINDS, KINDS
+from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
 
-every_rival = pytest.mark.parametrize("kind", ["svp", "weight_noise"])
+every_rival = pytest.mark.parametrize("kind", ["svp", "gaussian_v"])
 PUBLISHED = ("prompt", "latent")
+PATHS = {"svp": "svp:SVP", "gaussian_v": "gaussian_v:GaussianV"}
 
 
-def rival(kind: str, phases: tuple[str, ...] = ("latent",), **options: Any) -> Exploration:
-    return build_exploration(ExplorationConfig(kind=kind, phases=phases, options=options))
-
-
-def reference_normal(seed: int, name: str, size: int) -> Tensor:
-    """From Python's integers and its own quantile function."""
-    return reference_quantiles(splitmix.bits(seed, name, i) >> 48 for i in range(size))
-
-
-def reference_matrix(seed: int, name: str, size: int) -> Tensor:
-    """Four numbers from each word, lowest bits first."""
-    return reference_quantiles(splitmix.bits(seed, name, i // 4) >> 16 * (i % 4) & 0xFFFF for i in range(size))
-
-
-def reference_quantiles(bits: Iterable[int]) -> Tensor:
-    return torch.tensor([NormalDist().inv_cdf((k + 0.5) / 65536) for k in bits], dtype=torch.float64)
-
-
-def test_normal_numbers_are_quantiles_of_the_seeds_bits() -> None:
-    seeds = [0, -1, 2**63 - 1]
-    found = normal(torch.tensor(seeds), stream("layers.0.mlp", 50))
-    expected = torch.stack([reference_normal(seed, "layers.0.mlp", 50) for seed in seeds])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    for size in (50, 49):
-        expected = torch.stack([reference_matrix(seed, "layers.0.mlp", size) for seed in seeds])
-        packed = normal_matrix(torch.tensor(seeds), "layers.0.mlp", size, torch.float64)
-        torch.testing.assert_close(packed, expected, rtol=0, atol=1e-9)
-    many = normal(torch.arange(2000), stream("thought", 40)).flatten()
-    assert kstest(many.numpy(), "norm").pvalue > 1e-4
-    assert kstest((1.02 * many).numpy(), "norm").pvalue < 1e-2
-
-
-@both_caches
-@pytest.mark.parametrize("model_kind", ["gpt2", "qwen3"])
-def test_gaussian_factors_are_the_oracles(model_kind: str, copy_prompts: bool) -> None:
-    sites = ("residual", "values", "attention_weights", "thought")
-    exploration = build_exploration(ExplorationConfig(kind="gaussian", sites=sites, options={"sigma": 0.3}))
-    model, plain = latent_model(model_kind, copy_prompts=copy_prompts), oracle_model(model_kind)
-
-    def reference(seed: int) -> Factors:
-        def factors(phase: str, step: int) -> dict[str, Tensor]:
-            if phase != "latent":
-                return {}
-            names = [f"layers.{i}.{kind}" for i in (0, 1) for kind in ("attention", "mlp", "values")] + ["thought"]
-            drawn = {name: 1 + 0.3 * reference_normal(seed, name, 16) for name in names}
-            weights = [f"layers.{i}.attention_weights" for i in (0, 1)]
-            return drawn | {n: (1 + 0.3 * reference_normal(seed, n, 4 * 64)).view(64, 4).T for n in weights}
-
-        return factors
-
-    oracle = oracle_rows(plain, 2, [reference(seed) for seed in SEEDS.flatten().tolist()])
-    _, logprobs = engine_rows(model, exploration)
-    assert difference(logprobs.detach(), oracle[1].detach()) < 1e-8
-    assert differences(gradients(model.model, logprobs), gradients(plain, oracle[1])) < 1e-8
+def rival(kind: str, phases: tuple[str, ...] = ("latent",), **options: Any) -> Any:
+    """Made from its import path, as on the command line."""
+    return build_exploration(ExplorationConfig(kind=f"evidence.rivals.{PATHS[kind]}", phases=phases, options=options))
 
 
 def with_noise(
@@ -120,11 +74,11 @@ def with_noise(
         w_v = weights(of or model, i)[:, columns]
         if kind == "svp":
             u, s, vt = torch.linalg.svd(w_v, full_matrices=False)
-            code = reference_normal(seed, f"layers.{i}.value_weight", len(s))
+            code = splitmix.normal(seed, f"layers.{i}.value_weight", len(s))
             added = alpha * sum(s[r] * code[r] * torch.outer(u[:, r], vt[r]) for r in range(len(s)))
         else:
             sigma = alpha * w_v.square().mean().sqrt()  # ||W||_F / sqrt(in * out)
-            added = sigma * reference_matrix(seed, f"layers.{i}.value_weight", w_v.numel()).view(w_v.shape)
+            added = sigma * splitmix.normal_matrix(seed, f"layers.{i}.value_weight", w_v.numel()).view(w_v.shape)
         w[:, columns] += added
 
 
@@ -171,7 +125,7 @@ def test_weights_perturbed_in_some_phases(
 def test_gradients_are_finite_differences_with_the_noise_held(kind: str) -> None:
     """U, s, V and sigma are constants: those of the weights at the refresh, whatever the weights are now."""
     model, exploration = latent_model("gpt2"), rival(kind, PUBLISHED, alpha=0.4)
-    exploration.begin_step(1, model.sites)  # type: ignore[attr-defined]
+    exploration.begin_step(1, model.sites)
 
     def total() -> Tensor:
         logprobs = replay(model, prompts(), SEEDS, torch.tensor(ANSWERS), exploration, temperature=0.8)
@@ -199,12 +153,12 @@ def test_gradients_are_finite_differences_with_the_noise_held(kind: str) -> None
 def test_the_reference_of_the_kl_has_the_policys_noise(kind: str, refreshed: bool, model_kind: str) -> None:
     """The policy's W_V changes after the reference was copied. Before a refresh the noise is that of the old W_V."""
     model, exploration = latent_model(model_kind), rival(kind, ALL_PHASES, alpha=0.4, refresh=2)
-    exploration.begin_step(1, model.sites)  # type: ignore[attr-defined]
+    exploration.begin_step(1, model.sites)
     reference = Reference(model, GRPOConfig(beta=0.1), exploration)
     with torch.no_grad():
         for i in range(2):
             model.model.get_parameter(f"{VALUES[model_kind][0].format(i)}.weight").mul_(1.5 + i).add_(0.05)
-    exploration.begin_step(3 if refreshed else 2, model.sites)  # type: ignore[attr-defined]
+    exploration.begin_step(3 if refreshed else 2, model.sites)
     found = reference.logprobs(prompts(), SEEDS, torch.tensor(ANSWERS))
     of = model.model if refreshed else oracle_model(model_kind)
     for row, seed in enumerate(SEEDS.flatten().tolist()):
@@ -219,7 +173,7 @@ def test_the_reference_of_the_kl_has_the_policys_noise(kind: str, refreshed: boo
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
 def test_replay_is_exact_also_after_an_update(kind: str, phases: tuple[str, ...], dtype: torch.dtype) -> None:
     model, exploration = latent_model("llama", dtype), rival(kind, phases, refresh=2)
-    exploration.begin_step(1, model.sites)  # type: ignore[attr-defined]
+    exploration.begin_step(1, model.sites)
     made = roll_out(model, prompts(), SEEDS, exploration, temperature=1.3, max_completion_length=5)
 
     def replayed() -> Tensor:
@@ -227,37 +181,38 @@ def test_replay_is_exact_also_after_an_update(kind: str, phases: tuple[str, ...]
 
     assert (replayed() - made.logprobs)[made.mask].abs().max() < TOLERANCE[dtype]
     change = model.model.get_parameter("model.layers.0.self_attn.v_proj.weight")
-    before = exploration.tensors(model.sites)["layers.0.value_weight"]  # type: ignore[attr-defined]
+    before = exploration.tensors(model.sites)["layers.0.value_weight"]
     with torch.no_grad():
         change.mul_(1.5)
     after_update = replayed()
-    exploration.begin_step(2, model.sites)  # type: ignore[attr-defined]
+    exploration.begin_step(2, model.sites)
     assert torch.equal(replayed(), after_update), "the second step still has the weights of the first"
-    kept = exploration.tensors(model.sites)  # type: ignore[attr-defined]
+    kept = exploration.tensors(model.sites)
     assert torch.equal(kept["layers.0.value_weight"], before)
-    exploration.begin_step(3, model.sites)  # type: ignore[attr-defined]
+    exploration.begin_step(3, model.sites)
     refreshed = replayed()
     assert difference(refreshed, after_update) > 1e-3
     resumed = rival(kind, phases, refresh=2)
-    resumed.load(kept, model.sites)  # type: ignore[attr-defined]
+    resumed.load(kept, model.sites)
     found = replay(model, prompts(), SEEDS, made.token_ids, resumed, temperature=1.3).detach()
     assert torch.equal(found, after_update), "a resumed run has the weights of the refresh before it"
-    resumed.end_training(model.sites)  # type: ignore[attr-defined]
+    with resumed.training(model, model.sites):
+        pass
     assert torch.equal(replay(model, prompts(), SEEDS, made.token_ids, resumed, temperature=1.3).detach(), refreshed)
 
 
 @pytest.mark.parametrize("most", [0, 8 * 16 * 2, 2**26])
 def test_noise_that_is_drawn_in_parts_is_the_noise_that_is_held(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, exploration = latent_model("qwen2"), rival("weight_noise", PUBLISHED)
+    model, exploration = latent_model("qwen2"), rival("gaussian_v", PUBLISHED)
     expected = engine_rows(model, exploration)[1]
     gradient = gradients(model.model, expected)
-    monkeypatch.setattr(value_weights, "MOST_HELD", most)
+    monkeypatch.setattr(gaussian_v, "MOST_HELD", most)
     found = engine_rows(model, exploration)[1]
     assert difference(found.detach(), expected.detach()) < 1e-12
     assert differences(gradients(model.model, found), gradient) < 1e-12
 
 
-@pytest.mark.parametrize("kind", ["svp", "weight_noise", "gaussian"])
+@pytest.mark.parametrize("kind", ["svp", "gaussian_v"])
 def test_a_row_is_its_seeds_in_any_company(kind: str) -> None:
     model, exploration = latent_model("gpt2"), rival(kind, ("latent", "answer"))
     together = engine_rows(model, exploration)[1]
@@ -279,9 +234,9 @@ def vars_of(questions: list[list[int]]) -> tuple[Tensor, Tensor]:
     return given.input_ids, given.attention_mask
 
 
-def test_alpha_and_sigma_zero_are_no_noise() -> None:
+def test_alpha_zero_is_no_noise() -> None:
     model = latent_model("gpt2")
-    for exploration in (rival("svp", alpha=0), rival("weight_noise", alpha=0), rival("gaussian", sigma=0)):
+    for exploration in (rival("svp", alpha=0), rival("gaussian_v", alpha=0)):
         assert model.noise(exploration, torch.tensor([1])) is None
 
 
@@ -289,10 +244,8 @@ def test_alpha_and_sigma_zero_are_no_noise() -> None:
     ("make", "message"),
     [
         (lambda: rival("svp", alpha=-1), r"alpha=-1: it must be a number, 0 or more"),
-        (lambda: rival("gaussian", sigma=float("nan")), r"sigma=nan: it must be a number, 0 or more"),
-        (lambda: rival("weight_noise", refresh=0), r"refresh=0: it must be a number of steps, at least 1"),
+        (lambda: rival("gaussian_v", refresh=0), r"refresh=0: it must be a number of steps, at least 1"),
         (lambda: rival("svp", ("latents",)), r"phase 'latents' is unknown \(did you mean 'latent'\?\)"),
-        (lambda: rival("gaussian", sigm=1), r"gaussian has no option 'sigm' \(did you mean 'sigma'\?\)"),
     ],
 )
 def test_options_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:
@@ -307,3 +260,67 @@ def test_a_model_whose_values_are_not_found_is_refused_by_name() -> None:
     del attention.v_proj
     with pytest.raises(UserError, match=r"layer 1 \(LlamaDecoderLayer\) has no value projection known by name"):
         model.noise(rival("svp"), torch.tensor([1]))
+
+
+@every_rival
+def test_noise_on_weights_goes_on_with_the_weights_of_its_last_refresh(tmp_path: Path, kind: str) -> None:
+    """Refreshed before steps 1 and 4, stopped in between: the checkpoint of step 2 has the weights before step 1."""
+    config, whole = replace(CONFIG, max_steps=4, num_iterations=2, save_steps=2, beta=0.1), tiny_latent()
+    exploration = rival(kind, PUBLISHED, refresh=3)
+    trainer(tmp_path / "whole", config, model=whole, exploration=exploration).train()
+    assert exploration.tensors(whole.sites) == {}, "the training is over"
+
+    def stop(model: LatentModel) -> float:
+        raise InterruptedError
+
+    options = {"exploration": rival(kind, PUBLISHED, refresh=3)}
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop, **options).train()
+    model, options = tiny_latent(), {"exploration": rival(kind, PUBLISHED, refresh=3)}
+    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume_from_checkpoint=True)
+    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
+    assert_same_weights(weights_of(model), weights_of(whole))
+    other = tiny_latent()
+    options = {"exploration": rival(kind, PUBLISHED, refresh=1)}
+    trainer(tmp_path / "other", config, model=other, **options).train()
+    assert steps_of(tmp_path / "other") != steps_of(tmp_path / "whole"), "the refresh matters"
+
+
+def perturbed(kind: str) -> dict[str, Tensor]:
+    """Changes of the values by rollout 7, where every process finds singular vectors of other signs and a norm."""
+    sign = (-1.0) ** processes.rank()
+    svd, norm = torch.linalg.svd, torch.linalg.matrix_norm
+
+    def signed(weight: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        u, s, vt = svd(weight, **options)
+        return u * sign, s, vt * sign
+
+    model = tiny_latent("qwen2")
+    exploration = rival(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.linalg, "svd", signed)
+        patch.setattr(torch.linalg, "matrix_norm", lambda weight: norm(weight) * (1.0 + processes.rank()))
+        exploration.begin_step(1, model.sites)
+        noise = exploration.noise(torch.tensor([7]), model.sites)
+    factors = {f"{name}.left": change.left for name, change in noise.changes.items()} if kind == "svp" else {}
+    return factors | {name: change(torch.ones(1, 1, 16)) for name, change in noise.changes.items()}
+
+
+@every_rival
+def test_perturbed_weights_are_those_of_rank_0(kind: str, tmp_path: Path) -> None:
+    """Another process may replay a rollout, and singular vectors have arbitrary signs."""
+    alone = perturbed(kind)
+    for found in in_processes(2, perturbed, tmp_path / "results", kind):
+        assert found.keys() == alone.keys()
+        assert all(torch.equal(found[name], alone[name]) for name in alone)
+
+
+def test_the_columns_of_values_are_copied_to_a_device_once() -> None:
+    model = tiny_latent("gpt2")
+    here = value_projections(model.sites)
+    assert [projection.columns.device.type for projection in here] == ["cpu", "cpu"]
+    assert all(a is b for a, b in zip(here, value_projections(model.sites), strict=True))
+    model.to("meta")
+    there = value_projections(model.sites)
+    assert [projection.columns.device.type for projection in there] == ["meta", "meta"]
+    assert all(a is b for a, b in zip(there, value_projections(model.sites), strict=True))
