@@ -47,6 +47,11 @@ KNOWN = ("run_dir", "seed", "files", "checkpoint", "grpo.max_steps", "exploratio
             "argument command: invalid choice: 'evl' (choose from sft, grpo, eval)",  # Python 3.12 and later
             "there is no command 'evl' (did you mean 'eval'?); there are sft, grpo, eval.",
         ),
+        (
+            "unrecognized arguments: --grpo.train_only [a]",
+            "--grpo.train_only is no longer an option: train an adapter (lora.r), or give the trainer a model with "
+            "requires_grad set in Python.",
+        ),
         ('Parser key "data":\nUnable to load config', 'Parser key "data":\nUnable to load config'),
     ],
 )

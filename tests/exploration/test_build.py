@@ -1,6 +1,7 @@
 """From a config to an exploration: kinds by name, classes of one's own by import path, and what is refused."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_a_class_of_ones_own_by_its_path(own: str) -> None:
     factors = noise.factors("latent", 0)
     assert set(factors) == {"layers.0.heads", "layers.1.heads"}
     assert set(factors["layers.0.heads"].unique().tolist()) == {0.0, 2.0}
+
+
+def test_a_class_in_a_package_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the installed command looks too, which does not have the working folder among its paths."""
+    (tmp_path / "my_noises").mkdir()
+    (tmp_path / "my_noises" / "halves.py").write_text(HALVES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = ExplorationConfig(kind="my_noises.halves:Halves", options={"factor": 2.0})
+    assert options_of(build_exploration(config))["kind"] == "my_noises.halves:Halves"
 
 
 @pytest.mark.parametrize(
