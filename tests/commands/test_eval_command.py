@@ -316,7 +316,7 @@ def test_a_checkpoint_cannot_name_code_to_run(
     (tmp_path / "noise.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     for recorded, message in (
         ({"kind": "noise.py:Noise"}, "trained with exploration.kind 'noise.py:Noise', which is not of this package"),
-        ({"kind": "svp"}, "exploration.kind svp is no longer part of the package: .* evidence.rivals.svp:SVP"),
+        ({"kind": "svp"}, "in a checkout of its repository, give evidence.rivals.svp:SVP"),
         ({"kind": "shared_dropout", "q": 1}, "exploration is damaged"),
         ({"kind": "shared_dropout", "p": 7}, "exploration.p=7"),
         ([], "exploration=[] must be an object"),
