@@ -63,7 +63,7 @@ gpu: $(READY)  # tests, real sizes and speed on a GPU, in 8 minutes; see docs/gp
 
 gsm8k: $(READY)  # a real model on GSM8K; DATA is the folder with the problem files; continues an interrupted run
 	@test -n "$(DATA)" || { echo "Name the folder with GSM8K's files: make gsm8k DATA=..."; exit 2; }
-	$(BIN)/python -m evidence.studies.smollm2 --data $(DATA)
+	$(BIN)/python -m evidence.studies.study --settings evidence/studies/gsm8k.yaml --data $(DATA)
 	$(MAKE) docs
 
 $(READY): pyproject.toml constraints.txt

@@ -76,7 +76,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: the i-th smallest of n times n - i + 1, at least the one before."""
+    """Holm's adjusted p-values, in the same order: the i-th smallest of n times n - i + 1, at least the one before."""
     n, adjusted, so_far = len(p_values), [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(n), key=lambda i: p_values[i])):
         so_far = max(so_far, min(1.0, (n - rank) * p_values[place]))
@@ -102,10 +102,10 @@ def signed_range(interval: Sequence[float] | None) -> str:
 
 def distinct(comparisons: Iterable[Comparison]) -> list[Comparison]:
     """Without the pairs that occur before in the other direction: a comparison counts once in Holm's correction."""
-    found: dict[frozenset[str], Comparison] = {}
+    first: dict[frozenset[str], Comparison] = {}
     for comparison in comparisons:
-        found.setdefault(frozenset((comparison.arm, comparison.other)), comparison)
-    return list(found.values())
+        first.setdefault(frozenset((comparison.arm, comparison.other)), comparison)
+    return list(first.values())
 
 
 def comparisons_table(comparisons: Sequence[Comparison]) -> str:

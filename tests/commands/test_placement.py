@@ -1,6 +1,5 @@
 """Every model of a command is on its device, and both processes of the demo use the same kernels."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,6 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.commands import demo
 from dropout_grpo.commands.shared import context, models, training
 from dropout_grpo.latent.model import LatentModel
-from evidence.studies import sweep
-from helpers.tiny_latent import tiny_latent
 from helpers.tiny_recipe import TINY
 
 DEVICE = torch.device("cpu", 0)
@@ -33,7 +30,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> list[LatentModel]:
         return to(self, *args, **kwargs)
 
     monkeypatch.setattr(LatentModel, "to", watched)
-    for module in (demo, models, context, sweep):
+    for module in (demo, models, context):
         monkeypatch.setattr(module, "default_device", lambda: DEVICE)
     return found
 
@@ -58,28 +55,6 @@ def test_the_demo_trains_the_curriculum_and_both_arms_on_the_device(
     assert main(["demo", "--recipe", str(tmp_path / "tiny.yaml"), "--run_dir", str(tmp_path / "run")]) == 0
     assert len(trained) == 3
     assert all(any(model is other for other in placed) for model in trained)
-
-
-def test_the_sweep_trains_on_the_device(
-    placed: list[LatentModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    class Stop(Exception):
-        pass
-
-    def train_grpo(context: Any, model: LatentModel, *args: Any) -> None:
-        assert any(model is other for other in placed)
-        raise Stop
-
-    tiny_latent().save_pretrained(tmp_path / "checkpoint")
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    monkeypatch.setattr(sweep, "train_grpo", train_grpo)
-    given = {"checkpoint": tmp_path / "checkpoint", "recipe": tmp_path / "tiny.yaml"}
-    given |= {"runs": tmp_path / "runs", "out": tmp_path / "out"}
-    monkeypatch.setattr(
-        sys, "argv", ["sweep", *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
-    )
-    with pytest.raises(Stop):
-        sweep.main()
 
 
 def test_the_second_process_of_the_demo_is_given_the_choices_of_the_first(

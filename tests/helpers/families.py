@@ -1,27 +1,19 @@
 """Every decoder-only family of the installed transformers, built tiny and compared with its own forward pass.
 
-python -m evidence.studies.families
-
 Each family gets two layers with random weights. The reference runs the whole sequence again for each thought, one row
 at a time, without a cache, padding or code of this package. The engine answers the same questions in one left-padded
-batch with two rollouts each. Weights are float64, or float32 if a family is refused in float64. Writes
-docs/results/families.json, from which docs/models.md is made.
+batch with two rollouts each. Weights are float64, or float32 if a family is refused in float64.
 """
 
-import argparse
 import copy
-import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.dropout import SharedDropout
@@ -31,11 +23,8 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.recurrence import switch_off_dropout
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out, think_in_groups
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table
-from dropout_grpo.runs.folder import provenance, write_json
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
-from evidence.places import DOCS
 
-RESULT = "families.json"
 WORDS = [*"abcdefghijklmnop"]
 QUESTIONS = ("a b c d e f", "g h i")
 ANSWER = "j k l"
@@ -234,22 +223,3 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Examine all families, or those that are named, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="*", default=families())
-    parser.add_argument("--out", type=Path, default=DOCS / "results" / RESULT)
-    options = parser.parse_args(argv)
-    warnings.simplefilter("ignore")
-    logging.set_verbosity_error()
-    found = {}
-    for name in options.families:
-        found[name] = examine(name)
-        print(json.dumps({name: found[name]}), flush=True)
-    write_json(options.out, {"families": found, "tolerance": TOLERANCE, **provenance()})
-
-
-if __name__ == "__main__":
-    main()

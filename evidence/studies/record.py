@@ -1,0 +1,261 @@
+"""Reads the run folders of a study and computes its record, from which the tables are made."""
+
+import gzip
+import json
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dropout_grpo.commands.compare import compare as compare_runs
+from dropout_grpo.evaluation.statistics import compare
+from dropout_grpo.runs.files import RESULTS_FILE, write_json
+from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.read import read_measures, read_metrics, read_results, read_run, read_samples
+from evidence.studies.over_seeds import t_interval
+from evidence.studies.plan import Plan, Run, command_lines, places
+from evidence.studies.rounds import Round, finished, folder_of, seconds_of_rounds
+
+_ENDS = 10  # steps at the beginning and the end that mixed groups are averaged over
+_POINTS = 20  # of the curve of mixed groups
+_SIGNS = {"kl": max, "grad_norm": max, "entropy": min}
+"""Metrics that show instability, and whether large or small values do."""
+
+Metrics = Sequence[Mapping[str, Any]]
+"""The lines of a run's metrics.jsonl."""
+
+
+def record_plan(plan: Plan, out: Path, split: str) -> dict[str, Any]:
+    """The record of a study of arms.
+
+    Returns:
+        ``baselines`` and ``arms`` with pass@1, comparisons, mixed groups, signs of instability, seconds and commands;
+        ``samples`` with pass@k under each noise; ``tables`` with the rows in order; what it was run with.
+    """
+    starts, arms = plan.of_kind("baseline"), plan.of_kind("arm")
+    right = {name: {seed: _right(places(out, seed).test(name)) for seed in plan.seeds} for name in (*starts, *arms)}
+
+    def to(others: Sequence[str], name: str) -> dict[str, Any]:
+        return {other: pooled(right[other], right[name]) for other in others if other != name}
+
+    def measured(run: Run) -> dict[str, Any]:
+        folders = [places(out, seed).run(run.name) for seed in plan.seeds]
+        return {
+            **passed(right[run.name]),
+            "options": dict(run.options),
+            "seconds": fmean(_seconds(folder) for folder in folders),
+            "commands": command_lines(plan, run, out, plan.seeds[0]),
+        }
+
+    return {
+        "split": split,
+        "problems": len(next(iter(next(iter(right.values())).values()))),
+        "seeds": list(plan.seeds),
+        "baselines": {name: measured(run) for name, run in starts.items()},
+        "arms": {
+            name: {
+                "label": run.label,
+                "baseline": run.baseline,
+                "group": run.settings.get("group"),
+                "p": run.settings.get("p"),
+                **measured(run),
+                "to_baseline": pooled(right[run.baseline], right[name]),
+                **training([read_metrics(places(out, seed).run(name)) for seed in plan.seeds]),
+            }
+            for name, run in arms.items()
+        },
+        "samples": record_samples(plan, out),
+        "tables": {
+            name: {
+                "against": list(t.against),
+                "rows": [{"arm": arm, "to": to(t.against, arm)} for arm in t.rows],
+                "samples": list(t.samples),
+            }
+            for name, t in plan.tables.items()
+        },
+        "run_commits": _commits(places(out, seed).run(name) for name in right for seed in plan.seeds),
+        **provenance(),
+    }
+
+
+def _commits(folders: Iterable[Path]) -> list[str]:
+    """The commits that the runs were made with; ``provenance`` is that of the record."""
+    return sorted({str(read_run(folder).provenance.get("commit")) for folder in folders})
+
+
+def record_samples(plan: Plan, out: Path) -> dict[str, Any]:
+    """pass@k of the baselines under each noise, and the difference to the first noise of the plan, over seeds."""
+    drawn = plan.of_kind("samples")
+    measured = {
+        name: [read_measures(places(out, seed).run(name))["evaluations"][0] for seed in plan.seeds] for name in drawn
+    }
+    shares = {name: [m["pass@k"][plan.k - 1]["value"] for m in measures] for name, measures in measured.items()}
+    first = next(iter(shares.values()), [])
+    record = {}
+    for name, run in drawn.items():
+        measures = measured[name]
+        ahead = [share - other for share, other in zip(shares[name], first, strict=True)]
+        record[name] = {
+            "noise": run.settings["noise"],
+            "label": run.label,
+            "baseline": run.baseline,
+            "answers": run.settings["answers"],
+            "options": dict(run.options),
+            "problems": measures[0]["n"],
+            "num_samples": measures[0]["num_samples"],
+            "k": plan.k,
+            "pass@k": fmean(shares[name]),
+            "ci95": t_interval(shares[name]),
+            "by_seed": shares[name],
+            "sample_pass@1": fmean(m["pass@k"][0]["value"] for m in measures),
+            "to_first": {"difference": fmean(ahead), "ci95": t_interval(ahead)},
+            "seconds": fmean(m["seconds"] for m in measures),
+            "commands": command_lines(plan, run, out, plan.seeds[0]),
+        }
+    return record
+
+
+def passed(right: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
+    """pass@1 of each seed, their mean and its interval (Student's t over seeds; None for one seed)."""
+    shares = [sum(problems) / len(problems) for problems in right.values()]
+    return {"pass@1": fmean(shares), "ci95": t_interval(shares), "by_seed": shares}
+
+
+def pooled(first: Mapping[int, Sequence[bool]], second: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
+    """Paired comparison, problem by problem, pooled over seeds; ``seeds_ahead`` counts seeds that the second wins."""
+    pairs = [(first[seed], second[seed]) for seed in first]
+    comparison = compare([r for a, _ in pairs for r in a], [r for _, b in pairs for r in b])
+    return {**comparison, "seeds_ahead": sum(sum(b) > sum(a) for a, b in pairs)}
+
+
+def training(runs: Sequence[Metrics]) -> dict[str, Any]:
+    """Mixed groups over time and signs of instability, averaged over the runs of all seeds."""
+    mixed = [mixed_groups(run) for run in runs]
+    curves = [_thinned(values) for values in mixed]
+    best = [[record["eval/pass@1"] for record in run if "eval/pass@1" in record] for run in runs]
+    return {
+        "mixed_first": fmean(fmean(values[:_ENDS]) for values in mixed),
+        "mixed_last": fmean(fmean(values[-_ENDS:]) for values in mixed),
+        "mixed_curve": [fmean(points) for points in zip(*curves, strict=True)],
+        "steps": len(mixed[0]),
+        "signs": {
+            name: fmean(worst((r[name] for r in run if r.get(name) is not None), default=0.0) for run in runs)
+            for name, worst in _SIGNS.items()
+        },
+        "fall": fmean(max(values) - values[-1] for values in best) if all(best) else None,
+    }
+
+
+def mixed_groups(run: Metrics) -> list[float]:
+    """The share of groups that differ in reward, step by step."""
+    return [1 - record["frac_reward_zero_std"] for record in run if "frac_reward_zero_std" in record]
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Means over equal intervals of the steps."""
+    points = min(_POINTS, len(values))
+    ends = [round(i * len(values) / points) for i in range(points + 1)]
+    return [fmean(values[a:b]) for a, b in pairwise(ends)]
+
+
+def _right(test: Path) -> list[bool]:
+    """Whether the plain network solved each problem."""
+    return [bool(line["plain_correct"]) for line in read_samples(test)]
+
+
+def _seconds(folder: Path) -> float:
+    results = read_results(folder)
+    assert results, f"{folder / RESULTS_FILE} is missing"
+    return float(next(iter(results["seconds"].values())))
+
+
+def write_outcomes(plan: Plan, out: Path, file: Path) -> None:
+    """Writes whether each problem was solved, by run and seed, as compressed JSON; ``read_outcomes`` reads it.
+
+    2,000 problems are 500 hexadecimal digits, so 24 seeds of 10 runs are below 100 kB.
+    """
+    right = {
+        name: {str(seed): _packed(_right(places(out, seed).test(name))) for seed in plan.seeds}
+        for name in (*plan.of_kind("baseline"), *plan.of_kind("arm"))
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress(json.dumps(right).encode(), mtime=0))
+
+
+def read_outcomes(file: Path) -> dict[str, dict[str, list[bool]]]:
+    """What ``write_outcomes`` wrote: for each run and seed, whether each problem was solved."""
+    record = json.loads(gzip.decompress(file.read_bytes()))
+    return {name: {seed: _unpacked(bits) for seed, bits in seeds.items()} for name, seeds in record.items()}
+
+
+def _packed(right: Sequence[bool]) -> str:
+    """Bits as hexadecimal digits after a leading 1, which keeps their number."""
+    return f"{int('1' + ''.join('01'[solved] for solved in right), 2):x}"
+
+
+def _unpacked(digits: str) -> list[bool]:
+    return [bit == "1" for bit in f"{int(digits, 16):b}"[1:]]
+
+
+def record_rounds(settings: Mapping[str, Any], rounds: Sequence[Round], out: str, data: str) -> dict[str, Any]:
+    """The record of a study whose settings list commands.
+
+    Returns:
+        ``commands``; ``names`` of the runs in tables; ``problems``, the sizes of the written files; ``seconds`` of each
+        round; ``runs`` and ``curves`` of pass@1 of the trainings; ``evaluations``, the measures of the commands named
+        ``eval-...``; ``pairs`` of evaluations on the same problems. The user's folder is written as ``DATA``.
+    """
+    lines = {name: words for each in rounds for name, words in each.items()}
+    record: dict[str, Any] = {
+        "commands": {name: shlex.join(words) for name, words in lines.items()},
+        "cores": os.cpu_count(),
+        "names": settings["names"],
+        "problems": {file.stem: _length(file) for file in sorted(Path(f"{out}-data").glob("*.json"))},
+        "seconds": seconds_of_rounds(out),
+        "runs": {},
+        "curves": {},
+        "evaluations": {},
+        "pairs": {},
+    }
+    for name, words in lines.items():
+        folder = folder_of(words)
+        if name.startswith("eval-"):
+            record["evaluations"][name.removeprefix("eval-")] = read_measures(folder)["evaluations"]
+        elif metrics := read_metrics(folder):
+            keys = ("step", "stage", "eval/pass@1")
+            record["curves"][name] = [{k: line[k] for k in keys if k in line} for line in metrics if keys[-1] in line]
+            record["runs"][name] = dict(read_results(folder))
+            if mixed := mixed_groups(metrics):
+                record["runs"][name]["mixed_groups"] = [fmean(mixed[:_ENDS]), fmean(mixed[-_ENDS:])]
+    for names in settings["pairs"]:
+        a, b = (str(folder_of(lines[f"eval-{name}"])) for name in names.split())
+        pairs = compare_runs(a, b)["comparisons"]
+        record["pairs"][names] = [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
+    anonymous: dict[str, Any] = json.loads(json.dumps(record).replace(f"{data}/", "DATA/"))
+    return anonymous
+
+
+def record_each(rounds: Sequence[Round], record: Path, *, seconds: bool) -> list[Path]:
+    """Records the results of each finished command by themselves.
+
+    Args:
+        rounds: the commands.
+        record: file to write, with ``*`` for the name of the command.
+        seconds: keep the seconds; not those of a busy machine.
+
+    Returns:
+        The files written.
+    """
+    files = []
+    for name, words in ((name, words) for each in rounds for name, words in each.items() if finished(words)):
+        results = {key: value for key, value in read_results(folder_of(words)).items() if seconds or key != "seconds"}
+        files.append(record.with_name(record.name.replace("*", name)))
+        write_json(files[-1], results)
+    return files
+
+
+def _length(file: Path) -> int:
+    return len(json.loads(file.read_text(encoding="utf-8")))

@@ -1,0 +1,288 @@
+"""Rounds of commands: what is run, resumed and timed; ProsQA's and GSM8K's commands made small, and their tables."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from dropout_grpo.data.files import save_problems
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
+from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
+from evidence.studies import rounds, study
+from evidence.studies.figures import draw
+from evidence.studies.plan import SETTINGS
+from evidence.studies.rounds import finished, read_rounds, run_round, run_rounds, seconds_of_rounds
+from evidence.studies.tables import block, read_record
+from helpers.tiny_gguf import write_gguf
+
+GRPO = " --grpo.max_steps 2 --grpo.prompts_per_step 2 --grpo.num_generations 2 --grpo.eval_steps 1"
+
+
+def settings(name: str) -> dict[str, Any]:
+    """A settings file of this folder."""
+    found: dict[str, Any] = yaml.safe_load(SETTINGS.with_name(f"{name}.yaml").read_text("utf-8"))
+    return found
+
+
+def run(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The record of a study with these settings, whose run folders, data and record are in a folder."""
+    (folder / "small.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    words = ["--settings", str(folder / "small.yaml"), "--data", str(folder), "--out", str(folder / "runs" / "x")]
+    study.main([*words, "--record", str(folder / content["record"]), "--workers", "1"])
+    record: dict[str, Any] = json.loads((folder / content["record"]).read_text("utf-8"))
+    return record
+
+
+@pytest.fixture(scope="module")
+def prosqa(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("prosqa")
+    save_problems(folder / "prosqa_valid.json", make_splits(ProsqaConfig(n_valid=5), ("valid",))["valid"])
+    small = settings("prosqa")
+    short = small["short"]
+    short["sft"] += " --data.prosqa.n_train 8 --curriculum.batch_size 8 --curriculum.cot_epochs 1"
+    short["thoughts"] += " --curriculum.final_epochs 2"
+    short["grpo"] += f" --data.prosqa.n_grpo 8{GRPO}"
+    short["eval"] += " --evaluation.num_samples 2"
+    small["rounds"][0]["data"] = small["rounds"][0]["data"].replace("2000", "6")
+    return run(small, folder), folder
+
+
+def test_what_is_recorded_of_prosqa(prosqa: tuple[dict[str, Any], Path]) -> None:
+    record, folder = prosqa
+    curves = {n: [(point["step"], point.get("stage")) for point in points] for n, points in record["curves"].items()}
+    assert list(curves) == ["words", "sft", "pause", "weaker", "masks", "temperature"]
+    assert curves["words"] == [(1, 0)]  # 8 problems are a batch
+    assert curves["sft"] == curves["pause"] == [(2, 7)]
+    assert curves["weaker"] == [(1, 7)]
+    assert [step for step, _ in curves["masks"]] == [1, 2]
+    assert list(record["evaluations"]) == ["sft", "pause", "weaker", "masks", "temperature"]
+    assert [[e["n"] for e in files] for files in record["evaluations"].values()] == [[5, 6]] * 5
+    assert list(record["pairs"]) == settings("prosqa")["pairs"]
+    for names, comparisons in record["pairs"].items():
+        a, b = (record["evaluations"][name] for name in names.split())
+        for c, of_a, of_b in zip(comparisons, a, b, strict=True):
+            assert c["pass@1"] == {"a": of_a["pass@1"]["value"], "b": of_b["pass@1"]["value"]}
+    assert record["runs"]["masks"]["mixed_groups"][0] >= 0
+    assert record["problems"]["test"] == 6
+    assert "--data.valid DATA/prosqa_valid.json" in record["commands"]["words"]  # the user's folder stays private
+    assert record["evaluations"]["sft"][0]["file"] == "DATA/prosqa_valid.json"
+    assert (folder / "runs" / "x-words.log").is_file()
+
+
+def test_the_tables_and_the_figure_of_prosqa(prosqa: tuple[dict[str, Any], Path]) -> None:
+    record, folder = prosqa
+    draw(folder)
+    assert (folder / "prosqa.svg").read_text(encoding="utf-8").count("pause tokens") > 0
+    passed = record["evaluations"]["pause"][0]["pass@1"]["value"]
+    assert f"| pause tokens | prosqa_valid.json | 5 | {100 * passed:.1f} |" in block(folder, "prosqa.measures")
+    assert block(folder, "prosqa.pairs").count("\n") == 1 + 2 * len(record["pairs"])
+    assert f"$ {record['commands']['eval-temperature']}" in block(folder, "prosqa.example")
+
+
+def test_a_finished_study_runs_nothing_and_records_the_same(
+    prosqa: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, folder = prosqa
+    monkeypatch.setattr(rounds, "execute", lambda *_: pytest.fail("nothing is left to run"))
+    again = run(yaml.safe_load((folder / "small.yaml").read_text("utf-8")), folder)
+    assert {**again, "seconds": 0} == {**record, "seconds": 0}
+
+
+def problems(count: int, first: int) -> list[Problem]:
+    """Sums, numbered from ``first``."""
+    made = []
+    for i in range(count):
+        a, b = first + i, 2 * first + i
+        made.append(Problem(id=i, question=f"{a} pens and {b}?", steps=(f"<<{a}+{b}={a + b}>>",), answer=str(a + b)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The study after its first round, whose files are tiny ones; every command is one process."""
+    folder = tmp_path_factory.mktemp("gsm8k")
+    out = folder / "runs" / "x"
+    write_gguf(folder / "tiny.gguf", "llama")
+    for part in load_causal_lm(folder / "tiny.gguf"):
+        part.save_pretrained(f"{out}-model")
+    Path(f"{out}-data").mkdir()
+    for i, name in enumerate(("train", "grpo", "valid", "short-test")):
+        save_problems(Path(f"{out}-data", f"{name}.json"), problems(4 + i, 10 * (i + 1)))
+    save_problems(folder / "gsm8k_test.json", problems(3, 50))
+    small = settings("gsm8k") | {"two_processes_if_alone": False}
+    del small["rounds"][0]
+    small["files"]["tests"][0] = "{data}/gsm8k_test.json"
+    small["short"]["sft"] += " --curriculum.batch_size 4"
+    small["short"]["grpo"] += GRPO
+    small["short"]["eval"] += " --evaluation.max_new_tokens 4 --evaluation.num_samples 2"
+    return run(small, folder), folder
+
+
+def test_what_is_recorded_of_gsm8k_and_the_tables(gsm8k: tuple[dict[str, Any], Path]) -> None:
+    record, folder = gsm8k
+    assert record["problems"] == {"train": 4, "grpo": 5, "valid": 6, "short-test": 7}
+    assert [p["stage"] for p in record["curves"]["sft"]] == [0, 1, 2]
+    assert [p["step"] for p in record["curves"]["masks-sampled"]] == [1, 2]
+    measured = ["coconut", "masks-sampled", "temperature", "masks-greedy", "words"]
+    assert [(name, [e["n"] for e in es]) for name, es in record["evaluations"].items()] == [
+        (name, [3, 7]) for name in measured
+    ]
+    assert list(record["seconds"])[:2] == ["sft", "masks-sampled+temperature"]
+    hours = {"sft": 7200.0, "masks-sampled+temperature": 1800.0, "eval-coconut": 360.0, "eval-words": 720.0}
+    text = json.dumps({**record, "cores": 2, "seconds": hours})
+    (folder / "gsm8k-smollm2.json").write_text(text, encoding="utf-8")
+    passed = record["evaluations"]["words"][1]["pass@1"]["value"]
+    assert f"| chain of thought in words | short-test.json | 7 | {100 * passed:.1f} |" in block(
+        folder, "gsm8k-smollm2.measures"
+    )
+    spent = "curriculum 2.00; held masks, sampled answers and temperature alone 0.50; evaluation 0.30; 2.8 together."
+    assert f"Hours on 2 cores: {spent}" in block(folder, "gsm8k-smollm2.notes")
+    assert "| curriculum | stage 2, update 3 |" in block(folder, "gsm8k-smollm2.curve")
+
+
+def test_without_masks_greedy_answers_leave_the_weights_as_they_were(gsm8k: tuple[dict[str, Any], Path]) -> None:
+    out = gsm8k[1] / "runs"
+    before = load_file(out / "x-sft/checkpoints/coconut/model.safetensors")
+    after = load_file(out / "x-deterministic/checkpoints/grpo/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(bool((before[name] == after[name]).all()) for name in before)
+
+
+def test_every_demo_is_a_record_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that have run; without seconds if the machine was busy."""
+    for seed in (1, 3):
+        arm = {"pass@1": 0.5, "ci95": [0.4, 0.6]}
+        results = {"seed": seed, "seconds": {"sft": 60.0 * seed}, **dict.fromkeys(("baseline", "dropout_grpo"), arm)}
+        folder = tmp_path / "runs" / f"demo-seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    words = ["--settings", str(SETTINGS.with_name("demo.yaml")), "--collect", "--out", str(tmp_path / "runs" / "demo")]
+    study.main([*words, "--record", str(tmp_path / "demo-*.json"), "--no_seconds"])
+    assert [demo["seed"] for demo in read_record(tmp_path, "demo")] == [1, 3]
+    assert block(tmp_path, "demo.seconds") == "*Not measured on an idle machine yet.*"
+    study.main([*words, "--record", str(tmp_path / "demo-*.json")])
+    assert block(tmp_path, "demo.seconds").splitlines()[2:] == ["| 1 | 60 |", "| 3 | 180 |"]
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+Jobs = dict[str, tuple[list[str], Path, int]]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    """What would have been executed; all commands succeed."""
+    jobs: Jobs = {}
+
+    def statuses(new: Jobs, workers: int) -> list[tuple[str, int]]:
+        jobs.update(new)
+        return [(name, 0) for name in new]
+
+    monkeypatch.setattr(rounds, "_statuses", statuses)
+    return jobs
+
+
+def line(command: str, folder: Path, *more: str) -> list[str]:
+    return ["dropout-grpo", command, *more, "--out" if command == "data" else "--run_dir", str(folder)]
+
+
+def torchrun(folder: Path) -> list[str]:
+    return ["torchrun", "--nproc_per_node", "2", "-m", "dropout_grpo", "sft", "--run_dir", str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("commands", "threads"),
+    [
+        (lambda f: {"a": line("eval", f / "a")}, 4),
+        (lambda f: {"a": line("eval", f / "a"), "b": line("sft", f / "b")}, 2),
+        (lambda f: {"a": torchrun(f / "a")}, 2),
+        (lambda f: {"a": torchrun(f / "a"), "b": line("eval", f / "b")}, 1),
+    ],
+)
+def test_the_threads_of_each_process_on_four_cores(
+    commands: Callable[[Path], dict[str, list[str]]], threads: int, started: Jobs, tmp_path: Path
+) -> None:
+    run_round(commands(tmp_path), workers=4)
+    assert {count for _, _, count in started.values()} == {threads}
+
+
+def test_what_has_results_is_left_and_what_has_begun_is_resumed(started: Jobs, tmp_path: Path) -> None:
+    for name in ("done", "begun", "data", "cut"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "done" / "results.json").touch()
+    (tmp_path / "data" / "test.json").touch()  # the last file that `data` writes
+    (tmp_path / "cut" / "train.json").touch()
+    lines = {name: line("sft", tmp_path / name) for name in ("done", "begun", "new")}
+    lines |= {name: line("data", tmp_path / name) for name in ("data", "cut")}
+    run_round(lines, workers=2, threads=1, extra=["--bf16", "false"])
+    assert {name: words for name, (words, _, _) in started.items()} == {
+        "begun": [*lines["begun"], "--bf16", "false", "--resume", "true"],
+        "new": [*lines["new"], "--bf16", "false"],
+        "cut": lines["cut"],
+    }
+    assert started["new"][1] == tmp_path / "new.log"
+    assert not (tmp_path / "cut").exists()  # `data` replaces no file
+
+
+def test_a_command_that_is_alone_gets_two_processes_where_there_are_several_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = {
+        "two_processes_if_alone": True,
+        "rounds": [{"sft": "dropout-grpo sft"}, {"a": "dropout-grpo grpo", "b": "dropout-grpo grpo"}],
+    }
+    two = ["dropout-grpo", "grpo"]
+    monkeypatch.setattr(rounds.os, "cpu_count", lambda: 2)
+    torchrun = ["torchrun", "--nproc_per_node", "2", "-m", "dropout_grpo", "sft"]
+    assert list(read_rounds(content, "x", "data")) == [{"sft": torchrun}, {"a": two, "b": two}]
+    monkeypatch.setattr(rounds.os, "cpu_count", lambda: 1)
+    assert next(read_rounds(content, "x", "data")) == {"sft": ["dropout-grpo", "sft"]}
+
+
+def test_files_of_patterns_in_their_order(tmp_path: Path) -> None:
+    for name in ("b.json", "a.json", "c.txt"):
+        (tmp_path / name).touch()
+    content = {"files": {"tests": ["{data}/c.txt", "{data}/*.json"]}, "rounds": [{"eval": "eval --files {tests}"}]}
+    (words,) = (each["eval"] for each in read_rounds(content, "x", str(tmp_path)))
+    assert words[-1] == f"[{tmp_path / 'c.txt'},{tmp_path / 'a.json'},{tmp_path / 'b.json'}]"
+
+
+def test_a_failed_command_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [f"--word_problems.{name}" for name in ("n_train", "n_grpo", "n_valid", "n_test")]
+    small = [word for size in sizes for word in (size, "1")]
+    lines = {
+        "bad": line("sft", tmp_path / "bad", "--no_such_option", "1"),
+        "good": line("data", tmp_path / "d", *small),
+    }
+    with pytest.raises(UserError, match=r"1 commands failed: bad; see .*bad.log"):
+        run_round(lines, workers=1)
+    assert "no_such_option" in (tmp_path / "bad.log").read_text(encoding="utf-8")
+    assert finished(lines["good"])
+    assert "good: done; 2 of 2" in capsys.readouterr().err
+
+
+def test_after_ctrl_c_no_command_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def execute(words: list[str], log: Path, threads: int) -> int:
+        ran.append(log.stem)
+        return 130
+
+    monkeypatch.setattr(rounds, "execute", execute)
+    with pytest.raises(KeyboardInterrupt):
+        run_round({name: line("sft", tmp_path / name) for name in "ab"}, workers=1)
+    assert ran == ["a"]
+
+
+def test_the_time_of_a_round_adds_up(started: Jobs, tmp_path: Path) -> None:
+    out = str(tmp_path / "x")
+    lines = {name: line("sft", Path(f"{out}-{name}")) for name in "ab"}
+    run_rounds(iter([lines]), out, workers=2)
+    first = seconds_of_rounds(out)["a+b"]
+    run_rounds(iter([lines]), out, workers=2)
+    assert seconds_of_rounds(out)["a+b"] >= first
