@@ -100,7 +100,7 @@ def _records(source: str | Path, columns: Columns) -> Iterator[tuple[str, Any]]:
         return _json_records(path, text)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if path.suffix == ".txt":
-        return ((place := f"{path}, line {number}", from_gsm8k_aug(line, place, columns)) for number, line in lines)
+        return ((where := f"{path}, line {number}", from_gsm8k_aug(line, where, columns)) for number, line in lines)
     return (
         (f"{path}, record {record} (line {number})", _parse(line, path, first_line=number))
         for record, (number, line) in enumerate(lines, start=1)
@@ -147,10 +147,10 @@ def _parse(text: str, path: Path, *, first_line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"{path}, line {error.lineno + first_line - 1}, column {error.colno}"
+        where = f"{path}, line {error.lineno + first_line - 1}, column {error.colno}"
         remedy = (
             "a file with one record per line must be named .jsonl" if error.msg == "Extra data" else "correct the file"
         )
-        raise UserError(f"{place}: not valid JSON: {error.msg}; {remedy}") from error
+        raise UserError(f"{where}: not valid JSON: {error.msg}; {remedy}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, too many brackets
         raise UserError(f"{path}, line {first_line} or below: not readable as JSON: {error}") from error

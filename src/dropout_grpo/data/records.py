@@ -61,8 +61,8 @@ def problems_of_records(
         UserError: there are no records, or one is malformed or has an answer that no completion can match. The message
             names the place.
     """
-    came = list(records)
-    named = [(where, _with_our_names(record, columns)) for where, record in came]
+    originals = list(records)
+    named = [(where, _with_our_names(record, columns)) for where, record in originals]
     if not named:
         raise UserError(f"{source}: no problems in it; expected at least one record with question and answer")
     dicts = [record for _, record in named if isinstance(record, dict)]
@@ -86,7 +86,7 @@ def problems_of_records(
                 columns,
                 require_steps=require_steps,
                 require_answers=require_answers,
-                came=came[index][1],
+                original=originals[index][1],
             )
         if require_answers:
             _check_gold(record.answer, where, columns)
@@ -203,7 +203,7 @@ def problem_of(
     *,
     require_steps: bool,
     require_answers: bool = True,
-    came: Mapping[str, Any],
+    original: Mapping[str, Any],
 ) -> Problem:
     """Make a problem from a record in Coconut's layout.
 
@@ -217,7 +217,7 @@ def problem_of(
         columns: which columns to read.
         require_steps: whether the record must have a column of steps; its list may be empty.
         require_answers: whether it must have an answer; if not, the answer is the empty text.
-        came: the record before it was brought into this layout.
+        original: the record before it was brought into this layout.
 
     Raises:
         UserError: the record is not an object, or a field is missing or malformed.
@@ -241,7 +241,7 @@ def problem_of(
     read = (columns.question, columns.steps, columns.answer)
     steps = _steps(record, where, columns, required=require_steps)
     extra = {name: value for name, value in record.items() if name not in (*read, *FIELDS)}
-    extra |= {name: came[name] for name in read if name in came and name not in FIELDS}
+    extra |= {name: original[name] for name in read if name in original and name not in FIELDS}
     with at_place(where):
         return Problem(id=index, question=question, steps=steps, answer=answer, extra=extra, messages=messages)
 
@@ -266,9 +266,9 @@ def field_of(record: Mapping[str, Any], field: str, where: str, columns: Columns
     """The value of a problem's field. Raises UserError if the record lacks its column."""
     name = getattr(columns, field)
     if name not in record:
-        found = ", ".join(repr(key) for key in record) or "none"
+        names = ", ".join(repr(key) for key in record) or "none"
         raise UserError(
-            f"{where}: field {name!r} is missing (fields found: {found}); "
+            f"{where}: field {name!r} is missing (fields found: {names}); "
             f"name the right one with data.columns.{field}, or add it"
         )
     return record[name]
@@ -283,8 +283,8 @@ def without_empty_steps(record: dict[str, Any], columns: Columns) -> tuple[dict[
     steps = record.get(columns.steps)
     if not isinstance(steps, list | tuple):
         return record, 0
-    kept = [step for step in steps if not isinstance(step, str) or step.strip()]
-    return {**record, columns.steps: kept}, 0 if list(steps) == [""] else len(steps) - len(kept)
+    full = [step for step in steps if not isinstance(step, str) or step.strip()]
+    return {**record, columns.steps: full}, 0 if list(steps) == [""] else len(steps) - len(full)
 
 
 def described(value: Any) -> str:

@@ -91,8 +91,8 @@ def math_verify_reward(
         ) from error
 
     def read(text: str) -> list[Any]:
-        found: list[Any] = parse(text if "$" in text or "\\boxed" in text else f"${text}$")
-        return found
+        parsed: list[Any] = parse(text if "$" in text or "\\boxed" in text else f"${text}$")
+        return parsed
 
     golds = {gold: read(gold) for gold in set(answer)}
     rewards: list[float | None] = []
@@ -138,13 +138,13 @@ def reward_names(functions: Sequence[RewardFunction]) -> list[str]:
     return names
 
 
-def as_reward_functions(given: Any) -> list[RewardFunction]:
+def as_reward_functions(rewards: Any) -> list[RewardFunction]:
     """One or several reward functions as a list.
 
     Raises:
         UserError: there is none, or one of them is a reward model, or something else that is not a function.
     """
-    functions = list(given) if isinstance(given, list | tuple) else [given]
+    functions = list(rewards) if isinstance(rewards, list | tuple) else [rewards]
     if not functions:
         raise UserError("reward_funcs is empty: give at least one function, such as exact_answer.")
     for function in functions:
@@ -242,9 +242,9 @@ def _is_async(function: RewardFunction) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-async def _awaited(function: Any, given: Mapping[str, Any]) -> Any:
+async def _awaited(function: Any, arguments: Mapping[str, Any]) -> Any:
     with _failures_of(function):
-        return await function(**given)
+        return await function(**arguments)
 
 
 def _concurrently(calls: Mapping[int, Coroutine[Any, Any, Any]]) -> dict[int, Any]:
@@ -306,10 +306,10 @@ def _check_parameters(function: RewardFunction, columns: Mapping[str, Any]) -> N
     try:
         signature.bind(prompts=[], completions=[], **columns)
     except TypeError as error:
-        given = ", ".join(["prompts", "completions", *columns])
+        arguments = ", ".join(["prompts", "completions", *columns])
         raise UserError(
-            f"reward {reward_name(function)}: {error}. It is called with {given}: name the arguments that it needs, "
-            "and add **columns for the others."
+            f"reward {reward_name(function)}: {error}. It is called with {arguments}: name the arguments that it "
+            "needs, and add **columns for the others."
         ) from error
 
 

@@ -116,14 +116,14 @@ def vary(problems: Sequence[Problem], copies: int, *, seed: int) -> list[Problem
         copies: variations of each at most.
         seed: seed of the random numbers.
     """
-    varied = [made for problem in problems for made in variations(problem, copies, seed=seed)]
+    varied = [variation for problem in problems for variation in variations(problem, copies, seed=seed)]
     return [
         replace(
             problem,
-            id=place,
+            id=index,
             extra={name: value for name, value in problem.extra.items() if name not in (PROMPT, SOLUTION)},
         )
-        for place, problem in enumerate(varied)
+        for index, problem in enumerate(varied)
     ]
 
 
@@ -138,10 +138,10 @@ def variations(problem: Problem, copies: int, *, seed: int) -> Iterator[Problem]
         if len(seen) > copies:
             return
         new = {value: _drawn(value, draw) for value in chain.free}
-        made = _with_numbers(chain, new)
-        if made is not None and made.question not in seen:
-            seen.add(made.question)
-            yield made
+        variation = _with_numbers(chain, new)
+        if variation is not None and variation.question not in seen:
+            seen.add(variation.question)
+            yield variation
 
 
 def analyse(problem: Problem) -> Chain | None:
@@ -267,9 +267,9 @@ def _numbers_of(question: str) -> tuple[set[int], set[Fraction]]:
 
 def _constants(question: str) -> set[Fraction]:
     words = set(_WORD.findall(question.casefold()))
-    found = {Fraction(value) for value, names in _WORDS.items() if words & set(names.split())}
-    halves = {Fraction(1, int(value)) for value in found if value in (2, 4, 5, 10)}  # written 0.5, .25, 0.2, 0.1
-    return found | halves | {Fraction(1)}
+    numbers = {Fraction(value) for value, names in _WORDS.items() if words & set(names.split())}
+    halves = {Fraction(1, int(value)) for value in numbers if value in (2, 4, 5, 10)}  # written 0.5, .25, 0.2, 0.1
+    return numbers | halves | {Fraction(1)}
 
 
 def _parsed(expression: str) -> ast.expr | None:

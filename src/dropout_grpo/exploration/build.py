@@ -42,47 +42,47 @@ def build_exploration(config: ExplorationConfig) -> Exploration:
     return require_exploration(exploration, what)
 
 
-def require_exploration(given: Any, what: str) -> Exploration:
+def require_exploration(candidate: Any, what: str) -> Exploration:
     """The same object, checked.
 
     Args:
-        given: what should be an exploration.
+        candidate: what should be an exploration.
         what: the start of messages.
 
     Raises:
         UserError: it is not an exploration, or has a phase that is unknown.
     """
-    if isinstance(given, str | type):
-        shown = repr(given) if isinstance(given, str) else f"the class {given.__name__}"
+    if isinstance(candidate, str | type):
+        shown = repr(candidate) if isinstance(candidate, str) else f"the class {candidate.__name__}"
         raise UserError(f"{what} is {shown}: give an object, such as SharedDropout(0.1) or NoExploration().")
-    if not isinstance(given, Exploration):
+    if not isinstance(candidate, Exploration):
         raise UserError(
-            f"{what}: {type(given).__name__} must have phases and noise(seeds, sites); see exploration/base.py."
+            f"{what}: {type(candidate).__name__} must have phases and noise(seeds, sites); see exploration/base.py."
         )
-    if unknown := sorted(set(given.phases) - set(PHASES)):
+    if unknown := sorted(set(candidate.phases) - set(PHASES)):
         raise UserError(f"{what}: its phase {unknown[0]!r} is unknown; known are {', '.join(PHASES)}.")
-    return given
+    return candidate
 
 
 def options_of(exploration: Exploration) -> dict[str, Any]:
     """The options of ``ExplorationConfig`` that make this exploration, as JSON values; the inverse of the above.
 
-    Found are the arguments that an object keeps as attributes of the same names, as all kinds here do. The kind of a
+    It has the arguments that an object keeps as attributes of the same names, as all kinds here do. The kind of a
     class of another package is its import path, for a file without the folder.
     """
-    made_by = type(exploration)
-    module, name = made_by.__module__, made_by.__qualname__
-    if module.startswith(FILE_MODULE) and (file := inspect.getsourcefile(made_by)):
+    cls = type(exploration)
+    module, name = cls.__module__, cls.__qualname__
+    if module.startswith(FILE_MODULE) and (file := inspect.getsourcefile(cls)):
         module = Path(file).name
-    kinds = {place: kind for kind, place in KINDS.items()}
-    found: dict[str, Any] = {"kind": kinds.get(f"{module}:{name}", f"{module}:{name}")}
-    for parameter in inspect.signature(made_by).parameters:
+    kinds = {path: kind for kind, path in KINDS.items()}
+    options: dict[str, Any] = {"kind": kinds.get(f"{module}:{name}", f"{module}:{name}")}
+    for parameter in inspect.signature(cls).parameters:
         value = getattr(exploration, parameter, None)
         if isinstance(value, frozenset | set):
             value = sorted(value)
         elif isinstance(value, tuple):
             value = list(value)
         if isinstance(value, str | int | float | list):
-            place = found if parameter in ("p", "sites", "phases") else found.setdefault("options", {})
-            place[parameter] = value
-    return found
+            section = options if parameter in ("p", "sites", "phases") else options.setdefault("options", {})
+            section[parameter] = value
+    return options

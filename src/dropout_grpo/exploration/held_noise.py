@@ -19,13 +19,13 @@ _KEYS = 32
 """Factors of keys are drawn for a multiple of this many positions, so that few draws are needed as an answer grows."""
 
 
-def checked(what: str, given: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
+def checked(what: str, chosen: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """Check that there is at least one name and that all are known, and return the names.
 
     Raises:
         UserError: gives the unknown name.
     """
-    names = (given,) if isinstance(given, str) else tuple(given)
+    names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     if not names:
         raise UserError(f"exploration has no {what}: name at least one of {', '.join(known)}.")
     for name in names:
@@ -61,18 +61,18 @@ class HeldNoise:
         phases: Iterable[str],
         per_step: bool = False,
     ) -> None:
-        found = site_map.instances(checked("site", sites, SITES))
+        instances = site_map.instances(checked("site", sites, SITES))
         self._seeds, self._draw, self._per_step = seeds, draw, per_step
         self._phases, self._dtype = frozenset(checked("phase", phases, PHASES)), site_map.dtype
-        self._places = tuple(site for site in found if site.kind != ATTENTION_WEIGHTS)
-        self._keys = tuple(site for site in found if site.kind == ATTENTION_WEIGHTS)
+        self._sites = tuple(site for site in instances if site.kind != ATTENTION_WEIGHTS)
+        self._keys = tuple(site for site in instances if site.kind == ATTENTION_WEIGHTS)
         self._held: dict[str, Tensor] | None = None
         self._held_keys: dict[str, Tensor] = {}  # by site, [B, H, positions]
         self._aligned: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def factors(self, phase: str, step: int) -> Mapping[str, Tensor]:
         """Factors by site name, each [B, 1, F]; empty in a phase that is off."""
-        if phase not in self._phases or not self._places:
+        if phase not in self._phases or not self._sites:
             return {}
         if self._per_step and phase == "latent":
             return self._drawn(fold(self._seeds, step + 1))
@@ -112,10 +112,10 @@ class HeldNoise:
         return chosen
 
     def _drawn(self, seeds: Tensor) -> dict[str, Tensor]:
-        streams = _streams(tuple((site.name, site.count) for site in self._places), seeds.device)
+        streams = _streams(tuple((site.name, site.count) for site in self._sites), seeds.device)
         drawn = self._draw(seeds, streams).to(self._dtype)[:, None]  # [B, 1, sum of counts]
-        parts = drawn.split([site.count for site in self._places], dim=-1)
-        return {site.name: site.spread(part) for site, part in zip(self._places, parts, strict=True)}
+        parts = drawn.split([site.count for site in self._sites], dim=-1)
+        return {site.name: site.spread(part) for site, part in zip(self._sites, parts, strict=True)}
 
     def _drawn_keys(self, seeds: Tensor, positions: int) -> dict[str, Tensor]:
         """Factors of positions 0 to ``positions`` - 1 or more; (position, head) has the counter position * H + head."""

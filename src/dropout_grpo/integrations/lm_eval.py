@@ -93,10 +93,10 @@ class DropoutGRPOLM(LM):
                 raise UserError("do_sample=True: the backend decodes greedily; set do_sample to false in the task.")
             by_length[int(options.get("max_gen_toks", self.max_gen_toks))].append(i)
         texts = [""] * len(requests)
-        for length, places in by_length.items():
-            questions = [_question(i, requests[i].args[0]) for i in places]
+        for length, numbers in by_length.items():
+            questions = [_question(i, requests[i].args[0]) for i in numbers]
             config = EvaluationConfig(num_samples=0, max_new_tokens=length, batch_size=self.batch_size)
-            for i, answered in zip(places, answer_problems(self.model, questions, config), strict=True):
+            for i, answered in zip(numbers, answer_problems(self.model, questions, config), strict=True):
                 texts[i] = _before(answered.plain, requests[i].args[1].get("until", []))
         return texts
 
@@ -133,8 +133,8 @@ class DropoutGRPOLM(LM):
         raise UserError("loglikelihood_rolling: a latent model scores answers after a question, not running text.")
 
 
-def _question(place: int, text: str) -> Problem:
-    return Problem(id=place, question=text, steps=(), answer="")
+def _question(number: int, text: str) -> Problem:
+    return Problem(id=number, question=text, steps=(), answer="")
 
 
 def _before(text: str, until: str | list[str]) -> str:

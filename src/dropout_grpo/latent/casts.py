@@ -21,7 +21,7 @@ from dropout_grpo.latent.shared_prompt import kernel_dtype
 Cast = tuple[nn.Parameter, int, nn.Parameter]
 """A weight, its version, and its copy in autocast's dtype."""
 
-_kept: dict[int, Cast] | None = None
+_casts: dict[int, Cast] | None = None
 _LAYERS: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 
 
@@ -41,22 +41,22 @@ def autocast(device: torch.device, bf16: bool) -> Iterator[None]:
 @contextmanager
 def keeping_casts() -> Iterator[None]:
     """Keep casts of frozen weights until the end of the outermost block."""
-    global _kept
-    if _kept is not None:
+    global _casts
+    if _casts is not None:
         yield
         return
-    _kept = {}
+    _casts = {}
     try:
         yield
     finally:
-        _kept = None
+        _casts = None
 
 
 def forget_casts() -> None:
     """Forget all casts, those of autocast too: a graph keeps what it reads, and what it writes has no values yet."""
     torch.clear_autocast_cache()
-    if _kept is not None:
-        _kept.clear()
+    if _casts is not None:
+        _casts.clear()
 
 
 @contextmanager
@@ -68,10 +68,10 @@ def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
     """
     swapped = []
     try:
-        if _kept is not None and not is_sharded(model):
+        if _casts is not None and not is_sharded(model):
             for layer in _layers(model):
                 for name, parameter in layer._parameters.items():
-                    if type(parameter) is nn.Parameter and (cast := _cast(_kept, parameter)) is not None:
+                    if type(parameter) is nn.Parameter and (cast := _cast(_casts, parameter)) is not None:
                         swapped.append((layer, name, parameter))
                         layer._parameters[name] = cast
         yield
@@ -80,19 +80,19 @@ def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
             layer._parameters[name] = parameter
 
 
-def _cast(kept: dict[int, Cast], parameter: nn.Parameter) -> nn.Parameter | None:
+def _cast(casts: dict[int, Cast], parameter: nn.Parameter) -> nn.Parameter | None:
     """The copy of a weight; None if it is trained, or autocast would not cast it."""
     if parameter.requires_grad or parameter.dtype != torch.float32:  # first, since most weights end here
         return None
     dtype = kernel_dtype(parameter)
     if dtype == torch.float32:
         return None
-    found = kept.get(id(parameter))
-    if found is not None and found[1] == parameter._version and found[2].dtype == dtype:
-        return found[2]
+    known = casts.get(id(parameter))
+    if known is not None and known[1] == parameter._version and known[2].dtype == dtype:
+        return known[2]
     with torch.inference_mode(False):  # a backward pass may use it later in the block
         cast = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-    kept[id(parameter)] = parameter, parameter._version, cast
+    casts[id(parameter)] = parameter, parameter._version, cast
     return cast
 
 

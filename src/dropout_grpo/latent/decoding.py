@@ -158,12 +158,12 @@ class Generation:
         )
 
 
-def require_finite_answers(answers: Generation, place: Callable[[int], str]) -> None:
+def require_finite_answers(answers: Generation, name_of: Callable[[int], str]) -> None:
     """Check that no token was chosen from logits that are not finite, for example because weights are damaged.
 
     Args:
         answers: answers of B rows.
-        place: returns the name of a row for messages.
+        name_of: the name of a row, for messages.
 
     Raises:
         UserError: names the first row with such a token, and a remedy.
@@ -171,7 +171,7 @@ def require_finite_answers(answers: Generation, place: Callable[[int], str]) -> 
     damaged = answers.logprobs.isnan().any(-1)
     if bool(damaged.any()):
         raise UserError(
-            f"{place(int(damaged.nonzero()[0]))}: the model's logits are not finite. Its weights may be damaged, or "
+            f"{name_of(int(damaged.nonzero()[0]))}: the model's logits are not finite. Its weights may be damaged, or "
             "too large for bf16: try --bf16 false, or another checkpoint."
         )
 

@@ -39,7 +39,7 @@ def own_hidden(model: PreTrainedModel, thought: Callable[[Tensor], Tensor], rows
     return torch.stack(hidden)
 
 
-def agrees(found: Tensor, expected: Tensor) -> bool:
+def agrees(hidden: Tensor, expected: Tensor) -> bool:
     """Whether two computations of the same hidden states are equal up to the rounding of their dtype.
 
     A wrong prompt or position changes a hidden state by about its own size. If the model's own numbers are not finite,
@@ -49,4 +49,4 @@ def agrees(found: Tensor, expected: Tensor) -> bool:
         return True
     rounding = max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps)  # many softmaxes are float32
     allowed = min(0.2, 30 * rounding**0.5)
-    return bool((found - expected).abs().max() <= allowed * expected.abs().max())
+    return bool((hidden - expected).abs().max() <= allowed * expected.abs().max())

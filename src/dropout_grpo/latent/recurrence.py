@@ -151,10 +151,11 @@ class Recurrence(nn.Module):
         """How the results of the probe in one left-padded batch differ from the expected ones; None if they do not."""
         try:
             state = self.read(*pad_left(rows, self.tokens.pad, self.device)).repeat(2)  # groups of two rollouts
-            found = self.think_eagerly(state, PROBE_STEPS).hidden[:, 0]  # [2 * R, D]
+            hidden = self.think_eagerly(state, PROBE_STEPS).hidden[:, 0]  # [2 * R, D]
         except _UNFIT as error:
             return f"fails ({_line(error)})"
-        return None if agrees(found, expected.repeat_interleave(2, dim=0)) else "gives other hidden states than without"
+        same = agrees(hidden, expected.repeat_interleave(2, dim=0))
+        return None if same else "gives other hidden states than without"
 
     @property
     def _kind(self) -> str:

@@ -321,8 +321,8 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device | st
 
 def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, *, left: bool) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])[:, None]  # [B, 1]
-    place = torch.arange(int(lengths.max()))  # [L]
-    real = place >= len(place) - lengths if left else place < lengths  # [B, L]
+    position = torch.arange(int(lengths.max()))  # [L]
+    real = position >= len(position) - lengths if left else position < lengths  # [B, L]
     ids = torch.full(real.shape, pad)
     ids[real] = torch.tensor(list(chain.from_iterable(rows)), dtype=ids.dtype)  # row by row, as in ``rows``
     return ids.to(device), real.long().to(device)

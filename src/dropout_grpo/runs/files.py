@@ -140,5 +140,5 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _rust_error(error: Exception) -> int | None:
-    found = _RUST_ERROR.search(str(error))
-    return int(found[1]) if found else None
+    match = _RUST_ERROR.search(str(error))
+    return int(match[1]) if match else None

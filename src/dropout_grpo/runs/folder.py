@@ -89,8 +89,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run folder {self.path} is a file: choose another path.")
         with reading(self.path):
-            found = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
-        begun = bool(found - _BEFORE_A_RUN) or (bool(found) and not found & _DRAFTS)
+            names = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
+        begun = bool(names - _BEFORE_A_RUN) or (bool(names) and not names & _DRAFTS)
         if begun and not resume:
             raise UserError(
                 f"run folder {self.path} exists already: continue it with {RESUME}, or choose another folder."
@@ -184,12 +184,12 @@ class RunFolder:
         if not is_main():
             return
         path = self.path / METRICS_FILE
-        kept = [r for r in read_metrics(self.path, whole_lines=True) if r["part"] != part or r["step"] <= step]
+        lines = [r for r in read_metrics(self.path, whole_lines=True) if r["part"] != part or r["step"] <= step]
         if every is not None:
-            _require_complete([r for r in kept if r["part"] == part], part, step, every, path)
+            _require_complete([r for r in lines if r["part"] == part], part, step, every, path)
         if path.is_file():
             with writing(path):
-                write_text(path, _lines(kept))
+                write_text(path, _lines(lines))
 
     def sync_metrics(self) -> None:
         """Sync metrics.jsonl to disk, before a checkpoint that relies on its lines."""

@@ -41,7 +41,7 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         describe = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
     except OSError:  # no git on this machine
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -115,72 +115,72 @@ def read_samples(run: Path) -> list[dict[str, Any]]:
     return [_sample(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
 
 
-def number(record: Record, key: str, place: str) -> float | None:
-    """`record[key]` as a float; None if absent, null or not finite. `place` names the record in errors."""
+def number(record: Record, key: str, where: str) -> float | None:
+    """`record[key]` as a float; None if absent, null or not finite. `where` names the record in errors."""
     value = record.get(key)
     if value is None:
         return None
     if not _is_number(value):
-        raise UserError(f"{place}: {key!r} is {value!r}, but must be a number")
-    found = _float(value, key, place)
-    return found if isfinite(found) else None
+        raise UserError(f"{where}: {key!r} is {value!r}, but must be a number")
+    measure = _float(value, key, where)
+    return measure if isfinite(measure) else None
 
 
-def interval(record: Record, key: str, place: str) -> tuple[float, float] | None:
+def interval(record: Record, key: str, where: str) -> tuple[float, float] | None:
     """`record[key]` as (lo, hi); None if it is absent or null."""
     value = record.get(key)
     if value is None:
         return None
     if not (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))):
-        raise UserError(f"{place}: {key!r} is {value!r}, but must be a pair of numbers [lo, hi]")
-    return _float(value[0], key, place), _float(value[1], key, place)
+        raise UserError(f"{where}: {key!r} is {value!r}, but must be a pair of numbers [lo, hi]")
+    return _float(value[0], key, where), _float(value[1], key, where)
 
 
-def mapping(record: Record, key: str, place: str) -> Record:
+def mapping(record: Record, key: str, where: str) -> Record:
     """`record[key]` as an object; empty if it is absent or null."""
     value = record.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{place}: {key!r} is {value!r}, but must be an object")
+        raise UserError(f"{where}: {key!r} is {value!r}, but must be an object")
     return value
 
 
-def objects(record: Record, key: str, place: str) -> list[Record]:
+def objects(record: Record, key: str, where: str) -> list[Record]:
     """`record[key]` as a list of objects; empty if it is absent or null."""
     value = record.get(key)
     if value is None:
         return []
     if not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
-        raise UserError(f"{place}: {key!r} is {value!r}, but must be a list of objects")
+        raise UserError(f"{where}: {key!r} is {value!r}, but must be a list of objects")
     return value
 
 
-def _sample(line: str, place: str) -> dict[str, Any]:
-    record = _parse_object(line, place)
+def _sample(line: str, where: str) -> dict[str, Any]:
+    record = _parse_object(line, where)
     for name, kind in _SAMPLE_TYPES.items():
         if not isinstance(record.get(name), kind):
-            raise UserError(f"{place}: {name!r} is not as `dropout-grpo eval` writes it; run the evaluation again.")
+            raise UserError(f"{where}: {name!r} is not as `dropout-grpo eval` writes it; run the evaluation again.")
     return dict(record)
 
 
-def _float(value: float, key: str, place: str) -> float:
+def _float(value: float, key: str, where: str) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise UserError(f"{place}: {key!r} has {len(str(value))} digits and cannot be a measured value") from error
+        raise UserError(f"{where}: {key!r} has {len(str(value))} digits and cannot be a measured value") from error
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_metrics_record(record: Record, place: str) -> None:
+def _check_metrics_record(record: Record, where: str) -> None:
     part, step = record.get("part"), record.get("step")
     if not isinstance(part, str):
-        raise UserError(f"{place}: 'part' is {part!r}, but must name a part of the run, such as 'sft'")
+        raise UserError(f"{where}: 'part' is {part!r}, but must name a part of the run, such as 'sft'")
     if isinstance(step, bool) or not isinstance(step, int) or abs(step) > _LARGEST_STEP:
-        raise UserError(f"{place}: 'step' is {step!r}, but must be a whole number")
+        raise UserError(f"{where}: 'step' is {step!r}, but must be a whole number")
 
 
 def _read_object(path: Path) -> Record:
@@ -202,22 +202,22 @@ def _read_text(path: Path, *, whole_lines: bool = False) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): it is damaged; restore it") from error
 
 
-def _parse_object(text: str, place: str) -> Record:
+def _parse_object(text: str, where: str) -> Record:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{place} is not JSON ({error.msg} at column {error.colno}): {text[:60]!r}. "
+            f"{where} is not JSON ({error.msg} at column {error.colno}): {text[:60]!r}. "
             "A run that was killed while writing can leave an incomplete line: delete that line"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; too many brackets
-        raise UserError(f"{place} is not readable as JSON ({error}): it is damaged; restore it") from error
+        raise UserError(f"{where} is not readable as JSON ({error}): it is damaged; restore it") from error
     if r"\ud" in text.lower() and not _is_encodable(value):
-        raise UserError(f"{place} has half of a character (a lone surrogate): it is damaged; restore it")
+        raise UserError(f"{where} has half of a character (a lone surrogate): it is damaged; restore it")
     if _is_deep(value):
-        raise UserError(f"{place} has more than {_DEEPEST} levels of brackets: it is damaged; restore it")
+        raise UserError(f"{where} has more than {_DEEPEST} levels of brackets: it is damaged; restore it")
     if not isinstance(value, dict):
-        raise UserError(f"{place} is {text[:60]!r}, but must be a JSON object")
+        raise UserError(f"{where} is {text[:60]!r}, but must be a JSON object")
     return value
 
 

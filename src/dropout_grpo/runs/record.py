@@ -49,14 +49,14 @@ class Record:
         return dict(jsonable(asdict(self)))
 
     @classmethod
-    def from_json(cls, found: Any) -> "Record":
+    def from_json(cls, saved: Any) -> "Record":
         """The inverse of ``as_json``; an empty record for anything else, as in an older checkpoint."""
-        found = found if isinstance(found, dict) else {}
-        options, digests = found.get("options"), found.get("digests")
+        saved = saved if isinstance(saved, dict) else {}
+        options, digests = saved.get("options"), saved.get("digests")
         return cls(
             options=options if isinstance(options, dict) else {},
             digests=digests if isinstance(digests, dict) else {},
-            run=found.get("run"),
+            run=saved.get("run"),
         )
 
     def differences(self, now: "Record") -> Iterator[tuple[str, str, str, str]]:
@@ -135,8 +135,8 @@ def weights_digest(model: nn.Module) -> str:
     """
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(_tensor_digest, *zip(*model.named_parameters(), strict=True)))
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+        digests = list(pool.map(_tensor_digest, *zip(*model.named_parameters(), strict=True)))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> str:

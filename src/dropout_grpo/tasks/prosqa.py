@@ -173,10 +173,10 @@ def _draw_family(rng: random.Random) -> int | None:
 
 def _compact(graph: _Graph) -> _Graph:
     """Drop nodes without edges, except 0 and 1, and renumber the others without gaps."""
-    kept = sorted({0, 1} | {node for edge in graph.edges for node in edge})
-    number = {node: index for index, node in enumerate(kept)}
+    nodes = sorted({0, 1} | {node for edge in graph.edges for node in edge})
+    number = {node: index for index, node in enumerate(nodes)}
     edges = [(number[parent], number[child]) for parent, child in graph.edges]
-    return _Graph(edges, [graph.family[node] for node in kept])
+    return _Graph(edges, [graph.family[node] for node in nodes])
 
 
 def _choose_ends(rng: random.Random, graph: _Graph) -> tuple[int, int, list[int]] | None:

@@ -79,8 +79,8 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: 
         body.append("## Results\n\nThe plain network, greedy, masks off.\n\n" + "\n".join(lines))
     if facts.command:
         body.append(f"## Training\n\n```console\n$ {facts.command}\n```")
-    asked = {CHAT: _CHAT_QUESTION, CODI: _QUESTION.replace("\\n", "")}.get(prompt_format, _QUESTION)
-    usage = _TRANSFORMERS.replace(_QUESTION, asked)
+    question = {CHAT: _CHAT_QUESTION, CODI: _QUESTION.replace("\\n", "")}.get(prompt_format, _QUESTION)
+    usage = _TRANSFORMERS.replace(_QUESTION, question)
     body.append(_USAGE + (usage if complete else _ADAPTER))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
 

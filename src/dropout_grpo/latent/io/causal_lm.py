@@ -41,9 +41,9 @@ def load_causal_lm(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    model, found = loaded
-    _require_all(path, sorted(found["missing_keys"]))
-    require_whole(path, model.state_dict(), found["unexpected_keys"])
+    model, info = loaded
+    _require_all(path, sorted(info["missing_keys"]))
+    require_whole(path, model.state_dict(), info["unexpected_keys"])
     return model, tokenizer
 
 

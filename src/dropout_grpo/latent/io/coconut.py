@@ -131,14 +131,14 @@ def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list
         UserError: a weight is missing, unexpected, or of another shape.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-    given = {id(tensor) for name, tensor in parameters.items() if name in weights}
-    kept = model.state_dict().keys()
-    missing = sorted(name for name in kept if id(parameters[name]) not in given)
-    unexpected = sorted(unexpected) + sorted(INNER + name for name in weights.keys() - kept)
+    filled = {id(tensor) for name, tensor in parameters.items() if name in weights}
+    saved = model.state_dict().keys()
+    missing = sorted(name for name in saved if id(parameters[name]) not in filled)
+    unexpected = sorted(unexpected) + sorted(INNER + name for name in weights.keys() - saved)
     shapes = [
         f"{name} {tuple(tensor.shape)} where the base has {tuple(parameters[name].shape)}"
         for name, tensor in weights.items()
-        if name in kept and tensor.shape != parameters[name].shape
+        if name in saved and tensor.shape != parameters[name].shape
     ]
     complaints = [
         f"{title}: {some(names)}"

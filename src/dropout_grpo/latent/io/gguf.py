@@ -35,15 +35,15 @@ def gguf_file(path: str | Path) -> Path | None:
     Raises:
         UserError: the folder has several GGUF files.
     """
-    place = Path(path)
-    if place.is_file():
-        return place if place.suffix == SUFFIX else None
-    if not place.is_dir() or (place / "config.json").exists():
+    source = Path(path)
+    if source.is_file():
+        return source if source.suffix == SUFFIX else None
+    if not source.is_dir() or (source / "config.json").exists():
         return None
-    files = sorted(place.glob(f"*{SUFFIX}"))
+    files = sorted(source.glob(f"*{SUFFIX}"))
     if len(files) > 1:
         raise UserError(
-            f"{place} has {len(files)} GGUF files ({', '.join(file.name for file in files[:5])}): name one of them."
+            f"{source} has {len(files)} GGUF files ({', '.join(file.name for file in files[:5])}): name one of them."
         )
     return files[0] if files else None
 
@@ -71,13 +71,13 @@ def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
     except _UNREADABLE as error:
         raise _cannot(file, error) from error
-    dequantized, found = loaded
+    dequantized, info = loaded
     with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, come from the global generator
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     model.load_state_dict(dequantized.state_dict())
     model.generation_config = dequantized.generation_config
     model.config.name_or_path = model.name_or_path = str(file)
-    return model.eval(), sorted(found["missing_keys"])
+    return model.eval(), sorted(info["missing_keys"])
 
 
 def gguf_architecture(file: Path) -> str:

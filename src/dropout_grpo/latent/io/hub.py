@@ -20,14 +20,14 @@ def require_known(path: str | Path) -> None:
     Raises:
         UserError: it is none of them, or it is a run folder, whose checkpoints are named.
     """
-    place = Path(path)
-    if place.exists():
-        inside = sorted(str(file.parent) for file in place.glob("checkpoints/*/latent_config.json"))
-        if inside and not (place / "latent_config.json").is_file():
+    local = Path(path)
+    if local.exists():
+        inside = sorted(str(file.parent) for file in local.glob("checkpoints/*/latent_config.json"))
+        if inside and not (local / "latent_config.json").is_file():
             raise UserError(f"{path} is a run folder: give one of its checkpoints: {', '.join(inside)}.")
         return
     name = str(path)
-    if not _HUB_NAME.fullmatch(name) or name.startswith(".") or (place.parent != Path() and place.parent.is_dir()):
+    if not _HUB_NAME.fullmatch(name) or name.startswith(".") or (local.parent != Path() and local.parent.is_dir()):
         raise UserError(f"{path}: there is no such folder.")
     if problem := _problem(name):
         raise UserError(f"{path}: there is no such folder here, and {problem}.")

@@ -76,8 +76,8 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
 
 def _refuse_another(model: LatentModel, config: LoRAConfig) -> None:
     has = peft_config(model.model)
-    there, given = (has.r, has.lora_alpha), (config.r, config.lora_alpha)
-    if given != there or (config.target_modules and set(config.target_modules) != has.target_modules):
+    differs = (has.r, has.lora_alpha) != (config.r, config.lora_alpha)
+    if differs or (config.target_modules and set(config.target_modules) != has.target_modules):
         raise UserError(
             f"{model.name} is an adapter already, with r={has.r} and lora_alpha={has.lora_alpha}, and lora asks for "
             "another: ask for the same to train it further, or merge it "

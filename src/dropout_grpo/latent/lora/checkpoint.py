@@ -159,9 +159,9 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
 
     if lacking := sorted(_weights(model).keys() - weights.keys()):
         raise ValueError(f"it lacks weights: {some(lacking)}.")
-    found: Any = set_peft_model_state_dict(model, weights, adapter_name=ADAPTER_NAME)
-    if found.unexpected_keys:
-        raise ValueError(f"it has weights that fit nowhere: {some(found.unexpected_keys)}.")
+    result: Any = set_peft_model_state_dict(model, weights, adapter_name=ADAPTER_NAME)
+    if result.unexpected_keys:
+        raise ValueError(f"it has weights that fit nowhere: {some(result.unexpected_keys)}.")
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
