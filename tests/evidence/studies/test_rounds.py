@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
@@ -53,6 +55,7 @@ def prosqa(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pa
     return run(small, folder), folder
 
 
+@pytest.mark.slow
 def test_what_is_recorded_of_prosqa(prosqa: tuple[dict[str, Any], Path]) -> None:
     record, folder = prosqa
     curves = {n: [(point["step"], point.get("stage")) for point in points] for n, points in record["curves"].items()}
@@ -63,35 +66,22 @@ def test_what_is_recorded_of_prosqa(prosqa: tuple[dict[str, Any], Path]) -> None
     assert [step for step, _ in curves["masks"]] == [1, 2]
     assert list(record["evaluations"]) == ["sft", "pause", "weaker", "masks", "temperature"]
     assert [[e["n"] for e in files] for files in record["evaluations"].values()] == [[5, 6]] * 5
-    assert list(record["pairs"]) == settings("prosqa")["pairs"]
-    for names, comparisons in record["pairs"].items():
-        a, b = (record["evaluations"][name] for name in names.split())
-        for c, of_a, of_b in zip(comparisons, a, b, strict=True):
-            assert c["pass@1"] == {"a": of_a["pass@1"]["value"], "b": of_b["pass@1"]["value"]}
-    assert record["runs"]["masks"]["mixed_groups"][0] >= 0
     assert record["problems"]["test"] == 6
-    assert "--data.valid DATA/prosqa_valid.json" in record["commands"]["words"]  # the user's folder stays private
     assert record["evaluations"]["sft"][0]["file"] == "DATA/prosqa_valid.json"
-    assert (folder / "runs" / "x-words.log").is_file()
-
-
-def test_the_tables_and_the_figure_of_prosqa(prosqa: tuple[dict[str, Any], Path]) -> None:
-    record, folder = prosqa
     draw(folder)
     assert (folder / "prosqa.svg").read_text(encoding="utf-8").count("pause tokens") > 0
     passed = record["evaluations"]["pause"][0]["pass@1"]["value"]
     assert f"| pause tokens | prosqa_valid.json | 5 | {100 * passed:.1f} |" in block(folder, "prosqa.measures")
-    assert block(folder, "prosqa.pairs").count("\n") == 1 + 2 * len(record["pairs"])
-    assert f"$ {record['commands']['eval-temperature']}" in block(folder, "prosqa.example")
 
 
-def test_a_finished_study_runs_nothing_and_records_the_same(
-    prosqa: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record, folder = prosqa
-    monkeypatch.setattr(rounds, "execute", lambda *_: pytest.fail("nothing is left to run"))
-    again = run(yaml.safe_load((folder / "small.yaml").read_text("utf-8")), folder)
-    assert {**again, "seconds": 0} == {**record, "seconds": 0}
+@pytest.mark.parametrize("name", ["prosqa", "gsm8k", "demo"])
+def test_recipes_have_the_options_of_every_command(name: str) -> None:
+    for lines in read_rounds(settings(name) | {"two_processes_if_alone": False}, "runs/x", "data"):
+        for words in lines.values():
+            options = dict(pairwise(words))
+            if "--recipe" in options:
+                own = {"--recipe", "--checkpoint", "--files", "--latent_steps"}
+                load_recipe(options["--recipe"], {n[2:]: options[n] for n in options if n[:2] == "--" and n not in own})
 
 
 def problems(count: int, first: int) -> list[Problem]:
@@ -133,6 +123,14 @@ def test_what_is_recorded_of_gsm8k_and_the_tables(gsm8k: tuple[dict[str, Any], P
     assert [(name, [e["n"] for e in es]) for name, es in record["evaluations"].items()] == [
         (name, [3, 7]) for name in measured
     ]
+    assert list(record["pairs"]) == settings("gsm8k")["pairs"]
+    for names, comparisons in record["pairs"].items():
+        a, b = (record["evaluations"][name] for name in names.split())
+        for c, of_a, of_b in zip(comparisons, a, b, strict=True):
+            assert c["pass@1"] == {"a": of_a["pass@1"]["value"], "b": of_b["pass@1"]["value"]}
+    assert record["runs"]["masks-sampled"]["mixed_groups"][0] >= 0
+    assert "--files '[DATA/gsm8k_test.json," in record["commands"]["eval-words"]  # the user's folder stays private
+    assert (folder / "runs" / "x-sft.log").is_file()
     assert list(record["seconds"])[:2] == ["sft", "masks-sampled+temperature"]
     hours = {"sft": 7200.0, "masks-sampled+temperature": 1800.0, "eval-coconut": 360.0, "eval-words": 720.0}
     text = json.dumps({**record, "cores": 2, "seconds": hours})
@@ -144,6 +142,17 @@ def test_what_is_recorded_of_gsm8k_and_the_tables(gsm8k: tuple[dict[str, Any], P
     spent = "curriculum 2.00; held masks, sampled answers and temperature alone 0.50; evaluation 0.30; 2.8 together."
     assert f"Hours on 2 cores: {spent}" in block(folder, "gsm8k-smollm2.notes")
     assert "| curriculum | stage 2, update 3 |" in block(folder, "gsm8k-smollm2.curve")
+    assert block(folder, "gsm8k-smollm2.pairs").count("\n") == 1 + 2 * len(record["pairs"])
+    assert f"$ {record['commands']['eval-masks-greedy']}" in block(folder, "gsm8k-smollm2.example")
+
+
+def test_a_finished_study_runs_nothing_and_records_the_same(
+    gsm8k: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, folder = gsm8k
+    monkeypatch.setattr(rounds, "execute", lambda *_: pytest.fail("nothing is left to run"))
+    again = run(yaml.safe_load((folder / "small.yaml").read_text("utf-8")), folder)
+    assert {**again, "seconds": 0} == {**record, "seconds": 0}
 
 
 def test_without_masks_greedy_answers_leave_the_weights_as_they_were(gsm8k: tuple[dict[str, Any], Path]) -> None:
