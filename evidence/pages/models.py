@@ -44,12 +44,12 @@ def blocks(record: Mapping[str, Any]) -> dict[str, str]:
 
 def write_page(page: Path) -> None:
     """Fills the page from ``results/families.json`` next to it."""
-    made = blocks(json.loads((page.parent / "results" / "families.json").read_text(encoding="utf-8")))
+    texts = blocks(json.loads((page.parent / "results" / "families.json").read_text(encoding="utf-8")))
 
     def block(name: str) -> str:
-        if name not in made:
-            raise unknown_block(name, list(made))
-        return made[name]
+        if name not in texts:
+            raise unknown_block(name, list(texts))
+        return texts[name]
 
     fill_file(page, block)
 

@@ -253,18 +253,18 @@ def commands(plan: Plan, run: Run, out: Path, seed: int, split: str = "test") ->
     where, options = places(out, seed), recipe_options(plan, run, out, seed)
     data, start = where.data(run.baseline), {"checkpoint": str(where.checkpoint(plan.runs[run.baseline]))}
     if run.kind == "samples":
-        asked = {**start, "files": f"[{data / 'valid.json'}]"}
-        return {run.name: _line("eval", plan.recipe, {**asked, **options})}
+        files = {"files": f"[{data / 'valid.json'}]"}
+        return {run.name: _line("eval", plan.recipe, {**start, **files, **options})}
     if run.kind == "baseline":
         problems = vars(load_recipe(plan.recipe, options).data.word_problems)
         written = {**{f"word_problems.{name}": str(value) for name, value in problems.items()}, "out": str(data)}
-        made = {data.name: _line("data", None, written), run.name: _line("sft", plan.recipe, options)}
+        training = {data.name: _line("data", None, written), run.name: _line("sft", plan.recipe, options)}
     else:
-        made = {run.name: _line("grpo", plan.recipe, {**start, **options})}
+        training = {run.name: _line("grpo", plan.recipe, {**start, **options})}
     test = where.test(run.name)
-    tested = {"checkpoint": str(where.checkpoint(run)), "files": f"[{data / f'{split}.json'}]"}
-    tested |= {**plan.common, **_seeded(seed), "run_dir": str(test)}
-    return {**made, test.name: _line("eval", plan.recipe, tested)}
+    measure = {"checkpoint": str(where.checkpoint(run)), "files": f"[{data / f'{split}.json'}]"}
+    measure |= {**plan.common, **_seeded(seed), "run_dir": str(test)}
+    return {**training, test.name: _line("eval", plan.recipe, measure)}
 
 
 def command_lines(plan: Plan, run: Run, out: Path, seed: int) -> list[str]:

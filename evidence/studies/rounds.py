@@ -48,12 +48,12 @@ def read_rounds(settings: Mapping[str, Any], out: str, data: str) -> Iterator[Ro
     for lines in settings["rounds"]:
         texts = {"out": out, "data": data}
         for name, patterns in settings.get("files", {}).items():
-            found = [str(file) for pattern in patterns for file in _matching(pattern.format(**texts))]
-            texts[name] = f"[{','.join(found)}]"
+            files = [str(file) for pattern in patterns for file in _matching(pattern.format(**texts))]
+            texts[name] = f"[{','.join(files)}]"
         for name, text in settings.get("short", {}).items():
             texts[name] = text.format(**texts)
-        found_lines = {name: line.format(**texts).split() for name, line in lines.items()}
-        yield _in_two_processes(found_lines) if settings.get("two_processes_if_alone") else found_lines
+        words = {name: line.format(**texts).split() for name, line in lines.items()}
+        yield _in_two_processes(words) if settings.get("two_processes_if_alone") else words
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -66,6 +66,27 @@ def _in_two_processes(lines: dict[str, list[str]]) -> dict[str, list[str]]:
         return lines
     launcher = ["torchrun", "--nproc_per_node", "2", "-m", "dropout_grpo"]
     return {n: [*launcher, *words[1:]] if words[0] == "dropout-grpo" else words for n, words in lines.items()}
+
+
+def run_rounds(rounds: Iterator[Round], out: str, *, workers: int) -> None:
+    """Runs all rounds, and adds their seconds to those of earlier runs."""
+    for each in rounds:
+        start, name = time.monotonic(), "+".join(each)
+        try:
+            run_round(each, workers=workers)
+        finally:  # an interrupted round counts too
+            spent = seconds_of_rounds(out)
+            write_json(_clock(out), {**spent, name: spent.get(name, 0.0) + time.monotonic() - start})
+
+
+def _clock(out: str) -> Path:
+    return Path(f"{out}-seconds.json")
+
+
+def seconds_of_rounds(out: str) -> dict[str, float]:
+    """Seconds of each round so far, by the names of its commands."""
+    clock = _clock(out)
+    return json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else {}
 
 
 def run_round(lines: Round, *, workers: int, threads: int | None = None, extra: Words = ()) -> None:
@@ -163,24 +184,3 @@ def _resumed(words: Words, extra: Words) -> list[str]:
 
 def _processes(words: Words) -> int:
     return int(words[words.index("--nproc_per_node") + 1]) if words[0] == "torchrun" else 1
-
-
-def run_rounds(rounds: Iterator[Round], out: str, *, workers: int) -> None:
-    """Runs all rounds, and adds their seconds to those of earlier runs."""
-    for each in rounds:
-        start, name = time.monotonic(), "+".join(each)
-        try:
-            run_round(each, workers=workers)
-        finally:  # an interrupted round counts too
-            spent = seconds_of_rounds(out)
-            write_json(_clock(out), {**spent, name: spent.get(name, 0.0) + time.monotonic() - start})
-
-
-def _clock(out: str) -> Path:
-    return Path(f"{out}-seconds.json")
-
-
-def seconds_of_rounds(out: str) -> dict[str, float]:
-    """Seconds of each round so far, by the names of its commands."""
-    clock = _clock(out)
-    return json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else {}
