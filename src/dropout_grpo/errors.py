@@ -1,5 +1,6 @@
 """The exception for mistakes that the user can fix: the command line prints it in one line, without a traceback."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,27 @@ _OUT_OF_MEMORY = re.compile(
 
 RESUME = "--resume true (in Python: resume_from_checkpoint=True)"
 """How a run is continued, for messages of the command line and of Python."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EACCES: "check the permissions, or choose another path",
+    errno.EPERM: "check the permissions, or choose another path",
+    errno.EROFS: "choose a path that can be written to",
+    errno.ENOENT: "check the path; it may have been moved or removed meanwhile",
+    errno.ENOTDIR: "check the path; it may have been moved or removed meanwhile",
+    errno.EISDIR: "check the path",
+    errno.ELOOP: "it is a symbolic link, which is not followed: remove it",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def remedy(number: int | None) -> str:
+    """What to do about a failure of the system, by its errno."""
+    return _REMEDIES.get(number or 0, "check the files and the machine")
 
 
 class UserError(ValueError):

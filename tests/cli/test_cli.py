@@ -98,8 +98,8 @@ def test_a_reward_that_raises_and_a_long_test_question_too(
         ("grpo:\n  max_step: 3\n", "did you mean 'grpo.max_steps'?"),
         ("grpo: null\n", "grpo has no options in the recipe"),
         ("data:\n  word_problems: null\n", "data.word_problems has no options"),
-        ("", "the recipe must be options with values"),
-        ("- a\n", "the recipe must be options with values"),
+        ("", "must be options with values"),
+        ("- a\n", "must be options with values"),
         ("seed: abc\n", "--seed abc: it must be a whole number"),
         ("grpo:\n  max_steps: 1.5\n", "--grpo.max_steps 1.5: it must be a whole number"),
     ],
@@ -134,7 +134,7 @@ def test_options_of_another_command_are_not_suggested(capsys: pytest.CaptureFixt
     assert main(["demo", "--max_steps", "3"]) == 2  # `data` has an option of this name
     assert "did you mean 'data.word_problems.max_steps'?" not in capsys.readouterr().err
     assert main(["eval"]) == 2
-    assert "missing: --checkpoint, --files." in capsys.readouterr().err
+    assert "eval.checkpoint, eval.files" in capsys.readouterr().err
 
 
 def test_data_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

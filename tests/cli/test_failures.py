@@ -45,7 +45,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
         (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied: check the permissions, or"),
         (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only file system: choose a path"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "a"), "a: File name too long: choose a shorter path."),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "the file may have been removed"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "it may have been moved or removed"),
         (OSError("odd"), "odd: check the files and the machine."),
         (ValueError("embedded null byte"), "a path has a NUL character"),
         (SafetensorError("I/O error"), "weights cannot be read or written: I/O error"),

@@ -125,19 +125,18 @@ def test_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
             choose_device(wrong)
 
 
-@pytest.mark.parametrize("number", ["1:30", "1:30:00", "-1:30.5", "017"])
+@pytest.mark.parametrize("number", ["1:30", "1:30:00", "-1:30.5"])
 def test_a_number_that_yaml_reads_otherwise_is_refused(
     number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """YAML 1.1 reads 1:30 as 90 and 017 as 15."""
+    """YAML 1.1 reads 1:30 as 90."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"grpo:\n  max_steps: {number}\n")
     assert main(["grpo", "--checkpoint", "c", "--recipe", str(recipe)]) == 2
-    assert f"line 2: {number} is a number of base 60 or 8 in YAML: write it in quotes" in capsys.readouterr().err
+    assert f"--grpo.max_steps {number}: it must be a whole number" in capsys.readouterr().err
     for words in (["--grpo.learning_rate", number], [f"--grpo.learning_rate={number}"]):
-        if ":" in number:  # of the command line 017 is 17
-            assert main(["grpo", "--checkpoint", "c", *words]) == 2
-            assert "--grpo.learning_rate" in capsys.readouterr().err
+        assert main(["grpo", "--checkpoint", "c", *words]) == 2
+        assert "--grpo.learning_rate" in capsys.readouterr().err
 
 
 def test_the_version_needs_no_torch() -> None:

@@ -37,26 +37,28 @@ def said(text: str | bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\ngrpo: [1\n", "recipe.yaml, line 3: did not find expected ',' or ']'."),
+        ("seed: 1\ngrpo: [1\n", "recipe.yaml, line 3: expected ',' or ']'"),
         ("seed: 1\n\tx", "recipe.yaml, line 2: found "),
         ("seed: 1\nseed: 2", "recipe.yaml, line 2: 'seed' stands here twice."),
-        ("seed: 1\n---\nseed: 2", "recipe.yaml, line 2: a second document begins."),
-        ("? [a]\n: 1", "recipe.yaml, line 1: a key must be text."),
-        ("run_dir: =", "recipe.yaml, line 1: write = in quotes."),
-        ("\nrun_dir: !!python/object/apply:os.system [id]", "recipe.yaml, line 2: the tag 'tag:yaml.org,2002:python/"),
-        ("run_dir: !include /etc/passwd", "recipe.yaml, line 1: the tag '!include' is not allowed."),
-        (BOMB, "recipe.yaml, line 5: more than 10000 values, aliases included."),
-        ("data: &a {columns: *a}", "recipe.yaml, line 1: the alias *a refers to a value that contains it."),
+        ("seed: 1\n---\nseed: 2", "recipe.yaml, line 2: but found another document"),
+        ("? [a]\n: 1", "recipe.yaml, line 1: found unhashable key"),
+        ("\nrun_dir: !!python/object/apply:os.system [id]", "recipe.yaml, line 2: could not determine a constructor"),
+        ("run_dir: !include /etc/passwd", "the tag '!include'"),
+        (BOMB, "recipe.yaml, line 2: aliases are not allowed"),
+        ("data: &a {columns: *a}", "recipe.yaml, line 1: aliases are not allowed"),
+        ("seed: &a 3\ncurriculum: {batch_size: *a}", "recipe.yaml, line 2: aliases are not allowed"),
         ("data: " + "[" * 30, "recipe.yaml, line 1: more than 20 levels."),
-        ("x: " + "1" * 1_000_001, "recipe.yaml, the text has more than 1000000 characters."),
-        (b"run_dir: \x00", "recipe.yaml, character "),
+        ("x: " + "1" * 100_001, "recipe.yaml, the text has more than 100000 characters."),
+        (b"run_dir: \x00", "recipe.yaml, unacceptable character #x0000"),
         (b"\xff\xfe", "recipe.yaml cannot be read: 'utf-8' codec can't decode"),
         ('run_dir: "a\\0b"', "run_dir has the text 'a\\x00b': NUL and bytes that are not UTF-8 cannot be used."),
         ("run_dir: null", "run_dir must have a value: give it one, or leave it out for its default."),
+        ("seed: 1:30", "--seed 1:30: it must be a whole number"),
+        ("grpo: {beta: '1:30'}", "--grpo.beta 1:30: it must be a finite number"),
         ("seed: null", "seed must have a value"),
         ("smoke: 3", "smoke: 3 must be true or false."),
         ("seed: 9223372036854775808", "seed=9223372036854775808 must be at least 0 and at most 2^63 - 1."),
-        ("seed: " + "9" * 5000, "digits"),
+        ("seed: " + "9" * 5000, "must be a whole number"),
         ("grpo: {learning_rate: .nan}", "grpo.learning_rate=nan must be above 0."),
         ("grpo: {max_grad_norm: -1}", "grpo.max_grad_norm=-1.0 must be above 0."),
         ("grpo: {adam_beta1: 1.0}", "grpo.adam_beta1=1.0 must be at least 0 and below 1."),
@@ -86,12 +88,6 @@ def test_a_section_that_holds_no_options(
 def test_a_section_within_a_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "data.columns must be options with values" in said("data: {columns: 3}", tmp_path, capsys)
     assert "data.prosqa has no options" in said("data: {prosqa: }", tmp_path, capsys)
-
-
-def test_aliases_that_stay_small_are_read(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("model: &small {n_embd: 32}\nseed: &seed 3\ndata: {prosqa: {seed: *seed}}\n")
-    recipe = load_recipe(str(tmp_path / "recipe.yaml"))
-    assert (recipe.model.n_embd, recipe.seed, recipe.data.prosqa.seed) == (32, 3, 3)
 
 
 def test_yaml_on_the_command_line_is_checked_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -279,6 +279,6 @@ def test_what_the_system_refuses_to_write_is_named_and_the_old_checkpoint_stays(
 
     for error in (full, full_in_rust):
         monkeypatch.setattr(checkpoint_module, "save_latent_model", error)
-        with pytest.raises(UserError, match=r"cannot write .*kept: No space left on device\. Remedy: free disk space"):
+        with pytest.raises(UserError, match=r"cannot write .*kept: No space left on device\. Remedy: free some space"):
             save_checkpoint(tmp_path / "kept", tiny_latent(seed=1))
         assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

@@ -1,23 +1,8 @@
 """Failures of the machine, such as a full disk, in one line for the user. Any other exception is a bug."""
 
-import errno
 from pathlib import Path
 
-from dropout_grpo.errors import is_out_of_memory
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or raise the quota",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EACCES: "check the permissions, or choose another path",
-    errno.EPERM: "check the permissions, or choose another path",
-    errno.EROFS: "choose a path that can be written to",
-    errno.ENOENT: "check the path; the file may have been removed meanwhile",
-    errno.ENOTDIR: "check the path",
-    errno.EISDIR: "check the path",
-    errno.ENAMETOOLONG: "choose a shorter path",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-}
+from dropout_grpo.errors import is_out_of_memory, remedy
 
 
 def describe(error: BaseException) -> str | None:
@@ -28,7 +13,7 @@ def describe(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if isinstance(error.filename, (str, Path)) else ""
         what = error.strerror or str(error) or type(error).__name__
-        return f"{place}{what}: {_REMEDIES.get(error.errno or 0, 'check the files and the machine')}."
+        return f"{place}{what}: {remedy(error.errno)}."
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path has a NUL character: remove it."
     if type(error).__name__ == "SafetensorError":

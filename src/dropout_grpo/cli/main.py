@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except argparse.ArgumentError as error:
-        return _complain(explain(str(error), _options_of(parsers.get("".join(words[:1])))))
+        return _complain(explain(str(error), parsers.get("".join(words[:1]))))
     except KeyboardInterrupt as interrupt:
         hint = "; continue with --resume true" if words[:1] and words[0] in _WITH_RECIPE else ""
         console.print(f"{str(interrupt) or 'interrupted'}{hint}", markup=False)
@@ -87,7 +87,6 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
             _require_text(option, value)
             if option in _FLAGS and not isinstance(value, bool):
                 raise UserError(f"{option}: {value!r} must be true or false.")
-        _require_plain_numbers(arguments[name], words)
         if name in _WITH_RECIPE:
             require_sections(arguments[name])
             _warn_of_unused(name, words)
@@ -100,15 +99,6 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
             told = parser.parse_args(with_recipe_paths(words), defaults=False)[name].get("exploration")
             options.told = {} if told is None else told.as_dict()
         return name, options
-
-
-def _require_plain_numbers(options: Namespace, words: Sequence[str]) -> None:
-    """Check that no number was written as 1:30, which YAML reads as 90."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, value = word.removeprefix("--").partition("=")
-        value = value if equals else following
-        if word.startswith("--") and ":" in value and isinstance(options.get(name), (int, float)):
-            raise UserError(f"--{name} {value}: it must be a number, without colons.")
 
 
 def _warn_of_unused(command: str, words: Sequence[str]) -> None:
@@ -141,12 +131,6 @@ def _without_reader() -> int:
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
-
-
-def _options_of(parser: ArgumentParser | None) -> list[str]:
-    """Names of a command's options, without dashes."""
-    actions = [] if parser is None else parser._actions
-    return [option.lstrip("-") for action in actions for option in action.option_strings]
 
 
 def _complain(message: str) -> int:

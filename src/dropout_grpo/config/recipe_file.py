@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from dropout_grpo.config.recipe import Recipe
-from dropout_grpo.config.safe_yaml import check_yaml, guard_yaml, yaml_problem
+from dropout_grpo.config.safe_yaml import guard_yaml, load_yaml, yaml_problem
 from dropout_grpo.errors import UserError, nearest
 
 
@@ -115,9 +115,11 @@ def recipe_path(name: str) -> Path:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {name} cannot be read: {error}.") from error
     try:
-        check_yaml(text)
+        options = load_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"recipe {name}, {yaml_problem(error)}.") from error
+    if not isinstance(options, dict):
+        raise UserError(f"recipe {name} must be options with values, such as `seed: 1`; it is {text.strip()[:60]!r}.")
     return Path(name)
 
 

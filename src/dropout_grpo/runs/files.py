@@ -3,7 +3,6 @@
 A file is replaced as a whole, and a power failure cannot undo the replacement.
 """
 
-import errno
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.errors import RESUME, UserError
+from dropout_grpo.errors import RESUME, UserError, remedy
 
 CONFIG_FILE = "config.json"
 """Command, options, versions and commit, written once when the run starts."""
@@ -103,17 +102,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_REMEDIES = {
-    errno.ENOSPC: "free disk space",
-    errno.EDQUOT: "free disk space",
-    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
-    errno.EPERM: "make it writable",
-    errno.ENOENT: "it was moved or removed while the run was writing",
-    errno.ELOOP: "it is a symbolic link, which is not followed: remove it",
-    errno.ENOTDIR: "it was moved or removed while the run was writing",
-}
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -133,9 +121,8 @@ def writing(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else _rust_error(error)
         if number is None:
             raise
-        remedy = _REMEDIES.get(number, "choose another folder")
         raise UserError(
-            f"cannot write {path}: {os.strerror(number)}. Remedy: {remedy}; a run continues with {RESUME}."
+            f"cannot write {path}: {os.strerror(number)}. Remedy: {remedy(number)}; a run continues with {RESUME}."
         ) from error
 
 
