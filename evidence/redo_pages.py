@@ -9,7 +9,7 @@ from evidence.pages.blocks import fill_file
 from evidence.pages.from_trl import write_page as write_from_trl
 from evidence.pages.models import write_page as write_models
 from evidence.places import DOCS, RESULTS_FOLDER
-from evidence.studies.figures import draw
+from evidence.studies.plots import draw
 from evidence.studies.tables import block
 from evidence.theory.page import write_page as write_theory
 

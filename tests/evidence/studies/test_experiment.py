@@ -125,6 +125,6 @@ def test_outcomes_of_problems_come_back(plan: Plan, tmp_path: Path) -> None:
             rows = [{**SAMPLE, "id": i, "plain_correct": each} for i, each in enumerate(lines)]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_outcomes(part, tmp_path, tmp_path / "record" / "outcomes.json.gz")
-    found = read_outcomes(tmp_path / "record" / "outcomes.json.gz")
-    assert set(found) == {"study", "fresh_020_t100", "latent_020_t100"}
-    assert found["latent_020_t100"] == {"1": solved, "2": [not each for each in solved]}
+    result = read_outcomes(tmp_path / "record" / "outcomes.json.gz")
+    assert set(result) == {"study", "fresh_020_t100", "latent_020_t100"}
+    assert result["latent_020_t100"] == {"1": solved, "2": [not each for each in solved]}

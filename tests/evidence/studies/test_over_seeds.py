@@ -14,19 +14,19 @@ from evidence.studies.tables import pairs
 
 def test_paired_by_hand() -> None:
     """Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t = sqrt(12), p = 1 - t / sqrt(t^2 + 2) with 2 degrees."""
-    found = paired([0.0, 1.0, 1.0], [1.0, 3.0, 4.0])
-    assert (found.difference, found.ahead) == (2.0, 3)
-    assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
-    assert found.ci95 == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    result = paired([0.0, 1.0, 1.0], [1.0, 3.0, 4.0])
+    assert (result.difference, result.ahead) == (2.0, 3)
+    assert result.p == pytest.approx(1 - (12 / 14) ** 0.5)
+    assert result.ci95 == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
 
 
 def test_paired_is_scipys_paired_t_test() -> None:
     first, second = [0.494, 0.519, 0.495, 0.533, 0.507], [0.531, 0.502, 0.561, 0.55, 0.54]
     scipys = stats.ttest_rel(second, first)
-    found = paired(first, second)
-    assert found.p == pytest.approx(scipys.pvalue)
-    assert found.ci95 == pytest.approx(tuple(scipys.confidence_interval()))
-    assert found.ahead == 4
+    result = paired(first, second)
+    assert result.p == pytest.approx(scipys.pvalue)
+    assert result.ci95 == pytest.approx(tuple(scipys.confidence_interval()))
+    assert result.ahead == 4
 
 
 def test_a_single_seed_has_no_interval_and_equal_seeds_no_difference() -> None:

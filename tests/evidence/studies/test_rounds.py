@@ -17,8 +17,8 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import load_causal_lm
 from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
 from evidence.studies import rounds, study
-from evidence.studies.figures import draw
 from evidence.studies.plan import SETTINGS
+from evidence.studies.plots import draw
 from evidence.studies.rounds import finished, read_rounds, run_round, run_rounds, seconds_of_rounds
 from evidence.studies.tables import block, read_record
 from helpers.tiny_gguf import write_gguf
@@ -28,8 +28,8 @@ GRPO = " --grpo.max_steps 2 --grpo.prompts_per_step 2 --grpo.num_generations 2 -
 
 def settings(name: str) -> dict[str, Any]:
     """A settings file of this folder."""
-    found: dict[str, Any] = yaml.safe_load(SETTINGS.with_name(f"{name}.yaml").read_text("utf-8"))
-    return found
+    result: dict[str, Any] = yaml.safe_load(SETTINGS.with_name(f"{name}.yaml").read_text("utf-8"))
+    return result
 
 
 def run(content: dict[str, Any], folder: Path) -> dict[str, Any]:

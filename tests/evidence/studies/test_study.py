@@ -14,8 +14,8 @@ from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
 from evidence.studies import study
-from evidence.studies.figures import draw
 from evidence.studies.plan import Plan, command_lines, places, read_plan, recipe_options
+from evidence.studies.plots import draw
 from evidence.studies.record import pooled, record_samples, training
 from evidence.studies.tables import block
 
@@ -39,8 +39,8 @@ def run(folder: Path, *options: str) -> None:
 
 @pytest.fixture(scope="module")
 def record(made: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((made / "study.json").read_text(encoding="utf-8"))
-    return found
+    result: dict[str, Any] = json.loads((made / "study.json").read_text(encoding="utf-8"))
+    return result
 
 
 def test_every_arm_is_a_run_folder(made: Path, record: dict[str, Any]) -> None:
@@ -138,9 +138,9 @@ def test_the_rivals_share_runs_with_the_study(made: Path, rivals: Path) -> None:
     for name in ("demo", "temperature"):
         (before, after) = (places(folder / "runs", 1).run(name) / "results.json" for folder in (made, rivals))
         assert before.stat().st_mtime_ns == after.stat().st_mtime_ns
-    found = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))
-    assert list(found["arms"]) == ["temperature", "svp_v", "pause_temperature"]
-    assert found["arms"]["pause_temperature"]["baseline"] == "pause"
+    result = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))
+    assert list(result["arms"]) == ["temperature", "svp_v", "pause_temperature"]
+    assert result["arms"]["pause_temperature"]["baseline"] == "pause"
     pause = LatentModel.from_pretrained(places(rivals / "runs", 1).run("pause") / "checkpoints" / "coconut")
     assert pause.thought.kind == "pause"
     where = places(rivals / "runs", 1)
@@ -157,14 +157,14 @@ def test_the_rivals_share_runs_with_the_study(made: Path, rivals: Path) -> None:
 
 def test_samples_are_counted_problem_by_problem(rivals: Path) -> None:
     """pass@2 of 4 samples, c of them right, is 1 - C(4 - c, 2) / 6."""
-    found = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))["samples"]
-    assert list(found) == [
+    result = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))["samples"]
+    assert list(result) == [
         "none_sampled_samples",
         "svp_v_greedy_samples",
         "svp_v_sampled_samples",
         "pause_sampled_samples",
     ]
-    for name, row in found.items():
+    for name, row in result.items():
         lines = (places(rivals / "runs", 1).run(name) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
         right = [sum(json.loads(line)["samples_correct"]) for line in lines]
         assert len(lines) == row["problems"] == 4
@@ -175,7 +175,7 @@ def test_samples_are_counted_problem_by_problem(rivals: Path) -> None:
         assert config["evaluation"]["temperature"] == (0.0 if row["answers"] == "greedy" else 1.0)
         kind = config["exploration"]["kind"]
         assert kind == ("evidence.rivals.svp:SVP" if row["noise"] == "svp_v" else "none")
-        assert row["to_first"]["difference"] == pytest.approx(row["pass@k"] - found["none_sampled_samples"]["pass@k"])
+        assert row["to_first"]["difference"] == pytest.approx(row["pass@k"] - result["none_sampled_samples"]["pass@k"])
 
 
 def test_the_rivals_page(made: Path, rivals: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "replaced", "message"),
+    ("old", "new", "message"),
     [
         ("use: [held, greedy]", "use: [held, gredy]", "greedy: there is no set of options 'gredy'"),
         ("against: [temperature]", "against: [temprature]", "there is no arm to compare with 'temprature'"),
@@ -288,8 +288,8 @@ def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
         ("svp_v: {use: [svp_v], label", "svp_v: {use: [spv], label", "svp_v: there is no set of options 'spv'"),
     ],
 )
-def test_settings_that_name_nothing_are_refused(tmp_path: Path, found: str, replaced: str, message: str) -> None:
-    (tmp_path / "study.yaml").write_text(TINY.read_text("utf-8").replace(found, replaced), encoding="utf-8")
+def test_settings_that_name_nothing_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "study.yaml").write_text(TINY.read_text("utf-8").replace(old, new), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_plan(tmp_path / "study.yaml")
 
@@ -316,21 +316,21 @@ def test_samples_by_hand(tmp_path: Path) -> None:
             file.parent.mkdir(parents=True)
             measured = {"n": 4, "num_samples": 3, "pass@k": curve, "seconds": float(seed)}
             file.write_text(json.dumps({"evaluations": [measured]}), encoding="utf-8")
-    found = record_samples(plan, tmp_path)
-    assert found[first]["pass@k"] == pytest.approx(0.3)
-    assert found[first]["to_first"] == {"difference": 0.0, "ci95": [0.0, 0.0]}
-    assert (found[second]["by_seed"], found[second]["sample_pass@1"]) == ([0.5, 0.5], 0.25)
-    assert found[second]["to_first"]["difference"] == pytest.approx(0.2)
-    assert found[second]["to_first"]["ci95"] == pytest.approx([0.2 - 12.7062 * 0.1, 0.2 + 12.7062 * 0.1], abs=1e-5)
-    assert found[second]["seconds"] == 1.5
+    result = record_samples(plan, tmp_path)
+    assert result[first]["pass@k"] == pytest.approx(0.3)
+    assert result[first]["to_first"] == {"difference": 0.0, "ci95": [0.0, 0.0]}
+    assert (result[second]["by_seed"], result[second]["sample_pass@1"]) == ([0.5, 0.5], 0.25)
+    assert result[second]["to_first"]["difference"] == pytest.approx(0.2)
+    assert result[second]["to_first"]["ci95"] == pytest.approx([0.2 - 12.7062 * 0.1, 0.2 + 12.7062 * 0.1], abs=1e-5)
+    assert result[second]["seconds"] == 1.5
 
 
 def test_pooled_comparison_by_hand() -> None:
     first = {1: [True, False, False], 2: [True, True, False]}
     second = {1: [True, True, True], 2: [False, True, False]}
-    found = pooled(first, second)
-    assert (found["wins"], found["losses"], found["seeds_ahead"]) == (2, 1, 1)
-    assert found["difference"] == pytest.approx(1 / 6)
+    result = pooled(first, second)
+    assert (result["wins"], result["losses"], result["seeds_ahead"]) == (2, 1, 1)
+    assert result["difference"] == pytest.approx(1 / 6)
 
 
 def test_training_by_hand() -> None:
@@ -341,8 +341,8 @@ def test_training_by_hand() -> None:
         ],
         [{"frac_reward_zero_std": 0.7, "kl": 0.2, "entropy": 0.1, "eval/pass@1": 0.4}] * 2,
     ]
-    found = training(runs)
-    assert (found["mixed_first"], found["steps"]) == (pytest.approx(0.3), 2)
-    assert found["mixed_curve"] == pytest.approx([0.4, 0.2])
-    assert found["signs"] == pytest.approx({"kl": 0.3, "grad_norm": 0.5, "entropy": 0.15})
-    assert found["fall"] == pytest.approx(0.05)
+    result = training(runs)
+    assert (result["mixed_first"], result["steps"]) == (pytest.approx(0.3), 2)
+    assert result["mixed_curve"] == pytest.approx([0.4, 0.2])
+    assert result["signs"] == pytest.approx({"kl": 0.3, "grad_norm": 0.5, "entropy": 0.15})
+    assert result["fall"] == pytest.approx(0.05)
