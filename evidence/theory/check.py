@@ -3,9 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Verdict = Literal["holds", "fails", "measured"]
 Row = list[Any]
 
 
@@ -16,34 +15,35 @@ class Check:
     Attributes:
         id: short name; the part before the dot is the claim's section in ``docs/theory.md``.
         claim: one sentence.
-        quantity: the quantity whose value is ``exact`` and ``estimate``.
-        exact: its value according to the claim; None if the claim gives no value, or only a direction.
-        estimate: its value as computed or measured.
-        error: distance of an exact sum from the claim, relative to the size of the compared values.
+        quantity: the quantity whose value is ``expected`` and ``value``.
+        expected: its value according to the claim; None if the claim gives no value.
+        value: its value as computed.
         interval: 99.9 % confidence interval of a Monte-Carlo estimate.
-        verdict: ``holds`` or ``fails``; ``measured`` if nothing is claimed.
-        detail: JSON values. ``columns`` and ``rows`` are the numbers behind the verdict, for tables and figures.
+        holds: whether the claim holds.
+        columns: headings of the table of the numbers behind the verdict.
+        rows: its rows.
+        curves: further numbers, for figures.
     """
 
     id: str
     claim: str
     quantity: str
-    exact: float | None = None
-    estimate: float | None = None
-    error: float | None = None
+    expected: float | None = None
+    value: float
     interval: tuple[float, float] | None = None
-    verdict: Verdict
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    holds: bool
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    curves: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict as a word."""
+        return "holds" if self.holds else "fails"
 
     def column(self, name: str) -> list[Any]:
-        """One column of the table, by its name."""
-        place = self.detail["columns"].index(name)
-        return [row[place] for row in self.detail["rows"]]
-
-
-def holds_if(condition: bool) -> Verdict:
-    """The verdict of a claim that must satisfy a condition."""
-    return "holds" if condition else "fails"
+        """One column of the table, by its heading."""
+        return [row[self.columns.index(name)] for row in self.rows]
 
 
 def checks_to_json(checks: Sequence[Check]) -> str:
@@ -53,11 +53,7 @@ def checks_to_json(checks: Sequence[Check]) -> str:
 
 def checks_from_json(text: str) -> list[Check]:
     """The inverse of ``checks_to_json``, up to rounding."""
-    records = json.loads(text)
-    for record in records:
-        if record["interval"] is not None:
-            record["interval"] = tuple(record["interval"])
-    return [Check(**record) for record in records]
+    return [Check(**record) for record in json.loads(text)]
 
 
 def _rounded(value: Any) -> Any:

@@ -1,7 +1,14 @@
-"""Compares replaying the rollout's mask in the update with drawing a fresh one, by exact sums over (m, m', a)."""
+"""The update under a fresh mask instead of the rollout's own, by exact sums over every (m, m', a).
+
+A rollout draws mask m and answer a; the update scores a under an independent m'. The rollout's contribution to the
+gradient is A v(m, m', a), where v is a weighted sum of the token scores under m'. The weights come from the library's
+own objective, as its derivative by the log-probabilities, and are compared with PPO's rule, written out here.
+
+Shapes: M masks of rollouts, U masks of updates, A answers, L tokens, P parameters.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,190 +17,170 @@ from torch import Tensor
 
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.rl.advantage import group_advantages
-from evidence.theory.check import Check, Row, holds_if
-from evidence.theory.estimator import Estimate, Moments, from_patterns, over_questions
-from evidence.theory.gradients import relative
-from evidence.theory.interval import inside, mean_interval
-from evidence.theory.law import Law
-from evidence.theory.mask_pairs import (
-    Pairs,
-    pair_moments,
-    pair_up,
-    ratio_moments,
-    update_vectors,
-    vectors_by_hand,
+from dropout_grpo.rl.objective import Batch, surrogate
+from evidence.theory.check import Check, Row
+from evidence.theory.sums import (
+    EXACT,
+    Estimate,
+    Moments,
+    from_patterns,
+    inside,
+    mean_interval,
+    moments,
+    over_questions,
+    relative,
+    score_moments,
 )
-from evidence.theory.setting import Rollouts, objective_gradient, sample
-from evidence.theory.surrogate_gradient import FRESH
-from evidence.theory.toy import Toy
-from evidence.theory.unbiased import EXACT
+from evidence.theory.toy import FRESH, Exact, Law, objective_gradient, sample
 
 _K = 8
 _RATIOS = 8192  # rollouts of each question
-_OFF = math.inf  # an epsilon that clips nothing
 _SEEN = 0.01  # a bias or a gain in variance that is no rounding error
-Variants = Mapping[str, dict[str, Any] | None]
-VARIANTS: Variants = {
-    "ratio of the answer, not clipped": {"importance_sampling_level": "sequence", "epsilon": _OFF},
+_WHOLE, _CLIPPED = "ratio of the answer, not clipped", "ratio of each token, clipped"
+
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    _WHOLE: {"importance_sampling_level": "sequence", "epsilon": math.inf},
     "ratio of the answer, clipped": {"importance_sampling_level": "sequence"},
-    "ratio of each token, not clipped": {"importance_sampling_level": "token", "epsilon": _OFF},
-    "ratio of each token, clipped": {"importance_sampling_level": "token"},
+    "ratio of each token, not clipped": {"importance_sampling_level": "token", "epsilon": math.inf},
+    _CLIPPED: {"importance_sampling_level": "token"},
     "ratio taken to be 1": None,
 }
 """Options of ``rl.objective.surrogate``. None: the old log-probabilities are those of the update, detached, as in
 trainers that compute no old log-probabilities when there is one update per batch."""
 
 
-def check_ratio(toy: Toy, laws: Sequence[Law], *, seed: int, replayed: bool = True, drawn_again: bool = True) -> Check:
-    """The library's ratios at the old policy: 1 under the replayed mask; under a fresh one as spread as enumerated.
+def joint(weights: Tensor) -> Tensor:
+    """q(m) q(m') of a rollout's mask and its update's, [M, U]."""
+    return weights[:, None] * weights[None, :]
 
-    Args:
-        toy: the toy.
-        laws: the law of each question.
-        seed: seed of the rollouts.
-        replayed: update under the rollouts' own masks, under test.
-        drawn_again: the other update draws its masks again, under test.
+
+def log_ratios(law: Law) -> Tensor:
+    """log pi(a_t | x, m', a_<t) - log pi(a_t | x, m, a_<t) of tokens, [M, U, A, L]."""
+    return law.logprobs[None, :] - law.logprobs[:, None]
+
+
+def weights_by_library(law: Law, options: dict[str, Any] | None) -> Tensor:
+    """Weight of each token's score in v, [M, U, A, L].
+
+    The surrogate is positively homogeneous in A and the sign of A is that of r - 1/2, so the weights at A = +1 and -1
+    determine all others.
     """
+    log_ratio = log_ratios(law)
+    sign = torch.where(law.rewards == 1, 1.0, -1.0).double().expand(log_ratio.shape[:3]).flatten()
+    old = torch.zeros_like(log_ratio).flatten(0, 2)
+    new = (old.clone() if options is None else log_ratio.flatten(0, 2)).requires_grad_()
+    # One rollout per loss, so that the weights are not divided by the number of rollouts.
+    totals = Batch(rollouts=1, tokens=1, max_completion_length=log_ratio.shape[-1])
+    mask = law.answer_mask.expand(log_ratio.shape).flatten(0, 2)
+    (slope,) = torch.autograd.grad(-surrogate(new, old, mask, sign, batch=totals, **(options or {})).loss, new)
+    return (slope * sign[:, None]).view(log_ratio.shape)  # sign is its own inverse
+
+
+def weights_by_rule(law: Law, options: dict[str, Any] | None) -> Tensor:
+    """The same weights by PPO's rule.
+
+    A token counts with its ratio, or not at all where the clip holds: above 1 + epsilon for a positive advantage, below
+    1 - epsilon for a negative one. On the level of sequences the ratio is that of the answer.
+    """
+    log_ratio = log_ratios(law)
+    if options is None:
+        return law.answer_mask.double().expand(log_ratio.shape)
+    if options["importance_sampling_level"] == "sequence":
+        log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
+    ratio, epsilon = log_ratio.exp(), options.get("epsilon", 0.2)
+    right = (law.rewards == 1)[:, None]  # [A, 1], where the advantage is positive
+    moves = torch.where(right, ratio <= 1 + epsilon, ratio >= 1 - epsilon)
+    return ratio * moves * law.answer_mask
+
+
+def check_ratio(exact: Exact, *, seed: int) -> Check:
+    """The library's ratios at the old policy: 1 under the replayed mask; under a fresh one as spread as enumerated."""
     rows: list[Row] = []
-    spread, matches = 0.0, []
-    for question, law in enumerate(laws):
-        asked = torch.full((_RATIOS // 8,), question)
-        seeds = rollout_seeds(seed, question, torch.arange(len(asked)), 8)
-        rollouts = sample(toy.setting, asked, seeds)
-
-        def squares(update_seeds: Tensor, rollouts: Rollouts = rollouts) -> Tensor:
-            """(ratio - 1)^2 of every answer; the mean of the ratio is 1."""
-            found = objective_gradient(toy.setting, rollouts, group_advantages, update_seeds=update_seeds)
-            return (found.log_ratio.sum(-1).exp() - 1).square().double()
-
-        own = squares(seeds if replayed else seeds + FRESH)
-        mean, interval = mean_interval(squares(seeds + FRESH if drawn_again else seeds).tolist())
-        _, exact = ratio_moments(pair_up(law, replayed=False))
-        spread = max(spread, float(own.max()))
-        matches.append(inside(exact, interval))
-        rows.append([question + 1, float(own.mean()), mean, *interval, exact])
+    largest, matches = 0.0, []
+    for question, law in enumerate(exact.laws):
+        questions = torch.full((_RATIOS // 8,), question)
+        seeds = rollout_seeds(seed, question, torch.arange(len(questions)), 8)
+        rollouts = sample(exact.toy, questions, seeds)
+        # (ratio - 1)^2 of every answer; the mean of the ratio is 1
+        own, fresh = (
+            (objective_gradient(exact.toy, rollouts, update_seeds=used).log_ratio.sum(-1).exp() - 1).square()
+            for used in (seeds, seeds + FRESH)
+        )
+        mean, interval = mean_interval(fresh.tolist())
+        squares = (log_ratios(law).sum(-1).exp() - 1).square()
+        enumerated = float((joint(law.weights)[..., None] * law.policy[:, None] * squares).sum())
+        largest = max(largest, float(own.max()))
+        matches.append(inside(enumerated, interval))
+        rows.append([question + 1, float(own.mean()), mean, *interval, enumerated])
     return Check(
         id="replay.ratio",
         claim="With the mask replayed the ratio at the old policy has variance 0; with a fresh mask it is random.",
         quantity="largest (ratio - 1)^2 of an answer, replayed",
-        exact=0.0,
-        estimate=spread,
-        error=spread,
-        verdict=holds_if(spread < EXACT and all(matches)),
-        detail={
-            "columns": ["question", "variance, replayed", "variance, fresh", "from", "to", "fresh, enumerated"],
-            "rows": rows,
-        },
+        expected=0.0,
+        value=largest,
+        holds=largest < EXACT and all(matches),
+        columns=["question", "variance, replayed", "variance, fresh", "from", "to", "fresh, enumerated"],
+        rows=rows,
     )
 
 
-def check_fresh(
-    laws: Sequence[Law], gradients: Tensor, *, replayed: bool = False, variants: Variants = VARIANTS
-) -> list[Check]:
-    """Bias and variance of the gradient when the update draws fresh masks, for each form of the ratio.
+def check_fresh(exact: Exact) -> list[Check]:
+    """Bias and variance of the gradient when the update draws fresh masks, for each form of the ratio."""
+    one_out = partial(group_advantages, leave_one_out=True)  # mean grad J, so bias and variance need no rescaling
+    gradient = exact.gradients.mean(0)
 
-    Every value of the library's objective is compared with that of PPO's rule, written out in ``mask_pairs``.
+    def estimate(of_rollouts: list[Moments]) -> Estimate:
+        return over_questions([from_patterns(m, _K, one_out) for m in of_rollouts])
 
-    Args:
-        laws: the law of each question.
-        gradients: grad J of each question, [N, P].
-        replayed: use the rollouts' own masks instead, under test; then there is no bias.
-        variants: forms of the ratio, under test.
-    """
-    loo = partial(group_advantages, leave_one_out=True)  # mean grad J, so that bias and variance need no rescaling
-    gradient = gradients.mean(0)
-    truth = _estimate([_replay_moments(law) for law in laws], loo)
-    expected: dict[str, list[float]] = {}  # of the rows, by PPO's rule instead of the library's objective
-    rows: list[Row] = [["mask replayed", 0.0, relative(truth.mean - gradient, gradient), 1.0]]
-    for name, options in variants.items():
-        rows.append([name])
-        for by in (update_vectors, vectors_by_hand):
-            given, missed = [], []
-            for law in laws:
-                # The rule is applied to fresh masks, whatever the library is given.
-                pairs = pair_up(law, replayed=replayed and by is update_vectors)
-                vectors = by(pairs, options if by is update_vectors else VARIANTS[name])
-                given.append(pair_moments(pairs, vectors))
-                missed.append(_missed(law, pairs, vectors))
-            found = _estimate(given, loo)
-            bias = relative(found.mean - gradient, gradient)
-            values = [sum(missed) / len(missed), bias, found.variance / truth.variance]
-            if by is update_vectors:
-                rows[-1] += values
-            else:
-                expected[name] = values
-    columns = ["update", "error of g given the rollouts", "bias of E g", "tr Cov g over replayed"]
-    detail = {"columns": columns, "rows": rows}
-    by_name = {row[0]: row for row in rows}
-    clipped, whole = "ratio of each token, clipped", "ratio of the answer, not clipped"
-    product, exception = by_name[clipped], by_name[whole]
-    ruled, ruled_exception = expected[clipped], expected[whole]
-    off = {
-        name: max(_apart(x, y) for x, y in zip(row[1:], expected[name], strict=True))
-        for name, row in by_name.items()
-        if name in expected
-    }
+    def bias_and_variance(weights: Callable[..., Tensor], options: dict[str, Any] | None) -> list[float]:
+        fresh = estimate([_moments(law, weights(law, options)) for law in exact.laws])
+        return [relative(fresh.mean - gradient, gradient), fresh.variance / replayed.variance]
+
+    replayed = estimate([score_moments(law) for law in exact.laws])
+    library = {name: bias_and_variance(weights_by_library, options) for name, options in VARIANTS.items()}
+    rule = {name: bias_and_variance(weights_by_rule, options) for name, options in VARIANTS.items()}
+    apart = max(abs(a - b) for name in VARIANTS for a, b in zip(library[name], rule[name], strict=True))
+    columns = ["update", "bias of E g", "tr Cov g over replayed"]
+    rows: list[Row] = [["mask replayed", relative(replayed.mean - gradient, gradient), 1.0]]
+    rows += [[name, *values] for name, values in library.items()]
+    bias, (exception, noise) = library[_CLIPPED][0], library[_WHOLE]
     return [
         Check(
             id="replay.noise",
             claim="With a fresh mask in the update the gradient has a higher variance.",
             quantity="tr Cov g with fresh masks over that with replayed ones, unclipped ratio of the answer, K = 8",
-            exact=ruled_exception[2],
-            estimate=exception[3],
-            error=_apart(exception[3], ruled_exception[2]),
-            verdict=holds_if(_apart(exception[3], ruled_exception[2]) < EXACT and exception[3] > 1 + _SEEN),
-            detail=detail,
-        ),
-        Check(
-            id="replay.given_rollouts",
-            claim="With a fresh mask the gradient is biased for g: given the rollouts, its mean over masks is not g.",
-            quantity="|mean over m' of a rollout's term - its term in g|, root mean square, relative",
-            exact=ruled_exception[0],
-            estimate=exception[1],
-            error=max(off.values()),
-            verdict=holds_if(max(off.values()) < EXACT and min(row[1] for row in rows[1:]) > _SEEN),
-            detail=detail,
+            expected=rule[_WHOLE][1],
+            value=noise,
+            holds=apart < EXACT and noise > 1 + _SEEN,
+            columns=columns,
+            rows=rows,
         ),
         Check(
             id="replay.bias",
-            claim="With a fresh mask GRPO's objective, a clipped ratio for each token, is biased for grad J as well.",
+            claim="With a fresh mask GRPO's objective, a clipped ratio for each token, is biased for grad J.",
             quantity="|E g - grad J| / |grad J|",
-            exact=ruled[1],
-            estimate=product[2],
-            error=off[clipped],
-            verdict=holds_if(off[clipped] < EXACT and product[2] > _SEEN),
-            detail=detail,
+            expected=rule[_CLIPPED][0],
+            value=bias,
+            holds=apart < EXACT and bias > _SEEN,
+            columns=columns,
+            rows=rows,
         ),
         Check(
             id="replay.exception",
             claim="But an unclipped ratio of whole answers corrects for the mask: E g is grad J, at a higher variance.",
             quantity="|E g - grad J| / |grad J|",
-            exact=0.0,
-            estimate=exception[2],
-            error=exception[2],
-            verdict=holds_if(exception[2] < EXACT),
-            detail=detail,
+            expected=0.0,
+            value=exception,
+            holds=exception < EXACT,
+            columns=columns,
+            rows=rows,
         ),
     ]
 
 
-def _apart(found: float, expected: float) -> float:
-    """Difference in units of the expected value; of values below 1 as it is."""
-    return abs(found - expected) / max(1.0, abs(expected))
-
-
-def _replay_moments(law: Law) -> Moments:
-    pairs = pair_up(law, replayed=True)
-    return pair_moments(pairs, update_vectors(pairs, {}))
-
-
-def _estimate(given: Sequence[Moments], advantages: Any) -> Estimate:
-    return over_questions([from_patterns(m, _K, advantages) for m in given])
-
-
-def _missed(law: Law, pairs: Pairs, vectors: Tensor) -> float:
-    """Root mean square over (m, a) of |E_{m'} v(m, m', a) - score(m, a)|, relative to that of the score."""
-    probability = pairs.probability.sum(1)  # [M, A]
-    mean = torch.einsum("mua,muap->map", pairs.probability, vectors) / probability[..., None]
-    missed = (probability * (mean - law.score).square().sum(-1)).sum()
-    return float((missed / (probability * law.score.square().sum(-1)).sum()).sqrt())
+def _moments(law: Law, weights: Tensor) -> Moments:
+    """Moments of v given the reward, from the weights [M, U, A, L] of the token scores under m'."""
+    vectors = torch.einsum("muat,uatp->muap", weights, law.scores)
+    probability = joint(law.weights)[..., None] * law.policy[:, None]  # [M, U, A]
+    rewards = law.rewards.expand(probability.shape)
+    return moments(probability.flatten(), rewards.flatten(), vectors.flatten(0, 2))

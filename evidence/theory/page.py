@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from evidence.pages.blocks import fill_file, unknown_block
+from evidence.pages.markdown import escaped, number, table
 from evidence.theory.check import Check, checks_from_json
 from evidence.theory.plots import save_plots
-from evidence.theory.table import numbers_of, overview
 
 
 def block(checks: Sequence[Check], name: str) -> str:
@@ -16,12 +16,26 @@ def block(checks: Sequence[Check], name: str) -> str:
     Raises:
         UserError: there is no check with that id.
     """
-    found = {check.id: check for check in checks}
     if name == "checks":
-        return overview(checks)
-    if name not in found:
-        raise unknown_block(name, ["checks", *found])
-    return numbers_of(found[name])
+        return table(
+            ["check", "quantity", "expected", "value", "verdict"],
+            [[c.id, c.quantity, number(c.expected), value_of(c, expected=False), c.verdict] for c in checks],
+        )
+    by_id = {check.id: check for check in checks}
+    if name not in by_id:
+        raise unknown_block(name, ["checks", *by_id])
+    check = by_id[name]
+    line = f"*{escaped(check.claim)}* **{check.verdict}**: {escaped(check.quantity)}: {value_of(check)}."
+    return f"{line}\n\n{table(check.columns, check.rows)}"
+
+
+def value_of(check: Check, *, expected: bool = True) -> str:
+    """The value with its interval, if it has one, and the expected value."""
+    text = number(check.value)
+    if check.interval is not None:
+        low, high = check.interval
+        text += f" [{number(low)}, {number(high)}]"
+    return text if check.expected is None or not expected else f"{text}, expected {number(check.expected)}"
 
 
 def write_page(page: Path) -> None:

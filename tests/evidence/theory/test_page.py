@@ -1,64 +1,47 @@
-"""Tables, figures and the page are made only from the checks, and are up to date."""
+"""Blocks, figures and the page are made only from the checks, and are up to date."""
 
-import json
+import re
 
 import pytest
-from rich.console import Console
 
 from dropout_grpo.errors import UserError
-from evidence.places import DOCS
+from evidence.places import DOCS, ROOT
 from evidence.theory import __main__ as command
-from evidence.theory.check import Check, checks_from_json, checks_to_json, holds_if
-from evidence.theory.checks import SECTIONS
-from evidence.theory.page import block, write_page
+from evidence.theory.check import Check, checks_from_json, checks_to_json
+from evidence.theory.page import block, value_of, write_page
 from evidence.theory.plots import FIGURES, save_plots
-from evidence.theory.table import found, numbers_of, overview, render
 
 CHECK = Check(
     id="objective.made_up",
     claim="One is one.",
     quantity="|one - one|",
-    exact=0.0,
-    estimate=1 / 3,
+    expected=0.0,
+    value=1 / 3,
     interval=(0.25, 0.5),
-    verdict="measured",
-    detail={"columns": ["name", "value*"], "rows": [["a|b", 0.123456789], ["c", 2]]},
+    holds=False,
+    columns=["name", "value*"],
+    rows=[["a|b", 0.123456789], ["c", 2]],
 )
+PAGE = (DOCS / "theory.md").read_text(encoding="utf-8")
 
 
-def test_overview_has_a_line_a_check():
-    lines = overview([CHECK, CHECK]).splitlines()
-    assert len(lines) == 4
-    assert lines[2] == "| One is one. | \\|one - one\\| | 0 | 0.333 [0.25, 0.5] | measured |"
-    assert numbers_of(CHECK).startswith("*One is one.* **measured**: \\|one - one\\|: 0.333 [0.25, 0.5], expected 0.")
-
-
-def test_rich_table_shows_brackets_and_verdicts():
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render([CHECK]))
-    shown = console.export_text()
-    assert "0.333 [0.25, 0.5]" in shown
-    assert "measured" in shown
-
-
-def test_json_round_trip_keeps_six_digits():
-    (back,) = checks_from_json(checks_to_json([CHECK]))
-    assert back.estimate == 0.333333
-    assert back.interval == (0.25, 0.5)
-    assert back.column("value*") == [0.123457, 2]
-    assert found(back) == found(CHECK)
-    assert isinstance(json.loads(checks_to_json([CHECK])), list)
-
-
-def test_holds_if():
-    assert (holds_if(True), holds_if(False)) == ("holds", "fails")
-
-
-def test_a_block_is_a_check_or_all_of_them():
-    assert "One is one." in block([CHECK], "checks")
-    assert "| c | 2 |" in block([CHECK], "objective.made_up")
+def test_blocks_of_all_checks_and_of_one():
+    assert (
+        block([CHECK, CHECK], "checks").splitlines()[2:]
+        == ["| objective.made_up | \\|one - one\\| | 0 | 0.333 [0.25, 0.5] | fails |"] * 2
+    )
+    one = block([CHECK], "objective.made_up")
+    assert one.startswith("*One is one.* **fails**: \\|one - one\\|: 0.333 [0.25, 0.5], expected 0.\n")
+    assert "| c | 2 |" in one
     with pytest.raises(UserError, match=r"objective\.other"):
         block([CHECK], "objective.other")
+
+
+def test_json_round_trip_has_six_digits():
+    (back,) = checks_from_json(checks_to_json([CHECK]))
+    assert back.value == 0.333333
+    assert back.column("value*") == [0.123457, 2]
+    assert value_of(back) == value_of(CHECK)
 
 
 def test_figures_are_drawn_from_the_stored_numbers(tmp_path):
@@ -68,9 +51,6 @@ def test_figures_are_drawn_from_the_stored_numbers(tmp_path):
     assert all("<svg" in file.read_text(encoding="utf-8") for file in files)
     again = save_plots(checks, tmp_path / "again")
     assert files[0].read_bytes() == again[0].read_bytes()
-
-
-def test_figures_without_their_checks_are_left_out(tmp_path):
     assert save_plots([CHECK], tmp_path) == []
 
 
@@ -84,38 +64,34 @@ def test_write_page(tmp_path):
 
 
 def test_page_shows_every_figure():
-    page = (DOCS / "theory.md").read_text(encoding="utf-8")
-    for name in FIGURES:
-        assert f"](theory/{name}.svg)" in page
-        assert (DOCS / "theory" / f"{name}.svg").is_file()
+    assert re.findall(r"\]\(theory/(\w+)\.svg\)", PAGE) == list(FIGURES)
+    assert sorted(file.stem for file in (DOCS / "theory").glob("*.svg")) == sorted(FIGURES)
 
 
-def test_page_has_the_sections_of_the_checks_in_order():
-    lines = (DOCS / "theory.md").read_text(encoding="utf-8").splitlines()
-    assert [line.removeprefix("## ") for line in lines if line.startswith("## ")] == list(SECTIONS.values())
-
-
-def test_page_names_files_that_exist():
-    page = (DOCS / "theory.md").read_text(encoding="utf-8")
-    links = [part.split(")")[0] for part in page.split("](../")[1:]]
+def test_page_has_the_sections_that_its_table_links_to():
+    headings = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+        for line in PAGE.splitlines()
+        if line.startswith("#")
+    }
+    links = re.findall(r"\]\(#([\w-]+)\)", PAGE)
     assert len(links) > 10
-    assert [link for link in links if not (DOCS.parent / link).exists()] == []
+    assert set(links) <= headings
 
 
-def test_the_table_of_theory_is_wide_on_a_pipe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    claim = "the gradient of the surrogate is that of the expected reward"
-    check = Check(
-        id="a",
-        claim=claim,
-        quantity="difference of the two gradients",
-        exact=0.0,
-        estimate=0.0,
-        verdict="holds",
-        detail={"columns": [], "rows": []},
-    )
-    monkeypatch.setattr(command, "run", lambda seed: [check])
-    monkeypatch.delenv("COLUMNS", raising=False)
-    assert command.main([]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) > 100
+def test_page_names_files_and_tests_that_exist():
+    links = re.findall(r"\]\(\.\./([^)]+)\)", PAGE)
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in re.findall(r"`(test_\w+)`", PAGE) if f"def {name}(" not in tests] == []
+
+
+def test_the_command_prints_verdicts_and_fails_with_a_check(monkeypatch, capsys):
+    monkeypatch.setattr(command, "run", lambda seed: iter([CHECK]))
+    assert command.main([]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "fails: One is one.\n       |one - one|: 0.333 [0.25, 0.5], expected 0\n"
+    assert "objective.made_up" in shown.err
+    assert command.main(["--json"]) == 1
+    assert checks_from_json(capsys.readouterr().out)[0].id == "objective.made_up"

@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from evidence.theory.gradients import flat_gradient, flat_gradients
-from evidence.theory.law import answer_logprobs
-from evidence.theory.toy import all_masks, answer_index, per_step
+from evidence.theory.toy import answer_index, answer_logprobs, flat_gradient, flat_gradients, flat_weights, moved
 from helpers.oracle import oracle_run
 
 
@@ -14,23 +12,16 @@ def test_every_mask_is_there_with_its_bernoulli_weight(exact):
     weights = (exact.masks.weights * 256).round().int().tolist()
     assert sorted(weights) == sorted([1] + [3] * 4 + [9] * 6 + [27] * 4 + [81])
     torch.testing.assert_close(exact.masks.weights * 256, torch.tensor(weights).double())
-    index = exact.masks.index(exact.toy, exact.toy.exploration, exact.masks.seeds)
+    index = exact.masks.index(exact.toy, exact.masks.seeds)
     assert index.tolist() == list(range(16))
 
 
 def test_masks_of_seeds_come_up_as_often_as_they_weigh(exact):
     seeds = torch.arange(10_000_000, 10_016_384)
-    counts = torch.bincount(exact.masks.index(exact.toy, exact.toy.exploration, seeds), minlength=16)
+    counts = torch.bincount(exact.masks.index(exact.toy, seeds), minlength=16)
     expected = exact.masks.weights * len(seeds)
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert chi_square < 44  # 15 degrees of freedom: p = 1e-4
-
-
-def test_per_step_masks_are_all_pairs(exact):
-    masks = all_masks(exact.toy, per_step())
-    products = exact.masks.weights[:, None] * exact.masks.weights[None]
-    assert len(masks.seeds) == 256
-    torch.testing.assert_close(masks.weights.sort().values, products.flatten().sort().values)
 
 
 def test_answers_are_all_there_is(exact):
@@ -48,18 +39,18 @@ def test_scores_have_mean_zero_under_every_mask(exact):
 
 @pytest.mark.parametrize(("question", "mask", "answer"), [(0, 3, 11), (1, 15, 1), (2, 9, 20)])
 def test_log_probabilities_are_the_oracles(exact, question, mask, answer):
-    toy, setting = exact.toy, exact.toy.setting
-    noise = setting.model.noise(toy.exploration, exact.masks.seeds[mask : mask + 1])
+    toy, model = exact.toy, exact.toy.model
+    noise = model.noise(toy.exploration, exact.masks.seeds[mask : mask + 1])
     factors = {name: factor[0, 0] for name, factor in noise.factors("latent", 0).items()}
-    used = setting.prompts.attention_mask[question].bool()
+    used = toy.prompts.attention_mask[question].bool()
     result = oracle_run(
-        setting.model.model,
-        setting.prompts.input_ids[question][used].tolist(),
-        setting.model.latent_steps,
-        setting.model.tokens.end,
+        model.model,
+        toy.prompts.input_ids[question][used].tolist(),
+        model.latent_steps,
+        model.tokens.end,
         toy.answers[answer].tolist(),
         factors=lambda phase, step: factors if phase == "latent" else {},
-        temperature=setting.temperature,
+        temperature=0.8,
     )
     torch.testing.assert_close(exact.laws[question].logprobs[mask, answer], result.logprobs.detach())
 
@@ -73,10 +64,9 @@ def test_masks_matter(exact):
 def test_batched_gradients_are_single_gradients(exact):
     one = exact.masks.seeds[:1]
     masks = type(exact.masks)(seeds=one, weights=exact.masks.weights[:1], codes=exact.masks.codes[:1])
-    model = exact.toy.setting.model
-    logprobs = answer_logprobs(exact.toy, masks, exact.toy.exploration, 1)
-    batched = flat_gradients(logprobs, model)[0, 7, 1]
-    alone = flat_gradient(answer_logprobs(exact.toy, masks, exact.toy.exploration, 1)[0, 7, 1], model)
+    model = exact.toy.model
+    batched = flat_gradients(answer_logprobs(exact.toy, masks, 1), model)[0, 7, 1]
+    alone = flat_gradient(answer_logprobs(exact.toy, masks, 1)[0, 7, 1], model)
     torch.testing.assert_close(batched, alone)
     assert alone.norm() > 0.1
 
@@ -87,3 +77,11 @@ def test_answer_index_pads_what_ended_early(exact):
     assert answer_index(answers, answers).tolist() == list(range(21))
     with pytest.raises(AssertionError, match="not enumerated"):
         answer_index(answers, torch.tensor([[0, 3]]))  # nothing follows the end
+
+
+def test_moved_weights_come_back(exact):
+    model = exact.toy.model
+    before = flat_weights(model)
+    with moved(model, torch.full_like(before, 1e-3)):
+        torch.testing.assert_close(flat_weights(model), before + 1e-3)
+    assert torch.equal(flat_weights(model), before)

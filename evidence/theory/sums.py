@@ -1,4 +1,4 @@
-"""Mean and variance of a group estimator g = (1/K) sum_k A_k v_k as finite sums.
+"""Mean and variance of a group estimator g = (1/K) sum_k A_k v_k as finite sums; intervals of sampled means.
 
 The K rollouts of a group are independent and A depends only on rewards. ``from_all_groups`` sums over every group of
 every atom (a mask and an answer), which n^K limits to K = 2 and 3. ``from_patterns`` sums over the 2^K patterns of
@@ -9,13 +9,24 @@ the sums run over the library's own ``group_advantages``.
 Shapes: n atoms, P parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist, fmean, stdev
 
 import torch
 from torch import Tensor
 
-from evidence.theory.setting import Advantages
+from evidence.theory.toy import Law
+
+EXACT = 1e-10
+"""Relative error below which two float64 sums count as equal."""
+
+CONFIDENCE = 0.999
+"""Confidence of every interval: a true claim fails for one seed in a thousand."""
+
+Advantages = Callable[[Tensor], Tensor]
+"""Advantages [G, K] from rewards [G, K]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +58,12 @@ def moments(probability: Tensor, rewards: Tensor, vectors: Tensor) -> Moments:
     )
 
 
+def score_moments(law: Law) -> Moments:
+    """Moments of the score grad log pi(a | x, m) given the reward."""
+    rewards = law.rewards.expand(law.probability.shape)
+    return moments(law.probability.flatten(), rewards.flatten(), law.score.flatten(0, 1))
+
+
 def patterns(k: int) -> Tensor:
     """All rewards of a group, [2^K, K] of 0 and 1."""
     return torch.tensor([[float(i >> j & 1) for j in range(k)] for i in range(1 << k)], dtype=torch.float64)
@@ -57,14 +74,14 @@ def pattern_probability(rewards: Tensor, right: float) -> Tensor:
     return (rewards * right + (1 - rewards) * (1 - right)).prod(-1)
 
 
-def from_patterns(given: Moments, k: int, advantages: Advantages) -> Estimate:
+def from_patterns(of_rollout: Moments, k: int, advantages: Advantages) -> Estimate:
     """The estimate for groups of K, from the 2^K patterns of rewards."""
     rewards = patterns(k)
-    probability = pattern_probability(rewards, given.right)  # [2^K]
+    probability = pattern_probability(rewards, of_rollout.right)  # [2^K]
     gains = advantages(rewards)
     reward = rewards.long()
-    group_mean = (gains[..., None] * given.mean[reward]).sum(1) / k  # [2^K, P], mean of g given the pattern
-    spread = given.square - given.mean.square().sum(-1)  # [2], trace of the covariance of v given its reward
+    group_mean = (gains[..., None] * of_rollout.mean[reward]).sum(1) / k  # [2^K, P], mean of g given the pattern
+    spread = of_rollout.square - of_rollout.mean.square().sum(-1)  # [2], trace of the covariance of v given its reward
     within = (gains.square() * spread[reward]).sum(1) / k**2
     mean = probability @ group_mean
     second = probability @ (within + group_mean.square().sum(-1))
@@ -81,8 +98,8 @@ def from_all_groups(probability: Tensor, rewards: Tensor, vectors: Tensor, k: in
         group = torch.cat([rewards[first].expand(len(others), 1), rewards[others]], dim=1)
         gains = advantages(group) * (probability[first] * rest)[:, None] / k
         weight[first] += gains[:, 0].sum()
-        for place in range(k - 1):
-            weight += torch.bincount(others[:, place], gains[:, place + 1], minlength=n)
+        for i in range(k - 1):
+            weight += torch.bincount(others[:, i], gains[:, i + 1], minlength=n)
     return weight @ vectors
 
 
@@ -93,3 +110,30 @@ def over_questions(estimates: Sequence[Estimate]) -> Estimate:
         mean=torch.stack([estimate.mean for estimate in estimates]).mean(0),
         variance=sum(estimate.variance for estimate in estimates) / n**2,
     )
+
+
+def relative(difference: Tensor, to: Tensor) -> float:
+    """Length of ``difference`` in units of the length of ``to``."""
+    return float(difference.norm() / to.norm())
+
+
+def projection(vector: Tensor, on: Tensor) -> float:
+    """Length of the projection of a vector, in units of the one that it is projected on."""
+    return float(vector @ on / on.square().sum())
+
+
+def sine(vector: Tensor, other: Tensor) -> float:
+    """Sine of the angle between two vectors."""
+    return relative(vector - projection(vector, other) * other, vector)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Mean of independent values and its interval, by the central limit theorem."""
+    mean = fmean(values)
+    half = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * stdev(values) / sqrt(len(values))
+    return mean, (mean - half, mean + half)
+
+
+def inside(value: float, interval: tuple[float, float]) -> bool:
+    """True if the value lies in the interval."""
+    return interval[0] <= value <= interval[1]

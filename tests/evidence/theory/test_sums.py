@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from dropout_grpo.rl.advantage import group_advantages
-from evidence.theory.estimator import (
+from evidence.theory.sums import (
+    CONFIDENCE,
     Estimate,
     from_all_groups,
     from_patterns,
+    inside,
+    mean_interval,
     moments,
     over_questions,
     patterns,
 )
-from evidence.theory.interval import CONFIDENCE, inside, mean_interval, ratio_interval
 
 PROBABILITY = torch.tensor([0.1, 0.25, 0.3, 0.05, 0.3], dtype=torch.float64)
 REWARDS = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
@@ -44,20 +46,20 @@ def brute_force(k, advantages):
 @pytest.mark.parametrize("k", [2, 3])
 def test_sums_are_brute_force(rule, k):
     mean, variance = brute_force(k, RULES[rule])
-    found = from_patterns(moments(PROBABILITY, REWARDS, VECTORS), k, RULES[rule])
-    torch.testing.assert_close(found.mean, mean)
-    assert found.variance == pytest.approx(variance, rel=1e-12)
+    estimate = from_patterns(moments(PROBABILITY, REWARDS, VECTORS), k, RULES[rule])
+    torch.testing.assert_close(estimate.mean, mean)
+    assert estimate.variance == pytest.approx(variance, rel=1e-12)
     torch.testing.assert_close(from_all_groups(PROBABILITY, REWARDS, VECTORS, k, RULES[rule]), mean)
     assert mean.norm() > 0.01
 
 
 def test_moments_by_hand():
-    given = moments(PROBABILITY, REWARDS, VECTORS)
-    assert given.right == pytest.approx(0.4)
+    of_rollout = moments(PROBABILITY, REWARDS, VECTORS)
+    assert of_rollout.right == pytest.approx(0.4)
     # right: atoms 0 and 2 with weights 1/4 and 3/4; wrong: atoms 1, 3, 4 with weights 5/12, 1/12, 6/12
-    torch.testing.assert_close(given.mean[1], torch.tensor([-0.5, -0.3125]).double())
-    assert given.square[1].item() == pytest.approx((5 + 3 * 1.0625) / 4)
-    assert given.square[0].item() == pytest.approx((5 * 9.25 + 17 + 6) / 12)
+    torch.testing.assert_close(of_rollout.mean[1], torch.tensor([-0.5, -0.3125]).double())
+    assert of_rollout.square[1].item() == pytest.approx((5 + 3 * 1.0625) / 4)
+    assert of_rollout.square[0].item() == pytest.approx((5 * 9.25 + 17 + 6) / 12)
 
 
 def test_moments_refuse_other_rewards():
@@ -87,21 +89,3 @@ def test_mean_interval_by_hand():
     assert high == pytest.approx(3 + z * (14 / 12) ** 0.5)
     assert inside(3.0, (low, high))
     assert not inside(high + 1e-9, (low, high))
-
-
-def test_ratio_interval_uses_the_pairing():
-    base = [1.0, 5.0, 2.0, 9.0, 4.0]
-    ratio, (low, high) = ratio_interval([2 * b for b in base], base)
-    assert (ratio, low, high) == pytest.approx((2, 2, 2))  # proportional: nothing is uncertain about the ratio
-    _, (low, high) = ratio_interval([2 * b for b in reversed(base)], base)
-    assert low < 1.5 < 3 < high
-
-
-def test_ratio_interval_covers():
-    generator = torch.Generator().manual_seed(0)
-    misses = 0
-    for _ in range(300):
-        x = torch.rand(40, 2, generator=generator).double()
-        _, interval = ratio_interval((3 * (x[:, 0] + x[:, 1])).tolist(), (x[:, 0] + 0.5).tolist())
-        misses += not inside(3.0, interval)
-    assert misses <= 3  # 0.3 expected
