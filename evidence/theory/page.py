@@ -18,8 +18,8 @@ def block(checks: Sequence[Check], name: str) -> str:
     """
     if name == "checks":
         return table(
-            ["check", "quantity", "expected", "value", "verdict"],
-            [[c.id, c.quantity, number(c.expected), value_of(c, expected=False), c.verdict] for c in checks],
+            ["claim", "quantity", "expected", "value", "verdict"],
+            [[c.claim, c.quantity, number(c.expected), value_of(c, expected=False), c.verdict] for c in checks],
         )
     by_id = {check.id: check for check in checks}
     if name not in by_id:

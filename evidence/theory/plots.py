@@ -50,7 +50,7 @@ def _factors(checks: Mapping[str, Check]) -> Figure:
             if name != "J":
                 axes.plot(check.curves["J"], curve, color=next(colours), label=name)
     axes.axhline(7 / 8, color=INK, linestyle="--", linewidth=1, label="neither, K = 8: (K-1)/K")
-    axes.set_ylim(0, 6)
+    axes.set_ylim(0, 4.5)
     axes.legend(loc="upper center")
     return figure
 
@@ -73,8 +73,8 @@ def _baseline(checks: Mapping[str, Check]) -> Figure:
 
 
 FIGURES: dict[str, tuple[tuple[str, ...], Draw]] = {
-    "coupling": (("coupling.reused",), _coupling),
     "factors": (("divided.group", "filtered.objective"), _factors),
+    "coupling": (("coupling.reused",), _coupling),
     "baseline": (("baseline.condition",), _baseline),
 }
 """Name of the file, ids of the checks that it is drawn from, function that draws it."""

@@ -10,9 +10,9 @@ import torch
 
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
+from dropout_grpo.latent.decoding import AverageOverMasks
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import replay
-from dropout_grpo.latent.decoding import AverageOverMasks
 from dropout_grpo.latent.state import map_cache
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.kl import kl_estimate

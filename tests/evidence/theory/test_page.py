@@ -28,7 +28,7 @@ PAGE = (DOCS / "theory.md").read_text(encoding="utf-8")
 def test_blocks_of_all_checks_and_of_one():
     assert (
         block([CHECK, CHECK], "checks").splitlines()[2:]
-        == ["| objective.made_up | \\|one - one\\| | 0 | 0.333 [0.25, 0.5] | fails |"] * 2
+        == ["| One is one. | \\|one - one\\| | 0 | 0.333 [0.25, 0.5] | fails |"] * 2
     )
     one = block([CHECK], "objective.made_up")
     assert one.startswith("*One is one.* **fails**: \\|one - one\\|: 0.333 [0.25, 0.5], expected 0.\n")
