@@ -119,12 +119,9 @@ def read_plan(file: Path = SETTINGS) -> Plan:
     """The plan in a settings file.
 
     Raises:
-        UserError: the file cannot be read, or an arm uses options or a baseline that the file does not name.
+        UserError: an arm uses options or a baseline that the file does not name.
     """
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read as YAML: {error}.") from error
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     sets = {name: _texts(options) for name, options in {**settings["masks"], **settings["options"]}.items()}
     sampling = settings.get("samples", {})
     runs = {
