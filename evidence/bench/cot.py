@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dropout_grpo.latent.casts import autocast
-from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.objective import Totals, surrogate
 from evidence.bench.workload import TEMPERATURE, Workload
 
 _LOGITS = 2**29  # of a micro-batch; in float32, with gradient and softmax, they take 6 GiB
@@ -27,7 +27,7 @@ def rollouts(work: Workload, rows: int) -> Tensor:
 def update(work: Workload, rows: int) -> float:
     """Scores steps and answers, computes the surrogate and back-propagates it in micro-batches; returns the loss."""
     completions, loss = work.chain_of_thought[:rows], 0.0
-    total = Batch(rollouts=rows, tokens=completions.numel(), max_completion_length=completions.shape[1])
+    total = Totals(rollouts=rows, tokens=completions.numel(), max_completion_length=completions.shape[1])
     old = -math.log(work.networks.shape.vocab)  # the value does not matter: clipped or not, the gradient costs the same
     for few in torch.arange(rows).split(_rows_at_once(work)):
         few = few.to(work.model.device)

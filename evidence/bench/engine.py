@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,13 +36,15 @@ def plain_rollouts(work: Workload) -> Generation:
 
 def update(work: Workload) -> float:
     """Replay, surrogate and backward pass of all groups; returns the loss."""
-    return _loss(work.trainer.backward(work.prompts, work.seeds, work.sampled, work.advantages))
+    return _loss(work.trainer.update.backward(work.groups, work.advantages))
 
 
 def plain_update(work: Workload) -> float:
     """The same update in groups of one rollout."""
-    seeds, advantages = work.seeds.view(-1, 1), work.advantages.view(-1, 1)
-    return _loss(work.plain_trainer.backward(work.each_its_own, seeds, work.sampled, advantages))
+    groups = replace(
+        work.groups, prompts=work.each_its_own, seeds=work.seeds.view(-1, 1), rewards=work.advantages.view(-1, 1)
+    )
+    return _loss(work.plain_trainer.update.backward(groups, work.advantages.view(-1, 1)))
 
 
 class UpdateAndStep:

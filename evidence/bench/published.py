@@ -15,7 +15,7 @@ from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import DecodingStrategy, Greedy, Sampling
 from dropout_grpo.latent.recurrence import at_least_float32
-from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.objective import Totals, surrogate
 from evidence.bench.workload import TEMPERATURE, Workload
 
 Parts = list[tuple[Mapping[str, Tensor], int]]
@@ -44,7 +44,7 @@ def rollouts(work: Workload, rows: int) -> tuple[Tensor, Tensor]:
 def update(work: Workload, rows: int) -> float:
     """Back-propagates the first rows' share of the loss through the reference model; returns that share."""
     made, loss = work.sampled, 0.0
-    total = Batch(
+    total = Totals(
         rollouts=work.seeds.numel(), tokens=made.mask.numel(), max_completion_length=work.setting.answer_tokens
     )
     for row, (ids, seed) in enumerate(_rows(work, rows)):

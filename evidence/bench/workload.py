@@ -28,6 +28,7 @@ from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, roll_out
 from dropout_grpo.latent.tokens import add_latent_tokens, encode_answers
+from dropout_grpo.rl.groups import Groups
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary
@@ -187,6 +188,17 @@ class Workload:
         signs = torch.ones_like(self.seeds, dtype=torch.float32)
         signs[:, ::2] = -1.0
         return signs
+
+    @property
+    def groups(self) -> Groups:
+        """The engine's rollouts as the groups of an update."""
+        return Groups(
+            indices=list(range(len(self.seeds))),
+            prompts=self.prompts,
+            seeds=self.seeds,
+            rewards=self.advantages,
+            answers=self.sampled,
+        )
 
     @cached_property
     def chain_of_thought(self) -> Tensor:

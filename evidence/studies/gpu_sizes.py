@@ -28,7 +28,6 @@ from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
-from dropout_grpo.training.optimizer import build_optimizer, build_schedule
 from evidence.bench.memory import return_memory
 
 EXPLORATION = SharedDropout(0.1, ("residual",), ("latent", "answer"))
@@ -155,6 +154,7 @@ def _training(model: LatentModel, device: torch.device, work: Work) -> dict[str,
         max_completion_length=work.answer_tokens,
         beta=0.01,
         learning_rate=1e-6,
+        lr_scheduler_type="constant",
     )
     texts = _questions(4 * work.questions, max(work.longest_prompts))
     problems = [Problem(id=i, question=text, steps=(), answer="1") for i, text in enumerate(texts)]
@@ -164,18 +164,17 @@ def _training(model: LatentModel, device: torch.device, work: Work) -> dict[str,
     with TemporaryDirectory() as folder:
         run = RunFolder(folder, "gpu", config)
         trainer = GRPOTrainer(model, _length, config, problems, exploration=EXPLORATION, run=run, bf16=True)
-        optimizer = build_optimizer(model.parameters(), learning_rate=1e-6, weight_decay=0.0, betas=(0.9, 0.999))
-        schedule = build_schedule(optimizer, "constant", warmup_steps=0, updates=STEPS)
+        trainer.begin(None)
         for step in range(1, STEPS + 1):
             start = time.perf_counter()
-            trainer.step(step, optimizer, schedule)
+            trainer.step(step)
             if on_gpu:
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - start
     return {
         "step_seconds": seconds,
         "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
-        "micro_batch_size": trainer._batches.size,
+        "micro_batch_size": trainer.update.batches.size,
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.objective import Totals, surrogate
 from evidence.theory.check import Check, Row
 from evidence.theory.sums import (
     EXACT,
@@ -70,7 +70,7 @@ def weights_by_library(law: Law, options: dict[str, Any] | None) -> Tensor:
     old = torch.zeros_like(log_ratio).flatten(0, 2)
     new = (old.clone() if options is None else log_ratio.flatten(0, 2)).requires_grad_()
     # One rollout per loss, so that the weights are not divided by the number of rollouts.
-    totals = Batch(rollouts=1, tokens=1, max_completion_length=log_ratio.shape[-1])
+    totals = Totals(rollouts=1, tokens=1, max_completion_length=log_ratio.shape[-1])
     mask = law.answer_mask.expand(log_ratio.shape).flatten(0, 2)
     (slope,) = torch.autograd.grad(-surrogate(new, old, mask, sign, batch=totals, **(options or {})).loss, new)
     return (slope * sign[:, None]).view(log_ratio.shape)  # sign is its own inverse

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.objective import Totals, surrogate
 from dropout_grpo.training.optimizer import build_schedule
 from evidence.theory.check import Check, Row
 from evidence.theory.sums import EXACT, relative
@@ -25,7 +25,7 @@ from evidence.theory.toy import Exact, Law, answer_logprobs, flat_gradient, move
 _K = 8
 _REFERENCE_STEP = 0.1  # distance of the reference's weights from the policy's, as a factor of random normal numbers
 _QUESTION = 1
-_BATCH = Batch(rollouts=1, tokens=1, max_completion_length=1)  # sums are not divided
+_BATCH = Totals(rollouts=1, tokens=1, max_completion_length=1)  # sums are not divided
 _UPDATES, _RATE, _LAST_RATE = 800, 5.0, 0.1
 _BETA, _START = 0.5, 0.3
 _NEAR = 0.01

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.selection import select_groups
+from dropout_grpo.rl.groups import select_groups
 from evidence.theory.check import Check, Row
 from evidence.theory.sums import (
     EXACT,

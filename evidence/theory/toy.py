@@ -25,7 +25,7 @@ from dropout_grpo.latent.model import Generation, LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from dropout_grpo.latent.tokens import END, LATENT, START
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.objective import Totals, surrogate
 
 _WORDS = ("<eos>", "a", START, LATENT, END)
 _EOS, _START = 0, 2
@@ -137,7 +137,7 @@ def objective_gradient(toy: Toy, rollouts: Rollouts, *, update_seeds: Tensor | N
         toy.exploration,
         temperature=_TEMPERATURE,
     )
-    totals = Batch(rollouts=rollouts.seeds.numel(), tokens=int(answers.mask.sum()), max_completion_length=LENGTH)
+    totals = Totals(rollouts=rollouts.seeds.numel(), tokens=int(answers.mask.sum()), max_completion_length=LENGTH)
     advantages = group_advantages(rollouts.rewards).flatten()
     part = surrogate(logprobs, answers.logprobs, answers.mask, advantages, batch=totals, **options)
     log_ratio = ((logprobs - answers.logprobs) * answers.mask).detach()

@@ -17,7 +17,7 @@ from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, TaskSett
 from dropout_grpo.config.recipe_file import load_recipe, recipe_names
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.rl.watch import Watch
+from dropout_grpo.rl.logging import Watch
 
 FIRST = "num_iterations above 1, since the first update on a batch has the ratio 1 everywhere"
 

@@ -3,10 +3,10 @@
 import pytest
 
 from dropout_grpo.config.curriculum import CurriculumConfig
-from dropout_grpo.curriculum.stages import curriculum
+from dropout_grpo.curriculum.trainer import stages_of
 from dropout_grpo.errors import UserError
 
-STAGES = curriculum(c_thought=2, max_latent_stage=3, cot_epochs=5, epochs_per_stage=4, final_epochs=6)
+STAGES = stages_of(CurriculumConfig(c_thought=2, max_latent_stage=3, cot_epochs=5, epochs_per_stage=4, final_epochs=6))
 
 
 def test_stages_in_order() -> None:
@@ -37,7 +37,9 @@ def test_short_problems_are_padded_to_the_block() -> None:
 
 
 def test_another_curriculum() -> None:
-    stages = curriculum(c_thought=1, max_latent_stage=1, cot_epochs=0, epochs_per_stage=2, final_epochs=0)
+    stages = stages_of(
+        CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=0, epochs_per_stage=2, final_epochs=0)
+    )
     assert [(s.index, s.dropped_steps, s.latent_steps, s.epochs) for s in stages] == [
         (0, 0, 0, 0),
         (1, 1, 1, 2),

@@ -7,7 +7,7 @@ from torch import Tensor
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel, LatentState
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out
-from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.objective import Totals, surrogate
 from helpers.engine import (
     ALL_PHASES,
     QUESTIONS,
@@ -100,7 +100,7 @@ def test_more_padding_changes_nothing(kind: str, dtype: torch.dtype) -> None:
 
 def loss_gradients(model: LatentModel, chunks: list[list[int]], exploration: Exploration) -> dict[str, Tensor]:
     """Of the whole objective, summed up over micro-batches of groups as the trainer does."""
-    batch = Batch(rollouts=12, tokens=int(USED.sum()), max_completion_length=5)
+    batch = Totals(rollouts=12, tokens=int(USED.sum()), max_completion_length=5)
     with torch.no_grad():  # ratios between 0.7 and 1.3: some are clipped
         old = logprobs_of(model, prompts(), SEEDS, TOKENS, exploration)
         old += torch.linspace(-0.3, 0.3, 60, dtype=torch.float64).view(12, 5)

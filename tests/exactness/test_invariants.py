@@ -12,7 +12,7 @@ from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import replay, roll_out, think_in_groups
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.objective import Batch, surrogate
+from dropout_grpo.rl.objective import Totals, surrogate
 from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,
@@ -115,7 +115,7 @@ def grpo_gradient(model: LatentModel, exploration: Exploration, temperature: flo
     made = roll_out(model, prompts(), SEEDS, exploration, temperature=temperature, max_completion_length=5)
     rewards = (made.token_ids.sum(1) % 7).double().view(SEEDS.shape)
     advantages = group_advantages(rewards)
-    batch = Batch(rollouts=6, tokens=int(made.mask.sum()), max_completion_length=5)
+    batch = Totals(rollouts=6, tokens=int(made.mask.sum()), max_completion_length=5)
     logprobs = replay(model, prompts(), SEEDS, made.token_ids, exploration, temperature=1.0)
     loss = surrogate(logprobs, logprobs.detach(), made.mask, advantages.flatten(), batch=batch).loss
     squares = [gradient.square().sum() for gradient in torch.autograd.grad(loss, list(model.parameters()))]

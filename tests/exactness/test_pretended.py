@@ -244,8 +244,7 @@ def test_what_a_micro_batch_waits_for(tmp_path: Path) -> None:
             config = replace(CONFIG, prompts_per_step=4, micro_batch_size=4 * groups)
             made_by = trainer(tmp_path / str(groups), config, model=place(double()), reward_funcs=[alternating])
             sampled, _ = made_by.sampler.sample(1)
-            prompts = made_by.sampler.prompts(sampled.places)
             crossings.clear()
-            made_by.backward(prompts, sampled.seeds, sampled.answers, group_advantages(sampled.rewards))
+            made_by.update.backward(sampled, group_advantages(sampled.rewards))
             seen.append(Counter(crossings))
     assert seen[1] - seen[0] == {"_local_scalar_dense": 2 * 2, "copy to the device": 2 * 4}

@@ -11,7 +11,7 @@ from torch import Tensor
 from dropout_grpo.config.grpo import GRPOConfig
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.rl import trainer as trainer_module
+from dropout_grpo.rl import update as update_module
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
@@ -57,7 +57,7 @@ def steps_of(tmp_path: Path) -> list[dict[str, float]]:
 
 
 class Replays:
-    """Wraps ``replay`` and ``surrogate`` of the trainer's module: the seeds replayed, and what was made of them.
+    """Wraps ``replay`` and ``surrogate`` of the update's module: the seeds replayed, and what was made of them.
 
     The pass that measures memory before the first update is left out.
     """
@@ -65,7 +65,7 @@ class Replays:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seeds: list[list[list[int]]] = []  # of each call with gradient
         self.surrogates: list[dict[str, Any]] = []
-        replay, surrogate = trainer_module.replay, trainer_module.surrogate
+        replay, surrogate = update_module.replay, update_module.surrogate
         self.measuring, limit = False, GRPOTrainer._limit_micro_batches
 
         def measured(trainer: GRPOTrainer) -> None:
@@ -84,8 +84,8 @@ class Replays:
                 self.surrogates.append(seen)
             return surrogate(logprobs, old, mask, advantages, **kwargs)
 
-        monkeypatch.setattr(trainer_module, "replay", watched_replay)
-        monkeypatch.setattr(trainer_module, "surrogate", watched_surrogate)
+        monkeypatch.setattr(update_module, "replay", watched_replay)
+        monkeypatch.setattr(update_module, "surrogate", watched_surrogate)
         monkeypatch.setattr(GRPOTrainer, "_limit_micro_batches", measured)
 
 

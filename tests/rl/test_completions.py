@@ -5,7 +5,7 @@ import math
 
 from rich.console import Console
 
-from dropout_grpo.rl.completions import completions_table
+from dropout_grpo.rl.logging import completions_table
 
 
 def printed(*args: object) -> str:

@@ -26,19 +26,19 @@ from helpers.tiny_latent import (
 
 def test_every_pass_over_the_data_has_every_problem_once(tmp_path: Path) -> None:
     made = trainer(tmp_path, replace(CONFIG, prompts_per_step=2))
-    places = [place for step in range(1, 11) for place in made.sampler.places(step)]  # 4 passes over 5 problems
+    places = [place for step in range(1, 11) for place in made.sampler.indices(step)]  # 4 passes over 5 problems
     passes = [places[start : start + 5] for start in range(0, 20, 5)]
     assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes)
     assert len({tuple(one) for one in passes}) > 2
-    assert made.sampler.places(3) == made.sampler.places(3)  # pure: a resumed run goes on with the right data
+    assert made.sampler.indices(3) == made.sampler.indices(3)  # pure: a resumed run goes on with the right data
     other = trainer(tmp_path / "other", replace(CONFIG, prompts_per_step=2), seed=1)
-    assert [place for step in range(1, 11) for place in other.sampler.places(step)] != places
+    assert [place for step in range(1, 11) for place in other.sampler.indices(step)] != places
 
 
 def test_a_problem_that_occurs_twice_in_a_step_gets_new_masks(tmp_path: Path) -> None:
     """A step of 4 over 5 problems spans two passes, and some of them have the same problem on both sides."""
     made = trainer(tmp_path, replace(CONFIG, prompts_per_step=4))
-    twice = [step for step in range(1, 30) if len(set(made.sampler.places(step))) < 4]
+    twice = [step for step in range(1, 30) if len(set(made.sampler.indices(step))) < 4]
     assert len(twice) > 3
     for step in twice:
         groups, _ = made.sampler.sample(step)
@@ -51,7 +51,7 @@ def test_a_problem_that_occurs_twice_in_a_step_gets_new_masks(tmp_path: Path) ->
 def test_seeds_of_steps_without_a_repeated_problem_are_those_of_the_step(tmp_path: Path) -> None:
     made = trainer(tmp_path, replace(CONFIG, prompts_per_step=4))
     for step in range(1, 30):
-        places = made.sampler.places(step)
+        places = made.sampler.indices(step)
         if len(set(places)) == 4:
             assert torch.equal(made.sampler.sample(step)[0].seeds, rollout_seeds(2, step, torch.tensor(places), 4))
 

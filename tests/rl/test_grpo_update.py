@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dropout_grpo.rl.groups import Groups
-from dropout_grpo.rl.reference import Reference
+from dropout_grpo.rl.reference import ReferencePolicy
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, talkative, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
@@ -65,9 +65,7 @@ def test_replay_differences_are_of_the_tokens_that_are_replayed(tmp_path: Path) 
     logprobs[4:8] += 3.0
     advantages = torch.zeros(3, 4)
     advantages[0] = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    seen = made.backward(
-        made.sampler.prompts(sampled.places), sampled.seeds, replace(sampled.answers, logprobs=logprobs), advantages
-    )
+    seen = made.update.backward(replace(sampled, answers=replace(sampled.answers, logprobs=logprobs)), advantages)
     assert seen is not None
     assert seen["replay/logprob_diff_max"] == pytest.approx(0.5, abs=1e-5)
     tokens = int(sampled.answers.mask[:4].sum())
@@ -82,7 +80,7 @@ def test_replaying_all_groups_would_give_the_same_update(tmp_path: Path, monkeyp
     skipping, replaying = tiny_latent(dtype=torch.float64), tiny_latent(dtype=torch.float64)
     trainer(tmp_path / "a", config, model=skipping, reward_funcs=[some_groups]).train()
     made = trainer(tmp_path / "b", config, model=replaying, reward_funcs=[some_groups])
-    made.reference = Reference(
+    made.update.reference = ReferencePolicy(
         replaying, config, made.exploration
     )  # with a reference every group is replayed, and at beta = 0 it has no other effect
     made.train()
@@ -100,10 +98,10 @@ def test_kl_to_the_model_that_it_started_from(tmp_path: Path) -> None:
     kl = [line["kl"] for line in read_metrics(tmp_path)]
     assert kl[0] == 0.0
     assert min(kl[1:]) > 0.0
-    assert made.reference is not None
-    assert_same_weights(weights_of(made.reference.model), before)  # frozen
-    assert not any(parameter.requires_grad for parameter in made.reference.model.parameters())
-    assert trainer(tmp_path / "none").reference is None  # without beta no second model is kept
+    assert made.update.reference is not None
+    assert_same_weights(weights_of(made.update.reference.model), before)  # frozen
+    assert not any(parameter.requires_grad for parameter in made.update.reference.model.parameters())
+    assert trainer(tmp_path / "none").update.reference is None  # without beta no second model is kept
 
 
 def test_groups_without_variance_still_feel_the_kl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

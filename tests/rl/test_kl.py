@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.kl import kl_estimate
+from dropout_grpo.rl.objective import kl_estimate
 
 DELTA = 5.0
 

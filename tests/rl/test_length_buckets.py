@@ -48,17 +48,16 @@ def step(of: GRPOTrainer) -> tuple[Groups, dict[str, Tensor], list[tuple[int, in
     """What was sampled, the gradients of its update, and what was read in both."""
     with read(of.model) as seen:
         groups, _ = of.sampler.sample(1)
-        prompts = of.sampler.prompts(groups.places)
-        of.backward(prompts, groups.seeds, groups.answers, group_advantages(groups.rewards))
+        of.update.backward(groups, group_advantages(groups.rewards))
     return groups, {n: p.grad for n, p in of.model.named_parameters() if p.grad is not None}, seen
 
 
 def test_only_neighbours_in_length_share_a_batch(tmp_path: Path) -> None:
     of = made(tmp_path, 2)
-    lengths = [len(row) for row in of.sampler._prompts]
+    lengths = [len(row) for row in of.sampler.encoded]
     groups, _, seen = step(of)
     assert sorted(lengths) == [length for length in range(min(lengths), max(lengths) + 1) for _ in range(2)]
-    assert groups.places != sorted(groups.places), "they would come sorted anyway"
+    assert groups.indices != sorted(groups.indices), "they would come sorted anyway"
     pairs = [(2, length) for length in range(max(lengths), min(lengths) - 1, -1)]
     assert seen == [*pairs, *pairs]  # rollouts, update
     assert sum(rows * positions for rows, positions in seen) == 2 * sum(lengths), "something is padded"
@@ -70,7 +69,7 @@ def test_a_step_does_not_depend_on_its_batches(tmp_path: Path) -> None:
     whole, expected, _ = step(made(tmp_path, 12))
     for groups in (1, 2, 5):
         found, gradients, _ = step(made(tmp_path, groups))
-        assert found.places == whole.places
+        assert found.indices == whole.indices
         assert torch.equal(found.seeds, whole.seeds)
         assert torch.equal(found.answers.token_ids, whole.answers.token_ids)
         assert torch.equal(found.answers.mask, whole.answers.mask)

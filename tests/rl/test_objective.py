@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.objective import Batch, Surrogate, surrogate, token_weight
+from dropout_grpo.rl.objective import Surrogate, Totals, surrogate, token_weight
 
 LOSS_TYPES = ("sum", "grpo", "dr_grpo", "dapo")
 LEVELS = ("token", "sequence")
@@ -15,13 +15,13 @@ OLD = math.log(0.25)
 
 
 def of_ratios(
-    ratios: list[list[float]], advantages: list[float], *, batch: Batch | None = None, **options: Any
+    ratios: list[list[float]], advantages: list[float], *, batch: Totals | None = None, **options: Any
 ) -> tuple[Surrogate, Tensor]:
     """The surrogate of answers whose tokens have these ratios, all real, and its gradient in their log-probs."""
     ratio = torch.tensor(ratios, dtype=torch.float64)
     logprobs = (ratio.log() + OLD).requires_grad_()
     old = torch.full_like(ratio, OLD)
-    batch = batch or Batch(rollouts=len(ratios), tokens=ratio.numel(), max_completion_length=ratio.shape[1])
+    batch = batch or Totals(rollouts=len(ratios), tokens=ratio.numel(), max_completion_length=ratio.shape[1])
     gain = torch.tensor(advantages, dtype=torch.float64)
     result = surrogate(logprobs, old, torch.ones_like(ratio), gain, batch=batch, **options)
     (gradient,) = torch.autograd.grad(result.loss, logprobs)
@@ -62,7 +62,7 @@ def test_clip_by_hand(ratio: float, advantage: float, loss: float, gradient: flo
 def test_a_ratio_that_overflows(level: str, advantage: float, loss: float, gradient: float, clipped: int) -> None:
     """e^89 = 4.5e38 is above the largest number of float32, 3.4e38."""
     logprobs = torch.zeros(1, 1, requires_grad=True)
-    batch = Batch(rollouts=1, tokens=1, max_completion_length=1)
+    batch = Totals(rollouts=1, tokens=1, max_completion_length=1)
     result = surrogate(
         logprobs,
         torch.full((1, 1), -89.0),
@@ -109,7 +109,7 @@ def test_sequence_level_is_one_ratio_an_answer() -> None:
 
 # Two answers, of 1 and 3 tokens, A = 1 and -2, every ratio 1, max_completion_length 4. Sums of ratio * A: 1 and -6.
 RAGGED = torch.tensor([[1, 0, 0], [1, 1, 1]])
-RAGGED_BATCH = Batch(rollouts=2, tokens=4, max_completion_length=4)
+RAGGED_BATCH = Totals(rollouts=2, tokens=4, max_completion_length=4)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_token_losses_and_kl_as_trl_computes_them(loss_type: Any) -> None:
         old,
         mask,
         advantages,
-        batch=Batch(rollouts=len(mask), tokens=int(mask.sum()), max_completion_length=9),
+        batch=Totals(rollouts=len(mask), tokens=int(mask.sum()), max_completion_length=9),
         epsilon=0.2,
         epsilon_high=0.3,
         loss_type=loss_type,
@@ -179,7 +179,7 @@ def test_token_losses_and_kl_as_trl_computes_them(loss_type: Any) -> None:
 def test_token_weight_of_a_row_without_tokens_is_zero() -> None:
     # A truncated answer under mask_truncated_completions: no division by its length 0.
     mask = torch.tensor([[0, 0], [1, 1]])
-    batch = Batch(rollouts=2, tokens=2, max_completion_length=2)
+    batch = Totals(rollouts=2, tokens=2, max_completion_length=2)
     for loss_type, weight in (("sum", 0.5), ("grpo", 0.25), ("dr_grpo", 0.25), ("dapo", 0.5)):
         expected = torch.tensor([[0.0, 0.0], [weight, weight]])
         assert torch.equal(token_weight(mask, loss_type, batch, torch.float32), expected)  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def test_token_weight_of_a_row_without_tokens_is_zero() -> None:
 def test_weights_have_the_precision_of_the_log_probs(loss_type: Any, third: int) -> None:
     # Two tokens an answer, 3 answers: 1/3, 1/6, 1/21 and 1/6 a token, none of which float32 has to 1e-9.
     mask = torch.ones(3, 2)
-    batch = Batch(rollouts=3, tokens=6, max_completion_length=7)
+    batch = Totals(rollouts=3, tokens=6, max_completion_length=7)
     logprobs = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
     gain = torch.ones(3, dtype=torch.float64)
     loss = surrogate(logprobs, logprobs.detach(), mask, gain, batch=batch, loss_type=loss_type).loss
@@ -205,7 +205,7 @@ def test_k3_by_hand() -> None:
         logprobs.detach(),
         torch.ones(1, 1),
         torch.zeros(1),
-        batch=Batch(rollouts=1, tokens=1, max_completion_length=1),
+        batch=Totals(rollouts=1, tokens=1, max_completion_length=1),
         beta=0.4,
         ref_logprobs=torch.tensor([[math.log(0.25)]], dtype=torch.float64),
     )
@@ -230,8 +230,8 @@ def random_answers(rows: int = 7, length: int = 5) -> tuple[Tensor, Tensor, Tens
     return logprobs.requires_grad_(), old, mask, torch.randn(rows, dtype=torch.float64), ref
 
 
-def total_of(mask: Tensor) -> Batch:
-    return Batch(rollouts=len(mask), tokens=int(mask.sum()), max_completion_length=6)
+def total_of(mask: Tensor) -> Totals:
+    return Totals(rollouts=len(mask), tokens=int(mask.sum()), max_completion_length=6)
 
 
 @pytest.mark.parametrize("garbage", [0.0, 1e4, -math.inf, math.nan])
@@ -295,7 +295,7 @@ def test_gradient_at_the_old_policy_is_the_policy_gradient(level: Any) -> None:
     mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 0]], dtype=torch.float64)
     advantages = torch.tensor([0.75, -0.25, 1.5, -2.0], dtype=torch.float64)
     logprobs = logits.log_softmax(-1)[tokens]
-    batch = Batch(rollouts=4, tokens=6, max_completion_length=2)
+    batch = Totals(rollouts=4, tokens=6, max_completion_length=2)
     loss = surrogate(logprobs, logprobs.detach(), mask, advantages, batch=batch, importance_sampling_level=level).loss
     (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
     # d log softmax_a / d logits = onehot(a) - pi, summed over an answer's tokens, by hand

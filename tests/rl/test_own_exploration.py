@@ -15,7 +15,7 @@ from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import FollowsTraining, SiteMap
 from dropout_grpo.exploration.seeds import stream, uniform
 from dropout_grpo.latent.rollout import replay, roll_out
-from dropout_grpo.rl.reference import Reference
+from dropout_grpo.rl.reference import ReferencePolicy
 from helpers.engine import ANSWERS, SEEDS, difference, latent_model, prompts
 from helpers.grpo_run import CONFIG, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
@@ -91,7 +91,7 @@ def test_hooks_are_replayed_row_by_row() -> None:
 
 def test_the_reference_of_the_kl_has_the_policys_noise_by_hooks_on_its_own_layers() -> None:
     model, exploration = latent_model("llama"), Shifted()
-    reference = Reference(model, GRPOConfig(beta=0.1), exploration)
+    reference = ReferencePolicy(model, GRPOConfig(beta=0.1), exploration)
     expected = replay(model, prompts(), SEEDS, torch.tensor(ANSWERS), exploration, temperature=1.0).detach()
     with torch.no_grad():
         next(model.sites.layers[0].parameters()).mul_(3.0)

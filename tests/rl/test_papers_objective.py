@@ -13,8 +13,8 @@ from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.latent.rollout import replay
-from dropout_grpo.rl.reference import Reference
-from dropout_grpo.rl.selection import select_groups
+from dropout_grpo.rl.groups import select_groups
+from dropout_grpo.rl.reference import ReferencePolicy
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, digits, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
@@ -164,19 +164,19 @@ def test_the_reference_is_renewed_by_trls_formula(tmp_path: Path) -> None:
     )
     model = tiny_latent(dtype=torch.float64)
     made = trainer(tmp_path, config, model=model)
-    assert made.reference is not None
+    assert made.update.reference is not None
     expected, policies = weights_of(model), []
     for step in (1, 2, 3, 4):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01 * step)
-        made.reference.end_step(step, model)
+        made.update.reference.end_step(step, model)
         policies.append(weights_of(model))
         if step % 2 == 0:
             expected = {name: 0.6 * policies[-1][name] + 0.4 * tensor for name, tensor in expected.items()}
-        for name, tensor in weights_of(made.reference.model).items():
+        for name, tensor in weights_of(made.update.reference.model).items():
             torch.testing.assert_close(tensor, expected[name], atol=1e-12, rtol=0)
-    assert not any(parameter.requires_grad for parameter in made.reference.model.parameters())
+    assert not any(parameter.requires_grad for parameter in made.update.reference.model.parameters())
 
 
 def test_with_alpha_1_the_kl_starts_again_from_0(tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_the_reference_has_the_policys_masks_or_none(tmp_path: Path, kind: Any, 
     config = replace(CONFIG, beta=0.1, ref_exploration=kind, temperature=0.8)
     made = trainer(tmp_path, config, exploration=SharedDropout(0.3))
     groups, _ = made.sampler.sample(1)
-    prompts, tokens = made.sampler.prompts(groups.places), groups.answers.token_ids
-    assert made.reference is not None
-    found = made.reference.logprobs(prompts, groups.seeds, tokens)
+    prompts, tokens = groups.prompts, groups.answers.token_ids
+    assert made.update.reference is not None
+    found = made.update.reference.logprobs(prompts, groups.seeds, tokens)
     expected = replay(made.model, prompts, groups.seeds, tokens, noise, temperature=0.8).detach()
     torch.testing.assert_close(found, expected)
     other = NoExploration() if kind == "matched" else SharedDropout(0.3)
@@ -212,7 +212,7 @@ def test_the_reference_has_the_policys_masks_or_none(tmp_path: Path, kind: Any, 
 
 def test_a_reference_of_another_model_is_refused() -> None:
     config = replace(CONFIG, beta=0.1, sync_ref_model=True)
-    reference = Reference(tiny_latent(), config, NoExploration())
+    reference = ReferencePolicy(tiny_latent(), config, NoExploration())
     tensors = reference.tensors()
     name = next(iter(tensors))
     for broken in ({}, {**tensors, name: tensors[name][:1]}):
@@ -226,7 +226,7 @@ def test_a_reference_of_another_model_is_refused() -> None:
 def test_long_questions_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems = tiny_problems(10)
     everything = trainer(tmp_path / "a", problems=problems).sampler
-    lengths = [len(row) for row in everything._prompts]
+    lengths = [len(row) for row in everything.encoded]
     most = sorted(lengths)[5]
     made = trainer(tmp_path / "b", replace(CONFIG, max_prompt_length=most), problems=problems).sampler
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= most]
@@ -244,5 +244,5 @@ def test_a_mixture_is_sampled_by_its_weights_and_resumes_exactly(tmp_path: Path)
     config = replace(CONFIG, max_steps=6, prompts_per_step=4, save_steps=2)
     made = trainer(tmp_path / "look", config, problems=mixed)
     for number in range(1, 20):
-        assert sum(place >= 10 for place in made.sampler.places(number)) == 1  # a quarter of 4
+        assert sum(index >= 10 for index in made.sampler.indices(number)) == 1  # a quarter of 4
     resumed_like_whole(tmp_path, config, problems=mixed)

@@ -11,7 +11,8 @@ import torch
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.rl.selection import batch_numbers, select_groups
+from dropout_grpo.rl.groups import select_groups
+from dropout_grpo.rl.sampler import batch_numbers
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, digits, steps_of, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
@@ -34,7 +35,7 @@ def mixed_only(places: Sequence[int], asked: list[list[int]]) -> Callable[..., l
 def order(tmp_path: Path, steps: int = 1) -> list[int]:
     """Problems in the order in which the batches of the first steps have them."""
     made = trainer(tmp_path / "order", DYNAMIC, problems=PROBLEMS)
-    return [place for number in range(1, 3 * steps + 1) for place in made.sampler.places(number)]
+    return [place for number in range(1, 3 * steps + 1) for place in made.sampler.indices(number)]
 
 
 def test_mixed_groups_by_hand() -> None:

@@ -90,7 +90,7 @@ def test_without_replay_every_update_has_fresh_masks(
     made = trainer(tmp_path, config, exploration=exploration, reward_funcs=[alternating])
     groups, _ = made.sampler.sample(1)
     made.train()
-    order = made.sampler.prompts(groups.places).longest_first()
+    order = groups.prompts.longest_first()
     assert replays.seeds == [fold(groups.seeds[order], -1).tolist(), fold(groups.seeds[order], -2).tolist()]
     # The old log-probs are those of the rollout, so the first ratio is that of two masks and not 1.
     first = replays.surrogates[0]
@@ -122,7 +122,7 @@ def test_reinforce_subtracts_the_mean_of_earlier_steps(tmp_path: Path, monkeypat
     rewards = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
     config = replace(REINFORCE, micro_batch_size=4)
     made = trainer(tmp_path, config, reward_funcs=[scripted(rewards)])
-    orders = [made.sampler.prompts(made.sampler.places(step)).longest_first() for step in (1, 2, 3, 4)]
+    orders = [made.sampler.prompts(made.sampler.indices(step)).longest_first() for step in (1, 2, 3, 4)]
     made.train()
     # Step means 1/4, 1/2, 3/4. Baselines: none yet; 1/4; (1/4 * 1/2 + 1/2) / (3/2); (1/16 + 1/4 + 3/4) / (7/4)
     baselines = [0.0, 1 / 4, 5 / 12, 17 / 28]

@@ -19,14 +19,15 @@ def test_the_update_is_finished_and_saved(kind: str, number: int, status: int, t
     whole, model = tiny_latent(), tiny_latent()
     trainer(kind, tmp_path / "whole", whole).train()
     made = trainer(kind, tmp_path / "run", model)
-    work, calls = made.backward, iter(range(1, 100))
+    owner = made if kind == "sft" else made.update
+    work, calls = owner.backward, iter(range(1, 100))
 
     def backward(*args: Any, **options: Any) -> Any:
         if next(calls) == 3:
             os.kill(os.getpid(), number)
         return work(*args, **options)
 
-    made.backward = backward
+    owner.backward = backward
     with pytest.raises(Interrupted) as stopped, handled_signals():
         made.train()
     assert stopped.value.status == status

@@ -130,8 +130,7 @@ def grpo(tmp_path: Path, groups: int) -> GRPOTrainer:
 
 def gradients_of_grpo(made: GRPOTrainer) -> tuple[dict[str, Tensor], dict[str, float]]:
     groups, _ = made.sampler.sample(1)
-    prompts = made.sampler.prompts(groups.places)
-    seen = made.backward(prompts, groups.seeds, groups.answers, group_advantages(groups.rewards))
+    seen = made.update.backward(groups, group_advantages(groups.rewards))
     assert seen is not None
     return gradients_of(made.model), seen
 
@@ -143,7 +142,7 @@ def test_grpos_gradients_after_a_failure_are_those_of_the_whole(tmp_path: Path, 
     failing = grpo(tmp_path, 4)
     with backward_fails_once(failing.model, at):
         found, seen = gradients_of_grpo(failing)
-    assert failing._batches.size == 8
+    assert failing.update.batches.size == 8
     for name, expected in small.items():
         assert torch.equal(found[name], expected), name
         torch.testing.assert_close(found[name], whole[name], atol=1e-12, rtol=1e-9)

@@ -52,14 +52,15 @@ class Stopped(Exception):
 def run_until(kind: str, run: Path, step: int) -> None:
     """A run that dies in the middle of the step after ``step``."""
     made = trainer(kind, run, tiny_latent())
-    work, calls = made.backward, iter(range(1, 100))
+    owner = made if kind == "sft" else made.update
+    work, calls = owner.backward, iter(range(1, 100))
 
     def backward(*args: Any, **options: Any) -> Any:
         if next(calls) > step:
             raise Stopped
         return work(*args, **options)
 
-    made.backward = backward
+    owner.backward = backward
     with pytest.raises(Stopped):
         made.train()
 

@@ -1,54 +1,83 @@
-"""Trains a latent model through the curriculum, with the model's own ``read``, ``think`` and ``score``."""
+"""Trains a latent model through Coconut's curriculum, with the model's own ``read``, ``think`` and ``score``.
+
+Stage 0 is chain of thought in words. In stage s the first s steps are replaced by s x c thoughts. Past the last stage
+all steps are gone and the latent block has its full length, max_latent_stage x c (Hao et al. 2024, section 3 and
+``dataset.py`` of facebookresearch/coconut). A problem with fewer than s steps still gets s x c thoughts: short problems
+are padded to the block's length.
+"""
 
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
-from dropout_grpo.curriculum.stages import Stage, curriculum
-from dropout_grpo.data.problem import Problem, problem_fingerprint
+from dropout_grpo.data.problem import problem_fingerprint
 from dropout_grpo.data.records import as_problems, as_sets
 from dropout_grpo.distributed import processes
-from dropout_grpo.distributed.sharding import as_shards, start_together
+from dropout_grpo.distributed.sharding import as_shards
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.evaluation.measures import as_logged, validation_metrics
+from dropout_grpo.evaluation.validation import Validation
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
-from dropout_grpo.runs.files import jsonable
-from dropout_grpo.runs.folder import RunFolder, as_run_folder
-from dropout_grpo.runs.read import read_metrics
-from dropout_grpo.runs.record import Record, weights_digest
-from dropout_grpo.training.callbacks import Callbacks, HasCallbacks, arguments
-from dropout_grpo.training.checkpoint import save_checkpoint
-from dropout_grpo.training.given_model import as_latent_model, require_trainable
+from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.record import weights_digest
+from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint
+from dropout_grpo.training.given_model import as_latent_model
+from dropout_grpo.training.loop import Trainer
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
 from dropout_grpo.training.muon import hidden_matrices
-from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
-from dropout_grpo.training.session import TrainingSession
+from dropout_grpo.training.optimizer import build_optimizer, build_schedule
+from dropout_grpo.training.resume import Saved
 
 Evaluate = Callable[[LatentModel, int, int], float | Mapping[str, float]]
 """pass@1 on validation problems, in [0, 1], from a model, its latent steps and the answer tokens it may need."""
 
+_Step = TypeVar("_Step")
 _BATCHES_SORTED = 8
 
 
-class CurriculumTrainer(HasCallbacks):
-    """Coconut's curriculum on problems with steps. Names are those of TRL's trainers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage: the number of steps dropped (None for all), the thoughts that replace them, and the epochs."""
+
+    index: int
+    dropped_steps: int | None
+    latent_steps: int
+    epochs: int
+
+    def words(self, steps: Sequence[_Step]) -> Sequence[_Step]:
+        """The steps that stay in words, as texts or as tokens."""
+        return [] if self.dropped_steps is None else steps[self.dropped_steps :]
+
+
+def stages_of(config: CurriculumConfig) -> list[Stage]:
+    """All stages in order: 0 (words), 1 .. max_latent_stage, and the final one, which has only answers."""
+    c, last = config.c_thought, config.max_latent_stage
+    return [
+        Stage(index=0, dropped_steps=0, latent_steps=0, epochs=config.cot_epochs),
+        *(
+            Stage(index=s, dropped_steps=s, latent_steps=s * c, epochs=config.epochs_per_stage)
+            for s in range(1, last + 1)
+        ),
+        Stage(index=last + 1, dropped_steps=None, latent_steps=last * c, epochs=config.final_epochs),
+    ]
+
+
+class CurriculumTrainer(Trainer):
+    """Coconut's curriculum on problems with steps. Names are those of TRL's trainers. A step is one update.
 
     Args:
         model: trained in place: a latent model, whose ``latent_steps`` must be the curriculum's number of thoughts; or
@@ -58,14 +87,15 @@ class CurriculumTrainer(HasCallbacks):
             ``datasets.Dataset``. A problem without steps (GSM8K has a few) is trained on its answer in every stage, as
             in Coconut.
         run: where metrics and checkpoints go: a run folder, or its path.
-        eval_dataset: problems to validate on, in the same forms; or several sets of them by name.
+        eval_dataset: problems to validate on, in the same forms; or several sets of them by name. The plain network is
+            asked, with the thoughts and the answer length of the stage.
         processing_class: the tokenizer of a plain language model that is given as an object.
         peft_config: PEFT's ``LoraConfig`` (``r``, ``lora_alpha``, ``target_modules``), to train an adapter.
         seed: order of the data and of stage mixing, and new weights.
         bf16: matrix products in bf16.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
-        evaluate: validation, with the thoughts and the answer length of the stage. When not given, it is pass@1 of the
-            plain network on ``eval_dataset``.
+        evaluation: how ``eval_dataset`` is asked, but for the number of samples, which is 0.
+        evaluate: validation by another function, with the thoughts and the answer length of the stage.
         callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 
@@ -73,6 +103,9 @@ class CurriculumTrainer(HasCallbacks):
         UserError: no problems, no steps in any of them, a problem too long for the model, or answers that its
             tokenizer cannot write.
     """
+
+    SHOWN = ("stage", "loss")
+    config: CurriculumConfig
 
     def __init__(
         self,
@@ -87,6 +120,7 @@ class CurriculumTrainer(HasCallbacks):
         seed: int = 0,
         bf16: bool = False,
         fsdp: bool = False,
+        evaluation: EvaluationConfig | None = None,
         evaluate: Evaluate | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         part: str = "sft",
@@ -104,17 +138,8 @@ class CurriculumTrainer(HasCallbacks):
             seed=seed,
         )
         if evaluate is None and eval_dataset is not None:
-            evaluate = partial(_validated, as_sets(eval_dataset, "eval_dataset"), bf16)
-        self.model, self.args, self.config, self.problems, self._run = model, config, config, problems, run
-        self.seed, self.bf16, self.fsdp, self._ask, self.part = seed, bf16, fsdp, evaluate, part
-        self._micro_batches = MicroBatches("curriculum.micro_batch_size", config.micro_batch_size or config.batch_size)
-        self.stages = curriculum(
-            c_thought=config.c_thought,
-            max_latent_stage=config.max_latent_stage,
-            cot_epochs=config.cot_epochs,
-            epochs_per_stage=config.epochs_per_stage,
-            final_epochs=config.final_epochs,
-        )
+            plain = replace(evaluation or EvaluationConfig(), num_samples=0)
+            evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)
         if fsdp and config.optimizer == "muon" and processes.size() > 1:
             raise UserError(
                 "curriculum.optimizer muon needs whole matrices, and fsdp shards them: leave one of them out."
@@ -124,6 +149,7 @@ class CurriculumTrainer(HasCallbacks):
                 "no training problem has steps, and the curriculum needs them: use the problems for GRPO, which "
                 "needs only answers."
             )
+        self.args, self.problems, self.stages = config, problems, stages_of(config)
         self._prompts = model.tokenize_for_training([problem.prompt for problem in problems])
         steps = encode_steps(model.tokenizer, [p.steps for p in problems])
         answers = encode_answers(model.tokenizer, [p.answer for p in problems], model.tokens)
@@ -131,136 +157,96 @@ class CurriculumTrainer(HasCallbacks):
             stage.index: [[*chain.from_iterable(stage.words(s)), *a] for s, a in zip(steps, answers, strict=True)]
             for stage in self.stages
         }
-        self._record: Record | None = None
         self._shares: list[list[list[int]]] = []  # of each problem, where thoughts predict
         if config.thoughts_predict:
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
         model.check_length(self._prompts, longest)
         model.require_writable(p.answer for p in problems)
-        self._updates = sum(stage.epochs for stage in self.stages) * self.updates_per_epoch
-        self._callbacks = Callbacks(
-            callbacks or (),
-            arguments(
-                config,
-                output_dir=str(run.path if isinstance(run, RunFolder) else run),
-                evaluates=evaluate is not None,
-                metric_for_best_model=None,
-                greater_is_better=None,
-            ),
+        self._micro_batches = MicroBatches("curriculum.micro_batch_size", config.micro_batch_size or config.batch_size)
+        self.updates_per_epoch = math.ceil(len(problems) / config.batch_size)  # the last batch may be smaller
+        super().__init__(
             model,
-            max_steps=self._updates,
-            steps_per_epoch=self.updates_per_epoch,
-        )
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Number of updates in one pass over the problems; the last batch may be smaller."""
-        return math.ceil(len(self.problems) / self.config.batch_size)
-
-    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainOutput:
-        """Run all stages.
-
-        Args:
-            resume_from_checkpoint: True loads the newest good checkpoint of the run and continues after it; the path of
-                one of its checkpoints loads that one. Data and options must be those that the run began with.
-
-        Returns:
-            The number of updates, the mean of their losses, and ``train_runtime`` in seconds, as in transformers.
-
-        Raises:
-            UserError: the run has steps already and is not resumed, or it began with something else.
-            NonFinite: loss, gradient or logits are not finite.
-            Interrupted: the process was asked to stop; a checkpoint has been saved.
-        """
-        config = self.config
-        require_trainable(self.model)
-        if self._record is None:
-            self._record = self._made_from()
-        run = self._run = as_run_folder(self._run, "sft", self._record, resume=bool(resume_from_checkpoint))
-        callbacks, losses = self._callbacks, list[float]()
-        session = TrainingSession(
+            config,
             run,
-            self.part,
-            self.model,
-            record=self._record,
+            command="sft",
+            part=part,
+            seed=seed,
+            bf16=bf16,
+            fsdp=fsdp,
+            max_steps=sum(stage.epochs for stage in self.stages) * self.updates_per_epoch,
+            steps_per_epoch=self.updates_per_epoch,
+            encoded=self._prompts,
             batches=[self._micro_batches],
-            save_total_limit=config.save_total_limit,
+            evaluate=evaluate,
+            callbacks=[_EndOfStage(self), *(callbacks or ())],
         )
-        saved = session.begin(resume_from_checkpoint)
-        step = first = 0 if saved is None else saved.step
-        if saved is not None:
-            callbacks.restore(saved.state, read_metrics(run.path, whole_lines=True), self.part)
-        start_together(self.model, sharded=self.fsdp)
-        optimizer = self._optimizer()
-        if saved is None and self.model.device.type == "cpu":
-            self._limit_micro_batches()
-        start, before = time.monotonic(), 0  # updates before the stage
-        with session.steps("curriculum", self._updates, step) as bar:
-            callbacks.begin(step, optimizer, None)
-            for stage in self.stages:
-                updates = stage.epochs * self.updates_per_epoch
-                done, before = step - before, before + updates
-                if done >= updates:  # a stage that is finished, or has no epochs
-                    continue
-                if done == 0 and config.reset_optimizer:
-                    optimizer = self._optimizer()
-                elif saved is not None:
-                    saved.restore_optimizer(optimizer)
-                saved = None
-                schedule = build_schedule(
-                    optimizer,
-                    config.lr_scheduler_type,
-                    warmup_steps=config.warmup_steps,
-                    updates=updates,
-                    done=done,
-                )
-                callbacks.use(optimizer, schedule)
-                for batch in islice(self._batches(stage), done, None):
-                    callbacks.begin_step(step + 1, first=step == first)
-                    rate = schedule.get_last_lr()[0]
-                    loss = self.backward(stage, batch, step)
-                    norm = update(
-                        self.model,
-                        optimizer,
-                        schedule,
-                        loss=loss,
-                        max_grad_norm=config.max_grad_norm,
-                        where=self._where(step + 1, stage),
-                        last_good=session.last_good,
-                        around=callbacks.optimizer_step,
-                    )
-                    step += 1
-                    losses.append(loss)
-                    metrics = {
-                        "stage": stage.index,
-                        "loss": loss,
-                        "grad_norm": norm,
-                        "learning_rate": rate,
-                        "seconds": round(time.monotonic() - start, 3),
-                    }
-                    callbacks.end_step(step)
-                    run.log({"part": self.part, "step": step, **metrics})
-                    callbacks.log(metrics)
-                    ends = step == before
-                    if self._ask is not None and (ends or callbacks.control.should_evaluate):
-                        run.log({"part": self.part, "step": step, "stage": stage.index, **self.evaluate(stage)})
-                    interrupted = session.stopping
-                    asked = callbacks.control
-                    if ends or asked.should_save or asked.should_training_stop or interrupted:
-                        session.require_finite(self.model.pad(self._prompts[:1]), self._where(step, stage))
-                        if ends and config.save_stages:
-                            save_checkpoint(run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
-                        session.save(step, optimizer, {"stage": stage.index, **callbacks.checkpoint_state()})
-                        callbacks.saved()
-                    bar.advance(stage=stage.index, loss=loss)
-                    if interrupted:
-                        session.stop(step)
-                    if callbacks.control.should_training_stop:
-                        break
-                if callbacks.control.should_training_stop:
-                    break
-            return callbacks.end(losses, time.monotonic() - start)
+
+    def made_from(self) -> tuple[dict[str, Any], dict[str, str | None]]:
+        """See ``Trainer``."""
+        # Weights made from a seed differ in their last bits between machines, and the seed is compared.
+        model = weights_digest(self.model) if self.model.model.name_or_path else None
+        return {}, {"model": model, "train_dataset": problem_fingerprint(self.problems)}
+
+    def begin(self, saved: Saved | None) -> None:
+        """See ``Trainer``."""
+        self._start_time = time.monotonic()
+        self.optimizer = self._new_optimizer()
+        stage, done = self.stage_of(min(1 if saved is None else saved.step + 1, self.max_steps))
+        if saved is not None and (done > 0 or not self.config.reset_optimizer):
+            restore_optimizer(saved.path, self.optimizer)
+        self._begin_stage(stage, done)
+
+    def stage_of(self, step: int) -> tuple[Stage, int]:
+        """The stage of a step, which is counted from 1, and the number of the stage's steps before it."""
+        done = step - 1
+        for stage in self.stages:
+            steps = stage.epochs * self.updates_per_epoch
+            if done < steps:
+                return stage, done
+            done -= steps
+        raise ValueError(f"step {step} is beyond the last of {self.max_steps}")
+
+    def ends_stage(self, step: int) -> bool:
+        """Whether a step is the last one of its stage."""
+        stage, done = self.stage_of(step)
+        return done + 1 == stage.epochs * self.updates_per_epoch
+
+    def _begin_stage(self, stage: Stage, done: int) -> None:
+        """Set schedule and batches of a stage of which ``done`` steps are done."""
+        self._stage = stage
+        self.schedule = build_schedule(
+            self.optimizer,
+            self.config.lr_scheduler_type,
+            warmup_steps=self.config.warmup_steps,
+            updates=stage.epochs * self.updates_per_epoch,
+            done=done,
+        )
+        self._callbacks.use(self.optimizer, self.schedule)
+        self._rest = islice(self._batches(stage), done, None)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Update the model on the next batch of the stage."""
+        stage, _ = self.stage_of(step)
+        if stage is not self._stage:
+            if self.config.reset_optimizer:
+                self.optimizer = self._new_optimizer()
+            self._begin_stage(stage, done=0)
+        rate = self.learning_rate
+        loss = self.backward(stage, next(self._rest), step - 1)
+        return {
+            "stage": stage.index,
+            "loss": loss,
+            "grad_norm": self._update(loss, self.where(step)),
+            "learning_rate": rate,
+            "seconds": round(time.monotonic() - self._start_time, 3),
+        }
+
+    def validated(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Validate as in the stage of the step. The validation has a line of its own."""
+        self.write(step, metrics)
+        stage, _ = self.stage_of(step)
+        return {"stage": stage.index, **self.evaluate(stage)}
 
     def evaluate(self, stage: Stage | None = None) -> dict[str, float]:
         """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.
@@ -271,52 +257,38 @@ class CurriculumTrainer(HasCallbacks):
         Raises:
             UserError: the trainer has no problems to validate on.
         """
-        if self._ask is None:
-            raise UserError("there is nothing to evaluate on: give the trainer an eval_dataset.")
         stage = stage or self.stages[-1]
-        longest = max(map(len, self._answers[stage.index]))
-        found = as_logged(self._ask(self.model, stage.latent_steps, longest))
-        self._callbacks.evaluated(found)
-        return found
+        return self._validated(stage.latent_steps, max(map(len, self._answers[stage.index])))
 
-    def _made_from(self) -> Record:
-        """What a resumed run, and every process of a run, must have alike."""
-        options = {
-            **asdict(self.config),
-            "seed": self.seed,
-            "bf16": self.bf16,
-            "fsdp": self.fsdp,
-            "dtype": str(self.model.model.dtype).removeprefix("torch."),
-            "latent_steps": self.model.latent_steps,
-            "prompt_format": self.model.prompt_format,
-        }
-        digests = {
-            # Weights made from a seed differ in their last bits between machines, and the seed is compared.
-            "model": weights_digest(self.model) if self.model.model.name_or_path else None,
-            "train_dataset": problem_fingerprint(self.problems),
-        }
-        return Record(options=jsonable(options), digests=digests)
+    def save(self, step: int) -> None:
+        """Save the checkpoint of a step, and the model of a stage that ends, if it is to be kept."""
+        if self.config.save_stages and self.ends_stage(step):
+            stage, _ = self.stage_of(step)
+            save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
+        super().save(step)
+
+    def checkpoint_state(self, step: int) -> dict[str, Any]:
+        """The stage; it follows from the step, and is there to be read."""
+        return {"stage": self.stage_of(step)[0].index}
 
     def _limit_micro_batches(self) -> None:
         """Size the micro-batches by the longest row of all stages that train."""
         rows = [(stage.index, i) for stage in self.stages if stage.epochs for i in range(len(self.problems))]
         longest = max(rows, key=lambda row: self._cost(*row))
-        kept = saved_bytes(lambda: self._accumulate([longest], 1, 1), self.model)
+        row_bytes = saved_bytes(lambda: self._accumulate([longest], 1, 1), self.model)
         self._clear_gradients()
-        self._micro_batches.limit(kept, free_memory())
+        self._micro_batches.limit(row_bytes, free_memory())
 
     def _cost(self, stage: int, problem: int) -> int:
         """Number of positions of a problem when it is shown as in ``stage``."""
         latent_steps = self.stages[stage].latent_steps
         return len(self._prompts[problem]) + latent_steps + len(self._answers[stage][problem])
 
-    def _clear_gradients(self) -> None:
-        self.model.zero_grad(set_to_none=True)
+    def where(self, step: int) -> str:
+        """See ``Trainer``."""
+        return f"curriculum seed {self.seed}, step {step}, stage {self.stage_of(step)[0].index}"
 
-    def _where(self, step: int, stage: Stage) -> str:
-        return f"curriculum seed {self.seed}, step {step}, stage {stage.index}"
-
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def _new_optimizer(self) -> Optimizer:
         head = self.model.model.get_output_embeddings()
         with as_shards(self.model):
             return build_optimizer(
@@ -364,7 +336,7 @@ class CurriculumTrainer(HasCallbacks):
         rows = list(zip(self._mixed_stages(stage, batch, step), batch, strict=True))
         tokens = sum(len(self._answers[s][i]) for s, i in rows)
         costs = [self._cost(s, i) for s, i in rows]
-        mine = [rows[place] for place in sorted(processes.balanced(costs, processes.size())[processes.rank()])]
+        mine = [rows[i] for i in sorted(processes.balanced(costs, processes.size())[processes.rank()])]
         loss = 0.0
         if mine:
             loss = self._micro_batches.fit(
@@ -426,11 +398,15 @@ class CurriculumTrainer(HasCallbacks):
         return -(logprobs * mask / mask.sum(-1, keepdim=True)).sum()
 
 
-def _validated(
-    sets: Mapping[str, Sequence[Problem]], bf16: bool, model: LatentModel, latent_steps: int, max_new_tokens: int
-) -> dict[str, float]:
-    asked = EvaluationConfig(num_samples=0, max_new_tokens=max_new_tokens, latent_steps=latent_steps)
-    return validation_metrics({name: answer_problems(model, part, asked, bf16=bf16) for name, part in sets.items()})
+class _EndOfStage(TrainerCallback):
+    """Asks for a validation and a checkpoint at the end of every stage."""
+
+    def __init__(self, trainer: CurriculumTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self._trainer.ends_stage(state.global_step):
+            control.should_evaluate = control.should_save = True
 
 
 def _share_out(steps: Sequence[list[int]], c_thought: int, max_latent_stage: int) -> list[list[int]]:

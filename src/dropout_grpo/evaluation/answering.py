@@ -78,12 +78,16 @@ def is_correct(completion: str, problem: Problem, tolerance: float = 0.0) -> boo
 
 
 def check_evaluation(
-    model: LatentModel, problems: Sequence[Problem], config: EvaluationConfig, exploration: Exploration
-) -> list[list[int]]:
+    model: LatentModel,
+    problems: Sequence[Problem],
+    config: EvaluationConfig,
+    exploration: Exploration,
+    encoded: Sequence[list[int]] | None = None,
+) -> Sequence[list[int]]:
     """Check, before any question is asked, that ``answer_problems`` can measure the problems.
 
     Returns:
-        The encoded questions.
+        The encoded questions, ``encoded`` if it is given.
 
     Raises:
         UserError: there are no problems, a question is too long for the model, or all samples would be the same.
@@ -96,8 +100,10 @@ def check_evaluation(
             f"num_samples={config.num_samples} with temperature 0 and no exploration: all samples would be the same. "
             "Set a temperature, an exploration, or num_samples 0."
         )
-    more_thoughts = steps - model.latent_steps  # encode_rows leaves room for the model's own
-    return model.encode_rows([p.prompt for p in problems], room=config.max_new_tokens + more_thoughts)
+    if encoded is None:
+        encoded = model.tokenize([p.prompt for p in problems])
+    model.check_length(encoded, steps + 1 + config.max_new_tokens)
+    return encoded
 
 
 def evaluation_batches(config: EvaluationConfig) -> MicroBatches:
@@ -115,6 +121,7 @@ def answer_problems(
     bf16: bool = False,
     progress: Callable[[int], None] | None = None,
     batches: MicroBatches | None = None,
+    encoded: Sequence[list[int]] | None = None,
 ) -> list[Answered]:
     """Ask a model all problems.
 
@@ -127,12 +134,13 @@ def answer_problems(
         bf16: matrix products in bf16.
         progress: called with the number of finished problems after each batch.
         batches: batches of an earlier call, whose size is used again; new ones if None.
+        encoded: the questions as ``check_evaluation`` returns them, of an earlier call.
 
     Raises:
         UserError: see ``check_evaluation``; not even one problem fits memory; logits are not finite.
     """
     exploration = exploration or NoExploration()
-    encoded = check_evaluation(model, problems, config, exploration)
+    encoded = check_evaluation(model, problems, config, exploration, encoded)
     by_length = sorted(range(len(problems)), key=lambda i: len(encoded[i]))
     order = by_length[processes.rank() :: processes.size()]
 

@@ -65,34 +65,6 @@ def summarize(answered: Sequence[Answered]) -> dict[str, Any]:
     return summary(measure_answers(answered))
 
 
-def validation_metrics(answered: Mapping[str, Sequence[Answered]]) -> dict[str, float]:
-    """Shares of right answers, for validation during training.
-
-    Args:
-        answered: the answers to each set of problems, by its name.
-
-    Returns:
-        ``pass@1`` of the plain network over all problems; with samples also ``masked_pass@1`` and ``pass@k`` for k = 2,
-        4, 8, ... n. With several sets, the same for each of them, with its name in front: ``NAME/pass@1``.
-    """
-    found = _shares([a for part in answered.values() for a in part])
-    if len(answered) > 1:
-        for name, part in answered.items():
-            found |= {f"{name}/{measure}": share for measure, share in _shares(part).items()}
-    return found
-
-
-def as_logged(found: float | Mapping[str, float]) -> dict[str, float]:
-    """What a validation found, as metrics ``eval/...``; a single number is pass@1."""
-    shares = found if isinstance(found, Mapping) else {"pass@1": found}
-    return {f"eval/{name}": share for name, share in shares.items()}
-
-
-def _shares(answered: Sequence[Answered]) -> dict[str, float]:
-    row = summarize(answered)
-    return {name: row[name] for name in row if name.startswith(("pass@", "masked_pass@"))}
-
-
 def sample(file: str, answered: Answered) -> dict[str, Any]:
     """A line of samples.jsonl: ``file``, ``id``, the problem and the answers; lists have an entry for each sample."""
     problem = answered.problem

@@ -13,8 +13,8 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import replay
 from dropout_grpo.rl.advantage import group_advantages, zero_variance
 from dropout_grpo.rl.groups import rows_of
-from dropout_grpo.rl.objective import Batch, surrogate
-from dropout_grpo.rl.sampler import Sampler
+from dropout_grpo.rl.objective import Totals, surrogate
+from dropout_grpo.rl.sampler import RolloutSampler
 from dropout_grpo.training.memory import MicroBatches
 
 
@@ -36,11 +36,11 @@ def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOOption
         micro_batch_size=max(k, config.micro_batch_size),
         rollout_batch_size=max(k, config.rollout_batch_size),
     )
-    sampler = Sampler(model, greedy, nothing, [exact_answer], problems, seed=0, bf16=False)
+    sampler = RolloutSampler(model, greedy, nothing, [exact_answer], problems, seed=0, bf16=False)
     groups, _ = sampler.sample(1)
-    prompts, answers = sampler.prompts(groups.places), groups.answers
+    prompts, answers = groups.prompts, groups.answers
     advantages = group_advantages(groups.rewards).flatten()
-    totals = Batch(
+    totals = Totals(
         rollouts=groups.seeds.numel(),
         tokens=int(answers.mask.sum()),
         max_completion_length=config.max_completion_length,

@@ -25,18 +25,18 @@ class DataOrder:
         self._drawn: list[tuple[int, int]] = []  # source of each question so far, and its number within the source
         self._counts = [0] * len(sources)
 
-    def places(self, questions: range) -> list[int]:
+    def indices(self, questions: range) -> list[int]:
         """Indices of the problems for these questions, which are counted from 0."""
         orders: dict[tuple[int, int], list[int]] = {}
-        places = []
+        indices = []
         for question in questions:
             source, number = self._source(question)
             size = len(self.sources[source])
             key = (source, number // size)
             if key not in orders:
                 orders[key] = self._shuffled(*key)
-            places.append(self.sources[source][orders[key][number % size]])
-        return places
+            indices.append(self.sources[source][orders[key][number % size]])
+        return indices
 
     def _source(self, question: int) -> tuple[int, int]:
         """The source of a question, and how many questions were drawn from it before."""

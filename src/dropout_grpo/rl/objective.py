@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.config.grpo import ImportanceSamplingLevel, KLEstimator, LossType
-from dropout_grpo.rl.kl import kl_estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Totals:
     """Totals over all rollouts sampled for an update, so that losses of micro-batches add up to the batch's loss."""
 
     rollouts: int
@@ -42,7 +41,7 @@ class Surrogate:
     clipped_high: Tensor  # [], number of answer tokens
 
 
-def token_weight(mask: Tensor, loss_type: LossType, batch: Batch, dtype: torch.dtype) -> Tensor:
+def token_weight(mask: Tensor, loss_type: LossType, batch: Totals, dtype: torch.dtype) -> Tensor:
     """Weight of each answer token in the loss, [R, L] of type ``dtype`` from the answer mask [R, L].
 
     ``sum`` sums tokens and averages rollouts (the default here). As in TRL, ``grpo`` averages within an answer first,
@@ -58,13 +57,38 @@ def token_weight(mask: Tensor, loss_type: LossType, batch: Batch, dtype: torch.d
     return weight / batch.tokens
 
 
+def kl_estimate(gap: Tensor, estimator: KLEstimator, delta: float) -> Tensor:
+    """Estimate of KL(pi || pi_ref) at each sampled token, with the shape of ``gap``.
+
+    With gap = log pi_ref - log pi, Schulman's k3 is e^gap - gap - 1. It is non-negative, and unbiased for tokens
+    sampled from pi. It grows exponentially with the gap, so one token that is much more probable under the reference
+    can outweigh a whole batch. The public draft of the paper writes its formulas with r = log pi - log pi_ref. Here the
+    argument is the gap above, as in TRL, because only in this direction is k3 an estimate of KL(pi || pi_ref).
+
+    Args:
+        gap: log pi_ref - log pi.
+        estimator: ``k3``; ``k3_huber`` continues it beyond +-delta by its tangents, so that its slope is bounded and
+            never 0 there (public draft of the paper, Huberised k3); ``k3_clamp`` keeps it constant there, so that such
+            a token has no gradient.
+        delta: absolute gap beyond which ``k3_huber`` and ``k3_clamp`` differ from k3.
+    """
+    if estimator == "k3":
+        return gap.exp() - gap - 1.0
+    inner = gap.clamp(-delta, delta)
+    k3 = inner.exp() - inner - 1.0
+    if estimator == "k3_clamp":
+        return k3
+    slope = inner.detach().expm1()  # slope of k3 at the end of the range; inside the range gap - inner is 0
+    return k3 + slope * (gap - inner)
+
+
 def surrogate(
     logprobs: Tensor,
     old_logprobs: Tensor,
     mask: Tensor,
     advantages: Tensor,
     *,
-    batch: Batch,
+    batch: Totals,
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     importance_sampling_level: ImportanceSamplingLevel = "token",

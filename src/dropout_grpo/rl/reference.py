@@ -16,7 +16,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
 
 
-class Reference:
+class ReferencePolicy:
     """A frozen copy of the policy.
 
     Args:

@@ -31,8 +31,7 @@ from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, roll_out
 from dropout_grpo.rl.data_order import DataOrder
-from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers
-from dropout_grpo.rl.selection import batch_numbers, select_groups
+from dropout_grpo.rl.groups import Groups, join, join_answers, rows_of, select_answers, select_groups
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.progress import console
 
@@ -50,7 +49,17 @@ def earlier_occurrences(ids: Sequence[int]) -> Tensor:
     return torch.tensor(counts)
 
 
-class Sampler:
+def batch_numbers(step: int, max_gen_batches: int | None) -> range:
+    """Numbers of the batches that a step may sample, counted from 1; a single one without dynamic sampling.
+
+    A step that needs fewer batches than it may sample skips the questions of the others, so that later steps do not
+    depend on it.
+    """
+    batches = max_gen_batches or 1
+    return range((step - 1) * batches + 1, step * batches + 1)
+
+
+class RolloutSampler:
     """Samples rollouts of the current policy: a pure function of its weights, the seed and the step.
 
     Args:
@@ -82,23 +91,23 @@ class Sampler:
         self.reward_funcs, self.seed, self.bf16 = list(reward_funcs), seed, bf16
         rows = model.tokenize_for_training([problem.prompt for problem in problems])
         most = config.max_prompt_length
-        kept = [i for i, row in enumerate(rows) if most is None or len(row) <= most]
-        if len(kept) < len(rows):
+        short = [i for i, row in enumerate(rows) if most is None or len(row) <= most]
+        if len(short) < len(rows):
             console.print(
-                f"{len(rows) - len(kept)} of {len(rows)} GRPO questions have more than max_prompt_length={most} tokens "
-                "and are left out.",
+                f"{len(rows) - len(short)} of {len(rows)} GRPO questions have more than max_prompt_length={most} "
+                "tokens and are left out.",
                 markup=False,
             )
-        self.problems = [problems[i] for i in kept]
-        self._prompts = [rows[i] for i in kept]
+        self.problems = [problems[i] for i in short]
+        self.encoded = [rows[i] for i in short]
         self._require_enough()
-        model.check_length(self._prompts, model.latent_steps + 1 + config.max_completion_length)
+        model.check_length(self.encoded, model.latent_steps + 1 + config.max_completion_length)
         model.require_writable(p.answer for p in self.problems if p.answer)
         weights: tuple[float, ...] = (1.0,)
         source_of = [0] * len(rows)
         if isinstance(problems, Mixture):
             weights, source_of = problems.weights, problems.source_of
-        sources = [[place for place, i in enumerate(kept) if source_of[i] == s] for s in range(len(weights))]
+        sources = [[index for index, i in enumerate(short) if source_of[i] == s] for s in range(len(weights))]
         if [] in sources:
             raise UserError(f"max_prompt_length={most} leaves a source of the GRPO data without a question: raise it.")
         self._order = DataOrder(sources, weights, seed)
@@ -115,29 +124,29 @@ class Sampler:
                 f"{len(self.problems)} problems: lower it, or dynamic_sampling_max_gen_batches."
             )
 
-    def prompts(self, places: Sequence[int]) -> Prompts:
+    def prompts(self, indices: Sequence[int]) -> Prompts:
         """The questions of the problems with these indices."""
-        return Prompts(*self.model.pad([self._prompts[i] for i in places]))
+        return Prompts(*self.model.pad([self.encoded[i] for i in indices]))
 
     def longest_prompt(self) -> Prompts:
         """The question with the most tokens."""
-        return self.prompts([max(range(len(self._prompts)), key=lambda place: len(self._prompts[place]))])
+        return self.prompts([max(range(len(self.encoded)), key=lambda i: len(self.encoded[i]))])
 
     def sample(self, step: int) -> tuple[Groups, dict[str, float]]:
         """All groups sampled in a step, statistics of each reward function, and what these functions log."""
         self._logged = {}
         parts: list[Groups] = []
         scores: Scores = [[] for _ in self.reward_funcs]
-        kept = 0
+        selected = 0
         numbers = batch_numbers(step, self.config.dynamic_sampling_max_gen_batches)
-        batches = [self.places(number) for number in numbers]
+        batches = [self.indices(number) for number in numbers]
         repeats = earlier_occurrences([self.problems[i].id for batch in batches for i in batch])
         for batch, again in zip(batches, repeats.split(self.config.prompts_per_step), strict=True):
-            groups, given = self._sample_batch(step, batch, again)
+            groups, batch_scores = self._sample_batch(step, batch, again)
             parts.append(groups)
-            scores = [every + new for every, new in zip(scores, given, strict=True)]
-            kept += len(self.selected(groups.rewards))
-            if kept >= self.config.prompts_per_step:
+            scores = [every + new for every, new in zip(scores, batch_scores, strict=True)]
+            selected += len(self.selected(groups.rewards))
+            if selected >= self.config.prompts_per_step:
                 break
         logged = {name: fmean(values) for name, values in self._logged.items()}
         return join(parts, self.model.tokens.pad), logged | reward_statistics(self.reward_funcs, scores)
@@ -152,15 +161,15 @@ class Sampler:
             limit=config.prompts_per_step,
         )
 
-    def places(self, number: int) -> list[int]:
+    def indices(self, number: int) -> list[int]:
         """Indices of a batch's problems; batches are counted from 1."""
         size = self.config.prompts_per_step
-        return self._order.places(range((number - 1) * size, number * size))
+        return self._order.indices(range((number - 1) * size, number * size))
 
-    def _sample_batch(self, step: int, places: list[int], repeats: Tensor) -> tuple[Groups, Scores]:
-        ids = torch.tensor([self.problems[i].id for i in places])
+    def _sample_batch(self, step: int, indices: list[int], repeats: Tensor) -> tuple[Groups, Scores]:
+        ids = torch.tensor([self.problems[i].id for i in indices])
         seeds = rollout_seeds(self.seed, step, ids, self.config.num_generations, repeats)  # [N, K]
-        prompts = self.prompts(places)
+        prompts = self.prompts(indices)
         k = self.config.num_generations
         mine = prompts.longest_first()[processes.rank() :: processes.size()]
         parts = []
@@ -168,11 +177,11 @@ class Sampler:
             parts = [self.batches.fit(len(mine), lambda size: self._roll_out(prompts, seeds, mine.split(size)), rows=k)]
         answers = self._of_all_processes(mine, parts, k)
         # One process calls the reward functions on the whole batch, so that rewards do not depend on the world size.
-        total, scores, logged = processes.on_main(lambda: self._rewards([self.problems[i] for i in places], answers))
+        total, scores, logged = processes.on_main(lambda: self._rewards([self.problems[i] for i in indices], answers))
         for name, values in logged.items():
             self._logged.setdefault(name, []).extend(values)
         rewards = torch.tensor(total, dtype=torch.float32).view(-1, k)
-        return Groups(places=places, seeds=seeds, rewards=rewards, answers=answers), scores
+        return Groups(indices=indices, prompts=prompts, seeds=seeds, rewards=rewards, answers=answers), scores
 
     def _roll_out(self, prompts: Prompts, seeds: Tensor, batches: Sequence[Tensor]) -> Generation:
         """Rollouts of the groups of each batch, in the order of the batches."""
@@ -198,12 +207,12 @@ class Sampler:
         gathered = processes.gather_tensors([mine, *(tensor for part in rows for tensor in part)])
         order = torch.cat([groups for groups, *_ in gathered])
         answers = [
-            Generation(token_ids=ids, mask=mask, logprobs=logprobs, entropy=entropy).each(self._placed)
-            for _, ids, mask, logprobs, entropy in (found for found in gathered if len(found) > 1)
+            Generation(token_ids=ids, mask=mask, logprobs=logprobs, entropy=entropy).each(self._on_device)
+            for _, ids, mask, logprobs, entropy in (part for part in gathered if len(part) > 1)
         ]
         return select_answers(join_answers(answers, self.model.tokens.pad), rows_of(order.argsort(), k))
 
-    def _placed(self, tensor: Tensor) -> Tensor:
+    def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.model.device)
 
     def _rewards(
@@ -216,9 +225,9 @@ class Sampler:
         logged: dict[str, list[float]] = {}
         repeated = [problem for problem in batch for _ in range(k)]
         prompts = [problem.prompt for problem in repeated]
-        said = [completion_of(problem, text) for problem, text in zip(repeated, completions, strict=True)]
+        texts = [completion_of(problem, text) for problem, text in zip(repeated, completions, strict=True)]
         context = self._context(ids, logged)
-        scores = call_rewards(self.reward_funcs, prompts, said, reward_columns(repeated), context)
+        scores = call_rewards(self.reward_funcs, prompts, texts, reward_columns(repeated), context)
         weights = self.config.reward_weights or (1.0,) * len(self.reward_funcs)
         total = combine_rewards(weights, scores)
         return [math.nan if value is None else value for value in total], scores, logged

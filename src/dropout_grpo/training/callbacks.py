@@ -21,7 +21,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +32,7 @@ from transformers.trainer_utils import TrainOutput
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.runs.files import checkpoint_folder, jsonable
-from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.runs.files import jsonable
 
 OURS, THEIRS = "eval/", "eval_"
 """Prefixes of validation metrics, in a run's files and in transformers' callbacks."""
@@ -267,30 +264,3 @@ class Callbacks:
 def _theirs(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics with transformers' prefix for those of a validation."""
     return {THEIRS + name.removeprefix(OURS) if name.startswith(OURS) else name: metrics[name] for name in metrics}
-
-
-class HasCallbacks:
-    """What both trainers have of transformers' Trainer, beside ``train`` and ``evaluate``."""
-
-    model: LatentModel
-    part: str
-    _run: RunFolder | str | Path
-    _callbacks: Callbacks
-
-    @property
-    def state(self) -> TrainerState:
-        """transformers' state of the training: ``global_step``, ``epoch``, ``log_history``, the best metric."""
-        return self._callbacks.state
-
-    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Add a callback, an object or a class."""
-        self._callbacks.add(callback)
-
-    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Remove a callback, or the first one of a class."""
-        self._callbacks.pop(callback)
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``."""
-        run = self._run.path if isinstance(self._run, RunFolder) else Path(self._run)
-        save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)

@@ -17,7 +17,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.build import build_exploration
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.rollout import replay, roll_out
-from dropout_grpo.rl.reference import Reference
+from dropout_grpo.rl.reference import ReferencePolicy
 from evidence.rivals import gaussian_v
 from evidence.rivals.value_projections import value_projections
 from helpers import splitmix
@@ -154,7 +154,7 @@ def test_the_reference_of_the_kl_has_the_policys_noise(kind: str, refreshed: boo
     """The policy's W_V changes after the reference was copied. Before a refresh the noise is that of the old W_V."""
     model, exploration = latent_model(model_kind), rival(kind, ALL_PHASES, alpha=0.4, refresh=2)
     exploration.begin_step(1, model.sites)
-    reference = Reference(model, GRPOConfig(beta=0.1), exploration)
+    reference = ReferencePolicy(model, GRPOConfig(beta=0.1), exploration)
     with torch.no_grad():
         for i in range(2):
             model.model.get_parameter(f"{VALUES[model_kind][0].format(i)}.weight").mul_(1.5 + i).add_(0.05)

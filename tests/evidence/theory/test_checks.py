@@ -15,8 +15,8 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import replay
 from dropout_grpo.latent.state import map_cache
 from dropout_grpo.rl.advantage import group_advantages
-from dropout_grpo.rl.kl import kl_estimate
-from dropout_grpo.rl.selection import select_groups
+from dropout_grpo.rl.groups import select_groups
+from dropout_grpo.rl.objective import kl_estimate
 from evidence.places import DOCS
 from evidence.theory import fresh_mask, greedy, kl, reweighted, toy, unbiased, variance
 from evidence.theory.checks import run

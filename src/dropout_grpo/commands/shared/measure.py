@@ -1,6 +1,6 @@
 """Measures the model of a command on problems."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dropout_grpo.commands.shared.context import Context
@@ -9,8 +9,7 @@ from dropout_grpo.config.recipe import DataConfig, Recipe
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place
-from dropout_grpo.evaluation.answering import Answered, answer_problems, evaluation_batches
-from dropout_grpo.evaluation.measures import validation_metrics
+from dropout_grpo.evaluation.answering import Answered, answer_problems
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.training.progress import Bar
@@ -56,45 +55,9 @@ def by_source(data: DataConfig, problems: Sequence[Problem]) -> dict[str, Sequen
     return {name: [p for p, source in placed if source == i] for i, name in enumerate(data.valid_names)}
 
 
-def validator(context: Context, problems: Sequence[Problem], num_samples: int = 0) -> Callable[..., dict[str, float]]:
-    """A function that returns ``validation_metrics`` of a model on validation problems.
-
-    Args:
-        context: its exploration, seed and precision are used.
-        problems: at most ``data.max_valid`` of each source are asked.
-        num_samples: answers under masks for each problem.
-    """
-    recipe = context.recipe
-    sets = {name: part[: recipe.data.max_valid] for name, part in by_source(recipe.data, problems).items()}
-    batches = evaluation_batches(replace(recipe.evaluation, num_samples=num_samples))
-
-    def validate(
-        model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None
-    ) -> dict[str, float]:
-        told = recipe.evaluation.latent_steps
-        if latent_steps in (None, model.latent_steps) and told is not None:  # not a stage with fewer thoughts
-            latent_steps = told
-        config = replace(
-            recipe.evaluation,
-            num_samples=num_samples,
-            max_new_tokens=max_new_tokens or recipe.evaluation.max_new_tokens,
-            latent_steps=latent_steps,
-        )
-        answered = {
-            name: answer_problems(
-                model,
-                part,
-                config,
-                exploration=context.exploration,
-                seed=context.seed,
-                bf16=context.bf16,
-                batches=batches,
-            )
-            for name, part in sets.items()
-        }
-        return validation_metrics(answered)
-
-    return validate
+def validation_sets(data: DataConfig, problems: Sequence[Problem]) -> dict[str, Sequence[Problem]]:
+    """The problems that a trainer validates on: at most ``data.max_valid`` of each source."""
+    return {name: part[: data.max_valid] for name, part in by_source(data, problems).items()}
 
 
 def require_askable(model: LatentModel, problems: Sequence[Problem], split: str, recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dropout_grpo.commands.shared.context import Context
-from dropout_grpo.commands.shared.measure import all_alike, require_askable, validator
+from dropout_grpo.commands.shared.measure import require_askable, validation_sets
 from dropout_grpo.commands.shared.models import fresh_model, load_model
 from dropout_grpo.commands.shared.problems import place_of, vocabulary
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
@@ -47,18 +47,19 @@ def train_curriculum(
     )
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
+    require_askable(model, valid, "valid", recipe)
     with at_place(place_of(recipe.data, "train"), QuestionTooLong):
         trainer = CurriculumTrainer(
             model,
             curriculum,
             train,
             run,
+            validation_sets(recipe.data, valid),
             seed=context.seed,
             bf16=context.bf16,
             fsdp=recipe.fsdp,
-            evaluate=validator(context, valid),
+            evaluation=recipe.evaluation,
         )
-    require_askable(model, valid, "valid", recipe)
     check(model)
     trainer.train(resume_from_checkpoint=recipe.resume)
     save_checkpoint(run.checkpoint("coconut"), model)
@@ -82,22 +83,23 @@ def grpo_trainer(
     """
     recipe = context.recipe
     rewards = [load_reward(path) for path in recipe.reward_funcs]
+    require_askable(model, valid, "valid", recipe)
     with at_place(place_of(recipe.data, "grpo"), QuestionTooLong):
         trainer = GRPOTrainer(
             model,
             rewards,
             recipe.grpo,
             problems,
+            validation_sets(recipe.data, valid),
             exploration=context.exploration,
             run=context.run,
             seed=context.seed,
             bf16=context.bf16,
             fsdp=recipe.fsdp,
-            evaluate=validator(context, valid, 0 if all_alike(context) else recipe.grpo.num_generations_eval),
+            evaluation=recipe.evaluation,
             part=part,
         )
     trainer.sampler.try_rewards()
-    require_askable(model, valid, "valid", recipe)
     return trainer
 
 

@@ -1,0 +1,88 @@
+"""Validation of a model while it is trained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.data.problem import Problem
+from dropout_grpo.evaluation.answering import Answered, answer_problems, evaluation_batches
+from dropout_grpo.evaluation.measures import summarize
+from dropout_grpo.exploration.base import Exploration, NoExploration
+from dropout_grpo.latent.model import LatentModel
+
+
+class Validation:
+    """Asks a model the problems of one or several sets. Their questions are encoded once.
+
+    Args:
+        sets: problems by the name of their set.
+        config: how they are asked.
+        exploration: masks of the samples.
+        seed: seed of the masks and samples.
+        bf16: matrix products in bf16.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[Problem]],
+        config: EvaluationConfig,
+        exploration: Exploration | None = None,
+        *,
+        seed: int,
+        bf16: bool,
+    ) -> None:
+        self.sets, self.config, self.seed, self.bf16 = dict(sets), config, seed, bf16
+        self.exploration = exploration or NoExploration()
+        self._encoded: dict[str, list[list[int]]] = {}
+        self._batches = evaluation_batches(config)
+
+    def __call__(
+        self, model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None
+    ) -> dict[str, float]:
+        """Shares of right answers; see ``validation_metrics``.
+
+        Args:
+            model: what answers.
+            latent_steps: number of thoughts, where it is not the model's own.
+            max_new_tokens: maximum number of answer tokens; the config's when None.
+        """
+        config = replace(self.config, max_new_tokens=max_new_tokens or self.config.max_new_tokens)
+        if latent_steps not in (None, model.latent_steps):
+            config = replace(config, latent_steps=latent_steps)
+        answered: dict[str, Sequence[Answered]] = {}
+        for name, problems in self.sets.items():
+            if name not in self._encoded:
+                self._encoded[name] = model.tokenize([problem.prompt for problem in problems])
+            answered[name] = answer_problems(
+                model,
+                problems,
+                config,
+                exploration=self.exploration,
+                seed=self.seed,
+                bf16=self.bf16,
+                batches=self._batches,
+                encoded=self._encoded[name],
+            )
+        return validation_metrics(answered)
+
+
+def validation_metrics(answered: Mapping[str, Sequence[Answered]]) -> dict[str, float]:
+    """Shares of right answers, for validation during training.
+
+    Args:
+        answered: the answers to each set of problems, by its name.
+
+    Returns:
+        ``pass@1`` of the plain network over all problems; with samples also ``masked_pass@1`` and ``pass@k`` for k = 2,
+        4, 8, ... n. With several sets, the same for each of them, with its name in front: ``NAME/pass@1``.
+    """
+    shares = _shares([a for part in answered.values() for a in part])
+    if len(answered) > 1:
+        for name, part in answered.items():
+            shares |= {f"{name}/{measure}": share for measure, share in _shares(part).items()}
+    return shares
+
+
+def _shares(answered: Sequence[Answered]) -> dict[str, float]:
+    row = summarize(answered)
+    return {name: row[name] for name in row if name.startswith(("pass@", "masked_pass@"))}

@@ -1,0 +1,325 @@
+"""The loop of both trainers: resume, step, log, validate, save, stop.
+
+What a step does is in `curriculum/trainer.py` and `rl/trainer.py`; what surrounds it is here, in the order in which it
+happens.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from dropout_grpo.distributed.processes import greatest
+from dropout_grpo.distributed.sharding import start_together
+from dropout_grpo.errors import UserError
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.runs.files import checkpoint_folder, jsonable
+from dropout_grpo.runs.folder import RunFolder, as_run_folder
+from dropout_grpo.runs.read import read_metrics
+from dropout_grpo.runs.record import Record
+from dropout_grpo.runs.trackers import TrackerName
+from dropout_grpo.training.callbacks import OURS, Callbacks, arguments
+from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.given_model import require_trainable
+from dropout_grpo.training.interrupt import Interrupted, finishing_updates
+from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.optimizer import update
+from dropout_grpo.training.progress import Bar
+from dropout_grpo.training.resume import Checkpoints, Saved
+
+
+class Trainer(ABC):
+    """The training of one model, as one part of a run. Methods have the names of transformers' Trainer.
+
+    Args:
+        model: trained in place.
+        config: options, a dataclass.
+        run: the run folder, or its path.
+        command: the command that a new run folder records.
+        part: name of the part in metrics.jsonl, and prefix of its checkpoints.
+        seed: seed of the training.
+        bf16: compute matrix products in bf16.
+        fsdp: shard weights, gradients and optimiser state over the processes.
+        max_steps: steps of the whole training.
+        steps_per_epoch: steps in one pass over the problems, may be a fraction.
+        encoded: token ids of the training questions. The first one is asked before each save.
+        batches: micro-batches, whose sizes a checkpoint keeps.
+        evaluate: validation, called by ``_validated``; None without validation problems.
+        callbacks: transformers' callbacks, objects or classes.
+        start: name of the model before the first checkpoint, for messages.
+        report_to: experiment trackers of a new run folder.
+        metric_for_best_model: see ``callbacks.arguments``.
+        greater_is_better: see ``callbacks.arguments``.
+    """
+
+    SHOWN: ClassVar[tuple[str, ...]] = ("loss",)
+    """Metrics beside the progress bar."""
+
+    optimizer: Optimizer
+    schedule: LambdaLR
+    run: RunFolder
+
+    def __init__(
+        self,
+        model: LatentModel,
+        config: Any,
+        run: RunFolder | str | Path,
+        *,
+        command: str,
+        part: str,
+        seed: int,
+        bf16: bool,
+        fsdp: bool,
+        max_steps: int,
+        steps_per_epoch: float,
+        encoded: Sequence[Sequence[int]],
+        batches: Sequence[MicroBatches],
+        evaluate: Callable[..., float | Mapping[str, float]] | None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
+        start: str = "none yet",
+        report_to: Sequence[TrackerName] = (),
+        metric_for_best_model: str | None = None,
+        greater_is_better: bool | None = None,
+    ) -> None:
+        self.model, self.config, self.part, self.seed = model, config, part, seed
+        self.bf16, self.fsdp, self.max_steps = bf16, fsdp, max_steps
+        self._run, self._command, self._report_to = run, command, report_to
+        self._encoded, self._batch_sizes, self._evaluate, self._start = encoded, batches, evaluate, start
+        self._record: Record | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._callbacks = Callbacks(
+            callbacks,
+            arguments(
+                config,
+                output_dir=str(run.path if isinstance(run, RunFolder) else run),
+                evaluates=evaluate is not None,
+                metric_for_best_model=metric_for_best_model,
+                greater_is_better=greater_is_better,
+            ),
+            model,
+            max_steps=max_steps,
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainOutput:
+        """Make all steps.
+
+        Args:
+            resume_from_checkpoint: True loads the newest good checkpoint of the run and continues after it; the path of
+                one of its checkpoints loads that one. Model, data, rewards and options must be those that the run
+                began with. Only ``max_steps`` may be greater.
+
+        Returns:
+            The number of steps, the mean of their losses, and ``train_runtime`` in seconds, as in transformers.
+
+        Raises:
+            UserError: the run has steps already and is not resumed, or it began with something else.
+            NonFinite: loss, gradient or logits are not finite.
+            Interrupted: the process was asked to stop; a checkpoint has been saved.
+        """
+        require_trainable(self.model)
+        with self.training():
+            return self._train(resume_from_checkpoint)
+
+    def _train(self, resume_from_checkpoint: bool | str | Path | None) -> TrainOutput:
+        start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
+        checkpoints, saved = self._resumed(resume_from_checkpoint)
+        done = 0 if saved is None else saved.step
+        start_together(self.model, sharded=self.fsdp)
+        self.begin(saved)
+        if saved is None and self.model.device.type == "cpu":
+            self._limit_micro_batches()
+        title = self.part.replace("_", "-")
+        with self.run.tracking(self.part, done), Bar(title, self.max_steps, done) as bar, finishing_updates() as signal:
+            callbacks.begin(done, self.optimizer, self.schedule)
+            for step in range(done + 1, self.max_steps + 1):
+                callbacks.begin_step(step, first=step == done + 1)
+                metrics = self.step(step)
+                losses.append(metrics["loss"])
+                callbacks.end_step(step)
+                self._log(step, metrics)
+                # All processes decide together which step is the last.
+                signum = int(greatest(signal() or 0)[0])
+                stops = signum > 0 or callbacks.control.should_training_stop
+                saves = stops or callbacks.control.should_save
+                if saves or step == self.max_steps:
+                    checkpoints.require_finite(self.model.pad(self._encoded[:1]), self.where(step))
+                if saves:
+                    self.save(step)
+                bar.advance(**{name: metrics[name] for name in self.SHOWN})
+                if signum:
+                    raise Interrupted(signum, f" after step {step} of {self.part}; saved")
+                if stops:
+                    break
+            return callbacks.end(losses, time.monotonic() - start)
+
+    def _resumed(self, resume: bool | str | Path | None) -> tuple[Checkpoints, Saved | None]:
+        """Open the run folder, and load the checkpoint that the training continues from; None if it begins."""
+        if self._record is None:  # before a training changes the weights
+            self._record = self._made_from()
+        self.run = self._run = as_run_folder(
+            self._run, self._command, self._record, resume=bool(resume), report_to=self._report_to
+        )
+        checkpoints = self._checkpoints = Checkpoints(
+            self.run,
+            self.part,
+            self.model,
+            self._record,
+            batches=self._batch_sizes,
+            save_total_limit=self.config.save_total_limit,
+            start=self._start,
+        )
+        saved = checkpoints.load(resume, logging_steps=self.state.logging_steps)
+        if saved is not None:
+            self._callbacks.restore(saved.state, read_metrics(self.run.path, whole_lines=True), self.part)
+        return checkpoints, saved
+
+    def _made_from(self) -> Record:
+        """What a resumed run, and every process of a run, must have alike."""
+        options, digests = self.made_from()
+        common = {
+            **asdict(self.config),
+            "seed": self.seed,
+            "bf16": self.bf16,
+            "fsdp": self.fsdp,
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "latent_steps": self.model.latent_steps,
+            "prompt_format": self.model.prompt_format,
+        }
+        return Record(options=jsonable(common | options), digests=digests)
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        """Log a step, and validate after it, where these are due."""
+        control = self._callbacks.control
+        logs, validates = control.should_log, control.should_evaluate and self._evaluate is not None
+        if logs:
+            self._callbacks.log(metrics)
+        if validates:
+            metrics = self.validated(step, metrics)
+        if logs or validates:
+            self.write(step, metrics)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a line of metrics.jsonl."""
+        self.run.log({"part": self.part, "step": step, **metrics})
+
+    # What a trainer is made of.
+
+    @abstractmethod
+    def made_from(self) -> tuple[dict[str, Any], dict[str, str | None]]:
+        """Options and digests of the record of a run, beside those that every training has."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """A context for the whole training."""
+        return nullcontext()
+
+    @abstractmethod
+    def begin(self, saved: Saved | None) -> None:
+        """Set ``optimizer`` and ``schedule``, and restore what a checkpoint holds beside weights and batch sizes."""
+
+    @abstractmethod
+    def step(self, step: int) -> dict[str, float]:
+        """Make a step, counted from 1; returns its metrics, with ``loss``."""
+
+    @abstractmethod
+    def _limit_micro_batches(self) -> None:
+        """Size the micro-batches by the memory of the largest one."""
+
+    @abstractmethod
+    def where(self, step: int) -> str:
+        """Seed and step, for messages."""
+
+    def save(self, step: int) -> None:
+        """Save the checkpoint of a step."""
+        assert self._checkpoints is not None, "train has not begun"
+        state = {**self.checkpoint_state(step), **self._callbacks.checkpoint_state()}
+        self._checkpoints.save(step, self.optimizer, state, self.reference_tensors())
+        self._callbacks.saved()
+
+    def checkpoint_state(self, step: int) -> dict[str, Any]:
+        """State for a checkpoint in addition to weights, optimiser and step, as JSON."""
+        return {}
+
+    def reference_tensors(self) -> dict[str, Tensor]:
+        """Weights of a reference model that training has changed."""
+        return {}
+
+    def validated(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Validate after a step with these metrics; returns what its line of metrics.jsonl holds."""
+        return metrics | self.evaluate()
+
+    # What the steps of both trainers share.
+
+    @property
+    def last_good(self) -> str:
+        """The last good checkpoint, for messages."""
+        return self._start if self._checkpoints is None else self._checkpoints.last_good
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def _update(self, loss: float, where: str) -> float:
+        """Clip the gradients, step, and advance the schedule; returns the gradient's norm. See ``optimizer.update``."""
+        return update(
+            self.model,
+            self.optimizer,
+            self.schedule,
+            loss=loss,
+            max_grad_norm=self.config.max_grad_norm,
+            where=where,
+            last_good=self.last_good,
+            around=self._callbacks.optimizer_step,
+        )
+
+    def _clear_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+
+    # What transformers' Trainer has.
+
+    @property
+    def state(self) -> TrainerState:
+        """transformers' state of the training: ``global_step``, ``epoch``, ``log_history``, the best metric."""
+        return self._callbacks.state
+
+    def evaluate(self) -> dict[str, float]:
+        """Shares of right answers on the validation problems: ``eval/pass@1`` of the plain network; more with masks or
+        several sets, see ``validation_metrics``.
+
+        Raises:
+            UserError: the trainer has no problems to validate on.
+        """
+        return self._validated()
+
+    def _validated(self, *arguments: Any) -> dict[str, float]:
+        if self._evaluate is None:
+            raise UserError("there is nothing to evaluate on: give the trainer an eval_dataset.")
+        shares = self._evaluate(self.model, *arguments)
+        if not isinstance(shares, Mapping):
+            shares = {"pass@1": shares}
+        metrics = {OURS + name: share for name, share in shares.items()}
+        self._callbacks.evaluated(metrics)
+        return metrics
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add a callback, an object or a class."""
+        self._callbacks.add(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Remove a callback, or the first one of a class."""
+        self._callbacks.pop(callback)
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``."""
+        run = self._run.path if isinstance(self._run, RunFolder) else Path(self._run)
+        save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)

@@ -1,0 +1,48 @@
+"""Validation during training: the number of thoughts, and questions that are encoded once."""
+
+from typing import Any
+
+import pytest
+
+from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.evaluation import validation
+from dropout_grpo.evaluation.validation import Validation
+from helpers.tiny_latent import tiny_latent, tiny_problems
+
+
+@pytest.mark.parametrize(
+    ("told", "stage", "asked"),
+    [
+        (None, None, None),  # the model's own
+        (5, None, 5),  # GRPO
+        (5, 2, 5),  # the curriculum with its full block
+        (5, 1, 1),  # a stage with fewer thoughts
+        (0, None, 0),
+    ],
+)
+def test_the_number_of_thoughts_in_validations(
+    told: int | None, stage: int | None, asked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: evaluation.latent_steps counted at the end of a training only."""
+    seen: list[int | None] = []
+    ask = validation.answer_problems
+
+    def watched(model: Any, problems: Any, config: EvaluationConfig, **options: Any) -> Any:
+        seen.append(config.latent_steps)
+        return ask(model, problems, config, **options)
+
+    monkeypatch.setattr(validation, "answer_problems", watched)
+    config = EvaluationConfig(latent_steps=told, num_samples=0)
+    validate = Validation({"": tiny_problems(2)}, config, seed=0, bf16=False)
+    validate(tiny_latent(latent_steps=2), stage)
+    assert seen == [asked]
+
+
+def test_questions_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny_latent(), []
+    tokenize = model.tokenize
+    monkeypatch.setattr(model, "tokenize", lambda questions: seen.append(len(questions)) or tokenize(questions))
+    sets = {"few": tiny_problems(2), "more": tiny_problems(3)}
+    validate = Validation(sets, EvaluationConfig(num_samples=0), seed=0, bf16=False)
+    assert validate(model) == validate(model)
+    assert seen == [2, 3]
