@@ -37,10 +37,11 @@ class GRPOOptions:
         prompts_per_step: questions in a batch; each gets num_generations rollouts.
         max_prompt_length: questions with more tokens than this, start marker included, are left out.
         dynamic_sampling_max_gen_batches: maximum number of batches that a step samples to get prompts_per_step mixed
-            groups; the update uses only mixed groups (DAPO's dynamic sampling). When not given, a step is one batch and
-            the objective averages over all of it.
+            groups; the update uses only mixed groups (DAPO's dynamic sampling; in verl, filter_groups with
+            max_num_gen_batches). When not given, a step is one batch and the objective averages over all of it.
         filter_groups: lowest and highest mean reward of the groups that the update uses; a step without such a group
-            changes neither the weights nor the learning rate. When not given, every group is used.
+            changes neither the weights nor the learning rate. When not given, every group is used. (verl's option of
+            this name is dynamic sampling.)
         num_generations: K, rollouts per question; 1 only with baseline ema.
         num_iterations: mu, updates on each batch.
         max_completion_length: maximum number of answer tokens.
@@ -69,7 +70,8 @@ class GRPOOptions:
         ref_model_mixup_alpha: alpha in reference = alpha * policy + (1 - alpha) * reference.
         epsilon: clip range of the ratio, below (and above, unless epsilon_high is set).
         epsilon_high: clip range above.
-        importance_sampling_level: one ratio per token, or one per sequence.
+        importance_sampling_level: one ratio per token, or one per sequence: the product over its tokens, as in the
+            theory. (TRL and GSPO take the root of this product: they average the log-ratios.)
         loss_type: sum (sums tokens and averages rollouts, as in the theory), or TRL's grpo, dr_grpo, dapo.
         baseline: what is subtracted from rewards: group_mean, or ema, the moving average of earlier steps' mean rewards
             (REINFORCE).
