@@ -42,8 +42,6 @@ SEEDS = {1: torch.tensor([[3], [-4], [5]]), 4: torch.arange(12).view(3, 4) - 5}
 SHARING = [kind for kind in KINDS + EXTRA_KINDS if kind not in WINDOWED_KINDS]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-every_exploration = pytest.mark.parametrize("exploration", EXPLORATIONS.values(), ids=list(EXPLORATIONS))
-
 
 def made(
     model: LatentModel, rows: list[list[int]], seeds: Tensor, exploration: Exploration, temperature: float = 1.5
@@ -69,15 +67,17 @@ def assert_same(found: Generation, expected: Generation, tolerance: float = 1e-1
     assert difference(found.entropy, expected.entropy) < tolerance
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@every_exploration
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
-@pytest.mark.parametrize(("k", "dtype"), [(1, torch.float64), (4, torch.float64), (4, torch.float32)])
+@pytest.mark.parametrize(
+    ("kind", "name", "temperature", "k", "dtype"),
+    [("gpt2", name, 1.5, 4, torch.float64) for name in EXPLORATIONS]
+    + [("llama", "every_site", temperature, k, torch.float64) for temperature in (0.0, 1.5) for k in (1, 4)]
+    + [("gpt2", "none", 0.0, 4, torch.float64), ("llama", "held", 1.5, 4, torch.float32)],
+)
 def test_work_of_a_fixed_shape_is_the_steps(
-    kind: str, exploration: Exploration, temperature: float, k: int, dtype: torch.dtype
+    kind: str, name: str, temperature: float, k: int, dtype: torch.dtype
 ) -> None:
     """Another batch on the same buffers gets its own results, and the first one its old results again."""
-    model = latent_model(kind, dtype)
+    model, exploration = latent_model(kind, dtype), EXPLORATIONS[name]
     model.tokens = replace(model.tokens, eos=ending(kind, k, exploration, temperature))
     batches = [(QUESTIONS, SEEDS[k]), (OTHERS, SEEDS[k] + 100)]
     expected = [made(model, *batch, exploration, temperature) for batch in batches]
@@ -170,11 +170,10 @@ def test_what_is_returned_is_not_overwritten_and_goes_on() -> None:
         assert difference(seen(*other)[-1], expected[-1]) > 1e-2
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_evaluation_is_the_same(temperature: float) -> None:
+def test_evaluation_is_the_same() -> None:
     """Plain answers, samples under masks and the model average, of thoughts that they share."""
     model, problems = tiny_latent(dtype=torch.float64, seed=17), tiny_problems(7)
-    config = EvaluationConfig(num_samples=3, temperature=temperature, max_new_tokens=6, batch_size=9)
+    config = EvaluationConfig(num_samples=3, temperature=1.0, max_new_tokens=6, batch_size=9)
     expected = answer_problems(model, problems, config, exploration=HELD)
     assert len({a.average for a in expected}) > 1
     with fixed_shapes() as done:

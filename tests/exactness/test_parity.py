@@ -1,7 +1,7 @@
 """The engine against the oracle: hidden states after every thought, log-probabilities, gradients of everything.
 
-Ragged left-padded questions, two rollouts each under their own masks, every architecture, both dtypes, groups
-that share their prompt's cache and groups that copy it.
+Ragged left-padded questions, two rollouts each under their own masks, every architecture and variant in float64, two
+in float32, groups that share their prompt's cache and groups that copy it.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,14 @@ from helpers.engine import (
     ALL_SITES,
     ANSWERS,
     GRADIENT_TOLERANCE,
+    KEEPS_ITS_ATTENTION,
     LATENT_ID,
     READING_SITES,
     SEEDS,
     TOLERANCE,
-    both_caches,
-    both_dtypes,
     difference,
     differences,
     engine_rows,
-    every_kind,
     gradients,
     latent_model,
     oracle_model,
@@ -36,7 +34,7 @@ from helpers.engine import (
     prompts,
     reference_noises,
 )
-from helpers.tiny import EXTRA_KINDS, KINDS, WINDOWED_KINDS
+from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS, WINDOWED_KINDS
 
 MASKS = SharedDropout(0.25, ALL_SITES, ("latent", "answer"))
 EVERYWHERE = SharedDropout(0.25, ALL_SITES, ALL_PHASES)
@@ -44,13 +42,14 @@ READING = SharedDropout(0.25, READING_SITES, ("latent",))
 READING_EVERYWHERE = SharedDropout(0.25, (*ALL_SITES, *READING_SITES), ALL_PHASES)
 
 
-# Gemma 2 caps its scores, Gemma 2 and 3 have sliding windows: their groups always copy their prompt.
+# Sliding windows and caps of scores need the model's own attention: such groups always copy their prompt.
 KINDS_AND_CACHES = [
-    pytest.param(kind, copy, id=f"{kind}-{'copied' if copy else 'shared'}")
-    for kind in KINDS + EXTRA_KINDS
+    (kind, copy)
+    for kind in (*KINDS, *EXTRA_KINDS, *VARIANTS)
     for copy in (False, True)
-    if copy or kind not in WINDOWED_KINDS
+    if copy or kind not in KEEPS_ITS_ATTENTION
 ]
+TWO = [("gpt2", False), ("qwen3", True)]
 
 Rows = tuple[list[Tensor], Tensor]
 
@@ -60,16 +59,20 @@ def worst(engine: Rows, oracle: Rows) -> float:
     return max(difference(a.detach(), b.detach()) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("kind", "copy_prompts"), KINDS_AND_CACHES)
-@both_dtypes
-@pytest.mark.parametrize("latent_steps", [0, 1, 6])
+@pytest.mark.parametrize(
+    ("kind", "copy_prompts", "dtype", "latent_steps"),
+    [(*case, torch.float64, 6) for case in KINDS_AND_CACHES]
+    + [(*case, torch.float32, 6) for case in TWO]
+    + [("gpt2", False, torch.float64, steps) for steps in (0, 1)],
+)
 def test_groups_of_padded_rollouts_equal_lone_unpadded_rows(
-    kind: str, dtype: torch.dtype, copy_prompts: bool, latent_steps: int
+    kind: str, copy_prompts: bool, dtype: torch.dtype, latent_steps: int
 ) -> None:
     model = latent_model(kind, dtype, latent_steps=latent_steps, copy_prompts=copy_prompts)
     assert model.shares_prefix is not copy_prompts
     plain, exact = oracle_model(kind, dtype), oracle_model(kind, torch.float64)
-    oracle, truth = (oracle_rows(m, latent_steps, reference_noises(MASKS), temperature=0.7) for m in (plain, exact))
+    noises = reference_noises(MASKS, thought_width=12 if kind == "opt_350m" else 16)
+    oracle, truth = (oracle_rows(m, latent_steps, noises, temperature=0.7) for m in (plain, exact))
     engine = engine_rows(model, MASKS, temperature=0.7)
     assert len(engine[0]) == latent_steps + 1
     # Six latent steps amplify rounding: in float32 the oracle itself is up to 1e-5 off, by how much depends on the CPU.
@@ -79,29 +82,29 @@ def test_groups_of_padded_rollouts_equal_lone_unpadded_rows(
     assert differences(gradients(model.model, engine[1]), expected) < max(GRADIENT_TOLERANCE[dtype], 10 * rounding)
 
 
-@every_kind
-@both_dtypes
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("exploration", [NoExploration(), MASKS, EVERYWHERE], ids=["none", "held", "everywhere"])
-def test_replay_is_the_same_pass(kind: str, dtype: torch.dtype, exploration: SharedDropout) -> None:
+def test_replay_is_the_same_pass(kind: str, exploration: SharedDropout) -> None:
     """What the trainer calls, without and with masks, and with masks in the prompt, where nothing is shared."""
-    model, plain = latent_model(kind, dtype), oracle_model(kind, dtype)
+    model, plain = latent_model(kind), oracle_model(kind)
     logprobs = replay(model, prompts(), SEEDS, torch.tensor(ANSWERS), exploration, temperature=1.3)
     noises = [] if isinstance(exploration, NoExploration) else [reference_noises(exploration)]
     _, expected = oracle_rows(plain, 2, *noises, temperature=1.3)
-    assert difference(logprobs.detach(), expected.detach()) < TOLERANCE[dtype]
-    by_name = gradients(model.model, logprobs)
-    assert differences(by_name, gradients(plain, expected)) < GRADIENT_TOLERANCE[dtype]
+    assert difference(logprobs.detach(), expected.detach()) < 1e-10
+    assert differences(gradients(model.model, logprobs), gradients(plain, expected)) < 1e-10
 
 
-@pytest.mark.parametrize(("kind", "copy_prompts"), KINDS_AND_CACHES)
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
-@pytest.mark.parametrize("exploration", [READING, READING_EVERYWHERE], ids=["latent", "everywhere"])
+@pytest.mark.parametrize(
+    ("kind", "copy_prompts", "dtype", "exploration"),
+    [(*case, torch.float64, READING_EVERYWHERE) for case in KINDS_AND_CACHES if case[0] != "opt_350m"]
+    + [(*case, torch.float32, READING) for case in TWO],
+)
 def test_masks_of_what_is_read_equal_the_oracle(
     kind: str, copy_prompts: bool, dtype: torch.dtype, exploration: SharedDropout
 ) -> None:
     """Values and attention weights of the unmasked prompt, shared or copied, or read under the masks itself."""
-    if kind in WINDOWED_KINDS:
-        exploration = SharedDropout(0.25, ("values",), exploration.phases)
+    if kind in KEEPS_ITS_ATTENTION:
+        exploration = SharedDropout(0.25, ("values", "heads"), exploration.phases)
     model, plain = latent_model(kind, dtype, latent_steps=3, copy_prompts=copy_prompts), oracle_model(kind, dtype)
     oracle = oracle_rows(plain, 3, reference_noises(exploration))
     engine = engine_rows(model, exploration)
@@ -110,8 +113,7 @@ def test_masks_of_what_is_read_equal_the_oracle(
     assert worst(engine, oracle_rows(plain, 3)) > 1e-2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@both_caches
+@pytest.mark.parametrize(("kind", "copy_prompts"), TWO)
 def test_a_pause_thought_is_its_vector_at_every_step(kind: str, copy_prompts: bool) -> None:
     model = latent_model(kind, thought="pause", copy_prompts=copy_prompts)
     plain = oracle_model(kind)
@@ -130,8 +132,7 @@ def test_a_pause_thought_is_its_vector_at_every_step(kind: str, copy_prompts: bo
     assert worst(engine, quiet) > 1e-2, "the hidden state was fed back"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@both_caches
+@pytest.mark.parametrize(("kind", "copy_prompts"), TWO)
 def test_a_projection_is_applied_to_every_hidden_state(kind: str, copy_prompts: bool) -> None:
     """CODI's formula written out, the thought's mask on what it gives; gradients of the projection as well."""
     model, plain = latent_model(kind, thought="projection", copy_prompts=copy_prompts), oracle_model(kind)
@@ -213,7 +214,7 @@ Break = Callable[[LatentModel, pytest.MonkeyPatch], None]
 BREAKS = [padding_counts, positions_are_shifted, one_seed_is_another, rows_of_a_group_are_swapped]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("broken", [*BREAKS, one_thought_too_many])
 def test_the_comparison_notices(kind: str, broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these flaws moves values by at least a thousand times the coarser tolerance."""
@@ -223,7 +224,7 @@ def test_the_comparison_notices(kind: str, broken: Break, monkeypatch: pytest.Mo
     assert worst(engine_rows(model, MASKS), oracle) > 1e-2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 def test_only_gradients_notice_a_detached_thought(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, plain = latent_model(kind), oracle_model(kind)
     monkeypatch.setattr(model.thought, "forward", lambda hidden: hidden.detach())

@@ -40,8 +40,8 @@ pytestmark = pytest.mark.filterwarnings("error:.*cannot be recorded")
 
 SEEDS = torch.arange(12).view(3, 4) - 5
 OTHERS = {"gaussian": Gaussian(), "gaussian_v": GaussianV(), "svp": SVP()}
-KINDS = {"gpt2": {**EXPLORATIONS, **OTHERS}, "llama": {"every_site": EXPLORATIONS["every_site"], "svp": OTHERS["svp"]}}
-CASES = [(kind, name) for kind, explorations in KINDS.items() for name in explorations]
+ALL = {**EXPLORATIONS, **OTHERS}
+CASES = [("gpt2", name) for name in ("none", "per_step", "every_site", *OTHERS)] + [("llama", "every_site")]
 
 
 def made(
@@ -61,7 +61,7 @@ def held(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_rollouts_and_their_replay(kind: str, name: str) -> None:
     """Step by step, then recorded, then replayed; and the gradients of the log-probabilities."""
-    model, exploration = latent_model(kind, torch.float32), KINDS[kind][name]
+    model, exploration = latent_model(kind, torch.float32), ALL[name]
     expected = made(model, exploration)
     prompts = Prompts(*model.pad(QUESTIONS))
     logprobs = replay(model, prompts, SEEDS, expected.token_ids, exploration, temperature=1.5)
@@ -111,9 +111,13 @@ def test_faults_are_noticed(fault: str) -> None:
 RESULTS = json.loads((DOCS / "results" / "families.json").read_text(encoding="utf-8"))["families"]
 SHARING = [name for name, found in RESULTS.items() if found.get("shares_prompt")]
 COPIES_FROM_THE_HOST = {"phimoe"}
+USUAL = ("gpt2", "qwen3", "gpt_neox", "mixtral", "phimoe")
+"""The families of the ordinary run: absolute and rotary positions, experts, and one that cannot be recorded."""
 
 
-@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize(
+    "family", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in SHARING]
+)
 def test_families_with_one_copy_of_the_prompt(family: str) -> None:
     """Each either is recorded, or is not marked as recordable by transformers, or runs step by step after a warning."""
     plain, tokenizer = families.tiny(family, torch.float32), word_tokenizer(families.WORDS)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
@@ -14,43 +14,14 @@ from dropout_grpo.latent import LatentModel, probe
 from dropout_grpo.latent.tokens import add_latent_tokens
 from helpers.families import tiny
 from helpers.oracle import oracle_run
-from helpers.tiny import tiny_model, tiny_tokenizer
+from helpers.tiny import tiny_tokenizer
 
-TINY = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 64,
-}
-EXPERTS = {
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    | {"shared_expert_intermediate_size": 16},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
-    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
-    "deepseek_v3": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1}
-    | {"topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
-    | {"v_head_dim": 8, "num_key_value_heads": 4, "first_k_dense_replace": 1},
-    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
-}
 QUESTIONS = ["Ann has 3 ?", "Bob has 5 ? ? ?"]
 
 
-def built(model_type: str, **more: Any) -> tuple[PreTrainedModel, Any]:
-    """A tiny random float64 model with latent tokens, and its tokenizer."""
-    config = AutoConfig.for_model(model_type, **{**TINY, **more})
-    config._experts_implementation = "eager"  # the grouped product takes no float64
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(noise + parameter if parameter.ndim == 1 else noise)
-    tokenizer = tiny_tokenizer()
+def built(model_type: str, dtype: torch.dtype = torch.float64) -> tuple[PreTrainedModel, Any]:
+    """A tiny random model with latent tokens, and its tokenizer."""
+    model, tokenizer = tiny(model_type, dtype), tiny_tokenizer()
     add_latent_tokens(model, tokenizer)
     return model, tokenizer
 
@@ -114,33 +85,23 @@ def test_without_the_probe_its_answers_are_wrong(monkeypatch: pytest.MonkeyPatch
 
 def test_models_that_share_still_share() -> None:
     for kind in ("gpt2", "llama", "qwen2"):
-        tokenizer, model = tiny_tokenizer(), tiny_model(kind, vocab_size=28)
-        add_latent_tokens(model, tokenizer)
-        assert LatentModel(model, tokenizer, latent_steps=1).shares_prefix
+        assert LatentModel(*built(kind), latent_steps=1).shares_prefix
 
 
 def test_a_model_that_neither_way_fits_is_refused_by_name() -> None:
     """TrOCR counts positions from the start of the row, so padding shifts them."""
-    model, tokenizer = tiny("trocr", torch.float32), tiny_tokenizer()
-    add_latent_tokens(model, tokenizer)
+    model, tokenizer = built("trocr", torch.float32)
     with pytest.raises(UserError, match=r"TrOCRForCausalLM, float32\) cannot be used.*other hidden states"):
         LatentModel(model, tokenizer, latent_steps=1)
 
 
-@pytest.mark.parametrize("kind", EXPERTS)
-def test_mixtures_of_experts_equal_their_own_forward_pass(kind: str) -> None:
-    plain, tokenizer = built(kind, **EXPERTS[kind])
-    model = LatentModel(plain, tokenizer, latent_steps=2)
-    assert_equals_own_forward(model, built(kind, **EXPERTS[kind])[0])
-
-
-@pytest.mark.parametrize("kind", EXPERTS)
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3", "gpt_oss"])
 def test_a_mask_on_experts_multiplies_the_output_of_the_block(kind: str) -> None:
     """With every other feature of each MLP's output at 0 and the rest doubled, as in a twin whose blocks do so."""
-    plain, tokenizer = built(kind, **EXPERTS[kind])
+    plain, tokenizer = built(kind)
     model = LatentModel(plain, tokenizer, latent_steps=2)
-    twin, _ = built(kind, **EXPERTS[kind])
-    factor = torch.tensor([0.0, 2.0] * 8, dtype=torch.float64)
+    twin, _ = built(kind)
+    factor = torch.tensor([0.0, 2.0] * 16, dtype=torch.float64)
 
     def halve(module: Any, args: Any, output: Any) -> Any:
         return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
@@ -162,13 +123,13 @@ def test_a_mask_on_experts_multiplies_the_output_of_the_block(kind: str) -> None
         state = model.think(model.read(*model.pad([row]), Held()), 2, Held())
         found = model.score(state, torch.tensor([[5, 6]]), noise=Held())
         expected = oracle_run(twin, row, 2, model.tokens.end, [5, 6]).logprobs
-        other = oracle_run(built(kind, **EXPERTS[kind])[0], row, 2, model.tokens.end, [5, 6]).logprobs
+        other = oracle_run(built(kind)[0], row, 2, model.tokens.end, [5, 6]).logprobs
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
     assert (expected - other).abs().max() > 1e-2
 
 
 def test_a_site_that_experts_lack_is_refused_by_name() -> None:
-    plain, tokenizer = built("mixtral", **EXPERTS["mixtral"])
+    plain, tokenizer = built("mixtral")
     model = LatentModel(plain, tokenizer, latent_steps=2)
     assert tuple(model.sites.lacking) == ("mlp_hidden",)
     with pytest.raises(UserError, match="'mlp_hidden': MixtralModel has no such site"):

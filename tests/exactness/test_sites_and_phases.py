@@ -36,10 +36,10 @@ def test_these_are_all_the_sites() -> None:
     assert set(SITES) == {"residual", "attention", "mlp", "mlp_hidden", "heads", "thought", *READING_SITES}
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])  # Qwen3: heads x head width is not the model's width
 @pytest.mark.parametrize("site", SITES)
-def test_a_site_in_every_combination_of_phases(kind: str, site: str) -> None:
-    model, plain, answers = latent_model(kind), oracle_model(kind), torch.tensor(ANSWERS)
+def test_a_site_in_every_combination_of_phases(site: str) -> None:
+    """Of Qwen3, whose heads times their width are not the model's width."""
+    model, plain, answers = latent_model("qwen3"), oracle_model("qwen3"), torch.tensor(ANSWERS)
     seen: dict[tuple[str, ...], Tensor] = {}
     for phases in PHASES:
         exploration = SharedDropout(0.25, site, phases)
@@ -71,8 +71,7 @@ def test_a_site_of_every_architecture(kind: str, site: str) -> None:
     assert difference(logprobs.detach(), elsewhere.detach()) > 1e-2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("phases", [("latent",), ALL_PHASES], ids=["latent", "everywhere"])
+@pytest.mark.parametrize(("kind", "phases"), [("gpt2", ("latent",)), ("gpt2", ALL_PHASES), ("llama", ALL_PHASES)])
 def test_a_mask_for_every_step(kind: str, phases: tuple[str, ...]) -> None:
     """Step t draws from the seed with t + 1 folded into it; prompt and answer keep the rollout's own mask."""
     exploration = PerStepDropout(0.25, (*ALL_SITES, *READING_SITES), phases)

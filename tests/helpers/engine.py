@@ -172,9 +172,12 @@ def reference_mask(seed: int, site: str, p: float, width: int | None = None) -> 
     return drawn.view(POSITIONS, -1).T if by_key else drawn
 
 
-def reference_noises(exploration: SharedDropout, *, per_step: bool = False) -> list[Factors]:
+def reference_noises(
+    exploration: SharedDropout, *, per_step: bool = False, thought_width: int = WIDTHS["thought"]
+) -> list[Factors]:
     """Of the rows of ``SEEDS``."""
-    return [reference_factors(seed, exploration, per_step=per_step) for seed in SEEDS.flatten().tolist()]
+    options = {"per_step": per_step, "thought_width": thought_width}
+    return [reference_factors(seed, exploration, **options) for seed in SEEDS.flatten().tolist()]
 
 
 def oracle_rows(

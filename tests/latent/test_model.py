@@ -1,14 +1,16 @@
-"""The wrapper around the recurrence: texts, and the private attributes of transformers that it reads."""
+"""The wrapper around the recurrence: texts, the model's own dropout, and transformers' attributes that it reads."""
 
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.graphs import recordings_for
+from dropout_grpo.latent.recurrence import switch_off_dropout
 from dropout_grpo.latent.shared_prompt import shares_prefix
 from helpers.fixed_shape import fixed_shapes
-from helpers.tiny import tiny_model
+from helpers.tiny import EXTRA_KINDS, KINDS, tiny_model
 from helpers.tiny_latent import tiny_latent
 
 
@@ -42,3 +44,22 @@ def test_without_the_private_attributes_models_copy_prompts_and_run_step_by_step
                 monkeypatch.delattr(base, "_supports_attention_backend")
         assert recordings_for(model, state, 2, None) is None
         assert not shares_prefix(tiny_model("gpt2"))
+
+
+@pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
+def test_no_probability_is_left_in_modules_or_config(kind: str) -> None:
+    model = tiny_model(kind)
+    switch_off_dropout(model)
+    assert all(module.p == 0.0 for module in model.modules() if isinstance(module, nn.Dropout))
+    config = model.config.to_dict()
+    left = {name: value for name, value in config.items() if "drop" in name and isinstance(value, float)}
+    assert not any(left.values()), left
+
+
+def test_nothing_else_is_touched() -> None:
+    model = tiny_model("gpt2")
+    before = model.config.to_dict()
+    switch_off_dropout(model)
+    after = model.config.to_dict()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout"}
