@@ -243,14 +243,6 @@ def test_any_text_has_one_canonical_form_that_is_its_own() -> None:
     assert numbers > 500, "both kinds occurred"
 
 
-def test_case_spaces_and_the_final_stop_do_not_count_in_text_answers() -> None:
-    gold = "Sam is a lempus."
-    for text in ("Sam is a lempus", "sam  IS a\tLempus .", "\nSam is a lempus. "):
-        assert answers_match(extract_answer(f"### {text}"), gold), text
-    for text in ("Sam is a rempus.", "Sam is an lempus.", "lempus", "Sam is a lempus or rempus.", "Sam is a lem pus."):
-        assert not answers_match(extract_answer(f"### {text}"), gold), text
-
-
 def test_the_choice_between_two_candidates() -> None:
     question = "Every lempus is a gerpus. Tom is a lempus. Is Tom a Lempus or scrompus?"
     options = candidates(question)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
@@ -42,24 +42,12 @@ def test_gsm8k_as_published(tmp_path: Path) -> None:
     assert load_problems(path) == PROBLEMS
 
 
-def test_it_becomes_coconuts_format(tmp_path: Path) -> None:
-    save_problems(tmp_path / "train.json", PROBLEMS)
-    assert load_problems(tmp_path / "train.json") == PROBLEMS
-
-
 @pytest.mark.parametrize("answer", ["18", "#### 18 is it ####", "####"])
 def test_a_file_of_another_kind(tmp_path: Path, answer: str) -> None:
     record = {"question": "q", "answer": answer}
     path = write(tmp_path / "train.jsonl", "\n".join([json.dumps(RECORDS[0]), json.dumps(record)]))
     with pytest.raises(UserError, match=r"train.jsonl, record 2 \(line 2\): field 'answer' has no '#### <answer>'"):
         load_problems(path)
-
-
-def test_other_columns_are_kept_and_their_names_may_differ(tmp_path: Path) -> None:
-    record = {"problem": "q", "solution": "1 + 1 = <<1+1=2>>2\n#### 2", "level": 3}
-    path = write(tmp_path / "train.json", json.dumps([record]))
-    expected = [Problem(id=0, question="q", steps=("<<1+1=2>>",), answer="2", extra=record)]
-    assert load_problems(path, columns=Columns(question="problem", answer="solution")) == expected
 
 
 def test_a_record_with_steps_is_coconuts_and_its_answer_must_be_bare(tmp_path: Path) -> None:
@@ -148,10 +136,3 @@ def test_a_line_of_another_form(tmp_path: Path, line: str, fault: str) -> None:
         load_problems(path)
     assert repr(line) in str(caught.value)
     assert fault in str(caught.value)
-
-
-def test_files_that_are_not_there_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        load_problems(tmp_path / "none.txt")
-    with pytest.raises(UserError, match="no problems"):
-        load_problems(write(tmp_path / "empty.txt", "\n"))

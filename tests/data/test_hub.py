@@ -76,25 +76,6 @@ def test_columns_by_other_names_in_a_folder_of_jsonl(tmp_path: Path) -> None:
     assert (tested.steps, tested.extra) == ((), {"cot": "<<2*3=6>> <<6+1=7>>"}), "not named, so an extra column"
 
 
-def test_coconuts_columns_and_extra_ones(tmp_path: Path) -> None:
-    rows = [{"question": "q", "steps": ["a", "b"], "answer": 3, "edges": [[0, 1]]}]
-    (problem,) = load_problems(f"hf:{folder(tmp_path / 'own', train=rows)}")
-    assert problem == Problem(id=0, question="q", steps=("a", "b"), answer="3", extra={"edges": [[0, 1]]})
-
-
-def test_a_wrong_column_is_told_with_those_that_are_there(tmp_path: Path) -> None:
-    source = f"hf:{folder(tmp_path / 'aug', train=AUG)}@train"
-    message = error(source)
-    assert f"{source}, record 1: field 'steps' is missing (fields found: 'question', 'cot', 'answer')" in message
-    assert "data.columns.steps" in message
-    assert "data.columns.question" in error(source, columns=Columns(question="prompt", steps="cot"))
-
-
-def test_a_malformed_row_is_told_with_its_number_and_field(tmp_path: Path) -> None:
-    source = f"hf:{folder(tmp_path / 'own', train=[*AUG[:2], {**AUG[2], 'answer': None}])}@train"
-    assert f"{source}, record 3: field 'answer' must be" in error(source, columns=Columns(steps="cot"))
-
-
 def test_splits_must_be_named_where_there_are_several(tmp_path: Path) -> None:
     source = f"hf:{folder(tmp_path / 'aug', train=AUG, test=AUG)}"
     message = error(source)

@@ -174,15 +174,6 @@ def test_residual_is_attention_and_mlp() -> None:
         assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_a_mask_is_on_in_its_phases_alone() -> None:
-    model = latent_model("gpt2")
-    noise = model.noise(SharedDropout(0.3, "mlp", ("latent",)), EDGE_SEEDS)
-    assert noise is not None
-    assert [bool(noise.factors(phase, 0)) for phase in ALL_PHASES] == [False, True, False]
-    held = [factors_of(model, EDGE_SEEDS, phase, step) for phase, step in (("prompt", 0), ("latent", 5), ("answer", 0))]
-    assert all(torch.equal(held[0][name], other[name]) for other in held[1:] for name in other)
-
-
 def test_p_zero_is_no_noise() -> None:
     model = latent_model("gpt2")
     assert model.noise(SharedDropout(0.0, ALL_SITES, ALL_PHASES), EDGE_SEEDS) is None

@@ -186,6 +186,10 @@ def test_one_name_of_a_tied_weight_is_enough(made: tuple[Path, Path, State]) -> 
     torch.save(state, file)
     loaded = LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
     assert answers_of(loaded) == expected_answers(trained("gpt2"))
+    assert loaded.tokens.pad == PAD_ID
+    torch.save({"model": state}, file)
+    with pytest.raises(UserError, match="it holds a dict"):
+        LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
 
 
 class Opens:
@@ -273,13 +277,6 @@ def test_other_shared_weights_that_differ_are_refused_by_name(
         LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
 
 
-def test_a_nested_dictionary_is_no_state_dict(made: tuple[Path, Path, State]) -> None:
-    file, base, state = made
-    torch.save({"model": state}, file)
-    with pytest.raises(UserError, match="is not a state_dict: it holds a dict, not tensors by name"):
-        LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
-
-
 def test_a_file_needs_its_base_and_its_number_of_thoughts(made: tuple[Path, Path, State]) -> None:
     file, base, state = made
     torch.save(state, file)
@@ -291,9 +288,3 @@ def test_a_file_needs_its_base_and_its_number_of_thoughts(made: tuple[Path, Path
         LatentModel.from_pretrained(base, base=base, latent_steps=STEPS)
     with pytest.raises(UserError, match=r"nowhere: there is no such folder"):
         LatentModel.from_pretrained(file, base=base.parent / "nowhere", latent_steps=STEPS)
-
-
-def test_the_padding_token_is_not_changed(made: tuple[Path, Path, State]) -> None:
-    file, base, state = made
-    torch.save(state, file)
-    assert LatentModel.from_pretrained(file, base=base, latent_steps=STEPS).tokens.pad == PAD_ID

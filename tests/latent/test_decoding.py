@@ -32,8 +32,10 @@ def test_sample_inverts_the_distribution_function(u: float, token: int, monkeypa
     assert Sampling(torch.tensor([1]), 1.0).choose(logs(row).float(), 0).tolist() == [token]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("u", [0.0, 2.0**-24, 0.5, 1 - 2**-24])
+@pytest.mark.parametrize(
+    ("u", "dtype"),
+    [(0.0, torch.float32), (2.0**-24, torch.float32), (0.5, torch.float64), (1 - 2**-24, torch.float32)],
+)
 def test_a_token_of_probability_zero_is_never_chosen(
     u: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,16 +86,6 @@ def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
     assert torch.equal(Sampling(seeds, 1.0).select(rows).choose(logs(row).expand(3, -1), 0), first[rows])
 
 
-def test_samples_have_the_probabilities_of_the_row() -> None:
-    n, row = 40_000, torch.tensor([0.05, 0.0, 0.6, 0.1, 0.25], dtype=torch.float64)
-    chosen = Sampling(torch.arange(n), 1.0).choose(row.log().expand(n, -1), 0)
-    counts = torch.bincount(chosen, minlength=5).double()
-    assert counts[1] == 0
-    used = row > 0
-    chi_squared = ((counts - n * row)[used].square() / (n * row)[used]).sum()
-    assert chi_squared < 16.3  # 3 degrees of freedom: exceeded once in 1,000, and this draw is always the same
-
-
 @pytest.mark.parametrize(
     ("top_p", "kept"),
     [(0.1, [2]), (0.49, [2]), (0.51, [2, 0]), (0.79, [2, 0]), (0.81, [2, 0, 3]), (1.0, [2, 0, 3, 1])],
@@ -137,17 +129,6 @@ def test_temperature_divides_the_logits_before_a_token_is_drawn() -> None:
         torch.testing.assert_close(made.logprobs[:, 0], expected.gather(1, made.token_ids)[:, 0])
         assert torch.equal(made.token_ids[:, 0], strategy.choose(expected, 0))
         torch.testing.assert_close(made.entropy[:, 0], -(expected.exp() * expected).sum(-1))
-
-
-@torch.no_grad()
-def test_a_cold_sample_is_greedy_and_a_hot_one_is_not() -> None:
-    model = tiny_latent()
-    state = thought_of(model, ["Ann has 3", "Bob has 4 ? ?"])
-    greedy = model.generate(state, 6)
-    cold = model.generate(state, 6, strategy=Sampling(torch.tensor([5, 6]), 1e-3))
-    hot = model.generate(state, 6, strategy=Sampling(torch.tensor([5, 6]), 2.0))
-    assert cold.token_ids.tolist() == greedy.token_ids.tolist()
-    assert hot.token_ids.tolist() != greedy.token_ids.tolist()
 
 
 def test_average_over_masks_by_hand() -> None:

@@ -23,8 +23,7 @@ from helpers.tiny_latent import assert_same_weights
 IDS = torch.tensor([[5, 9, 200, 17, 3, 3, 88, 260]])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("architecture", "tied"), [("llama", True), ("llama", False), ("qwen2", True)])
 def test_weights_and_logits_are_those_that_the_file_holds(tmp_path: Path, architecture: str, tied: bool) -> None:
     expected = write_gguf(tmp_path / "tiny.gguf", architecture, tied=tied)
     model, _ = load_causal_lm(tmp_path / "tiny.gguf")
@@ -115,7 +114,7 @@ def test_a_gguf_without_latent_tokens_is_no_checkpoint(tmp_path: Path) -> None:
         LatentModel.from_pretrained(tmp_path / "tiny.gguf", latent_steps=2)
 
 
-@pytest.mark.parametrize("kept", [0, 3, 20, 500, 4000, 30_000])
+@pytest.mark.parametrize("kept", [0, 20, 4000])
 def test_cut_files_are_refused_by_name(tmp_path: Path, kept: int) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(file, "llama")

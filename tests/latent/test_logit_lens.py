@@ -7,7 +7,7 @@ from torch import Tensor
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent.logit_lens import ThoughtReading
-from helpers.engine import ALL_PHASES, END_ID, every_kind, latent_model, oracle_model, reference_factors
+from helpers.engine import ALL_PHASES, END_ID, latent_model, oracle_model, reference_factors
 from helpers.oracle import oracle_run
 from helpers.tiny_latent import tiny_latent
 
@@ -26,7 +26,7 @@ def assert_same(thought: ThoughtReading, expected: list[tuple[str, float]]) -> N
     assert [share for _, share in thought.tokens] == pytest.approx([share for _, share in expected], abs=1e-9)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3", "gemma2", "opt"])
 def test_the_tokens_are_those_of_transformers_forward_pass_alone(kind: str) -> None:
     """No cache, no padding, no batch; Gemma 2 caps its logits, which the weights of its head alone do not show."""
     model, plain = latent_model(kind, latent_steps=3), oracle_model(kind)

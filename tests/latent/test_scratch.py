@@ -41,7 +41,7 @@ def test_a_gpt2_is_the_one_that_transformers_makes_with_the_same_seed() -> None:
     assert not torch.equal(other.get_input_embeddings().weight, made.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma", "opt", "gpt_neox"])
+@pytest.mark.parametrize("model_type", ["qwen3", "opt", "gpt_neox"])
 def test_other_architectures_have_the_sizes_asked_for(model_type: str) -> None:
     model = scratch_model(word_tokenizer(WORDS), model_type=model_type, **SIZES)
     assert model.config.model_type == model_type
@@ -69,7 +69,7 @@ def test_words_of_problems_are_their_vocabulary() -> None:
     assert tokenizer.unk_token_id not in {token for text in texts for token in tokenizer.encode(text)}
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen2", "qwen3", "gemma"])
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "gemma"])
 def test_a_saved_word_tokenizer_is_the_same_when_loaded_whatever_the_models_type(
     model_type: str, tmp_path: Path
 ) -> None:

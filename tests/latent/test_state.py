@@ -81,11 +81,6 @@ def test_the_prefix_is_every_layers_cache_and_what_padding_adds_to_scores() -> N
     assert prefix_of(a_cache(), torch.ones(3, 2, dtype=torch.int64)).padding is None
 
 
-def test_repeating_once_is_the_state_itself() -> None:
-    state = a_state(shares_prefix=True)
-    assert state.repeat(1) is state
-
-
 def test_gradients_of_all_repetitions_add_up() -> None:
     state = a_state(shares_prefix=False)
     state.hidden.requires_grad_()

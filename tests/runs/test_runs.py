@@ -59,12 +59,6 @@ def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_an_empty_folder_will_do(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    RunFolder(tmp_path / "run", "grpo", Config())
-    assert resolved(tmp_path / "run")["command"] == "grpo"
-
-
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("hello")
     with pytest.raises(UserError, match="is a file: choose another path"):
@@ -161,11 +155,6 @@ def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path, cut: int) -> Non
     run.forget_after("grpo", 9)
     run.log({"part": "grpo", "step": 3, "reward": 0.5})
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
-
-
-def test_checkpoints_have_a_place(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run", "grpo", Config())
-    assert run.checkpoint("grpo-step-2") == tmp_path / "run" / "checkpoints" / "grpo-step-2"
 
 
 def test_results_are_json_of_plain_values(tmp_path: Path) -> None:
