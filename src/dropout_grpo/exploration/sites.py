@@ -95,15 +95,15 @@ class SiteMap:
                 raise _unknown(layer, i, "attention", _ATTENTION_OUT)
             inner, attended = _widths(out)
             size = inner // heads
-            places = [("attention", attended, 1, 1, out), ("heads", heads, size, 1, out)]
+            specs = [("attention", attended, 1, 1, out), ("heads", heads, size, 1, out)]
             if not uneven and not _norm_of_values(layer):
-                places.append(("values", heads // shared_by * size, shared_by, size, out))
+                specs.append(("values", heads // shared_by * size, shared_by, size, out))
             down = _projection(layer, _MLP, _MLP_OUT)
             if down is not None:
                 hidden, moved = _widths(down)
-                places += [("mlp", moved, 1, 1, down), ("mlp_hidden", hidden, 1, 1, down)]
+                specs += [("mlp", moved, 1, 1, down), ("mlp_hidden", hidden, 1, 1, down)]
             elif (experts := _block(layer)) is not None:  # a mixture of experts: the whole block writes to the residual
-                places.append(("mlp", attended, 1, 1, experts))
+                specs.append(("mlp", attended, 1, 1, experts))
             else:
                 raise _unknown(layer, i, "MLP", _MLP_OUT)
             self._all += [
@@ -116,7 +116,7 @@ class SiteMap:
                     module=module,
                     path=paths[module],
                 )
-                for kind, n, repeat, block, module in places
+                for kind, n, repeat, block, module in specs
             ]
         self.with_attention_weights(False)
 
@@ -152,8 +152,8 @@ class SiteMap:
     @property
     def lacking(self) -> dict[str, str]:
         """Kinds of sites that no layer of the model has, and why."""
-        found = {site.kind for site in self._all} | {"residual"}
-        return {kind: self._why[kind] for kind in SITES if kind not in found}
+        present = {site.kind for site in self._all} | {"residual"}
+        return {kind: self._why[kind] for kind in SITES if kind not in present}
 
     @contextmanager
     def multiplied(self, factors: Mapping[str, Tensor]) -> Iterator[None]:
