@@ -34,8 +34,8 @@ def test_dicts_and_datasets_give_the_same_problems() -> None:
 
 
 def test_problems_stay_as_they_are() -> None:
-    given = [Problem(id=7, question="a", steps=("b",), answer="c")]
-    assert as_problems(given, "train_dataset") == given
+    problems = [Problem(id=7, question="a", steps=("b",), answer="c")]
+    assert as_problems(problems, "train_dataset") == problems
 
 
 def test_names_of_trl_and_of_ones_own_are_read() -> None:
@@ -172,8 +172,8 @@ def test_a_missing_value_is_none_on_every_route(route: Any, tmp_path: Path) -> N
         {"question": "b", "answer": "2", "hint": "add"},
         {"question": "c", "answer": "3", "level": 4},
     ]
-    found = [problem.extra for problem in route(rows, tmp_path)]
-    assert found == [{"hint": "add", "level": 4}, {"hint": "add", "level": None}, {"hint": None, "level": 4}]
+    actual = [problem.extra for problem in route(rows, tmp_path)]
+    assert actual == [{"hint": "add", "level": 4}, {"hint": "add", "level": None}, {"hint": None, "level": 4}]
 
 
 def test_problems_with_other_columns_get_none_for_the_missing_ones() -> None:

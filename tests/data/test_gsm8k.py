@@ -91,7 +91,7 @@ def test_both_routes_to_gsm8k_aug_give_the_same_problems(tmp_path: Path, caplog:
         "Eighteen?||<<9*2=18>> ## 18",
     ]
     text = write(tmp_path / "train.txt", "\ufeff" + "\r\n".join(lines) + "\r\n")
-    made = write(tmp_path / "train.json", json.dumps(coconuts_json(lines)))
+    json_file = write(tmp_path / "train.json", json.dumps(coconuts_json(lines)))
     problems = load_problems(text)
     assert [problem.answer for problem in problems] == ["5,000", "4", "0", "18"]
     assert [problem.steps for problem in problems] == [
@@ -102,8 +102,8 @@ def test_both_routes_to_gsm8k_aug_give_the_same_problems(tmp_path: Path, caplog:
     ]
     assert problems[1].question.startswith(" A")
     assert not caplog.messages
-    assert load_problems(made) == problems
-    assert caplog.messages == [f"{made}: steps without text were dropped: 1"]
+    assert load_problems(json_file) == problems
+    assert caplog.messages == [f"{json_file}: steps without text were dropped: 1"]
 
 
 @pytest.mark.parametrize("answer", [["#### 2"], {"text": "#### 2"}, [["####", 2]]])

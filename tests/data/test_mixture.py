@@ -9,12 +9,12 @@ from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 
 
-def made(count: int, name: str, **extra: Any) -> list[Problem]:
+def problems(count: int, name: str, **extra: Any) -> list[Problem]:
     return [Problem(id=i, question=f"{name} {i}", steps=(), answer=str(i), extra=extra) for i in range(count)]
 
 
 def test_ids_are_numbered_through_and_columns_of_one_source_are_none_in_others() -> None:
-    mixed = Mixture([made(2, "a", level=1, place="x"), made(3, "b", level=2)], [4, 1])
+    mixed = Mixture([problems(2, "a", level=1, place="x"), problems(3, "b", level=2)], [4, 1])
     assert [problem.question for problem in mixed] == ["a 0", "a 1", "b 0", "b 1", "b 2"]
     assert [problem.id for problem in mixed] == [0, 1, 2, 3, 4]
     assert mixed.source_of == [0, 0, 1, 1, 1]
@@ -27,12 +27,12 @@ def test_ids_are_numbered_through_and_columns_of_one_source_are_none_in_others()
 @pytest.mark.parametrize(
     ("sources", "weights", "message"),
     [
-        ([made(1, "a")], [1, 2], "1 sources has 2 weights: give one each"),
+        ([problems(1, "a")], [1, 2], "1 sources has 2 weights: give one each"),
         ([], [], "give one each"),
-        ([made(1, "a"), []], [1, 2], "source 2 of the mixture has no problems"),
-        ([made(1, "a"), made(1, "b")], [1, 0], "source 2 of the mixture has weight 0: use a number above 0"),
-        ([made(1, "a")], [float("nan")], "weight nan"),
-        ([made(1, "a")], [float("inf")], "weight inf"),
+        ([problems(1, "a"), []], [1, 2], "source 2 of the mixture has no problems"),
+        ([problems(1, "a"), problems(1, "b")], [1, 0], "source 2 of the mixture has weight 0: use a number above 0"),
+        ([problems(1, "a")], [float("nan")], "weight nan"),
+        ([problems(1, "a")], [float("inf")], "weight inf"),
     ],
 )
 def test_refusals(sources: list[list[Problem]], weights: list[float], message: str) -> None:

@@ -32,7 +32,7 @@ TICKETS = Problem(
 )
 
 
-def made(question: str, *steps: str, answer: str | None = None) -> Problem:
+def a_problem(question: str, *steps: str, answer: str | None = None) -> Problem:
     last = steps[-1].rpartition("=")[2].removesuffix(">>")
     return Problem(id=0, question=question, steps=steps, answer=answer or last)
 
@@ -62,7 +62,7 @@ def test_the_numbers_drawn_are_the_seeds_alone() -> None:
     assert len({p.question for p in first} | {p.question for p in problems}) == 8
 
 
-@pytest.mark.parametrize("problem", [NATALIA, TICKETS, made("He has 12 + 6 of 24.", "<<(12+6)*24=432>>")])
+@pytest.mark.parametrize("problem", [NATALIA, TICKETS, a_problem("He has 12 + 6 of 24.", "<<(12+6)*24=432>>")])
 def test_every_variation_evaluates_and_ends_in_its_answer(problem: Problem) -> None:
     count = 0
     for variation in variations(problem, 50, seed=1):
@@ -80,28 +80,28 @@ def test_every_variation_evaluates_and_ends_in_its_answer(problem: Problem) -> N
 
 
 def test_numbers_that_have_words_or_decimals_of_their_own_stay() -> None:
-    assert free(made("He walks 12 feet and 20 more.", "<<12+20=32>>")) == (20,)  # 12 may be the inches of a foot
-    assert free(made("He buys 7 pens. He works a week and 9 days.", "<<7+9=16>>")) == (9,)
-    assert free(made("He pays $1.50 for each of 8 pens.", "<<8*1.50=12>>")) == (8,)
-    assert free(made("He has 80 pens and loses 25% of them.", "<<25/100*80=20>>")) == (80,)
-    assert free(made("He has 80 pens and loses 25% of them.", "<<80*.25=20>>")) == (80,)
-    assert free(made("At 6:30 he has 30 pens, at 6 p.m. 10 more.", "<<30+10=40>>")) == (10,)  # 30 is in 6:30 too
-    assert free(made("Of 40 pens 3/5 are red, 5 blue.", "<<40*3/5=24>>", "<<24+5=29>>")) == (40,)
+    assert free(a_problem("He walks 12 feet and 20 more.", "<<12+20=32>>")) == (20,)  # 12 may be the inches of a foot
+    assert free(a_problem("He buys 7 pens. He works a week and 9 days.", "<<7+9=16>>")) == (9,)
+    assert free(a_problem("He pays $1.50 for each of 8 pens.", "<<8*1.50=12>>")) == (8,)
+    assert free(a_problem("He has 80 pens and loses 25% of them.", "<<25/100*80=20>>")) == (80,)
+    assert free(a_problem("He has 80 pens and loses 25% of them.", "<<80*.25=20>>")) == (80,)
+    assert free(a_problem("At 6:30 he has 30 pens, at 6 p.m. 10 more.", "<<30+10=40>>")) == (10,)  # 30 is in 6:30 too
+    assert free(a_problem("Of 40 pens 3/5 are red, 5 blue.", "<<40*3/5=24>>", "<<24+5=29>>")) == (40,)
 
 
 @pytest.mark.parametrize(
     "problem",
     [
-        pytest.param(made("He has 5 pens and 8 cups.", "<<5+9=14>>"), id="a number of no origin"),
-        pytest.param(made("He has 5 pens and 8 cups.", "<<5+8=14>>"), id="a wrong step"),
-        pytest.param(made("He has 5 pens and 8 cups.", "<<5+8=13>>", answer="14"), id="another answer"),
-        pytest.param(made("He has 5 pens and 8 cups.", "5+8=13"), id="no mark"),
-        pytest.param(made("5 pens, 8 cups.", "<<5+8=13>>", "<<8-5=3>>"), id="a result that is not used"),
-        pytest.param(made("5, 8, 4, 9, 6.", "<<5+8=13>>", "<<4+9=13>>", "<<13+13-6=20>>"), id="two results alike"),
-        pytest.param(made("5, 8 and 13.", "<<5+8=13>>", "<<13-8=5>>"), id="a result that the question has too"),
-        pytest.param(made("6 and 4, half.", "<<6-4=2>>", "<<6/2=3>>"), id="a result that a word has too"),
-        pytest.param(made("He has 6 pens.", "<<6/0=1>>"), id="division by zero"),
-        pytest.param(made("He has 5 pens.", "<<5**2=25>>"), id="another operator"),
+        pytest.param(a_problem("He has 5 pens and 8 cups.", "<<5+9=14>>"), id="a number of no origin"),
+        pytest.param(a_problem("He has 5 pens and 8 cups.", "<<5+8=14>>"), id="a wrong step"),
+        pytest.param(a_problem("He has 5 pens and 8 cups.", "<<5+8=13>>", answer="14"), id="another answer"),
+        pytest.param(a_problem("He has 5 pens and 8 cups.", "5+8=13"), id="no mark"),
+        pytest.param(a_problem("5 pens, 8 cups.", "<<5+8=13>>", "<<8-5=3>>"), id="a result that is not used"),
+        pytest.param(a_problem("5, 8, 4, 9, 6.", "<<5+8=13>>", "<<4+9=13>>", "<<13+13-6=20>>"), id="two results alike"),
+        pytest.param(a_problem("5, 8 and 13.", "<<5+8=13>>", "<<13-8=5>>"), id="a result that the question has too"),
+        pytest.param(a_problem("6 and 4, half.", "<<6-4=2>>", "<<6/2=3>>"), id="a result that a word has too"),
+        pytest.param(a_problem("He has 6 pens.", "<<6/0=1>>"), id="division by zero"),
+        pytest.param(a_problem("He has 5 pens.", "<<5**2=25>>"), id="another operator"),
         pytest.param(Problem(id=0, question="He has 5.", steps=(), answer="5"), id="no steps"),
     ],
 )
@@ -110,11 +110,11 @@ def test_what_is_not_understood_is_not_varied(problem: Problem) -> None:
 
 
 def test_a_result_keeps_its_kind_and_numbers_stay_apart() -> None:
-    change = made("He pays $17 with a $20 bill and gives 1 away.", "<<20-17=3>>", "<<3-1=2>>")
+    change = a_problem("He pays $17 with a $20 bill and gives 1 away.", "<<20-17=3>>", "<<3-1=2>>")
     drawn = [tuple(map(int, re.findall(r"[0-9]+", p.question))) for p in variations(change, 30, seed=0)]
     assert all(bill - price - 1 > 0 for price, bill, _ in drawn)
     assert all(bill % 5 == 0 for _, bill, _ in drawn)  # as round as before
-    split = made("4 men share 20 pens and 8 cups.", "<<20/4=5>>", "<<5+8=13>>")
+    split = a_problem("4 men share 20 pens and 8 cups.", "<<20/4=5>>", "<<5+8=13>>")
     for p in variations(split, 30, seed=0):
         men, pens, cups = map(int, re.findall(r"[0-9]+", p.question))
         assert pens % men == 0
@@ -123,7 +123,7 @@ def test_a_result_keeps_its_kind_and_numbers_stay_apart() -> None:
 
 def test_commas_stay_and_known_values_are_not_touched() -> None:
     assert free(SHOP) is None  # 3,600 is a number of the question and a result
-    pens = made("It sells 1,200 pens at $3 and has $700.", "<<1200*3=3600>>", "<<3600+700=4300>>")
+    pens = a_problem("It sells 1,200 pens at $3 and has $700.", "<<1200*3=3600>>", "<<3600+700=4300>>")
     for p in variations(pens, 10, seed=0):
         count = re.findall(r"sells ([0-9,]+) pens", p.question)[0]
         assert ("," in count) == (int(count.replace(",", "")) >= 1000)
@@ -162,8 +162,8 @@ def test_the_command_writes_a_file_for_the_curriculum(tmp_path: Path, capsys: py
     ],
 )
 def test_the_constants_of_units_stay(relation: str, number: int) -> None:
-    problem = made(f"{relation}. Ann has 7 of the larger unit. How many?", f"<<7*{number}={7 * number}>>")
+    problem = a_problem(f"{relation}. Ann has 7 of the larger unit. How many?", f"<<7*{number}={7 * number}>>")
     assert free(problem) == (7,)
     assert all(relation in variation.question for variation in variations(problem, 5, seed=0))
-    rate = made("Ann works 9 hours in each shift and 14 shifts. How many?", "<<9*14=126>>")
+    rate = a_problem("Ann works 9 hours in each shift and 14 shifts. How many?", "<<9*14=126>>")
     assert free(rate) == (9, 14), "a shift is no unit"

@@ -52,7 +52,7 @@ def test_shared_is_copied(k: int, kv: int, length: int, padded: bool) -> None:
     prefix = Prefix(
         keys=(unused, prefix_key), values=(unused, prefix_value), padding=padding if padded else None, groups=G
     )
-    found, weights = shared_prefix_attention(module(1), query, key, value, own_mask, scaling=0.3, prefix=prefix)
+    actual, weights = shared_prefix_attention(module(1), query, key, value, own_mask, scaling=0.3, prefix=prefix)
     assert weights is None
 
     keys = torch.cat([prefix_key.repeat_interleave(k, 0), key], dim=2).repeat_interleave(H // kv, 1)
@@ -61,21 +61,21 @@ def test_shared_is_copied(k: int, kv: int, length: int, padded: bool) -> None:
         [padding.repeat_interleave(k, 0).expand(-1, 1, length, S), own_mask.expand(G * k, 1, length, T)], dim=-1
     )
     expected = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=0.3)
-    assert difference(found.detach(), expected.transpose(1, 2).detach()) < 1e-12
+    assert difference(actual.detach(), expected.transpose(1, 2).detach()) < 1e-12
 
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(found.shape, generator=generator, dtype=torch.float64)
-    ours = torch.autograd.grad((found * weight).sum(), inputs)
+    weight = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
+    ours = torch.autograd.grad((actual * weight).sum(), inputs)
     theirs = torch.autograd.grad((expected.transpose(1, 2) * weight).sum(), inputs)
     assert max(difference(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-12
 
 
 def test_without_a_prefix_it_is_ordinary_attention() -> None:
     query, key, value = tensors((2, H, T, E), (2, 2, T, E), (2, 2, T, E))
-    found, _ = shared_prefix_attention(module(0), query, key, value, causal(T))
+    actual, _ = shared_prefix_attention(module(0), query, key, value, causal(T))
     copies = (key.repeat_interleave(2, 1), value.repeat_interleave(2, 1))
     expected = nn.functional.scaled_dot_product_attention(query, *copies, is_causal=True).transpose(1, 2)
-    assert difference(found.detach(), expected.detach()) < 1e-12
+    assert difference(actual.detach(), expected.detach()) < 1e-12
     unmasked, _ = shared_prefix_attention(module(0), query, key, value, None)
     assert difference(unmasked.detach(), expected.detach()) > 1e-2
 
@@ -108,9 +108,9 @@ def test_padding_of_a_prompt_is_never_seen() -> None:
         prefix = Prefix(keys=(keys,), values=(values,), padding=padding, groups=G)
         return shared_prefix_attention(module(0), query, key, value, causal(2), prefix=prefix)[0]
 
-    found = output(prefix_key, prefix_value)
-    assert torch.equal(found, output(prefix_key + nonsense, prefix_value - nonsense))
-    gradient = torch.autograd.grad(found.sum(), prefix_value)[0]  # [G, N, S, E]
+    actual = output(prefix_key, prefix_value)
+    assert torch.equal(actual, output(prefix_key + nonsense, prefix_value - nonsense))
+    gradient = torch.autograd.grad(actual.sum(), prefix_value)[0]  # [G, N, S, E]
     assert torch.equal(gradient.abs().sum((1, 3)) > 0, REAL)
 
 
@@ -135,8 +135,8 @@ def test_a_prompt_is_never_copied(kind: str) -> None:
     after = model.think(state.repeat(50), 3)
     assert state.prefix is not None
     assert after.prefix is not None
-    for read, kept in zip(state.prefix.keys, after.prefix.keys, strict=True):
-        assert kept.shape[0] == 2
-        assert kept.data_ptr() == read.data_ptr()
+    for read, later in zip(state.prefix.keys, after.prefix.keys, strict=True):
+        assert later.shape[0] == 2
+        assert later.data_ptr() == read.data_ptr()
     own = {(layer.keys.shape[0], layer.keys.shape[2]) for layer in after.cache.layers}
     assert own == {(100, 3)}  # of its own a rollout has its thoughts

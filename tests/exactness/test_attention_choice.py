@@ -56,19 +56,19 @@ def test_either_is_the_oracles(choice: Choice, kind: str, dtype: torch.dtype, sd
     hiddens, logprobs = oracle_rows(plain, 2, reference_noises(EVERYWHERE))
     expected = gradients(plain, logprobs)
     with fixed_attention(choice):
-        found = engine_rows(model, EVERYWHERE)
-    assert max(difference(a.detach(), b.detach()) for a, b in zip(found[0], hiddens, strict=True)) < TOLERANCE[dtype]
-    assert difference(found[1].detach(), logprobs.detach()) < TOLERANCE[dtype]
-    assert differences(gradients(model.model, found[1]), expected) < GRADIENT_TOLERANCE[dtype]
+        actual = engine_rows(model, EVERYWHERE)
+    assert max(difference(a.detach(), b.detach()) for a, b in zip(actual[0], hiddens, strict=True)) < TOLERANCE[dtype]
+    assert difference(actual[1].detach(), logprobs.detach()) < TOLERANCE[dtype]
+    assert differences(gradients(model.model, actual[1]), expected) < GRADIENT_TOLERANCE[dtype]
     assert sdpa_calls == ([6, 6] if choice == "sdpa" else [])  # two layers read; whoever has a prefix takes products
 
 
 @both
 def test_padding_in_bf16_is_finite_and_close(choice: Choice) -> None:
-    model, given = latent_model("gpt2", torch.float32), prompts()
-    exact = model.read(given.input_ids, given.attention_mask).hidden
+    model, batch = latent_model("gpt2", torch.float32), prompts()
+    exact = model.read(batch.input_ids, batch.attention_mask).hidden
     with fixed_attention(choice), autocast(model.device, True):
-        state = model.read(given.input_ids, given.attention_mask)
+        state = model.read(batch.input_ids, batch.attention_mask)
     assert state.prefix is not None
     assert all(t.dtype == torch.bfloat16 and t.isfinite().all() for t in (*state.prefix.keys, *state.prefix.values))
     assert (state.hidden - exact).abs().max() < 0.1
@@ -92,14 +92,14 @@ def test_the_mask_has_the_dtype_that_the_kernel_sees(
     kernel, seen = torch.nn.functional.scaled_dot_product_attention, []
 
     def watched(query: Tensor, *args: Any, attn_mask: Tensor, **kwargs: Any) -> Tensor:
-        found: Tensor = kernel(query, *args, attn_mask=attn_mask, **kwargs)
-        seen.append((found.dtype, attn_mask.dtype, attn_mask.to(found.dtype).isfinite().all().item()))
-        return found
+        actual: Tensor = kernel(query, *args, attn_mask=attn_mask, **kwargs)
+        seen.append((actual.dtype, attn_mask.dtype, attn_mask.to(actual.dtype).isfinite().all().item()))
+        return actual
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    model, given = latent_model(kind, dtype), prompts()
+    model, batch = latent_model(kind, dtype), prompts()
     with fixed_attention("sdpa"), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
-        model.read(given.input_ids, given.attention_mask)
+        model.read(batch.input_ids, batch.attention_mask)
     expected = torch.bfloat16 if dtype == torch.float32 else torch.float64
     assert seen == [(expected, expected, True)] * 2
 

@@ -35,13 +35,13 @@ every_exploration = pytest.mark.parametrize(
 )
 
 
-def logprobs_of(model: LatentModel, given: Prompts, seeds: Tensor, tokens: Tensor, exploration: Exploration) -> Tensor:
-    return replay(model, given, seeds, tokens, exploration, temperature=0.9)
+def logprobs_of(model: LatentModel, batch: Prompts, seeds: Tensor, tokens: Tensor, exploration: Exploration) -> Tensor:
+    return replay(model, batch, seeds, tokens, exploration, temperature=0.9)
 
 
 def read(model: LatentModel, questions: list[list[int]] = QUESTIONS) -> LatentState:
-    given = prompts(questions)
-    return model.read(given.input_ids, given.attention_mask)
+    batch = prompts(questions)
+    return model.read(batch.input_ids, batch.attention_mask)
 
 
 def alone(row: int) -> tuple[Prompts, Tensor, Tensor]:
@@ -70,9 +70,9 @@ def test_a_sampled_answer_is_the_same_in_any_company(kind: str, copy_prompts: bo
     """Alone, in another order of questions and of rollouts, twice in a group: the same tokens from the same seed."""
     model = latent_model(kind, copy_prompts=copy_prompts)
 
-    def sampled(given: Prompts, seeds: Tensor) -> list[list[int]]:
-        made = roll_out(model, given, seeds, exploration, **ROLLOUT)
-        return [ids[used].tolist() for ids, used in zip(made.token_ids, made.mask, strict=True)]
+    def sampled(batch: Prompts, seeds: Tensor) -> list[list[int]]:
+        generation = roll_out(model, batch, seeds, exploration, **ROLLOUT)
+        return [ids[used].tolist() for ids, used in zip(generation.token_ids, generation.mask, strict=True)]
 
     together = sampled(prompts(), SEEDS)
     assert [sampled(*alone(row)[:2])[0] for row in range(12)] == together
@@ -89,10 +89,10 @@ def test_a_sampled_answer_is_the_same_in_any_company(kind: str, copy_prompts: bo
 )
 def test_more_padding_changes_nothing(kind: str, dtype: torch.dtype) -> None:
     model = latent_model(kind, dtype)
-    given = prompts()
-    wide = Prompts(*(torch.nn.functional.pad(t, (9, 0)) for t in (given.input_ids, given.attention_mask)))
+    batch = prompts()
+    wide = Prompts(*(torch.nn.functional.pad(t, (9, 0)) for t in (batch.input_ids, batch.attention_mask)))
     for exploration in (HELD, EVERYWHERE):
-        narrow = logprobs_of(model, given, SEEDS, TOKENS, exploration)
+        narrow = logprobs_of(model, batch, SEEDS, TOKENS, exploration)
         padded = logprobs_of(model, wide, SEEDS, TOKENS, exploration)
         torch.testing.assert_close(padded, narrow, rtol=0, atol=TOLERANCE[dtype])
         assert padded.isfinite().all()
@@ -107,8 +107,8 @@ def loss_gradients(model: LatentModel, chunks: list[list[int]], exploration: Exp
     model.zero_grad()
     for groups in chunks:
         rows = (torch.tensor(groups)[:, None] * 4 + torch.arange(4)).flatten()
-        given = prompts().select(torch.tensor(groups))
-        logprobs = logprobs_of(model, given, SEEDS[groups], TOKENS[rows], exploration)
+        batch = prompts().select(torch.tensor(groups))
+        logprobs = logprobs_of(model, batch, SEEDS[groups], TOKENS[rows], exploration)
         part = surrogate(logprobs, old[rows], USED[rows], ADVANTAGES[rows], batch=batch)
         part.loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -129,20 +129,20 @@ def test_micro_batches_add_up_to_the_batch(kind: str, exploration: Exploration) 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
 def test_repeat_then_select_is_having_read_those_rows(kind: str) -> None:
     """Rows leave before, between and after thoughts, groups whole or in part."""
-    model, kept = latent_model(kind), torch.tensor([4, 7, 8, 10])  # rows of groups 1 and 2, two each
+    model, subset = latent_model(kind), torch.tensor([4, 7, 8, 10])  # rows of groups 1 and 2, two each
     noise = model.noise(HELD, SEEDS.flatten())
-    own_noise = model.noise(HELD, SEEDS.flatten()[kept])
+    own_noise = model.noise(HELD, SEEDS.flatten()[subset])
     state = model.think(read(model, QUESTIONS[1:]).repeat(2), 2, own_noise)
-    expected = model.score(state, TOKENS[kept], noise=own_noise)
+    expected = model.score(state, TOKENS[subset], noise=own_noise)
     by_name = gradients(model, expected)
     assert noise is not None
     for before in range(3):
-        state = model.think(read(model).repeat(4), before, noise).select(kept)
-        state = model.think(state, 2 - before, noise.select(kept))
-        found = model.score(state, TOKENS[kept], noise=noise.select(kept))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-        assert differences(gradients(model, found), by_name) < 1e-10
-    other = model.score(state, TOKENS[kept], noise=noise.select(kept + 1))
+        state = model.think(read(model).repeat(4), before, noise).select(subset)
+        state = model.think(state, 2 - before, noise.select(subset))
+        actual = model.score(state, TOKENS[subset], noise=noise.select(subset))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+        assert differences(gradients(model, actual), by_name) < 1e-10
+    other = model.score(state, TOKENS[subset], noise=noise.select(subset + 1))
     assert (other - expected).abs().max() > 1e-2, "the noise of other rows"
 
 

@@ -63,21 +63,21 @@ def frozen(kind: str, folder: Path) -> LatentModel:
 def test_once_in_a_block_with_equal_bits(kind: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rollouts, log-probabilities and gradients; weights stay float32."""
     tokens = torch.tensor(ANSWERS) % 28
-    found, counts = [], []
-    for kept in (True, False):
-        if not kept:
+    actual, counts = [], []
+    for keeps_casts in (True, False):
+        if not keeps_casts:
             monkeypatch.setattr("dropout_grpo.latent.casts.keeping_casts", nullcontext)
         model = frozen(kind, tmp_path / how)
         weights = frozen_products(model)
         with autocast(CPU, True), Casts(weights) as casts:
-            made = roll_out(model, prompts(), SEEDS, MASKS, temperature=1.0, max_completion_length=4)
+            rollouts = roll_out(model, prompts(), SEEDS, MASKS, temperature=1.0, max_completion_length=4)
             logprobs = replay(model, prompts(), SEEDS, tokens, MASKS, temperature=1.0)
         trained = [p for p in model.parameters() if p.requires_grad]
-        found.append([made.token_ids, made.logprobs, logprobs, *torch.autograd.grad(logprobs.sum(), trained)])
+        actual.append([rollouts.token_ids, rollouts.logprobs, logprobs, *torch.autograd.grad(logprobs.sum(), trained)])
         counts.append(casts.of)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert frozen_products(model).keys() == weights.keys()
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*actual, strict=True))
     assert len(counts[0]) >= 5
     assert set(counts[0].values()) == {1}
     assert min(counts[1].values()) >= 4
@@ -148,30 +148,30 @@ def test_recorded_work_casts_the_current_weights() -> None:
     model = latent_model("llama", torch.float32).requires_grad_(False)
     twin = latent_model("llama", torch.float32)
 
-    def made(model: LatentModel) -> Tensor:
+    def entropies(model: LatentModel) -> Tensor:
         with torch.no_grad(), autocast(CPU, True):
             return roll_out(model, prompts(), SEEDS, MASKS, temperature=1.0, max_completion_length=4).entropy
 
     with fake_cuda() as graphs:
         for _ in range(3):
-            before = made(model)
+            before = entropies(model)
         assert graphs
         with torch.no_grad():
             for changed in (model, twin):
                 changed.model.get_decoder().layers[1].mlp.down_proj.weight.mul_(2.0)
-        after = made(model)
-    assert (after[:, 0] - made(twin)[:, 0]).abs().max() < 2e-2 < (after[:, 0] - before[:, 0]).abs().max()
+        after = entropies(model)
+    assert (after[:, 0] - entropies(twin)[:, 0]).abs().max() < 2e-2 < (after[:, 0] - before[:, 0]).abs().max()
 
 
 def test_gradients_of_trained_weights_keep_their_bits() -> None:
     """Where nothing is frozen, nothing changes."""
-    found = []
+    actual = []
     for block in (keeping_casts, nullcontext):
         model = latent_model("qwen3", torch.float32)
         with torch.autocast("cpu", torch.bfloat16), block():
             logprobs = replay(model, prompts(), SEEDS, torch.tensor(ANSWERS), MASKS, temperature=1.0)
-        found.append(gradients(model, logprobs))
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        actual.append(gradients(model, logprobs))
+    assert all(torch.equal(actual[0][name], actual[1][name]) for name in actual[0])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_cache_holds_what_the_attention_computes_with(
     kind: str, copy_prompts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rotary positions make keys float32; rounding them before they are kept changes no bit of a result."""
-    found = []
+    actual = []
     for update in (ComputedCache.update, Cache.update):
         monkeypatch.setattr(ComputedCache, "update", update)
         model = latent_model(kind, torch.float32, copy_prompts=copy_prompts)
@@ -189,11 +189,11 @@ def test_the_cache_holds_what_the_attention_computes_with(
             state, noise = think_in_groups(model, prompts(), SEEDS, MASKS)
             logprobs = model.score(state, torch.tensor(ANSWERS), noise=noise)
         prefix = () if state.prefix is None else state.prefix.keys
-        kept = {key.dtype for key in (*prefix, *(keys for keys, _ in cache_tensors(state.cache)))}
-        found.append((kept, logprobs))
-    assert found[0][0] == {torch.bfloat16}
-    assert found[1][0] == ({torch.bfloat16} if kind == "gpt2" else {torch.float32})
-    assert torch.equal(found[0][1], found[1][1])
+        dtypes = {key.dtype for key in (*prefix, *(keys for keys, _ in cache_tensors(state.cache)))}
+        actual.append((dtypes, logprobs))
+    assert actual[0][0] == {torch.bfloat16}
+    assert actual[1][0] == ({torch.bfloat16} if kind == "gpt2" else {torch.float32})
+    assert torch.equal(actual[0][1], actual[1][1])
     state = latent_model(kind, torch.float64).read(prompts().input_ids, prompts().attention_mask)
     with torch.autocast("cpu", torch.bfloat16):
         after = latent_model(kind, torch.float64).think(state, 1)

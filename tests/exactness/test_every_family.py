@@ -16,19 +16,19 @@ from helpers.families import TOLERANCE
 @pytest.mark.parametrize("kind", ["gpt2", "mixtral", "nemotron"])
 def test_a_family_is_compared_with_its_own_forward_pass(kind: str) -> None:
     with pytest.warns(UserWarning, match="shared prompt") if kind == "nemotron" else nullcontext():
-        found = families.examine(kind)
-    assert found["status"] == "works"
-    assert found["shares_prompt"] == (kind != "nemotron")
-    assert all(found[gap] < TOLERANCE for gap in ("alone", "padded", "masked", "replay"))
-    assert found["masks_act"]
-    assert found["lacks"] == (["mlp_hidden"] if kind == "mixtral" else [])
+        actual = families.examine(kind)
+    assert actual["status"] == "works"
+    assert actual["shares_prompt"] == (kind != "nemotron")
+    assert all(actual[gap] < TOLERANCE for gap in ("alone", "padded", "masked", "replay"))
+    assert actual["masks_act"]
+    assert actual["lacks"] == (["mlp_hidden"] if kind == "mixtral" else [])
 
 
 def test_an_engine_that_forgets_the_prompt_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dropout_grpo.latent.recurrence.agrees", lambda found, expected: True)
-    found = families.examine("nemotron")
-    assert found["shares_prompt"]
-    assert min(found["alone"], found["padded"], found["masked"]) > 0.1
+    monkeypatch.setattr("dropout_grpo.latent.recurrence.agrees", lambda actual, expected: True)
+    actual = families.examine("nemotron")
+    assert actual["shares_prompt"]
+    assert min(actual["alone"], actual["padded"], actual["masked"]) > 0.1
 
 
 def test_refusals_and_families_that_are_not_built_say_why() -> None:
@@ -51,9 +51,12 @@ def test_every_family_is_equal_or_refused() -> None:
 
 
 def test_a_family_that_is_not_equal_shows_in_the_table() -> None:
-    found = {"status": "works", "dtype": "float64", "shares_prompt": True, "lacks": [], "masks_act": True}
+    actual = {"status": "works", "dtype": "float64", "shares_prompt": True, "lacks": [], "masks_act": True}
     same = dict.fromkeys(("alone", "padded", "masked", "replay"), 1e-9)
-    record = {"families": {"good": {**found, **same}, "bad": {**found, **same, "masked": 0.5}}, "tolerance": TOLERANCE}
+    record = {
+        "families": {"good": {**actual, **same}, "bad": {**actual, **same, "masked": 0.5}},
+        "tolerance": TOLERANCE,
+    }
     rows = blocks(record)["working"].splitlines()
     assert rows[2].endswith("| yes |")
     assert rows[3].endswith("| NO |")

@@ -78,16 +78,16 @@ def test_every_site_is_found_at_its_module(kind: str) -> None:
         "opt": ("layers.{}.self_attn.out_proj", "layers.{}.fc2"),
     }.get(model.model.config.model_type, ("layers.{}.self_attn.o_proj", "layers.{}.mlp.down_proj"))
     head_width = 8 if kind in WIDE_HEADS else 4
-    found = {
+    actual = {
         site.name: (site.path, site.count, site.repeat) for site in model.sites.instances((*ALL_SITES, "residual"))
     }
-    assert found.pop("thought") == ("", 12 if kind == "opt_350m" else 16, 1)
-    assert set(found) == set(site_modules(model.model))
+    assert actual.pop("thought") == ("", 12 if kind == "opt_350m" else 16, 1)
+    assert set(actual) == set(site_modules(model.model))
     for i in range(2):
-        assert found[f"layers.{i}.attention"] == (attention.format(i), 16, 1)
-        assert found[f"layers.{i}.heads"] == (attention.format(i), 4, head_width)
-        assert found[f"layers.{i}.mlp"] == (mlp.format(i), 16, 1)
-        assert found[f"layers.{i}.mlp_hidden"] == (mlp.format(i), 24, 1)
+        assert actual[f"layers.{i}.attention"] == (attention.format(i), 16, 1)
+        assert actual[f"layers.{i}.heads"] == (attention.format(i), 4, head_width)
+        assert actual[f"layers.{i}.mlp"] == (mlp.format(i), 16, 1)
+        assert actual[f"layers.{i}.mlp_hidden"] == (mlp.format(i), 24, 1)
 
 
 def first_layer(model: PreTrainedModel) -> nn.Module:

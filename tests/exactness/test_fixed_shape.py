@@ -42,7 +42,7 @@ SHARING = [kind for kind in KINDS + EXTRA_KINDS if kind not in WINDOWED_KINDS]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def made(
+def rollouts(
     model: LatentModel, rows: list[list[int]], seeds: Tensor, exploration: Exploration, temperature: float = 1.5
 ) -> Generation:
     with torch.no_grad():
@@ -54,16 +54,16 @@ def ending(kind: str, k: int, exploration: Exploration, temperature: float) -> i
     """The token that as the end of text lets rows end at the most different places, and not all in the first block."""
     model = latent_model(kind)
     model.tokens = replace(model.tokens, eos=-1)
-    rows = made(model, QUESTIONS, SEEDS[k], exploration, temperature).token_ids.tolist()
+    rows = rollouts(model, QUESTIONS, SEEDS[k], exploration, temperature).token_ids.tolist()
     ends = {t: {row.index(t) if t in row else LENGTH for row in rows} for row in rows for t in row}
     return max((t for t in ends if max(ends[t]) >= fixed_shape.BLOCK), key=lambda t: len(ends[t]))
 
 
-def assert_same(found: Generation, expected: Generation, tolerance: float = 1e-10) -> None:
-    assert torch.equal(found.token_ids, expected.token_ids)
-    assert torch.equal(found.mask, expected.mask)
-    assert difference(found.logprobs, expected.logprobs) < tolerance
-    assert difference(found.entropy, expected.entropy) < tolerance
+def assert_same(actual: Generation, expected: Generation, tolerance: float = 1e-10) -> None:
+    assert torch.equal(actual.token_ids, expected.token_ids)
+    assert torch.equal(actual.mask, expected.mask)
+    assert difference(actual.logprobs, expected.logprobs) < tolerance
+    assert difference(actual.entropy, expected.entropy) < tolerance
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_work_of_a_fixed_shape_is_the_steps(
     model, exploration = latent_model(kind, dtype), EXPLORATIONS[name]
     model.tokens = replace(model.tokens, eos=ending(kind, k, exploration, temperature))
     batches = [(QUESTIONS, SEEDS[k]), (OTHERS, SEEDS[k] + 100)]
-    expected = [made(model, *batch, exploration, temperature) for batch in batches]
+    expected = [rollouts(model, *batch, exploration, temperature) for batch in batches]
     blocks = [-(-e.token_ids.shape[1] // fixed_shape.BLOCK) for e in expected]
     with fixed_shapes() as done:
         for batch in (0, 0, 1, 0):
-            assert_same(made(model, *batches[batch], exploration, temperature), expected[batch], TOLERANCE[dtype])
+            assert_same(rollouts(model, *batches[batch], exploration, temperature), expected[batch], TOLERANCE[dtype])
     assert done == [(w, n) for b in (0, 1, 0) for w, n in ((ThinkingWork, 1), (AnsweringWork, blocks[b]))]
 
 
@@ -93,7 +93,7 @@ def test_rows_that_end_early_are_among_them() -> None:
     for temperature in (0.0, 1.5):
         model = latent_model("gpt2")
         model.tokens = replace(model.tokens, eos=ending("gpt2", 4, HELD, temperature))
-        mask = made(model, QUESTIONS, SEEDS[4], HELD, temperature).mask
+        mask = rollouts(model, QUESTIONS, SEEDS[4], HELD, temperature).mask
         ends |= {(temperature, -(-n // fixed_shape.BLOCK)) for n in mask.sum(-1).tolist()}
     assert {(0.0, 1), (1.5, 1), (1.5, 3)} <= ends
 
@@ -103,19 +103,19 @@ NEW = [field.name for field in fields(BatchTensors) if field.name != "own"]
 
 def test_all_rows_ended_ends_the_work() -> None:
     model = latent_model("gpt2")
-    said = made(model, QUESTIONS, SEEDS[1], NoExploration(), 0.0).token_ids
+    said = rollouts(model, QUESTIONS, SEEDS[1], NoExploration(), 0.0).token_ids
     model.tokens = replace(model.tokens, eos=int(said[0, 1]))
     alone = ([QUESTIONS[0]], SEEDS[1][:1], NoExploration(), 0.0)
     with fixed_shapes() as done:
         for _ in range(3):
-            assert made(model, *alone).token_ids.shape == (1, list(said[0]).index(said[0, 1]) + 1)
+            assert rollouts(model, *alone).token_ids.shape == (1, list(said[0]).index(said[0, 1]) + 1)
     assert done == [(ThinkingWork, 1), (AnsweringWork, 1)] * 2
 
 
 @pytest.mark.parametrize("stale", NEW)
 def test_a_buffer_that_is_not_loaded_is_noticed(stale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, everything = latent_model("llama"), EXPLORATIONS["every_site"]
-    expected = made(model, OTHERS, SEEDS[4] + 100, everything)
+    expected = rollouts(model, OTHERS, SEEDS[4] + 100, everything)
 
     def load(self: BatchTensors, other: BatchTensors) -> None:
         right(self, replace(other, **{stale: getattr(self, stale)}))
@@ -123,10 +123,10 @@ def test_a_buffer_that_is_not_loaded_is_noticed(stale: str, monkeypatch: pytest.
     right = BatchTensors.load
     with fixed_shapes():
         for _ in range(2):
-            made(model, QUESTIONS, SEEDS[4], everything)
+            rollouts(model, QUESTIONS, SEEDS[4], everything)
         monkeypatch.setattr(BatchTensors, "load", load)
         with pytest.raises(AssertionError):
-            assert_same(made(model, OTHERS, SEEDS[4] + 100, everything), expected)
+            assert_same(rollouts(model, OTHERS, SEEDS[4] + 100, everything), expected)
 
 
 def test_what_is_returned_is_not_overwritten_and_goes_on() -> None:
@@ -151,11 +151,11 @@ def test_what_is_returned_is_not_overwritten_and_goes_on() -> None:
     expected = seen(*thought(QUESTIONS))
     with fixed_shapes() as done:
         thought(QUESTIONS)
-        kept = thought(QUESTIONS)
+        first = thought(QUESTIONS)
         other = thought(OTHERS)
         assert len(done) == 2
-        found = seen(*kept)
-        assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) < 1e-10
+        actual = seen(*first)
+        assert max(difference(a, b) for a, b in zip(actual, expected, strict=True)) < 1e-10
         assert difference(seen(*other)[-1], expected[-1]) > 1e-2
 
 
@@ -175,11 +175,11 @@ def test_evaluation_is_the_same() -> None:
 @pytest.mark.parametrize("thought", ["pause", "projection"])
 def test_other_thoughts(thought: str) -> None:
     model = latent_model("gpt2", thought=thought)
-    expected = made(model, OTHERS, SEEDS[4], HELD)
+    expected = rollouts(model, OTHERS, SEEDS[4], HELD)
     with fixed_shapes() as done:
         for _ in range(2):
-            made(model, QUESTIONS, SEEDS[4], HELD)
-        assert_same(made(model, OTHERS, SEEDS[4], HELD), expected)
+            rollouts(model, QUESTIONS, SEEDS[4], HELD)
+        assert_same(rollouts(model, OTHERS, SEEDS[4], HELD), expected)
     assert len(done) == 4
 
 
@@ -199,7 +199,7 @@ class OnDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def meta(given: BatchTensors) -> BatchTensors:
+def meta(batch: BatchTensors) -> BatchTensors:
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to("meta")
@@ -207,7 +207,7 @@ def meta(given: BatchTensors) -> BatchTensors:
             return {name: moved(item) for name, item in value.items()}
         return tuple(map(moved, value)) if isinstance(value, tuple) else value
 
-    return BatchTensors(**{field.name: moved(getattr(given, field.name)) for field in fields(BatchTensors)})
+    return BatchTensors(**{field.name: moved(getattr(batch, field.name)) for field in fields(BatchTensors)})
 
 
 @torch.no_grad()
@@ -262,8 +262,8 @@ def met(model: LatentModel, *, steps: int = 2, strategy: DecodingStrategy | None
     return graphs.recordings_for(model, state, steps, strategy) is not None
 
 
-def vars_of(given: Any) -> Iterator[Tensor]:
-    return iter((given.input_ids, given.attention_mask))
+def vars_of(batch: Any) -> Iterator[Tensor]:
+    return iter((batch.input_ids, batch.attention_mask))
 
 
 def test_the_rule() -> None:
@@ -297,7 +297,7 @@ def test_another_shape_is_met_anew(change: str) -> None:
     model = latent_model("gpt2", torch.float32)
     with fixed_shapes() as done:
         for _ in range(2):
-            made(model, QUESTIONS, SEEDS[4], HELD)
+            rollouts(model, QUESTIONS, SEEDS[4], HELD)
         assert len(done) == 2
         rows, seeds, exploration, bf16 = QUESTIONS, SEEDS[4], HELD, change == "precision"
         if change == "weights":  # at another place: a graph would go on reading the old one
@@ -310,7 +310,7 @@ def test_another_shape_is_met_anew(change: str) -> None:
         elif change == "length":
             rows = [[7] * PROMPT_BUCKET + [28], *QUESTIONS[1:]]
         with autocast(model.device, bf16):
-            made(model, rows, seeds, exploration)
+            rollouts(model, rows, seeds, exploration)
         assert [work for work, _ in done[2:]] == ([ThinkingWork] if change == "eos" else [])
 
 
@@ -319,7 +319,7 @@ def test_few_shapes_are_kept_and_none_of_a_model_that_is_gone(monkeypatch: pytes
     with fixed_shapes():
         model = latent_model("gpt2")
         for k in (1, 2, 3, 4):
-            made(model, QUESTIONS, SEEDS[4][:, :k], HELD)
+            rollouts(model, QUESTIONS, SEEDS[4][:, :k], HELD)
         assert [len(recordings._shapes) for recordings in graphs._RECORDINGS.values()] == [3]
         del model
         gc.collect()

@@ -31,9 +31,9 @@ from helpers.oracle import Factors
 
 def test_normal_numbers_are_quantiles_of_the_seeds_bits() -> None:
     seeds = [0, -1, 2**63 - 1]
-    found = normal(torch.tensor(seeds), stream("layers.0.mlp", 50))
+    actual = normal(torch.tensor(seeds), stream("layers.0.mlp", 50))
     expected = torch.stack([splitmix.normal(seed, "layers.0.mlp", 50) for seed in seeds])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
     for size in (50, 49):
         expected = torch.stack([splitmix.normal_matrix(seed, "layers.0.mlp", size) for seed in seeds])
         packed = normal_matrix(torch.tensor(seeds), "layers.0.mlp", size, torch.float64)

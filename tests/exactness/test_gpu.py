@@ -46,8 +46,8 @@ every_exploration = pytest.mark.parametrize("exploration", EXPLORATIONS, ids=["n
 
 
 def on_cuda(kind: str, dtype: torch.dtype) -> tuple[LatentModel, Prompts]:
-    given = prompts()
-    moved = Prompts(given.input_ids.to(CUDA), given.attention_mask.to(CUDA))
+    batch = prompts()
+    moved = Prompts(batch.input_ids.to(CUDA), batch.attention_mask.to(CUDA))
     return latent_model(kind, dtype).to(CUDA), moved
 
 
@@ -71,10 +71,10 @@ def test_masks_of_the_gpu_are_those_of_the_cpu(dtype: torch.dtype) -> None:
     ours, theirs = here.noise(EVERYWHERE, EDGES), there.noise(EVERYWHERE, EDGES)
     assert ours is not None
     assert theirs is not None
-    found = theirs.factors("latent", 0)
+    actual = theirs.factors("latent", 0)
     for name, mask in ours.factors("latent", 0).items():
-        assert found[name].device.type == "cuda"
-        assert torch.equal(found[name].cpu(), mask)
+        assert actual[name].device.type == "cuda"
+        assert torch.equal(actual[name].cpu(), mask)
 
 
 @every_kind
@@ -87,8 +87,8 @@ def test_scores_and_gradients_agree(kind: str, exploration: Exploration, dtype: 
     ours = replay(here, prompts(), SEEDS, tokens, exploration, temperature=0.9)
     theirs = replay(there, moved, SEEDS, tokens.to(CUDA), exploration, temperature=0.9)
     assert difference(theirs.detach().cpu(), ours.detach()) < min(tolerance, 1e-5)
-    found = {name: gradient.cpu() for name, gradient in gradients(there, theirs).items()}
-    assert differences(found, gradients(here, ours)) < tolerance
+    actual = {name: gradient.cpu() for name, gradient in gradients(there, theirs).items()}
+    assert differences(actual, gradients(here, ours)) < tolerance
     other = replay(there, moved, SEEDS + 1, tokens.to(CUDA), exploration, temperature=0.9).detach().cpu()
     assert (difference(other, ours.detach()) > 1e-2) == isinstance(exploration, SharedDropout)
 
@@ -113,9 +113,9 @@ def test_answers_agree(kind: str, exploration: Exploration) -> None:
 def test_the_first_ratio_is_one(kind: str, bf16: bool) -> None:
     model, moved = on_cuda(kind, torch.float32)
     with autocast(CUDA, bf16):
-        made = roll_out(model, moved, SEEDS, HELD, temperature=1.3, max_completion_length=7)
-        replayed = replay(model, moved, SEEDS, made.token_ids, HELD, temperature=1.3)
-    gap: Tensor = (replayed - made.logprobs)[made.mask].abs()
+        generation = roll_out(model, moved, SEEDS, HELD, temperature=1.3, max_completion_length=7)
+        replayed = replay(model, moved, SEEDS, generation.token_ids, HELD, temperature=1.3)
+    gap: Tensor = (replayed - generation.logprobs)[generation.mask].abs()
     assert gap.mean() < (0.1 if bf16 else 1e-5)
     assert all(gradient.isfinite().all() for gradient in gradients(model, replayed).values())
 
@@ -129,14 +129,14 @@ def test_gradients_of_padded_prompts_in_bf16_are_finite_and_close(kind: str, lon
     """
     model = tiny_latent(kind, std=0.1, attn_implementation="sdpa").to(CUDA)
     rows = [[5 + i % 20 for i in range(length - 1)] + [START_ID] for length in (longest, longest - 1, 9)]
-    given, tokens = Prompts(*pad_left(rows, 0, CUDA)), torch.tensor(ANSWERS, device=CUDA) % START_ID
-    assert given.input_ids.shape[1] == longest
-    found = []
+    batch, tokens = Prompts(*pad_left(rows, 0, CUDA)), torch.tensor(ANSWERS, device=CUDA) % START_ID
+    assert batch.input_ids.shape[1] == longest
+    actual = []
     for bf16 in (False, True):
         with autocast(CUDA, bf16):
-            logprobs = replay(model, given, SEEDS.to(CUDA), tokens, HELD, temperature=1.0)
-        found.append(gradients(model, logprobs))
-    exact, rounded = found
+            logprobs = replay(model, batch, SEEDS.to(CUDA), tokens, HELD, temperature=1.0)
+        actual.append(gradients(model, logprobs))
+    exact, rounded = actual
     assert all(gradient.isfinite().all() for gradient in rounded.values())
     for name, gradient in exact.items():
         assert (rounded[name] - gradient).norm() <= 0.2 * gradient.norm(), name
@@ -146,8 +146,8 @@ def test_gradients_of_padded_prompts_in_bf16_are_finite_and_close(kind: str, lon
 @pytest.mark.parametrize("kind", KINDS)
 def test_either_attention_reads_padded_prompts(choice: Choice, kind: str) -> None:
     """What a kernel makes of a row of padding must not reach the others in bf16 either."""
-    here, given = latent_model(kind, torch.float32), prompts()
-    expected = here.read(given.input_ids, given.attention_mask)
+    here, batch = latent_model(kind, torch.float32), prompts()
+    expected = here.read(batch.input_ids, batch.attention_mask)
     there, moved = on_cuda(kind, torch.float32)
     for bf16, tolerance in ((False, 1e-5), (True, 0.1)):
         with fixed_attention(choice), autocast(CUDA, bf16):

@@ -34,7 +34,7 @@ def on_cuda(kind: str, dtype: torch.dtype = torch.float64) -> LatentModel:
     return latent_model(kind, dtype).to(CUDA)
 
 
-def made(
+def rollouts(
     model: LatentModel,
     rows: list[list[int]],
     seeds: Tensor = SEEDS,
@@ -43,8 +43,8 @@ def made(
     temperature: float = 1.5,
     bf16: bool = False,
 ) -> Generation:
-    given = prompts(rows)
-    moved = Prompts(given.input_ids.to(CUDA), given.attention_mask.to(CUDA))
+    batch = prompts(rows)
+    moved = Prompts(batch.input_ids.to(CUDA), batch.attention_mask.to(CUDA))
     with torch.no_grad(), autocast(CUDA, bf16):
         return roll_out(model, moved, seeds, exploration, temperature=temperature, max_completion_length=LENGTH)
 
@@ -54,11 +54,11 @@ def recorded(model: LatentModel) -> int:
     return len(graphs._RECORDINGS[model])
 
 
-def assert_same(found: Generation, expected: Generation, tolerance: float = 1e-10) -> None:
-    assert torch.equal(found.token_ids, expected.token_ids)
-    assert torch.equal(found.mask, expected.mask)
-    assert difference(found.logprobs, expected.logprobs) < tolerance
-    assert difference(found.entropy, expected.entropy) < tolerance
+def assert_same(actual: Generation, expected: Generation, tolerance: float = 1e-10) -> None:
+    assert torch.equal(actual.token_ids, expected.token_ids)
+    assert torch.equal(actual.mask, expected.mask)
+    assert difference(actual.logprobs, expected.logprobs) < tolerance
+    assert difference(actual.entropy, expected.entropy) < tolerance
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,9 +68,9 @@ def test_replayed_graphs_are_the_steps(kind: str, exploration: Exploration, temp
     """Two batches through one graph, one after the other and back."""
     model, batches = on_cuda(kind), [(QUESTIONS, SEEDS), (OTHERS, SEEDS + 100)]
     with step_by_step():
-        expected = [made(model, *batch, exploration, temperature=temperature) for batch in batches]
+        expected = [rollouts(model, *batch, exploration, temperature=temperature) for batch in batches]
     for batch in (0, 0, 1, 0):
-        assert_same(made(model, *batches[batch], exploration, temperature=temperature), expected[batch])
+        assert_same(rollouts(model, *batches[batch], exploration, temperature=temperature), expected[batch])
     assert recorded(model) == 2
 
 
@@ -78,16 +78,16 @@ def test_replayed_graphs_are_the_steps(kind: str, exploration: Exploration, temp
 def test_moved_weights_are_seen(bf16: bool) -> None:
     model = on_cuda("llama", torch.float32)
     with step_by_step():
-        before = made(model, OTHERS, bf16=bf16)
+        before = rollouts(model, OTHERS, bf16=bf16)
     for _ in range(2):
-        made(model, QUESTIONS, bf16=bf16)
+        rollouts(model, QUESTIONS, bf16=bf16)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.1).add_(0.02)
-    found = made(model, OTHERS, bf16=bf16)
+    actual = rollouts(model, OTHERS, bf16=bf16)
     with step_by_step():
-        expected = made(model, OTHERS, bf16=bf16)
-    gaps = [(found.entropy[:, 0] - other.entropy[:, 0]).abs().max() for other in (expected, before)]
+        expected = rollouts(model, OTHERS, bf16=bf16)
+    gaps = [(actual.entropy[:, 0] - other.entropy[:, 0]).abs().max() for other in (expected, before)]
     assert gaps[0] < (2e-2 if bf16 else 1e-5) < gaps[1] / 2
     assert recorded(model) == 2
 
@@ -97,11 +97,11 @@ def test_steps_after_a_recording_have_casts_with_values() -> None:
     model = on_cuda("llama", torch.float32)
     with autocast(CUDA, True):
         for _ in range(2):
-            made(model, QUESTIONS, bf16=True)
+            rollouts(model, QUESTIONS, bf16=True)
         with step_by_step():
-            found = made(model, QUESTIONS, bf16=True)
+            actual = rollouts(model, QUESTIONS, bf16=True)
     with step_by_step():
-        assert_same(found, made(model, QUESTIONS, bf16=True), 1e-6)
+        assert_same(actual, rollouts(model, QUESTIONS, bf16=True), 1e-6)
 
 
 def test_evaluation_is_the_same() -> None:
@@ -120,13 +120,13 @@ def test_shapes_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_SHAPES", 4)
     model = on_cuda("gpt2")
     with step_by_step():
-        expected = {k: made(model, QUESTIONS, SEEDS[:, :k]) for k in (1, 2, 3, 4)}
+        expected = {k: rollouts(model, QUESTIONS, SEEDS[:, :k]) for k in (1, 2, 3, 4)}
     for _ in range(2):
         for k in (1, 2, 3, 4, 3):
             for _ in range(3):
-                assert_same(made(model, QUESTIONS, SEEDS[:, :k]), expected[k])
+                assert_same(rollouts(model, QUESTIONS, SEEDS[:, :k]), expected[k])
     assert recorded(model) == 4
     graphs.forget_recordings()
     torch.cuda.empty_cache()
     for _ in range(3):
-        assert_same(made(model, QUESTIONS), expected[4])
+        assert_same(rollouts(model, QUESTIONS), expected[4])

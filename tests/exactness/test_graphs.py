@@ -25,7 +25,7 @@ SEEDS = torch.arange(12).view(3, 4) - 5
 LENGTH = 6
 
 
-def made(
+def rollouts(
     model: LatentModel,
     rows: list[list[int]],
     seeds: Tensor,
@@ -53,25 +53,25 @@ def same(a: Generation, b: Generation, tolerance: float = 1e-10) -> bool:
 def test_replayed_is_run(kind: str, name: str, temperature: float) -> None:
     model, exploration = latent_model(kind), EXPLORATIONS[name]
     batches = [(QUESTIONS, SEEDS), (OTHERS, SEEDS + 100), (QUESTIONS, SEEDS - 100)]
-    expected = [made(model, *batch, exploration, temperature=temperature) for batch in batches]
+    expected = [rollouts(model, *batch, exploration, temperature=temperature) for batch in batches]
     assert not same(expected[0], expected[1])
     with fake_cuda() as graphs:
         for batch in (0, 0, 1, 2, 0):
-            found = made(model, *batches[batch], exploration, temperature=temperature)
-            assert same(found, expected[batch]), batch
+            actual = rollouts(model, *batches[batch], exploration, temperature=temperature)
+            assert same(actual, expected[batch]), batch
     assert [graph.replays for graph in graphs] == [4, 4, 4]  # thoughts, two blocks of tokens
     assert len({id(graph.pool()) for graph in graphs}) == 1
 
 
 def test_what_comes_after_all_rows_have_ended_is_not_replayed() -> None:
     model = latent_model("gpt2")
-    first = made(model, QUESTIONS, SEEDS, NoExploration(), temperature=0.0).token_ids
+    first = rollouts(model, QUESTIONS, SEEDS, NoExploration(), temperature=0.0).token_ids
     model.tokens = replace(model.tokens, eos=int(first[0, 2]))
     alone = ([QUESTIONS[0]], SEEDS[:1], NoExploration())
-    expected = made(model, *alone, temperature=0.0)
+    expected = rollouts(model, *alone, temperature=0.0)
     with fake_cuda() as graphs:
         for _ in range(3):
-            assert same(made(model, *alone, temperature=0.0), expected)
+            assert same(rollouts(model, *alone, temperature=0.0), expected)
     assert expected.token_ids.shape[1] <= fixed_shape.BLOCK
     assert [graph.replays for graph in graphs] == [2, 2, 0]
 
@@ -79,16 +79,16 @@ def test_what_comes_after_all_rows_have_ended_is_not_replayed() -> None:
 def test_every_stop_of_a_list_ends_an_answer_in_recorded_work() -> None:
     """``generation_config`` may name several tokens that end an answer."""
     model = latent_model("qwen3")
-    whole = made(model, QUESTIONS, SEEDS)
+    whole = rollouts(model, QUESTIONS, SEEDS)
     stops = tuple({int(whole.token_ids[0, 1]), int(whole.token_ids[-1, 2])} - {model.tokens.eos})
     assert len(stops) == 2
     model.tokens = replace(model.tokens, stops=stops)
-    expected = made(model, QUESTIONS, SEEDS)
+    expected = rollouts(model, QUESTIONS, SEEDS)
     assert expected.mask[0].sum() == 2, "the first answer ends with the first stop"
     assert expected.mask.sum() < whole.mask.sum()
     with fake_cuda():
         for _ in range(3):
-            assert same(made(model, QUESTIONS, SEEDS), expected)
+            assert same(rollouts(model, QUESTIONS, SEEDS), expected)
 
 
 def moved(model: LatentModel) -> None:
@@ -102,16 +102,16 @@ def moved(model: LatentModel) -> None:
 def test_moved_weights_are_seen(bf16: bool) -> None:
     """Of bf16 it is the cast that could be an old one."""
     model, reference = (latent_model("llama", torch.float32) for _ in range(2))
-    before = made(reference, OTHERS, SEEDS, bf16=bf16)
+    before = rollouts(reference, OTHERS, SEEDS, bf16=bf16)
     moved(reference)
-    expected = made(reference, OTHERS, SEEDS, bf16=bf16)
+    expected = rollouts(reference, OTHERS, SEEDS, bf16=bf16)
     with fake_cuda() as graphs:
         for _ in range(2):
-            made(model, QUESTIONS, SEEDS, bf16=bf16)
+            rollouts(model, QUESTIONS, SEEDS, bf16=bf16)
         moved(model)
-        found = made(model, OTHERS, SEEDS, bf16=bf16)
+        actual = rollouts(model, OTHERS, SEEDS, bf16=bf16)
     assert [graph.replays for graph in graphs] == [2, 2, 2]
-    gaps = [(found.entropy[:, 0] - other.entropy[:, 0]).abs().max() for other in (expected, before)]
+    gaps = [(actual.entropy[:, 0] - other.entropy[:, 0]).abs().max() for other in (expected, before)]
     assert gaps[0] < (2e-2 if bf16 else 1e-5) < gaps[1] / 2
 
 
@@ -123,17 +123,17 @@ def test_memory_that_runs_out_gives_the_graphs_back() -> None:
     def work(size: int) -> None:
         sizes.append(size)
         for groups in torch.arange(3).split(size):
-            made(model, [QUESTIONS[i] for i in groups], SEEDS[groups])
+            rollouts(model, [QUESTIONS[i] for i in groups], SEEDS[groups])
         if size > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with fake_cuda() as graphs:
         for _ in range(2):
-            made(model, QUESTIONS, SEEDS)
+            rollouts(model, QUESTIONS, SEEDS)
         batches.fit(3, work, rows=4)
         assert sizes == [3, 3, 1]
         assert len(graphs) == 6, "those of three groups and, anew, of one"
-        made(model, QUESTIONS, SEEDS)
+        rollouts(model, QUESTIONS, SEEDS)
         assert [graph.replays for graph in graphs[:3]] == [2, 2, 2], "they were not kept"
         assert len(graphs) == 6
 
@@ -145,11 +145,11 @@ def test_graphs_are_given_back_before_the_size_is_halved() -> None:
     def work(size: int) -> Generation:
         if len(graphs_module._RECORDINGS[model]):
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return made(model, QUESTIONS[:1], SEEDS[:1])
+        return rollouts(model, QUESTIONS[:1], SEEDS[:1])
 
     with fake_cuda():
         for _ in range(2):
-            expected = made(model, QUESTIONS[:1], SEEDS[:1])
+            expected = rollouts(model, QUESTIONS[:1], SEEDS[:1])
         for _ in range(3):
             assert same(batches.fit(1, work, rows=4), expected)
     assert batches.size == 4
@@ -181,11 +181,11 @@ MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.
 @pytest.mark.parametrize("error", [HOST, MEMORY], ids=["host", "memory"])
 def test_work_that_cannot_be_recorded_runs_step_by_step(error: RuntimeError, recwarn: pytest.WarningsRecorder) -> None:
     model = latent_model("gpt2")
-    expected = made(model, QUESTIONS, SEEDS)
+    expected = rollouts(model, QUESTIONS, SEEDS)
     with failing(model, error) as failed:
         for _ in range(4):
             stream = torch.cuda.current_stream()
-            assert same(made(model, QUESTIONS, SEEDS), expected)
+            assert same(rollouts(model, QUESTIONS, SEEDS), expected)
             assert torch.cuda.current_stream() is stream
         assert len(graphs_module._RECORDINGS[model]) == 0
     assert len(failed) == 2, "thoughts and answers, once each"
@@ -200,22 +200,22 @@ def test_work_that_cannot_be_recorded_runs_step_by_step(error: RuntimeError, rec
 def test_a_failed_recording_does_not_hinder_the_next_ones() -> None:
     """Of another shape: it uses other memory, since torch takes that of the failed one for still recorded into."""
     model, few = latent_model("gpt2"), SEEDS[:, :2]
-    expected = made(model, QUESTIONS, few)
+    expected = rollouts(model, QUESTIONS, few)
     fake_error = RuntimeError("an error in the second block of answers")
     with patched_cuda("cpu") as fake, Recorder(fake):
         handle = model.model.get_decoder().register_forward_pre_hook(
             lambda *_: _raise(fake_error) if fake.recording is not None and len(fake.graphs) == 2 else None
         )
         for _ in range(2):
-            made(model, QUESTIONS, SEEDS)
+            rollouts(model, QUESTIONS, SEEDS)
         assert len(graphs_module._RECORDINGS[model]) == 1, "the thoughts"
         handle.remove()
         spoiled = fake.graphs[0].pool()
         for _ in range(3):
-            made(model, QUESTIONS, few)
+            rollouts(model, QUESTIONS, few)
         assert len(graphs_module._RECORDINGS[model]) == 3
         assert {graph.pool() for graph in fake.graphs[2:]}.isdisjoint({spoiled})
-    assert same(expected, made(model, QUESTIONS, few))
+    assert same(expected, rollouts(model, QUESTIONS, few))
 
 
 def _raise(error: RuntimeError) -> None:
@@ -226,18 +226,18 @@ def _raise(error: RuntimeError) -> None:
 def test_a_failed_recording_leaves_no_casts_behind() -> None:
     """In one block of autocast: weights cast by the failed recording have no values on a GPU."""
     model = latent_model("llama", torch.float32)
-    expected = made(model, QUESTIONS, SEEDS, bf16=True)
+    expected = rollouts(model, QUESTIONS, SEEDS, bf16=True)
     with failing(model, HOST, at=1), autocast(model.device, True):
         for _ in range(3):
-            assert same(made(model, QUESTIONS, SEEDS, bf16=True), expected, 1e-6)
+            assert same(rollouts(model, QUESTIONS, SEEDS, bf16=True), expected, 1e-6)
 
 
 def test_buffers_of_inference_mode_are_used_only_in_it() -> None:
     model = latent_model("gpt2")
-    expected = made(model, QUESTIONS, SEEDS)
+    expected = rollouts(model, QUESTIONS, SEEDS)
     with fixed_shapes() as done:
         for inference in (True, True, True, False, False, False, True):
             with torch.inference_mode(inference):
-                assert same(made(model, QUESTIONS, SEEDS), expected)
+                assert same(rollouts(model, QUESTIONS, SEEDS), expected)
         assert len(graphs_module._RECORDINGS[model]) == 4
     assert len(done) == 2 * 5

@@ -47,8 +47,8 @@ def test_cached_is_cache_free(kind: str, dtype: torch.dtype, copy_prompts: bool)
     """One forward pass over prompt, thoughts, end marker and answer: the thoughts come back, and so do the scores."""
     model, plain = latent_model(kind, dtype, copy_prompts=copy_prompts), oracle_model(kind, dtype)
     embed = plain.get_input_embeddings()
-    given = prompts()
-    state, thoughts = model.read(given.input_ids, given.attention_mask), []
+    batch = prompts()
+    state, thoughts = model.read(batch.input_ids, batch.attention_mask), []
     for _ in range(3):
         thoughts.append(state.hidden)  # what is fed back: [N, 1, D]
         state = model.think(state, 1)
@@ -76,12 +76,12 @@ def test_cached_is_cache_free(kind: str, dtype: torch.dtype, copy_prompts: bool)
 def test_the_first_ratio_is_one(kind: str, dtype: torch.dtype, copy_prompts: bool, exploration: Exploration) -> None:
     """Replayed log-probabilities are those of the rollout, token by token decoded there and all at once here."""
     model = latent_model(kind, dtype, copy_prompts=copy_prompts)
-    made = roll_out(model, prompts(), SEEDS, exploration, temperature=1.3, max_completion_length=7)
-    assert made.mask.any(dim=1).all()
+    generation = roll_out(model, prompts(), SEEDS, exploration, temperature=1.3, max_completion_length=7)
+    assert generation.mask.any(dim=1).all()
 
     def ratio(seeds: Tensor, temperature: float = 1.3) -> Tensor:
-        replayed = replay(model, prompts(), seeds, made.token_ids, exploration, temperature=temperature)
-        return (replayed.detach() - made.logprobs).exp()[made.mask]
+        replayed = replay(model, prompts(), seeds, generation.token_ids, exploration, temperature=temperature)
+        return (replayed.detach() - generation.logprobs).exp()[generation.mask]
 
     assert (ratio(SEEDS) - 1).abs().max() < TOLERANCE[dtype]
     assert (ratio(SEEDS, temperature=1.0) - 1).abs().max() > 1e-2
@@ -94,25 +94,25 @@ def test_in_bf16_the_first_ratio_is_near_one(kind: str) -> None:
     """bf16 rounds to 4e-3, so only the mean is held to something, and no padding may overflow into a NaN."""
     model = latent_model(kind, torch.float32)
     with autocast(torch.device("cpu"), True):
-        made = roll_out(model, prompts(), SEEDS, HELD, temperature=1.3, max_completion_length=7)
-        replayed = replay(model, prompts(), SEEDS, made.token_ids, HELD, temperature=1.3)
-    exact = replay(model, prompts(), SEEDS, made.token_ids, HELD, temperature=1.3)
-    assert made.logprobs.dtype == replayed.dtype == torch.float32
-    assert (replayed - made.logprobs)[made.mask].abs().mean() < 0.05  # seen: 0
-    assert 1e-4 < (exact - made.logprobs)[made.mask].abs().mean() < 0.1  # seen: 0.03
+        generation = roll_out(model, prompts(), SEEDS, HELD, temperature=1.3, max_completion_length=7)
+        replayed = replay(model, prompts(), SEEDS, generation.token_ids, HELD, temperature=1.3)
+    exact = replay(model, prompts(), SEEDS, generation.token_ids, HELD, temperature=1.3)
+    assert generation.logprobs.dtype == replayed.dtype == torch.float32
+    assert (replayed - generation.logprobs)[generation.mask].abs().mean() < 0.05  # seen: 0
+    assert 1e-4 < (exact - generation.logprobs)[generation.mask].abs().mean() < 0.1  # seen: 0.03
     assert all(gradient.isfinite().all() for gradient in gradients(model, replayed).values())
 
 
 def grpo_gradient(model: LatentModel, exploration: Exploration, temperature: float) -> tuple[Tensor, Tensor, float]:
     """Tokens [6, L], advantages [N, K] and the norm of the objective's gradient, for a reward that tokens decide."""
-    made = roll_out(model, prompts(), SEEDS, exploration, temperature=temperature, max_completion_length=5)
-    rewards = (made.token_ids.sum(1) % 7).double().view(SEEDS.shape)
+    generation = roll_out(model, prompts(), SEEDS, exploration, temperature=temperature, max_completion_length=5)
+    rewards = (generation.token_ids.sum(1) % 7).double().view(SEEDS.shape)
     advantages = group_advantages(rewards)
-    batch = Totals(rollouts=6, tokens=int(made.mask.sum()), max_completion_length=5)
-    logprobs = replay(model, prompts(), SEEDS, made.token_ids, exploration, temperature=1.0)
-    loss = surrogate(logprobs, logprobs.detach(), made.mask, advantages.flatten(), batch=batch).loss
+    batch = Totals(rollouts=6, tokens=int(generation.mask.sum()), max_completion_length=5)
+    logprobs = replay(model, prompts(), SEEDS, generation.token_ids, exploration, temperature=1.0)
+    loss = surrogate(logprobs, logprobs.detach(), generation.mask, advantages.flatten(), batch=batch).loss
     squares = [gradient.square().sum() for gradient in torch.autograd.grad(loss, list(model.parameters()))]
-    return made.token_ids, advantages, float(torch.stack(squares).sum().sqrt())
+    return generation.token_ids, advantages, float(torch.stack(squares).sum().sqrt())
 
 
 @pytest.mark.parametrize(("kind", "copy_prompts"), [("gpt2", False), ("gpt2", True), ("qwen3", False)])
@@ -187,8 +187,8 @@ def test_train_and_eval_mode_are_one(kind: str) -> None:
 
     def everything() -> list[Tensor]:
         state, noise = think_in_groups(model, prompts(), SEEDS, HELD)
-        made = model.generate(state, 5, noise=noise)
-        return [state.hidden, model.score(state, TOKENS, noise=noise), made.token_ids, made.logprobs]
+        generation = model.generate(state, 5, noise=noise)
+        return [state.hidden, model.score(state, TOKENS, noise=noise), generation.token_ids, generation.logprobs]
 
     model.train()
     first, second = everything(), everything()
@@ -204,9 +204,9 @@ def test_train_and_eval_mode_are_one(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "copy_prompts"), [("gpt2", False), ("llama", True), ("gemma3_text", True)])
 def test_verbs_leave_the_old_state_as_it_was(kind: str, copy_prompts: bool) -> None:
     """One state, many futures: thinking under one seed, then another, then the first again."""
-    model, given = latent_model(kind, copy_prompts=copy_prompts), prompts()
+    model, batch = latent_model(kind, copy_prompts=copy_prompts), prompts()
     ours, others = (model.noise(HELD, seeds.flatten()) for seeds in (SEEDS, SEEDS + 1))
-    read = model.read(given.input_ids, given.attention_mask)
+    read = model.read(batch.input_ids, batch.attention_mask)
     middle = model.think(read.repeat(2), 1, ours)
     first = model.score(model.think(middle, 1, ours), TOKENS, noise=ours)
     model.generate(middle, 5, noise=others)

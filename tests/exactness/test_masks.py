@@ -67,9 +67,9 @@ def test_golden_seeds() -> None:
 
 def test_bits_are_those_of_python_integers() -> None:
     for name in ("", "thought", "layers.11.mlp_hidden", "answer.127"):
-        found = random_bits(EDGE_SEEDS, stream(name, 50))
+        actual = random_bits(EDGE_SEEDS, stream(name, 50))
         expected = [[splitmix.signed(splitmix.bits(seed, name, i)) for i in range(50)] for seed in EDGES]
-        assert found.tolist() == expected
+        assert actual.tolist() == expected
         assert random_bits(EDGE_SEEDS + 1, stream(name, 50)).tolist() != expected
         assert random_bits(EDGE_SEEDS, stream(name, 51)[1:]).tolist() != expected
         u = [[splitmix.uniform(seed, name, i) for i in range(50)] for seed in EDGES]
@@ -82,13 +82,13 @@ def test_bits_are_those_of_python_integers() -> None:
 @pytest.mark.parametrize(("run_seed", "step"), [(0, 0), (-3, 1), (2**64 + 5, 10**6), (12345678901234567890, -1)])
 def test_rollout_seeds_are_those_of_python_integers(run_seed: int, step: int) -> None:
     ids = [5, 0, -7, 2**40, 2**63 - 1]
-    found = rollout_seeds(run_seed, step, torch.tensor(ids), 3)
+    actual = rollout_seeds(run_seed, step, torch.tensor(ids), 3)
     expected = [[splitmix.rollout_seed(run_seed, step, i, k) for k in range(3)] for i in ids]
-    assert found.tolist() == [[splitmix.signed(word) for word in row] for row in expected]
+    assert actual.tolist() == [[splitmix.signed(word) for word in row] for row in expected]
     assert as_int64(run_seed) == splitmix.signed(run_seed & splitmix.WORD)
     # A row is its problem's, wherever it stands, and more rollouts leave the first ones as they are.
-    assert torch.equal(rollout_seeds(run_seed, step, torch.tensor(ids[::-1]), 3), found.flip(0))
-    assert torch.equal(rollout_seeds(run_seed, step, torch.tensor(ids), 9)[:, :3], found)
+    assert torch.equal(rollout_seeds(run_seed, step, torch.tensor(ids[::-1]), 3), actual.flip(0))
+    assert torch.equal(rollout_seeds(run_seed, step, torch.tensor(ids), 9)[:, :3], actual)
 
 
 def test_no_two_rollouts_have_the_same_seed() -> None:
@@ -100,13 +100,13 @@ def test_no_two_rollouts_have_the_same_seed() -> None:
 
 def test_a_repeated_problem_gets_seeds_of_its_own() -> None:
     ids, repeats = torch.tensor([5, 8, 5, 5]), torch.tensor([0, 0, 1, 2])
-    found = rollout_seeds(3, 4, ids, 8, repeats)
+    actual = rollout_seeds(3, 4, ids, 8, repeats)
     once = rollout_seeds(3, 4, ids, 8)
-    assert found.unique().numel() == 32
+    assert actual.unique().numel() == 32
     assert once.unique().numel() == 16
-    assert torch.equal(found[:2], once[:2])  # a first occurrence is as it would be alone
+    assert torch.equal(actual[:2], once[:2])  # a first occurrence is as it would be alone
     # Nor do they equal a latent step's mask seed of an earlier rollout (`PerStepDropout`).
-    assert not torch.isin(found[2:], fold(once[0][:, None], torch.arange(1, 9))).any()
+    assert not torch.isin(actual[2:], fold(once[0][:, None], torch.arange(1, 9))).any()
 
 
 def factors_of(
@@ -123,9 +123,9 @@ def factors_of(
 )
 def test_a_models_masks_are_the_references_in_every_dtype(kind: str, dtype: torch.dtype) -> None:
     model = latent_model(kind, dtype)
-    found = factors_of(model, EDGE_SEEDS)
-    assert set(found) == {*site_modules(model.model), "thought"}
-    for name, mask in found.items():
+    actual = factors_of(model, EDGE_SEEDS)
+    assert set(actual) == {*site_modules(model.model), "thought"}
+    for name, mask in actual.items():
         expected = torch.stack([reference_mask(seed, name, 0.3) for seed in EDGES])  # [B, F], or [B, heads]
         head_width = model.model.config.hidden_size // 4 if kind not in WIDE_HEADS else 8
         repeated = expected.repeat_interleave(head_width if name.endswith("heads") else 1, dim=1)
@@ -158,8 +158,8 @@ def test_select_takes_the_masks_of_the_rows(kind: type[SharedDropout], drawn_bef
     chosen = noise.select(rows).select(torch.tensor([2, 0]))  # rows 1 and 5
     for phase, step in (("prompt", 0), ("latent", 0), ("latent", 3), ("answer", 0)):
         expected = factors_of(model, EDGE_SEEDS[[1, 5]], phase, step, kind)
-        found = chosen.factors(phase, step)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        actual = chosen.factors(phase, step)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_residual_is_attention_and_mlp() -> None:
@@ -169,9 +169,9 @@ def test_residual_is_attention_and_mlp() -> None:
         both = model.noise(SharedDropout(0.3, other), EDGE_SEEDS)
         assert residual is not None
         assert both is not None
-        found, expected = residual.factors("latent", 0), both.factors("latent", 0)
-        assert set(found) == set(expected) == {f"layers.{i}.{half}" for i in (0, 1) for half in ("attention", "mlp")}
-        assert all(torch.equal(found[name], expected[name]) for name in found)
+        actual, expected = residual.factors("latent", 0), both.factors("latent", 0)
+        assert set(actual) == set(expected) == {f"layers.{i}.{half}" for i in (0, 1) for half in ("attention", "mlp")}
+        assert all(torch.equal(actual[name], expected[name]) for name in actual)
 
 
 def test_p_zero_is_no_noise() -> None:
@@ -209,8 +209,8 @@ def zeros_by_phase(model: LatentModel, exploration: SharedDropout) -> dict[str, 
     for name, (module, end) in site_modules(model.model).items():
 
         def look(module: object, args: tuple, output: object, *, name: str = name, end: str = end) -> None:  # type: ignore[type-arg]
-            given = args[0] if end == "input" else output[0] if isinstance(output, tuple) else output  # type: ignore[index]
-            seen.setdefault(name, []).append(given == 0)
+            activation = args[0] if end == "input" else output[0] if isinstance(output, tuple) else output  # type: ignore[index]
+            seen.setdefault(name, []).append(activation == 0)
 
         hooks.append(module.register_forward_hook(look))
 

@@ -97,15 +97,15 @@ def test_a_row_of_padding_is_empty_without_it(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("kind", ["qwen2", "mistral"])
 def test_tokens_do_not_see_padding(kind: str) -> None:
     """Other embeddings of padding change no bit of a token's log-probabilities and gradients."""
-    model, given, tokens = latent_model(kind, torch.float32), prompts(), torch.tensor(ANSWERS)
+    model, batch, tokens = latent_model(kind, torch.float32), prompts(), torch.tensor(ANSWERS)
     table = model.model.get_input_embeddings().weight
-    found = []
+    actual = []
     for value in (0.0, 3.0):
         with torch.no_grad():
             table[0] = value  # the padding token
-        logprobs = replay(model, given, SEEDS, tokens, IN_PROMPT, temperature=1.0)[:, :2]  # answers without token 0
-        found.append([logprobs.detach(), *torch.autograd.grad(logprobs.sum(), list(model.parameters()))])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        logprobs = replay(model, batch, SEEDS, tokens, IN_PROMPT, temperature=1.0)[:, :2]  # answers without token 0
+        actual.append([logprobs.detach(), *torch.autograd.grad(logprobs.sum(), list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*actual, strict=True))
 
 
 def test_cudnn_is_off_for_our_calls_only() -> None:

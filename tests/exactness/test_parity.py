@@ -125,9 +125,9 @@ def test_a_pause_thought_is_its_vector_at_every_step(kind: str, copy_prompts: bo
     oracle = oracle_rows(plain, 2, reference_noises(MASKS), thought=lambda hidden: pause)
     engine = engine_rows(model, MASKS)
     assert worst(engine, oracle) < 1e-10
-    found, expected = gradients(model, engine[1]), gradients(plain, oracle[1])
-    assert difference(found["thought.vector"][0, 0], expected.pop("pause")) < 1e-10
-    assert differences({name: found[f"model.{name}"] for name in expected}, expected) < 1e-10
+    actual, expected = gradients(model, engine[1]), gradients(plain, oracle[1])
+    assert difference(actual["thought.vector"][0, 0], expected.pop("pause")) < 1e-10
+    assert differences({name: actual[f"model.{name}"] for name in expected}, expected) < 1e-10
     quiet = oracle_rows(plain, 2, reference_noises(MASKS))
     assert worst(engine, quiet) > 1e-2, "the hidden state was fed back"
 
@@ -152,11 +152,11 @@ def test_a_projection_is_applied_to_every_hidden_state(kind: str, copy_prompts: 
     engine = engine_rows(model, MASKS)
     assert worst(engine, oracle) < 1e-10
     expected = gradients(plain, oracle[1])
-    found = {
+    actual = {
         name.removeprefix("model.").replace("thought.prj.", "prj_").replace(".", "_"): gradient
         for name, gradient in gradients(model, engine[1]).items()
     }
-    assert differences(found, {name.replace(".", "_"): gradient for name, gradient in expected.items()}) < 1e-10
+    assert differences(actual, {name.replace(".", "_"): gradient for name, gradient in expected.items()}) < 1e-10
     assert min(expected[name].abs().max() for name in expected if name.startswith("prj_")) > 1e-3
 
 

@@ -44,13 +44,13 @@ ALL = {**EXPLORATIONS, **OTHERS}
 CASES = [("gpt2", name) for name in ("none", "per_step", "every_site", *OTHERS)] + [("llama", "every_site")]
 
 
-def made(
+def rollouts(
     model: LatentModel, exploration: Exploration = HELD, *, questions: list[list[int]] = QUESTIONS, length: int = 6
 ) -> Generation:
     seeds = SEEDS[: len(questions)]
     with torch.no_grad():
-        given = Prompts(*model.pad(questions))
-        return roll_out(model, given, seeds, exploration, temperature=1.5, max_completion_length=length)
+        inputs = Prompts(*model.pad(questions))
+        return roll_out(model, inputs, seeds, exploration, temperature=1.5, max_completion_length=length)
 
 
 def held(tensor: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def held(tensor: Tensor) -> Tensor:
 def test_rollouts_and_their_replay(kind: str, name: str) -> None:
     """Step by step, then recorded, then replayed; and the gradients of the log-probabilities."""
     model, exploration = latent_model(kind, torch.float32), ALL[name]
-    expected = made(model, exploration)
+    expected = rollouts(model, exploration)
     prompts = Prompts(*model.pad(QUESTIONS))
     logprobs = replay(model, prompts, SEEDS, expected.token_ids, exploration, temperature=1.5)
     logprobs.sum().backward()
@@ -70,13 +70,13 @@ def test_rollouts_and_their_replay(kind: str, name: str) -> None:
     model = place(latent_model(kind, torch.float32))
     with pretended():
         for _ in range(3):
-            found = made(model, exploration)
-            assert torch.equal(held(found.token_ids), expected.token_ids)
-            assert difference(held(found.logprobs), expected.logprobs) < 1e-5
+            actual = rollouts(model, exploration)
+            assert torch.equal(held(actual.token_ids), expected.token_ids)
+            assert difference(held(actual.logprobs), expected.logprobs) < 1e-5
         recorded = name not in ("gaussian_v", "svp")
         assert len(graphs._RECORDINGS.get(model, ())) == (2 if recorded else 0)
         prompts = Prompts(*model.pad(QUESTIONS))
-        logprobs = replay(model, prompts, SEEDS, found.token_ids, exploration, temperature=1.5)
+        logprobs = replay(model, prompts, SEEDS, actual.token_ids, exploration, temperature=1.5)
         logprobs.sum().backward()
         for parameter, weight in model.named_parameters():
             if parameter in gradients:
@@ -99,17 +99,17 @@ def test_faults_are_noticed(fault: str) -> None:
     model = place(latent_model("llama", torch.float32))
     decoder = model.model.get_decoder()
 
-    def wrong(module: nn.Module, args: Any, given: dict[str, Any]) -> None:
-        FAULTS[fault](given["inputs_embeds"])
+    def wrong(module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
+        FAULTS[fault](inputs["inputs_embeds"])
 
     decoder.register_forward_pre_hook(wrong, with_kwargs=True)
     with pretended(), pytest.raises((RuntimeError, UserWarning), match=fault):  # noqa: PT012
         for _ in range(2):
-            made(model)
+            rollouts(model)
 
 
 RESULTS = json.loads((DOCS / "results" / "families.json").read_text(encoding="utf-8"))["families"]
-SHARING = [name for name, found in RESULTS.items() if found.get("shares_prompt")]
+SHARING = [name for name, actual in RESULTS.items() if actual.get("shares_prompt")]
 COPIES_FROM_THE_HOST = {"phimoe"}
 USUAL = ("gpt2", "qwen3", "gpt_neox", "mixtral", "phimoe")
 """The families of the ordinary run: absolute and rotary positions, experts, and one that cannot be recorded."""
@@ -126,14 +126,14 @@ def test_families_with_one_copy_of_the_prompt(family: str) -> None:
     add_latent_tokens(plain, tokenizer)
     model = LatentModel(plain, tokenizer, latent_steps=1)
     questions = model.encode_rows(families.QUESTIONS)
-    expected = made(model, SharedDropout(0.3), questions=questions, length=1)
+    expected = rollouts(model, SharedDropout(0.3), questions=questions, length=1)
     place(model)
     copies = family in COPIES_FROM_THE_HOST
     with pretended(), pytest.warns(UserWarning, match="cannot be recorded") if copies else nullcontext():
         for _ in range(2):
-            found = made(model, SharedDropout(0.3), questions=questions, length=1)
-            assert torch.equal(held(found.token_ids), expected.token_ids)
-            assert difference(held(found.logprobs), expected.logprobs) < 1e-4
+            actual = rollouts(model, SharedDropout(0.3), questions=questions, length=1)
+            assert torch.equal(held(actual.token_ids), expected.token_ids)
+            assert difference(held(actual.logprobs), expected.logprobs) < 1e-4
         if getattr(plain, "_can_compile_fullgraph", False):
             assert len(graphs._RECORDINGS[model]) == (0 if copies else 2)
 
@@ -161,9 +161,9 @@ def trained(folder: Path, model: LatentModel, resume: bool = False, **options: A
     return {name: p.held if isinstance(p, Pretended) else p.detach() for name, p in model.named_parameters()}
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name in expected:
-        assert difference(found[name].detach(), expected[name]) < 1e-4, name
+        assert difference(actual[name].detach(), expected[name]) < 1e-4, name
 
 
 @pytest.mark.parametrize("name", list(GRPO))
@@ -173,9 +173,9 @@ def test_grpo(name: str, tmp_path: Path) -> None:
         model = place(double())
         assert_close(trained(tmp_path / "b", model, **GRPO[name]), expected)
         assert len(graphs._RECORDINGS[model]) > 0
-    for found, line in zip(steps_of(tmp_path / "b"), steps_of(tmp_path / "a"), strict=True):
-        assert found.pop("part") == line.pop("part")
-        assert found == pytest.approx(line, rel=1e-5, abs=1e-6)
+    for actual, line in zip(steps_of(tmp_path / "b"), steps_of(tmp_path / "a"), strict=True):
+        assert actual.pop("part") == line.pop("part")
+        assert actual == pytest.approx(line, rel=1e-5, abs=1e-6)
 
 
 def test_grpo_of_an_adapter(tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_generate_of_a_published_folder(tmp_path: Path) -> None:
     with pretended():
         place(model)
         ids, mask = model.encode(["Ann has 3 ?", "Ann has 4"])
-        found = generate(model.model, input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
-    assert torch.equal(held(found), expected)
+        actual = generate(model.model, input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    assert torch.equal(held(actual), expected)
 
 
 def test_a_token_decoded_step_by_step_waits_once() -> None:
@@ -234,7 +234,7 @@ def test_a_token_decoded_step_by_step_waits_once() -> None:
     with pretended() as crossings, graphs.step_by_step():
         for length in (3, 4):
             crossings.clear()
-            assert made(model, length=length).mask.shape == (12, length)
+            assert rollouts(model, length=length).mask.shape == (12, length)
             seen.append(Counter(crossings))
     assert seen[1] - seen[0] == {"copy to the host": 1}
 

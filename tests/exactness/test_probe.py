@@ -31,9 +31,9 @@ def assert_equals_own_forward(latent: LatentModel, plain: PreTrainedModel) -> No
     rows, answer = latent.encode_rows(QUESTIONS), [5, 6]
     with torch.no_grad():
         state = latent.think(latent.read(*latent.pad(rows)).repeat(2), 2)
-        found = latent.score(state, torch.tensor([answer] * 4))
+        actual = latent.score(state, torch.tensor([answer] * 4))
         expected = [oracle_run(plain, row, 2, latent.tokens.end, answer).logprobs for row in rows for _ in range(2)]
-    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_an_attention_that_ignores_the_shared_prompt_keeps_its_own() -> None:
@@ -75,7 +75,7 @@ def test_where_nothing_moves_there_is_no_probe(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_the_probe_its_answers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above compares something: what the probe prevents does happen without it."""
-    monkeypatch.setattr("dropout_grpo.latent.recurrence.agrees", lambda found, expected: True)
+    monkeypatch.setattr("dropout_grpo.latent.recurrence.agrees", lambda actual, expected: True)
     plain, tokenizer = built("nemotron")
     model = LatentModel(plain, tokenizer, latent_steps=2)
     assert model.shares_prefix
@@ -121,10 +121,10 @@ def test_a_mask_on_experts_multiplies_the_output_of_the_block(kind: str) -> None
 
     with torch.no_grad():
         state = model.think(model.read(*model.pad([row]), Held()), 2, Held())
-        found = model.score(state, torch.tensor([[5, 6]]), noise=Held())
+        actual = model.score(state, torch.tensor([[5, 6]]), noise=Held())
         expected = oracle_run(twin, row, 2, model.tokens.end, [5, 6]).logprobs
         other = oracle_run(built(kind)[0], row, 2, model.tokens.end, [5, 6]).logprobs
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual[0], expected, atol=1e-5, rtol=1e-5)
     assert (expected - other).abs().max() > 1e-2
 
 

@@ -50,9 +50,9 @@ def own(tmp_path: Path) -> str:
 
 def test_kinds_by_name() -> None:
     config = ExplorationConfig(p=0.25, sites=("mlp",), phases=("answer",))
-    for kind, made in (("shared_dropout", SharedDropout), ("per_step_dropout", PerStepDropout)):
+    for kind, expected in (("shared_dropout", SharedDropout), ("per_step_dropout", PerStepDropout)):
         exploration = build_exploration(ExplorationConfig(kind=kind, p=0.25, sites=("mlp",), phases=("answer",)))
-        assert type(exploration) is made
+        assert type(exploration) is expected
         assert (exploration.p, exploration.sites, exploration.phases) == (0.25, ("mlp",), {"answer"})
     assert isinstance(build_exploration(ExplorationConfig(kind="none", p=0.25)), NoExploration)
     assert set(KINDS) >= {"shared_dropout", "per_step_dropout", "none"}
@@ -60,9 +60,9 @@ def test_kinds_by_name() -> None:
 
 
 def test_options_come_before_the_common_ones() -> None:
-    made = build_exploration(ExplorationConfig(p=0.1, options={"p": 0.5, "sites": ["heads"]}))
-    assert isinstance(made, SharedDropout)
-    assert (made.p, made.sites) == (0.5, ("heads",))
+    exploration = build_exploration(ExplorationConfig(p=0.1, options={"p": 0.5, "sites": ["heads"]}))
+    assert isinstance(exploration, SharedDropout)
+    assert (exploration.p, exploration.sites) == (0.5, ("heads",))
 
 
 def test_a_class_of_ones_own_by_its_path(own: str) -> None:
@@ -128,10 +128,13 @@ def test_the_command_line_takes_a_class_of_ones_own(own: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 def test_the_options_of_an_exploration_make_it_again(kind: str) -> None:
-    made = build_exploration(ExplorationConfig(kind=kind, p=0.3, sites=("mlp", "heads"), phases=("answer", "latent")))
-    found = options_of(made)
-    again = build_exploration(ExplorationConfig(**json.loads(json.dumps(found))))
-    assert type(again) is type(made)
-    assert options_of(again) == found
-    assert {k: v for k, v in vars(again).items() if k[0] != "_"} == {k: v for k, v in vars(made).items() if k[0] != "_"}
+    exploration = build_exploration(
+        ExplorationConfig(kind=kind, p=0.3, sites=("mlp", "heads"), phases=("answer", "latent"))
+    )
+    actual = options_of(exploration)
+    again = build_exploration(ExplorationConfig(**json.loads(json.dumps(actual))))
+    assert type(again) is type(exploration)
+    assert options_of(again) == actual
+    first, second = ({k: v for k, v in vars(each).items() if k[0] != "_"} for each in (exploration, again))
+    assert first == second
     assert options_of(build_exploration(ExplorationConfig(kind="none"))) == {"kind": "none"}

@@ -167,8 +167,8 @@ def reference_mask(seed: int, site: str, p: float, width: int | None = None) -> 
     if by_key := site.endswith("attention_weights"):
         width = POSITIONS * WIDTHS["heads"]  # factor (position, head) is number position * H + head
     features = range(width or WIDTHS[site.split(".")[-1]])
-    kept = [0.0 if splitmix.dropped(seed, site, i, p) else 1.0 / (1.0 - p) for i in features]
-    drawn = torch.tensor(kept, dtype=torch.float64)
+    factors = [0.0 if splitmix.dropped(seed, site, i, p) else 1.0 / (1.0 - p) for i in features]
+    drawn = torch.tensor(factors, dtype=torch.float64)
     return drawn.view(POSITIONS, -1).T if by_key else drawn
 
 
@@ -222,10 +222,10 @@ def gradients(model: nn.Module, logprobs: Tensor) -> dict[str, Tensor]:
     """
     weights = torch.linspace(-1.0, 2.0, logprobs.numel(), dtype=logprobs.dtype).view_as(logprobs)
     parameters = dict(model.named_parameters())
-    found = torch.autograd.grad((logprobs * weights).sum(), list(parameters.values()), allow_unused=True)
+    grads = torch.autograd.grad((logprobs * weights).sum(), list(parameters.values()), allow_unused=True)
     zero = (torch.zeros_like(parameter) for parameter in parameters.values())
-    given = (z if gradient is None else gradient for gradient, z in zip(found, zero, strict=True))
-    return dict(zip(parameters, given, strict=True))
+    filled = (z if gradient is None else gradient for gradient, z in zip(grads, zero, strict=True))
+    return dict(zip(parameters, filled, strict=True))
 
 
 def difference(a: Tensor, b: Tensor) -> float:

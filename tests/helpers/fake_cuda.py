@@ -34,24 +34,24 @@ class FakeGraph:
     def pool(self) -> object:
         return self._pool
 
-    def add(self, function: Any, args: Any, kwargs: Any, given: Any) -> None:
+    def add(self, function: Any, args: Any, kwargs: Any, outputs: Any) -> None:
         """An operation that has run."""
         taken = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
-        new = [tensor for tensor in tensors(given) if tensor.untyped_storage().data_ptr() not in taken]
-        assert not new or len(new) == len(tensors(given)), f"{function} gives a view beside a new tensor"
+        new = [tensor for tensor in tensors(outputs) if tensor.untyped_storage().data_ptr() not in taken]
+        assert not new or len(new) == len(tensors(outputs)), f"{function} gives a view beside a new tensor"
         self.operations.append((function, args, kwargs, new))
 
     def replay(self) -> None:
         self.replays += 1
         self.spoil()
-        for function, args, kwargs, given in self.operations:
+        for function, args, kwargs, outputs in self.operations:
             again = tensors(function(*args, **kwargs))
-            for old, new in zip(given, again if given else [], strict=True):
+            for old, new in zip(outputs, again if outputs else [], strict=True):
                 old.copy_(new)
 
     def spoil(self) -> None:
-        for *_, given in self.operations:
-            for tensor in given:
+        for *_, outputs in self.operations:
+            for tensor in outputs:
                 tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
 
 
@@ -112,10 +112,10 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = func(*args, **kwargs)
+        outputs = func(*args, **kwargs)
         if self.cuda.recording is not None:
-            self.cuda.recording.add(func, args, kwargs, given)
-        return given
+            self.cuda.recording.add(func, args, kwargs, outputs)
+        return outputs
 
 
 def tensors(tree: Any) -> list[Tensor]:

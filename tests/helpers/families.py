@@ -116,8 +116,8 @@ def examine(model_type: str) -> dict[str, Any]:
         ``masked`` (masks in all phases); ``replay``, the largest difference of a rollout's log-probabilities and their
         replay; ``masks_act``; and ``lacks``, the sites that it does not have.
     """
-    found = _examined(model_type, torch.float64)
-    return found if found["status"] == "works" else _examined(model_type, torch.float32)
+    result = _examined(model_type, torch.float64)
+    return result if result["status"] == "works" else _examined(model_type, torch.float32)
 
 
 def _examined(model_type: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -44,11 +44,17 @@ def alternating(prompts: Sequence[str], completions: Sequence[str], **columns: A
 
 
 def trainer(tmp_path: Path, config: GRPOConfig = CONFIG, **options: Any) -> GRPOTrainer:
-    given = {"model": tiny_latent(), "exploration": SharedDropout(0.2), "reward_funcs": [digits], "seed": 2, **options}
-    run = RunFolder(tmp_path, "grpo", {}, resume=given.pop("resume", False))
-    problems = given.pop("problems", tiny_problems(5))
-    model, exploration, rewards = given.pop("model"), given.pop("exploration"), given.pop("reward_funcs")
-    return GRPOTrainer(model, rewards, config, problems, exploration=exploration, run=run, **given)
+    settings = {
+        "model": tiny_latent(),
+        "exploration": SharedDropout(0.2),
+        "reward_funcs": [digits],
+        "seed": 2,
+        **options,
+    }
+    run = RunFolder(tmp_path, "grpo", {}, resume=settings.pop("resume", False))
+    problems = settings.pop("problems", tiny_problems(5))
+    model, exploration, rewards = settings.pop("model"), settings.pop("exploration"), settings.pop("reward_funcs")
+    return GRPOTrainer(model, rewards, config, problems, exploration=exploration, run=run, **settings)
 
 
 def steps_of(tmp_path: Path) -> list[dict[str, float]]:

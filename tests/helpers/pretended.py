@@ -59,7 +59,7 @@ class Pretended(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Pretended":
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        wrapper = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             held.size(),
             strides=held.stride(),
@@ -67,8 +67,8 @@ class Pretended(Tensor):
             dtype=held.dtype,
             device=torch.device(NAME, 0),
         )
-        made.held = held
-        return made
+        wrapper.held = held
+        return wrapper
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -102,14 +102,14 @@ def _cross(what: str) -> None:
         raise RuntimeError(f"{what} while a graph is recorded")
 
 
-def _leaves(branches: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
+def _leaves(branches: Iterable[Any], leaves: list[Tensor]) -> list[Tensor]:
     """All tensors of an operation's arguments; faster than the one of pytree."""
     for branch in branches:
         if isinstance(branch, Tensor):
-            found.append(branch)
+            leaves.append(branch)
         elif isinstance(branch, list | tuple):
-            _leaves(branch, found)
-    return found
+            _leaves(branch, leaves)
+    return leaves
 
 
 def _on_host(tree: Any) -> Any:

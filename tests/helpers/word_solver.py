@@ -18,9 +18,9 @@ QUESTIONS = (
 )
 
 
-def read_question(asked: str) -> dict[str, str]:
+def read_question(final: str) -> dict[str, str]:
     """The things ``t`` that are asked for, and the person ``p`` where the question says whose."""
-    (match,) = [match for pattern in QUESTIONS if (match := re.fullmatch(pattern, asked))]
+    (match,) = [match for pattern in QUESTIONS if (match := re.fullmatch(pattern, final))]
     return match.groupdict()
 
 
@@ -40,7 +40,7 @@ def solve(question: str) -> tuple[int, list[str]]:
         KeyError: something happens to things that nobody was said to have.
         AssertionError: the days are out of order, or the asked-for number is told twice.
     """
-    *told, asked = question.removesuffix(" ?").split(" . ")
+    *told, final = question.removesuffix(" ?").split(" . ")
     has: dict[tuple[str, str], int] = {}
     steps: dict[tuple[str, str], list[str]] = {}
     starts: Counter[tuple[str, str]] = Counter()
@@ -56,7 +56,7 @@ def solve(question: str) -> tuple[int, list[str]]:
         steps[owner].append(f"<<{before}{effect}{n}={has[owner]}>>")
         days.append(who["day"])
     assert days == [DAYS[index % 7] for index in range(len(days))], "the days go by in order"
-    wanted = read_question(asked)
+    wanted = read_question(final)
     (target,) = [(p, t) for p, t in has if t == wanted["t"] and p == wanted.get("p", p)]
     assert starts[target] == 1, "the text says twice how many there are"
     return has[target], steps[target]

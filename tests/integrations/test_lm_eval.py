@@ -45,11 +45,11 @@ def request(kind: str, *arguments: object) -> Instance:
 
 def test_answers_equal_those_of_eval(backend: DropoutGRPOLM) -> None:
     problems = tiny_problems(5)
-    found = backend.generate_until(
+    actual = backend.generate_until(
         [request("generate_until", p.question, {"until": [], "max_gen_toks": LENGTH}) for p in problems]
     )
     config = EvaluationConfig(num_samples=0, max_new_tokens=LENGTH)
-    assert found == [a.plain for a in answer_problems(backend.model, problems, config)]
+    assert actual == [a.plain for a in answer_problems(backend.model, problems, config)]
 
 
 def test_an_answer_ends_before_the_first_stop_string(backend: DropoutGRPOLM) -> None:
@@ -63,8 +63,8 @@ def test_an_answer_ends_before_the_first_stop_string(backend: DropoutGRPOLM) -> 
 def test_likelihoods_equal_those_of_score(backend: DropoutGRPOLM) -> None:
     model = backend.model
     pairs = [("Ann has 3 ?", "4"), ("Ann has 5 ? ?", "3 + 4"), ("Ann has 7 ?", ""), ("Ann has 1 ?", "1")]
-    found = backend.loglikelihood([request("loglikelihood", *pair) for pair in pairs])
-    for (question, text), (logprob, _) in zip(pairs, found, strict=True):
+    actual = backend.loglikelihood([request("loglikelihood", *pair) for pair in pairs])
+    for (question, text), (logprob, _) in zip(pairs, actual, strict=True):
         ids = model.tokenizer.encode(text, add_special_tokens=False)
         state = model.think(model.read(*model.encode([question])), model.latent_steps)
         alone = float(model.score(state, torch.tensor([ids])).detach().sum()) if ids else 0.0
@@ -80,8 +80,8 @@ def test_greedy_is_what_greedy_decoding_says(backend: DropoutGRPOLM) -> None:
     texts = [model.tokenizer.decode([i]) for i in (first, *others)]
     if model.tokenizer.encode(texts[0], add_special_tokens=False) != [first]:
         pytest.skip("the first token does not survive decoding")
-    found = backend.loglikelihood([request("loglikelihood", question, text) for text in texts])
-    assert [greedy for _, greedy in found] == [True, False, False]
+    actual = backend.loglikelihood([request("loglikelihood", question, text) for text in texts])
+    assert [greedy for _, greedy in actual] == [True, False, False]
 
 
 def test_sampling_and_running_text_are_refused(backend: DropoutGRPOLM) -> None:
@@ -101,7 +101,7 @@ def run_shipped_task(checkpoint: Path, folder: Path, problems: Sequence[Problem]
     (folder / "tiny.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
     from lm_eval.tasks import TaskManager
 
-    found: dict[str, Any] = lm_eval.simple_evaluate(
+    actual: dict[str, Any] = lm_eval.simple_evaluate(
         model="dropout_grpo",
         model_args={"pretrained": str(checkpoint), "device": "cpu"},
         tasks=["tiny_latent_task"],
@@ -109,18 +109,18 @@ def run_shipped_task(checkpoint: Path, folder: Path, problems: Sequence[Problem]
         bootstrap_iters=0,
         log_samples=True,
     )
-    return found
+    return actual
 
 
 def test_the_harness_runs_the_task_with_the_answers_of_eval(checkpoint: Path, tmp_path: Path) -> None:
     problems = tiny_problems(6)
-    found = run_shipped_task(checkpoint, tmp_path, problems)
+    actual = run_shipped_task(checkpoint, tmp_path, problems)
     backend = DropoutGRPOLM(pretrained=str(checkpoint), device="cpu")
     config = EvaluationConfig(num_samples=0, max_new_tokens=16)
     answered = answer_problems(backend.model, problems, config)
-    assert [s["resps"] for s in found["samples"]["tiny_latent_task"]] == [[[a.plain]] for a in answered]
+    assert [s["resps"] for s in actual["samples"]["tiny_latent_task"]] == [[[a.plain]] for a in answered]
     right = sum(a.plain_correct for a in answered) / len(answered)
-    assert found["results"]["tiny_latent_task"]["exact_match,answer"] == pytest.approx(right)
+    assert actual["results"]["tiny_latent_task"]["exact_match,answer"] == pytest.approx(right)
 
 
 SCORED = [
@@ -142,10 +142,10 @@ def test_the_harness_scores_completions_as_eval_does(
     said = [completion for completion, _, _ in SCORED]
     monkeypatch.setattr(DropoutGRPOLM, "generate_until", lambda self, requests: said)
     problems = [Problem(id=i, question="how many ?", steps=(), answer=gold) for i, (_, gold, _) in enumerate(SCORED)]
-    found = run_shipped_task(checkpoint, tmp_path, problems)
-    samples = sorted(found["samples"]["tiny_latent_task"], key=lambda sample: int(sample["doc_id"]))
+    actual = run_shipped_task(checkpoint, tmp_path, problems)
+    samples = sorted(actual["samples"]["tiny_latent_task"], key=lambda sample: int(sample["doc_id"]))
     assert [sample["exact_match"] for sample in samples] == [score for _, _, score in SCORED]
-    assert found["results"]["tiny_latent_task"]["exact_match,answer"] == pytest.approx(6 / 9)
+    assert actual["results"]["tiny_latent_task"]["exact_match,answer"] == pytest.approx(6 / 9)
     assert [answers_match(extract_answer(completion), gold) for completion, gold, _ in SCORED] == [
         bool(score) for _, _, score in SCORED
     ]
@@ -162,11 +162,11 @@ def test_the_harness_cuda_0_is_the_cpu_where_there_is_no_gpu(
 ) -> None:
     """The harness's command line passes device="cuda:0" and batch_size=1 when the user gives neither."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    made = DropoutGRPOLM(pretrained=str(checkpoint), batch_size=1, device="cuda:0")
-    assert made.model.device.type == "cpu"
+    backend = DropoutGRPOLM(pretrained=str(checkpoint), batch_size=1, device="cuda:0")
+    assert backend.model.device.type == "cpu"
     assert "device cuda:0: there is no CUDA device here" in caplog.text
     named = ["run", "--tasks", "gsm8k_latent"]
     assert with_defaults(named) == [*named, "--include_path", str(TASKS), "--device", "cpu", "--batch_size", "auto"]
-    given = [*named, "--include_path", "mine", "--device=cuda:1", "-b", "3"]
-    assert with_defaults(given) == given
+    words = [*named, "--include_path", "mine", "--device=cuda:1", "-b", "3"]
+    assert with_defaults(words) == words
     assert with_defaults(["ls", "tasks"]) == ["ls", "tasks"]

@@ -55,7 +55,7 @@ def test_a_start_marker_in_the_prompt_is_not_added_again(tmp_path: Path) -> None
     model.save_pretrained(tmp_path / "saved")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     ids, mask = model.encode(QUESTIONS)  # with the marker
-    found = plain.generate(
+    actual = plain.generate(
         ids,
         attention_mask=mask,
         custom_generate=str(tmp_path / "saved"),
@@ -65,7 +65,7 @@ def test_a_start_marker_in_the_prompt_is_not_added_again(tmp_path: Path) -> None
         eos_token_id=model.tokens.eos,
         pad_token_id=model.tokens.pad,
     )
-    assert model.tokenizer.batch_decode(found, skip_special_tokens=True) == model.answer(QUESTIONS, 6)
+    assert model.tokenizer.batch_decode(actual, skip_special_tokens=True) == model.answer(QUESTIONS, 6)
 
 
 def test_the_card_says_what_was_done(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_the_cache_has_the_name_that_the_model_takes(
     model.save_pretrained(tmp_path / "saved")
     theirs, own, seen = GPT2Model.forward, cache_name(model.model), []
 
-    def renamed(self: GPT2Model, *ids: Any, **given: Any) -> Any:
-        seen.append(set(given))
-        given[own] = given.pop(name, None) if name in given else given.get(own)
-        output = theirs(self, *ids, **given)
+    def renamed(self: GPT2Model, *ids: Any, **kwargs: Any) -> Any:
+        seen.append(set(kwargs))
+        kwargs[own] = kwargs.pop(name, None) if name in kwargs else kwargs.get(own)
+        output = theirs(self, *ids, **kwargs)
         output[name] = output.get(own)
         return output
 
@@ -120,7 +120,7 @@ def test_the_cache_has_the_name_that_the_model_takes(
     )  # type: ignore[attr-defined]
     monkeypatch.setattr(GPT2Model, "forward", renamed)
     assert transformers_answers(tmp_path / "saved", QUESTIONS) == expected
-    assert all(name in given for given in seen[:3]), "the three thoughts"
+    assert all(name in kwargs for kwargs in seen[:3]), "the three thoughts"
     seen.clear()
     assert LatentModel.from_pretrained(tmp_path / "saved").answer(QUESTIONS, 6) == expected
-    assert sum(name in given for given in seen) >= 4, "the prompt and three thoughts; the head passes its own name on"
+    assert sum(name in kwargs for kwargs in seen) >= 4, "the prompt and three thoughts; the head passes its own name on"

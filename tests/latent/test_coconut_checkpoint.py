@@ -117,7 +117,7 @@ def test_a_plain_folder_with_the_tokens_answers_as_the_model_in_it(tmp_path: Pat
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> tuple[Path, Path, State]:
+def checkpoint(tmp_path: Path) -> tuple[Path, Path, State]:
     """A file, its base, and what the file holds."""
     return tmp_path / "checkpoint_3", save_base(tmp_path / "base", "gpt2"), Coconut(trained("gpt2")).state_dict()
 
@@ -170,8 +170,10 @@ REFUSED: dict[Callable[[State], None], str] = {
 
 
 @pytest.mark.parametrize("change", REFUSED)
-def test_weights_that_do_not_fit_are_refused(change: Callable[[State], None], made: tuple[Path, Path, State]) -> None:
-    file, base, state = made
+def test_weights_that_do_not_fit_are_refused(
+    change: Callable[[State], None], checkpoint: tuple[Path, Path, State]
+) -> None:
+    file, base, state = checkpoint
     torch.save(state, file)
     LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
     change(state)
@@ -180,8 +182,8 @@ def test_weights_that_do_not_fit_are_refused(change: Callable[[State], None], ma
         LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
 
 
-def test_one_name_of_a_tied_weight_is_enough(made: tuple[Path, Path, State]) -> None:
-    file, base, state = made
+def test_one_name_of_a_tied_weight_is_enough(checkpoint: tuple[Path, Path, State]) -> None:
+    file, base, state = checkpoint
     del state["base_causallm.lm_head.weight"], state["embedding.weight"]
     torch.save(state, file)
     loaded = LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
@@ -202,8 +204,8 @@ class Opens:
         return open, (str(self.path), "w")
 
 
-def test_nothing_in_a_file_is_executed(made: tuple[Path, Path, State], tmp_path: Path) -> None:
-    file, base, state = made
+def test_nothing_in_a_file_is_executed(checkpoint: tuple[Path, Path, State], tmp_path: Path) -> None:
+    file, base, state = checkpoint
     torch.save({**state, "evil": Opens(tmp_path / "evil")}, file)
     with pytest.raises(UserError, match=r"not a state_dict that torch\.load can read with weights_only"):
         LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
@@ -211,8 +213,8 @@ def test_nothing_in_a_file_is_executed(made: tuple[Path, Path, State], tmp_path:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04 half of a file"])
-def test_a_file_that_is_none_is_named(content: bytes, made: tuple[Path, Path, State]) -> None:
-    file, base, _ = made
+def test_a_file_that_is_none_is_named(content: bytes, checkpoint: tuple[Path, Path, State]) -> None:
+    file, base, _ = checkpoint
     file.write_bytes(content)
     with pytest.raises(UserError, match="checkpoint_3 is not a state_dict") as error:
         LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
@@ -220,9 +222,9 @@ def test_a_file_that_is_none_is_named(content: bytes, made: tuple[Path, Path, St
     assert "\n" not in str(error.value)
 
 
-def test_a_wrapped_dictionary_is_read(made: tuple[Path, Path, State]) -> None:
+def test_a_wrapped_dictionary_is_read(checkpoint: tuple[Path, Path, State]) -> None:
     """As Dropout-GRPO's authors save it, among other things."""
-    file, base, state = made
+    file, base, state = checkpoint
     torch.save({"model_state_dict": state, "epoch": 3, "optimizer_state_dict": {"state": {0: torch.ones(2)}}}, file)
     loaded = LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
     assert answers_of(loaded) == expected_answers(trained("gpt2"))
@@ -257,10 +259,10 @@ def test_an_untied_head_over_a_tied_base_is_kept(kind: str, tmp_path: Path) -> N
 
 
 def test_other_shared_weights_that_differ_are_refused_by_name(
-    made: tuple[Path, Path, State], monkeypatch: pytest.MonkeyPatch
+    checkpoint: tuple[Path, Path, State], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base may share more than its head; here the two layers share a bias."""
-    file, base, state = made
+    file, base, state = checkpoint
     torch.save(state, file)
 
     def sharing(path: Path, **options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -277,8 +279,8 @@ def test_other_shared_weights_that_differ_are_refused_by_name(
         LatentModel.from_pretrained(file, base=base, latent_steps=STEPS)
 
 
-def test_a_file_needs_its_base_and_its_number_of_thoughts(made: tuple[Path, Path, State]) -> None:
-    file, base, state = made
+def test_a_file_needs_its_base_and_its_number_of_thoughts(checkpoint: tuple[Path, Path, State]) -> None:
+    file, base, state = checkpoint
     torch.save(state, file)
     with pytest.raises(UserError, match=r"needs base \(on the command line --base\)"):
         LatentModel.from_pretrained(file, latent_steps=STEPS)

@@ -74,8 +74,8 @@ def loaded_from(file: Path) -> LatentModel:
 def answers_of(model: LatentModel) -> list[list[int]]:
     with torch.no_grad():
         state = model.think(model.read(*model.encode(QUESTIONS)), model.latent_steps)
-    made = model.generate(state, LENGTH)
-    return [ids[mask].tolist() for ids, mask in zip(made.token_ids, made.mask, strict=True)]
+    generation = model.generate(state, LENGTH)
+    return [ids[mask].tolist() for ids, mask in zip(generation.token_ids, generation.mask, strict=True)]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])  # Conv1D and Linear, a tied and an untied head
@@ -101,9 +101,9 @@ def test_it_is_trained_and_measured_like_any_other(tmp_path: Path) -> None:
     model = loaded_from(file).float()
     GRPOTrainer(model, alternating, CONFIG, tiny_problems(5), run=tmp_path / "run").train()
     save_problems(tmp_path / "test.json", tiny_problems(3))
-    given = ["--checkpoint", str(file), "--base", str(tmp_path / "base"), "--latent_steps", str(STEPS)]
+    arguments = ["--checkpoint", str(file), "--base", str(tmp_path / "base"), "--latent_steps", str(STEPS)]
     options = ["--files", f"[{tmp_path / 'test.json'}]", "--evaluation.num_samples", "2", "--bf16", "false"]
-    assert main(["eval", *given, *options, "--run_dir", str(tmp_path / "eval")]) == 0
+    assert main(["eval", *arguments, *options, "--run_dir", str(tmp_path / "eval")]) == 0
 
 
 def test_its_answers_have_words_instead_of_a_marker() -> None:

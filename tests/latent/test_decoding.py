@@ -90,25 +90,25 @@ def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
     ("top_p", "kept"),
     [(0.1, [2]), (0.49, [2]), (0.51, [2, 0]), (0.79, [2, 0]), (0.81, [2, 0, 3]), (1.0, [2, 0, 3, 1])],
 )
-def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, kept: list[int]) -> None:
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleus: list[int]) -> None:
     n, row = 4000, torch.tensor([0.3, 0.05, 0.5, 0.15], dtype=torch.float64)
     chosen = Sampling(torch.arange(n), 1.0, top_p).choose(row.log().expand(n, -1), 0)
     shares = torch.bincount(chosen, minlength=4) / n
     expected = torch.zeros(4, dtype=torch.float64)
-    expected[kept] = row[kept] / row[kept].sum()
-    assert set(chosen.tolist()) == set(kept)
+    expected[nucleus] = row[nucleus] / row[nucleus].sum()
+    assert set(chosen.tolist()) == set(nucleus)
     torch.testing.assert_close(shares.double(), expected, atol=0.03, rtol=0)
     seeds = torch.tensor([7, 3])
-    found = Sampling(torch.arange(n), 1.0, top_p).select(seeds).choose(row.log().expand(2, -1), 0)
-    assert torch.equal(found, chosen[seeds])
+    actual = Sampling(torch.arange(n), 1.0, top_p).select(seeds).choose(row.log().expand(2, -1), 0)
+    assert torch.equal(actual, chosen[seeds])
 
 
 def test_the_nucleus_is_that_of_transformers() -> None:
     logits = 2 * torch.randn(50, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for top_p in (0.1, 0.6, 0.95):
         theirs = TopPLogitsWarper(top_p)(torch.zeros(50, 0, dtype=torch.long), logits.clone()).softmax(-1)
-        found = decoding._nucleus(logits.softmax(-1), top_p)
-        torch.testing.assert_close(found / found.sum(-1, keepdim=True), theirs)
+        actual = decoding._nucleus(logits.softmax(-1), top_p)
+        torch.testing.assert_close(actual / actual.sum(-1, keepdim=True), theirs)
 
 
 def thought_of(model: LatentModel, questions: list[str]) -> LatentState:
@@ -124,11 +124,11 @@ def test_temperature_divides_the_logits_before_a_token_is_drawn() -> None:
     state = state.repeat(300)
     for temperature in (0.5, 2.0):
         strategy = Sampling(torch.arange(300), temperature)
-        made = model.generate(state, 1, strategy=strategy)
+        generation = model.generate(state, 1, strategy=strategy)
         expected = (logits / temperature).log_softmax(-1).expand(300, -1)
-        torch.testing.assert_close(made.logprobs[:, 0], expected.gather(1, made.token_ids)[:, 0])
-        assert torch.equal(made.token_ids[:, 0], strategy.choose(expected, 0))
-        torch.testing.assert_close(made.entropy[:, 0], -(expected.exp() * expected).sum(-1))
+        torch.testing.assert_close(generation.logprobs[:, 0], expected.gather(1, generation.token_ids)[:, 0])
+        assert torch.equal(generation.token_ids[:, 0], strategy.choose(expected, 0))
+        torch.testing.assert_close(generation.entropy[:, 0], -(expected.exp() * expected).sum(-1))
 
 
 def test_average_over_masks_by_hand() -> None:
@@ -192,10 +192,10 @@ def test_average_over_masks_is_greedy_under_the_enumerated_average_policy() -> N
         model = tiny_latent(dtype=torch.float64, seed=seed, std=0.5)
         prompts, seeds = Prompts(*model.encode(["Ann has 3"])), torch.tensor([[11, 12, 13]])
         state, noise = think_in_groups(model, prompts, seeds, exploration)
-        made = model.generate(state, 4, strategy=AverageOverMasks(3), noise=noise)
+        generation = model.generate(state, 4, strategy=AverageOverMasks(3), noise=noise)
         expected = average_answer(model, state, noise, 4)
         for row in range(3):
-            assert made.token_ids[row][made.mask[row]].tolist() == expected
+            assert generation.token_ids[row][generation.mask[row]].tolist() == expected
         seen["weights matter"] |= average_answer(model, state, noise, 4, weighted=False) != expected
         alone = model.generate(state, 4, noise=noise)
         seen["masks disagree"] |= len({tuple(row) for row in alone.token_ids.tolist()}) > 1
@@ -216,7 +216,7 @@ def test_average_of_a_batch_is_that_of_each_question() -> None:
     assert len(set(lengths[:, 0].tolist())) > 1, "all end together: nothing leaves the batch"
     for i, question in enumerate(questions):
         alone, noise = think_in_groups(model, Prompts(*model.encode([question])), seeds[i : i + 1], exploration)
-        made = model.generate(alone, 8, strategy=AverageOverMasks(4), noise=noise)
+        generation = model.generate(alone, 8, strategy=AverageOverMasks(4), noise=noise)
         for k in range(4):
             row = together.token_ids[4 * i + k][together.mask[4 * i + k]]
-            assert row.tolist() == made.token_ids[k][made.mask[k]].tolist()
+            assert row.tolist() == generation.token_ids[k][generation.mask[k]].tolist()

@@ -115,10 +115,10 @@ def test_a_gguf_without_latent_tokens_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 20, 4000])
-def test_cut_files_are_refused_by_name(tmp_path: Path, kept: int) -> None:
+def test_cut_files_are_refused_by_name(tmp_path: Path, size: int) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(file, "llama")
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(UserError, match=r"cannot load a language model from the GGUF file .*tiny\.gguf: "):
         load_causal_lm(file)
 
@@ -153,5 +153,5 @@ def test_the_curriculum_starts_from_a_gguf_file_and_its_checkpoint_is_a_plain_fo
 
 def test_inspect_reads_a_gguf_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", "llama")
-    found = inspect(str(tmp_path / "tiny.gguf"), CheckpointOptions())
-    assert (found["class"], found["latent_tokens_added"]) == ("LlamaForCausalLM", list(LATENT_TOKENS))
+    actual = inspect(str(tmp_path / "tiny.gguf"), CheckpointOptions())
+    assert (actual["class"], actual["latent_tokens_added"]) == ("LlamaForCausalLM", list(LATENT_TOKENS))

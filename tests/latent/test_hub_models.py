@@ -31,12 +31,12 @@ class ConnectError(Exception):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
-    made = Hub(ConnectError("Name or service not known"))
-    monkeypatch.setattr(hub_module, "HfApi", lambda: made)
+    fake = Hub(ConnectError("Name or service not known"))
+    monkeypatch.setattr(hub_module, "HfApi", lambda: fake)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.chdir(tmp_path)
     hub_module._problem.cache_clear()
-    return made
+    return fake
 
 
 @pytest.mark.parametrize("path", ["/none/x", "./none", "../none", "a/b/c", "runs/none", "~/none", "no such"])

@@ -30,8 +30,8 @@ def assert_same(thought: ThoughtReading, expected: list[tuple[str, float]]) -> N
 def test_the_tokens_are_those_of_transformers_forward_pass_alone(kind: str) -> None:
     """No cache, no padding, no batch; Gemma 2 caps its logits, which the weights of its head alone do not show."""
     model, plain = latent_model(kind, latent_steps=3), oracle_model(kind)
-    found = model.thoughts(QUESTIONS, top_k=4)
-    for question, thoughts in zip(QUESTIONS, found, strict=True):
+    actual = model.thoughts(QUESTIONS, top_k=4)
+    for question, thoughts in zip(QUESTIONS, actual, strict=True):
         embeds = plain.get_input_embeddings()(torch.tensor(model.encode_rows([question])))  # [1, S, D]
         assert len(thoughts.plain) == 4
         for thought in thoughts.plain:

@@ -44,9 +44,9 @@ def test_a_fresh_adapter_changes_nothing(kind: str, exploration: SharedDropout, 
     exploration = fitting(kind, exploration)
     plain, adapted = LatentModel.from_pretrained(saved_base(tmp_path / "a", kind)), tiny_lora(tmp_path / "b", kind)
     assert torch.equal(said(plain), said(adapted))
-    expected, found = rollouts(plain, exploration), rollouts(adapted, exploration)
-    assert torch.equal(expected.token_ids, found.token_ids)
-    torch.testing.assert_close(found.logprobs, expected.logprobs)  # on some CPUs bits depend on where tensors lie
+    expected, actual = rollouts(plain, exploration), rollouts(adapted, exploration)
+    assert torch.equal(expected.token_ids, actual.token_ids)
+    torch.testing.assert_close(actual.logprobs, expected.logprobs)  # on some CPUs bits depend on where tensors lie
 
 
 @pytest.mark.parametrize(("kind", "exploration"), [("gpt2", EVERYWHERE), ("llama", LATENT), ("gemma2", EVERYWHERE)])

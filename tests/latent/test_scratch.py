@@ -33,12 +33,12 @@ def test_a_gpt2_is_the_one_that_transformers_makes_with_the_same_seed() -> None:
     model = GPT2LMHeadModel(theirs)
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    made = scratch_model(tokenizer, **SIZES, seed=5)
+    ours = scratch_model(tokenizer, **SIZES, seed=5)
     assert torch.equal(torch.get_rng_state(), before)  # the global generator is left alone
-    assert_same_weights(dict(made.state_dict()), dict(model.state_dict()))
-    assert (made.config.eos_token_id, made.config.pad_token_id) == (1, 0)
+    assert_same_weights(dict(ours.state_dict()), dict(model.state_dict()))
+    assert (ours.config.eos_token_id, ours.config.pad_token_id) == (1, 0)
     other = scratch_model(tokenizer, **SIZES, seed=6)
-    assert not torch.equal(other.get_input_embeddings().weight, made.get_input_embeddings().weight)
+    assert not torch.equal(other.get_input_embeddings().weight, ours.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "opt", "gpt_neox"])

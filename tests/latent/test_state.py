@@ -134,10 +134,10 @@ def test_rectangle_keeps_every_living_row_and_no_more_than_it_must() -> None:
             alive = torch.rand(groups * k) < 0.3
             if not alive.any():
                 continue
-            kept = rectangle(alive, k)
-            assert set(alive.nonzero().flatten().tolist()) <= set(kept.tolist())
-            assert kept.tolist() == sorted(set(kept.tolist()))
-            counts = torch.bincount(kept // k, minlength=groups)
+            rows = rectangle(alive, k)
+            assert set(alive.nonzero().flatten().tolist()) <= set(rows.tolist())
+            assert rows.tolist() == sorted(set(rows.tolist()))
+            counts = torch.bincount(rows // k, minlength=groups)
             most = int(alive.view(groups, k).sum(1).max())
             assert counts.tolist() == [most if row.any() else 0 for row in alive.view(groups, k)]
 

@@ -30,8 +30,8 @@ def test_what_a_generation_config_may_say(stops: int | list[int] | None, expecte
 
 
 def answers(model: LatentModel) -> list[list[int]]:
-    made = answers_of(model)
-    return [ids[mask].tolist() for ids, mask in zip(made.token_ids, made.mask, strict=True)]
+    generation = answers_of(model)
+    return [ids[mask].tolist() for ids, mask in zip(generation.token_ids, generation.mask, strict=True)]
 
 
 @torch.no_grad()
@@ -51,9 +51,9 @@ def test_an_answer_ends_with_any_of_them_and_its_text_leaves_them_out(tmp_path: 
     cut = [row[: row.index(stop) + 1] if stop in row else row for row in before]
     assert answers(loaded) == cut
     assert cut != before
-    made = answers_of(loaded)
+    generation = answers_of(loaded)
     word = model.tokenizer.decode([stop])
-    assert all(word not in text.split() for text in loaded.decode(made.token_ids, made.mask))
+    assert all(word not in text.split() for text in loaded.decode(generation.token_ids, generation.mask))
 
 
 def test_an_answer_that_ends_with_another_stop_is_not_truncated(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ def test_values_and_gradients_are_pefts(kind: str, tmp_path: Path) -> None:
         layer.__class__ = TrainableTokensLayer
     pefts, peft_gradients = passed(model)
     torch.testing.assert_close(ours, pefts, atol=1e-5, rtol=1e-5)
-    for found, expected in zip(our_gradients, peft_gradients, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-        assert found.abs().max() > 1e-3
+    for actual, expected in zip(our_gradients, peft_gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+        assert actual.abs().max() > 1e-3
 
 
 class Copies(TorchDispatchMode):
@@ -63,11 +63,11 @@ def test_no_table_is_copied(kind: str, loaded: bool, tmp_path: Path) -> None:
     if loaded:
         model.save_pretrained(tmp_path / "adapter")
         model = LatentModel.from_pretrained(tmp_path / "adapter")
-    found, counts = layers(model), []
+    actual, counts = layers(model), []
     for kind_of_layer in (TokenRows, TrainableTokensLayer):
-        for layer in found:
+        for layer in actual:
             layer.__class__ = kind_of_layer
-        with torch.no_grad(), Copies(found[0].base_layer.weight) as copies:
+        with torch.no_grad(), Copies(actual[0].base_layer.weight) as copies:
             model.model(input_ids=IDS)
         counts.append(copies.count)
     assert counts == [0, 2]

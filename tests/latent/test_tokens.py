@@ -96,15 +96,15 @@ def test_only_what_is_missing_is_added() -> None:
     tokenizer.add_tokens([LATENT], special_tokens=True)  # id 28
     before = model.get_input_embeddings().weight.detach().clone()
     add_latent_tokens(model, tokenizer)
-    found = latent_tokens(tokenizer, "here")
-    assert (found.start, found.latent, found.end) == (29, 28, 30)
+    actual = latent_tokens(tokenizer, "here")
+    assert (actual.start, actual.latent, actual.end) == (29, 28, 30)
     assert torch.equal(model.get_input_embeddings().weight[:29], before)
 
 
 def test_a_prompt_is_question_newline_start_marker() -> None:
-    found = encode_questions(with_latent_tokens(), ["Ann has 7. how many?", "7"], TOKENS)
+    actual = encode_questions(with_latent_tokens(), ["Ann has 7. how many?", "7"], TOKENS)
     words = ["Ann", "has", "7", ".", "how", "many", "?", "\n"]
-    assert found == [[*(ID[word] for word in words), 28], [ID["7"], ID["\n"], 28]]
+    assert actual == [[*(ID[word] for word in words), 28], [ID["7"], ID["\n"], 28]]
     assert encode_questions(with_latent_tokens(), [], TOKENS) == []
 
 

@@ -37,30 +37,31 @@ def run() -> Iterator[Path]:
     words = ["--recipe", str(folder / "recipe.yaml"), "--run_dir", str(folder / "run")]
     assert main(["sft", *words, "--curriculum.cot_epochs", "1"]) == 0
     yield folder / "run"
-    for found in [folder / "run", *(folder / "run").rglob("*")]:
-        found.chmod(0o755)
+    for path in [folder / "run", *(folder / "run").rglob("*")]:
+        path.chmod(0o755)
     shutil.rmtree(folder)
 
 
 def set_all(run: Path, folders: int, files: int) -> None:
-    for found in (run, *run.rglob("*")):
-        found.chmod(folders if found.is_dir() else files)
+    for path in (run, *run.rglob("*")):
+        path.chmod(folders if path.is_dir() else files)
 
 
 def contents(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("command", ["report", "resume"])
-@pytest.mark.parametrize(("folders", "files"), [(0o555, 0o444), (0o000, 0o000)], ids=["read-only", "unreadable"])
+@pytest.mark.parametrize(
+    ("command", "folders", "files"), [("report", 0o555, 0o444), ("report", 0o000, 0o000), ("resume", 0o555, 0o444)]
+)
 def test_a_folder_without_permission_is_named(
     run: Path, command: str, folders: int, files: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sft = f"sft --recipe {run.parent}/recipe.yaml --run_dir {run} --curriculum.cot_epochs 1 --resume true"
     words = {"report": ["report", str(run)], "resume": sft.split()}[command]
     before = contents(run)
-    for found in sorted(run.rglob("*"), reverse=True):
-        found.chmod(folders if found.is_dir() else files)
+    for path in sorted(run.rglob("*"), reverse=True):
+        path.chmod(folders if path.is_dir() else files)
     run.chmod(folders)
     try:
         with without_privileges():

@@ -139,8 +139,8 @@ def test_forget_after_drops_one_parts_later_lines(tmp_path: Path) -> None:
     for part, step in (("sft", 1), ("sft", 9), ("grpo", 1), ("grpo", 2), ("grpo", 3), ("sft", 10)):
         run.log({"part": part, "step": step})
     run.forget_after("grpo", 2)
-    kept = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["part"], r["step"]) for r in kept] == [("sft", 1), ("sft", 9), ("grpo", 1), ("grpo", 2), ("sft", 10)]
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["part"], r["step"]) for r in lines] == [("sft", 1), ("sft", 9), ("grpo", 1), ("grpo", 2), ("sft", 10)]
     run.forget_after("grpo", 0)
     assert "grpo" not in (run.path / "metrics.jsonl").read_text()
 
@@ -205,13 +205,13 @@ def test_a_draft_that_does_not_fit_on_the_disk_is_removed(tmp_path: Path, monkey
 
 
 def test_provenance_says_what_it_ran_on_and_not_where() -> None:
-    found = provenance()
-    assert set(found["versions"]) == {"python", "dropout-grpo", "torch", "transformers", "tokenizers", "safetensors"}
-    assert found["versions"]["torch"] == version("torch")
-    assert found["hardware"]["torch_threads"] == 1
-    assert found["hardware"]["cpu_count"] >= 1
-    assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) >= 12
-    text = json.dumps(found)
+    actual = provenance()
+    assert set(actual["versions"]) == {"python", "dropout-grpo", "torch", "transformers", "tokenizers", "safetensors"}
+    assert actual["versions"]["torch"] == version("torch")
+    assert actual["hardware"]["torch_threads"] == 1
+    assert actual["hardware"]["cpu_count"] >= 1
+    assert actual["commit"] is None or len(actual["commit"].removesuffix("-dirty")) >= 12
+    text = json.dumps(actual)
     assert platform.node() not in text or not platform.node()
     assert str(Path.home()) not in text
 
@@ -271,8 +271,8 @@ def test_what_a_kill_left_behind_is_removed(tmp_path: Path) -> None:
         (run.checkpoint(name) / "x").write_text(name)
     (run.path / "results.json.part").write_text("{")
     RunFolder(tmp_path / "run", "sft", Config(), resume=True)
-    kept = {path.name: (path / "x").read_text() for path in (run.path / "checkpoints").iterdir()}
-    assert kept == {"sft-step-1": "sft-step-1", "coconut": "coconut.old"}
+    lines = {path.name: (path / "x").read_text() for path in (run.path / "checkpoints").iterdir()}
+    assert lines == {"sft-step-1": "sft-step-1", "coconut": "coconut.old"}
     assert not (run.path / "results.json.part").exists()
 
 

@@ -44,27 +44,27 @@ def expected(records: list[dict[str, Any]]) -> Points:
 
 
 def train(folder: Path, config: Any = CONFIG, *, resume: bool = False, **options: Any) -> None:
-    made = trainer(folder / "aside", config, **options)
-    made._run = RunFolder(folder / "run", "grpo", {}, resume=resume, report_to=("tensorboard",))
-    made.train(resume_from_checkpoint=resume)
+    grpo = trainer(folder / "aside", config, **options)
+    grpo._run = RunFolder(folder / "run", "grpo", {}, resume=resume, report_to=("tensorboard",))
+    grpo.train(resume_from_checkpoint=resume)
 
 
 def test_tensorboard_has_the_metrics_of_every_step(tmp_path: Path) -> None:
     config = replace(CONFIG, eval_steps=2)
     train(tmp_path, config, part="dropout_grpo", evaluate=lambda model: 0.25)
-    found = written(tmp_path / "run" / "tensorboard" / "dropout_grpo")
-    assert found == expected(read_metrics(tmp_path / "run"))
-    assert found["eval/pass@1"] == [(2, 0.25)]
-    assert [step for step, _ in found["reward"]] == [1, 2, 3]
+    actual = written(tmp_path / "run" / "tensorboard" / "dropout_grpo")
+    assert actual == expected(read_metrics(tmp_path / "run"))
+    assert actual["eval/pass@1"] == [(2, 0.25)]
+    assert [step for step, _ in actual["reward"]] == [1, 2, 3]
 
 
 def test_the_curriculum_is_tracked_too(tmp_path: Path) -> None:
     config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=1)
     run = RunFolder(tmp_path, "sft", {}, report_to=("tensorboard",))
     CurriculumTrainer(tiny_latent(), config, tiny_problems(2, steps=2), run, seed=0).train()
-    found = written(tmp_path / "tensorboard" / "sft")
-    assert found == expected(read_metrics(tmp_path))
-    assert found["stage"] == [(1, 0.0), (2, 1.0), (3, 2.0)]
+    actual = written(tmp_path / "tensorboard" / "sft")
+    assert actual == expected(read_metrics(tmp_path))
+    assert actual["stage"] == [(1, 0.0), (2, 1.0), (3, 2.0)]
 
 
 class Stopped(Exception):
@@ -79,12 +79,12 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, config, evaluate=stop)  # 3 steps are logged, and the checkpoint is of step 2
     assert [step for step, _ in written(tmp_path / "run" / "tensorboard" / "grpo")["reward"]] == [1, 2, 3]
-    made = trainer(tmp_path / "again", config)
-    made._run = RunFolder(tmp_path / "run", "grpo", {}, resume=True, report_to=("tensorboard",))
-    made.train(resume_from_checkpoint=True)
-    found = written(tmp_path / "run" / "tensorboard" / "grpo")
-    assert [step for step, _ in found["reward"]] == [1, 2, 3, 4, 5]
-    assert found["loss"] == expected(read_metrics(tmp_path / "run"))["loss"]
+    grpo = trainer(tmp_path / "again", config)
+    grpo._run = RunFolder(tmp_path / "run", "grpo", {}, resume=True, report_to=("tensorboard",))
+    grpo.train(resume_from_checkpoint=True)
+    actual = written(tmp_path / "run" / "tensorboard" / "grpo")
+    assert [step for step, _ in actual["reward"]] == [1, 2, 3, 4, 5]
+    assert actual["loss"] == expected(read_metrics(tmp_path / "run"))["loss"]
 
 
 class FakeRun:
@@ -185,5 +185,5 @@ def test_training_without_trackers_imports_none_of_them(tmp_path: Path, monkeypa
 def test_trackers_may_change_on_resuming(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", "grpo", {"seed": 1, "report_to": []})
     RunFolder(tmp_path / "run", "grpo", {"seed": 1, "report_to": ["tensorboard"]}, resume=True)
-    kept = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    assert kept["config"] == {"seed": 1, "report_to": []}
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["config"] == {"seed": 1, "report_to": []}

@@ -32,13 +32,13 @@ def splits() -> dict[str, list[Problem]]:
 
 def read(question: str) -> tuple[dict[str, list[str]], str, set[str]]:
     """(what each word is said to be, person asked about, the two candidates)."""
-    *facts, asked = re.split(r"(?<=\.) ", question)
+    *facts, final = re.split(r"(?<=\.) ", question)
     says = defaultdict(list)
     for fact in facts:
         subject, concept = re.fullmatch(r"(?:Every )?(\w+) is a (\w+)\.", fact).groups()
         assert fact.startswith("Every ") == subject.islower()
         says[subject].append(concept)
-    person, first, second = re.fullmatch(r"Is (\w+) a (\w+) or (\w+)\?", asked).groups()
+    person, first, second = re.fullmatch(r"Is (\w+) a (\w+) or (\w+)\?", final).groups()
     return says, person, {first, second}
 
 
@@ -46,10 +46,10 @@ def reachable(says: dict[Any, list[Any]], start: Any) -> dict[Any, int]:
     """Breadth-first: fewest steps to each concept."""
     steps, frontier = {start: 0}, [start]
     while frontier:
-        found = [concept for word in frontier for concept in says.get(word, []) if concept not in steps]
-        for concept in found:
+        further = [concept for word in frontier for concept in says.get(word, []) if concept not in steps]
+        for concept in further:
             steps[concept] = steps[frontier[0]] + 1
-        frontier = list(dict.fromkeys(found))
+        frontier = list(dict.fromkeys(further))
     return steps
 
 

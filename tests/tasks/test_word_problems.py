@@ -137,12 +137,12 @@ def test_the_distractor_is_of_another_owner_and_other_things_anywhere_after_the_
     places: Counter[tuple[int, int]] = Counter()
     pairs: Counter[tuple[bool, str, str]] = Counter()
     for problem in splits()["train"]:
-        *told, asked = problem.question.removesuffix(" ?").split(" . ")
+        *told, final = problem.question.removesuffix(" ?").split(" . ")
         assert len(told) == len(problem.steps) + 2
         readings = [read_sentence(sentence) for sentence in told]
         story = readings[0][0]
-        assert story["t"] == read_question(asked)["t"]
-        assert read_question(asked).get("p") in (None, story["p"])
+        assert story["t"] == read_question(final)["t"]
+        assert read_question(final).get("p") in (None, story["p"])
         about = [(who["p"] == story["p"], who["t"] == story["t"]) for who, _, _ in readings]
         (place,) = [place for place, same in enumerate(about) if same != (True, True)]
         who, effect, _ = readings[place]
@@ -164,9 +164,9 @@ def test_the_distractor_is_of_another_owner_and_other_things_anywhere_after_the_
 def test_questions_are_of_fixed_length_and_vary() -> None:
     """The start has 5 words, an event 7, a distractor 5, the question 8 with its person or 6 without."""
     problems = splits()["train"]
-    asked = Counter(len(p.question.split()) - 5 - 7 * len(p.steps) - 5 for p in problems)
-    assert set(asked) == {6, 8}
-    assert abs(asked[6] - 750) < 4 * 20  # 1500 draws, standard deviation 19.4
+    final = Counter(len(p.question.split()) - 5 - 7 * len(p.steps) - 5 for p in problems)
+    assert set(final) == {6, 8}
+    assert abs(final[6] - 750) < 4 * 20  # 1500 draws, standard deviation 19.4
     used = Counter(word for problem in problems for word in problem.question.split())
     rarest = min(used[word] for word in (*word_problems.NAMES, *word_problems.THINGS))
     assert rarest > 400
@@ -260,8 +260,8 @@ def test_too_many_problems_for_the_space(monkeypatch: pytest.MonkeyPatch) -> Non
     # 128 questions, about an eighth of them for the test split.
     with pytest.raises(UserError, match=r"n_test=500, but only \d+ different .*; lower n_test, or choose settings"):
         make_splits(WordProblemsConfig(n_train=0, n_test=500, **tiny))
-    found = make_splits(WordProblemsConfig(n_train=20, n_test=0, **tiny))["train"]
-    assert len({problem.question for problem in found}) == 20
+    actual = make_splits(WordProblemsConfig(n_train=20, n_test=0, **tiny))["train"]
+    assert len({problem.question for problem in actual}) == 20
 
 
 @pytest.mark.parametrize(
