@@ -23,7 +23,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import FollowsTraining, SiteMap
 from dropout_grpo.exploration.base import PHASES
 from dropout_grpo.exploration.gaussian import at_least_zero
-from dropout_grpo.exploration.held_noise import checked
+from dropout_grpo.exploration.held_noise import require_names
 from evidence.rivals.value_projections import changed, value_projections
 
 
@@ -55,7 +55,7 @@ class OnValueWeights(FollowsTraining):
         self.alpha = at_least_zero("alpha", alpha)
         if not isinstance(refresh, int) or refresh < 1:
             raise UserError(f"exploration.options refresh={refresh!r}: it must be a number of steps, at least 1.")
-        self.refresh, self.phases = refresh, frozenset(checked("phase", phases, PHASES))
+        self.refresh, self.phases = refresh, frozenset(require_names("phase", phases, PHASES))
         self._copies: WeakKeyDictionary[SiteMap, Copies] = WeakKeyDictionary()
 
     @contextmanager

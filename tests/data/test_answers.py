@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo.data import answers
-from dropout_grpo.data.answers import answers_match, candidates, canonical_answer, chosen, extract_answer
+from dropout_grpo.data.answers import answers_match, candidates, canonical_answer, extract_answer, named_option
 
 
 @pytest.mark.parametrize(
@@ -247,11 +247,11 @@ def test_the_choice_between_two_candidates() -> None:
     question = "Every lempus is a gerpus. Tom is a lempus. Is Tom a Lempus or scrompus?"
     options = candidates(question)
     assert options == ("lempus", "scrompus")
-    assert chosen("Tom is a lempus.", options) == "lempus"
-    assert chosen("SCROMPUS", options) == "scrompus"
-    assert chosen("Tom is a lempus or scrompus.", options) is None
-    assert chosen("Tom is a gerpus.", options) is None
-    assert chosen("lempuses", options) is None
+    assert named_option("Tom is a lempus.", options) == "lempus"
+    assert named_option("SCROMPUS", options) == "scrompus"
+    assert named_option("Tom is a lempus or scrompus.", options) is None
+    assert named_option("Tom is a gerpus.", options) is None
+    assert named_option("lempuses", options) is None
     assert candidates("is tom a lempus or scrompus ?") == options, "as a word-level tokenizer writes it"
     assert candidates("True or false: Tom is a lempus.") is None
     assert candidates("Is Tom a lempus or scrompus? Say which.") is None

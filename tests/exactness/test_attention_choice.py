@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import attention_choice, shared_prompt
-from dropout_grpo.latent.attention_choice import CHOICES, Choice, chosen, fix_attention, fixed_attention
+from dropout_grpo.latent.attention_choice import CHOICES, Choice, attention_in_use, fix_attention, fixed_attention
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.runs.provenance import provenance
 from helpers.engine import (
@@ -106,11 +106,11 @@ def test_the_mask_has_the_dtype_that_the_kernel_sees(
 
 def test_the_type_of_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_choice, "_fixed", None)
-    assert [chosen(device) for device in ("cpu", "cuda", "mps")] == ["products", "sdpa", "products"]
+    assert [attention_in_use(device) for device in ("cpu", "cuda", "mps")] == ["products", "sdpa", "products"]
     with fixed_attention("sdpa"), fixed_attention("products"):
-        assert chosen("cuda") == "products"
+        assert attention_in_use("cuda") == "products"
     fix_attention("sdpa")
-    assert chosen("cpu") == "sdpa"
+    assert attention_in_use("cpu") == "sdpa"
 
 
 def test_a_run_says_what_was_chosen() -> None:

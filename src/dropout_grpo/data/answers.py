@@ -92,7 +92,7 @@ def candidates(question: str) -> tuple[str, str] | None:
     return None if match is None else (match["first"].casefold(), match["second"].casefold())
 
 
-def chosen(answer: str, options: tuple[str, str]) -> str | None:
+def named_option(answer: str, options: tuple[str, str]) -> str | None:
     """The candidate that an answer names, as in ``a lempus``. None if it names both or neither."""
     words = set(_WORD.findall(answer.casefold()))
     named = [option for option in options if option in words]

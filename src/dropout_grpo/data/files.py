@@ -19,7 +19,7 @@ from typing import Any
 from dropout_grpo.data.formats import COCONUT_COLUMNS, TEST_EXAMPLE, Columns, from_gsm8k_aug
 from dropout_grpo.data.hub import HUB_PREFIX, SOURCE_FORM, dataset_records
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.data.records import FIELDS, described, problems_of_records
+from dropout_grpo.data.records import FIELDS, describe, problems_of_records
 from dropout_grpo.errors import UserError
 
 _SUFFIXES = (".json", ".jsonl", ".txt")
@@ -118,7 +118,7 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         for number, record in enumerate(records, start=1):
             yield f"{path}, record {number}", record
     else:
-        raise UserError(f"{path}: expected a list of records, found {described(records)}; put the records in [...]")
+        raise UserError(f"{path}: expected a list of records, found {describe(records)}; put the records in [...]")
 
 
 def _read_text(path: Path) -> str:

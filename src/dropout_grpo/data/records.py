@@ -128,7 +128,7 @@ def as_problems(
         return dataset
     if isinstance(dataset, str | Mapping) or not isinstance(dataset, Iterable):
         raise UserError(
-            f"{name} is {described(dataset)}: give a list of problems or dicts, or a datasets.Dataset with one split. "
+            f"{name} is {describe(dataset)}: give a list of problems or dicts, or a datasets.Dataset with one split. "
             "load_problems(FILE) reads a file."
         )
     rows = list(dataset)
@@ -225,7 +225,7 @@ def problem_of(
     if not isinstance(record, dict):
         raise UserError(
             f'{where}: expected an object {{"{columns.question}": ..., "{columns.answer}": ...}}, '
-            f"found {described(record)}"
+            f"found {describe(record)}"
         )
     question = field_of(record, "question", where, columns)
     messages = None
@@ -234,7 +234,7 @@ def problem_of(
         question = messages[-1]["content"]
     if not isinstance(question, str) or not question.strip():
         raise UserError(
-            f"{where}: field {columns.question!r} must be a string that is not empty, found {described(question)}"
+            f"{where}: field {columns.question!r} must be a string that is not empty, found {describe(question)}"
         )
     # Before the steps, which GSM8K's answers contain: a missing answer is the clearer message.
     answer = _answer(field_of(record, "answer", where, columns), where, columns) if require_answers else ""
@@ -252,12 +252,12 @@ def _messages(turns: Sequence[Any], where: str, columns: Columns) -> tuple[Messa
         if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
             raise UserError(
                 f"{where}: field {name!r}, message {number} must be an object with the texts role and content, "
-                f"found {described(turn)}"
+                f"found {describe(turn)}"
             )
     if not turns or turns[-1]["role"] == "assistant":
         raise UserError(
             f"{where}: field {name!r} is a conversation that must end before the assistant's turn, such as "
-            f'[{{"role": "user", "content": "..."}}], found {described(list(turns))}'
+            f'[{{"role": "user", "content": "..."}}], found {describe(list(turns))}'
         )
     return tuple(dict(turn) for turn in turns)
 
@@ -287,7 +287,7 @@ def without_empty_steps(record: dict[str, Any], columns: Columns) -> tuple[dict[
     return {**record, columns.steps: full}, 0 if list(steps) == [""] else len(steps) - len(full)
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """A JSON value as messages name it: its type and, if short, its text."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     name = names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
@@ -305,14 +305,14 @@ def _steps(record: Mapping[str, Any], where: str, columns: Columns, *, required:
         if rest:
             raise UserError(
                 f"{where}: field {name!r} must be a list of strings, or a text of calculator marks <<..>>, "
-                f"found {described(steps)}"
+                f"found {describe(steps)}"
             )
         return tuple(marks)
     if not isinstance(steps, list | tuple):
-        raise UserError(f"{where}: field {name!r} must be a list of strings, found {described(steps)}")
+        raise UserError(f"{where}: field {name!r} must be a list of strings, found {describe(steps)}")
     for number, step in enumerate(steps, start=1):
         if not isinstance(step, str):
-            raise UserError(f"{where}: field {name!r}, step {number} must be a string, found {described(step)}")
+            raise UserError(f"{where}: field {name!r}, step {number} must be a string, found {describe(step)}")
     return tuple(steps)
 
 
@@ -324,5 +324,5 @@ def _answer(value: Any, where: str, columns: Columns) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return repr(value).removesuffix(".0")
     raise UserError(
-        f"{where}: field {columns.answer!r} must be a string that is not empty, or a number, found {described(value)}"
+        f"{where}: field {columns.answer!r} must be a string that is not empty, or a number, found {describe(value)}"
     )

@@ -24,7 +24,7 @@ from copy import deepcopy
 from statistics import fmean, stdev
 from typing import Any
 
-from dropout_grpo.data.answers import MARKER, answers_match, candidates, chosen, extract_answer
+from dropout_grpo.data.answers import MARKER, answers_match, candidates, extract_answer, named_option
 from dropout_grpo.data.problem import Message, Problem, Prompt
 from dropout_grpo.errors import UserError
 from dropout_grpo.import_path import load_object
@@ -61,14 +61,14 @@ def choice_answer(
     for prompt, completion, gold in zip(prompts, completions, answer, strict=True):
         prompt = _text(prompt)
         options = candidates(prompt)
-        right = None if options is None else chosen(gold, options)
+        right = None if options is None else named_option(gold, options)
         if options is None or right is None:
             raise UserError(
                 f"reward choice_answer: the question ends in {prompt[-60:]!r} and its answer is {gold!r}; it is for "
                 "questions that end in 'A or B?' with one of the two in the answer, so use exact_answer"
             )
         said = extract_answer(_text(completion))
-        rewards.append(float(said is not None and chosen(said, options) == right))
+        rewards.append(float(said is not None and named_option(said, options) == right))
     return rewards
 
 

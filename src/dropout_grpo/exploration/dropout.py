@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import PHASES
-from dropout_grpo.exploration.held_noise import HeldNoise, checked
+from dropout_grpo.exploration.held_noise import HeldNoise, require_names
 from dropout_grpo.exploration.seeds import bernoulli
 from dropout_grpo.exploration.sites import SITES, SiteMap
 
@@ -38,8 +38,8 @@ class SharedDropout:
         if not 0.0 <= p < 1.0:
             raise UserError(f"exploration p={p!r} is outside [0, 1): p is the share of activations set to zero.")
         self.p = float(p)
-        self.sites = checked("site", sites, SITES)
-        self.phases = frozenset(checked("phase", phases, PHASES))
+        self.sites = require_names("site", sites, SITES)
+        self.phases = frozenset(require_names("phase", phases, PHASES))
 
     def noise(self, seeds: Tensor, sites: SiteMap) -> HeldNoise | None:
         """The masks of ``seeds`` (int64 [B]) on the sites of a model; None if p is 0."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import PHASES
-from dropout_grpo.exploration.held_noise import HeldNoise, checked
+from dropout_grpo.exploration.held_noise import HeldNoise, require_names
 from dropout_grpo.exploration.seeds import normal
 from dropout_grpo.exploration.sites import SITES, SiteMap
 
@@ -32,8 +32,8 @@ class Gaussian:
         self, sigma: float = 0.1, sites: Iterable[str] = ("residual",), phases: Iterable[str] = ("latent",)
     ) -> None:
         self.sigma = at_least_zero("sigma", sigma)
-        self.sites = checked("site", sites, SITES)
-        self.phases = frozenset(checked("phase", phases, PHASES))
+        self.sites = require_names("site", sites, SITES)
+        self.phases = frozenset(require_names("phase", phases, PHASES))
 
     def noise(self, seeds: Tensor, sites: SiteMap) -> HeldNoise | None:
         """The factors of ``seeds`` (int64 [B]) on the sites of a model; None if sigma is 0."""

@@ -19,7 +19,7 @@ _KEYS = 32
 """Factors of keys are drawn for a multiple of this many positions, so that few draws are needed as an answer grows."""
 
 
-def checked(what: str, chosen: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
+def require_names(what: str, chosen: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """Check that there is at least one name and that all are known, and return the names.
 
     Raises:
@@ -61,9 +61,9 @@ class HeldNoise:
         phases: Iterable[str],
         per_step: bool = False,
     ) -> None:
-        instances = site_map.instances(checked("site", sites, SITES))
+        instances = site_map.instances(require_names("site", sites, SITES))
         self._seeds, self._draw, self._per_step = seeds, draw, per_step
-        self._phases, self._dtype = frozenset(checked("phase", phases, PHASES)), site_map.dtype
+        self._phases, self._dtype = frozenset(require_names("phase", phases, PHASES)), site_map.dtype
         self._sites = tuple(site for site in instances if site.kind != ATTENTION_WEIGHTS)
         self._keys = tuple(site for site in instances if site.kind == ATTENTION_WEIGHTS)
         self._held: dict[str, Tensor] | None = None

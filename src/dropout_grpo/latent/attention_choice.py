@@ -28,7 +28,7 @@ def attention_for(device_type: str) -> tuple[Choice, str]:
     return _BY_DEVICE.get(device_type, _OTHERS)
 
 
-def chosen(device_type: str) -> Choice:
+def attention_in_use(device_type: str) -> Choice:
     """The attention in use on a type of device."""
     return attention_for(device_type)[0] if _fixed is None else _fixed
 

@@ -23,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from dropout_grpo.latent.attention_choice import Choice, chosen
+from dropout_grpo.latent.attention_choice import Choice, attention_in_use
 
 SHARED_PREFIX = "shared_prefix"
 """The name of this attention in transformers' registry."""
@@ -151,7 +151,7 @@ def shared_prefix_attention(
     """
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if prefix is None and key_factors is None and chosen(query.device.type) == "sdpa":
+    if prefix is None and key_factors is None and attention_in_use(query.device.type) == "sdpa":
         mask = _of_dtype(attention_mask, kernel_dtype(query))
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     layer = int(module.layer_idx) if prefix is not None or key_factors is not None else 0  # type: ignore[arg-type]
@@ -187,7 +187,7 @@ def shared_prefix_attention(
 def attention_choices() -> dict[str, Choice]:
     """The attention that reads a prompt, by type of device, to record with a run."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    return {device: chosen(device) for device in devices}
+    return {device: attention_in_use(device) for device in devices}
 
 
 def kernel_dtype(tensor: Tensor) -> torch.dtype:

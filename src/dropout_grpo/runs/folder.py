@@ -31,7 +31,7 @@ from dropout_grpo.runs.files import (
 )
 from dropout_grpo.runs.lock import LOCK_FILE, lock_folder
 from dropout_grpo.runs.provenance import provenance
-from dropout_grpo.runs.read import read_metrics, started_with
+from dropout_grpo.runs.read import read_config, read_metrics
 from dropout_grpo.runs.record import Record, require_equal_processes
 from dropout_grpo.runs.trackers import Trackers, require_trackers
 
@@ -113,7 +113,7 @@ class RunFolder:
             )
 
     def _check_same(self, record: Record, written: dict[str, Any]) -> None:
-        old = started_with(self.path)
+        old = read_config(self.path)
         if old["command"] != written["command"]:
             raise UserError(f"{self.path} is a run of `{old['command']}`, not of `{written['command']}`.")
         then = Record(options=old["config"], digests=old["digests"])
@@ -142,7 +142,7 @@ class RunFolder:
     @property
     def id(self) -> str | None:
         """The run's id; None for a run of an older version."""
-        return on_main(lambda: started_with(self.path).get("id"))
+        return on_main(lambda: read_config(self.path).get("id"))
 
     @contextmanager
     def tracking(self, part: str, done: int) -> Iterator[None]:
@@ -152,7 +152,7 @@ class RunFolder:
             part: name of the part of the run that logs.
             done: steps already done, when resuming.
         """
-        run_id = started_with(self.path).get("id")
+        run_id = read_config(self.path).get("id")
         self._trackers = Trackers(self.report_to, self.path, part, self._config, run_id=run_id, done=done)
         try:
             yield

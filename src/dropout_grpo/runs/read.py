@@ -89,7 +89,7 @@ def read_measures(run: Path) -> Record:
     return _read_object(run / MEASURES_FILE) or _read_object(run / "metrics.json")
 
 
-def started_with(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> dict[str, Any]:
     """The content of config.json: ``command``, ``config``, ``digests`` and where the run comes from.
 
     Raises:

@@ -16,7 +16,7 @@ from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.attention_choice import attention_for, fix_attention
 from dropout_grpo.runs.files import CONFIG_FILE
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.read import started_with
+from dropout_grpo.runs.read import read_config
 from dropout_grpo.training.machine import bf16_for, bf16_or_not
 from dropout_grpo.training.progress import console
 
@@ -37,7 +37,7 @@ def _decided(recipe: Recipe, device: torch.device, rows: int | None) -> tuple[bo
     """``bf16`` and ``attention``."""
     run = Path(recipe.run_dir)
     if recipe.resume and (run / CONFIG_FILE).is_file():
-        recorded = started_with(run)["config"]
+        recorded = read_config(run)["config"]
         if recipe.bf16 is None:
             recipe = replace(recipe, bf16=recorded.get("bf16"))
         if recipe.attention is None:

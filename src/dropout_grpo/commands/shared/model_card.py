@@ -13,7 +13,7 @@ from dropout_grpo.latent.io.card import CardFacts, Measured, write_card
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.tokens import COCONUT
 from dropout_grpo.runs.files import CONFIG_FILE, checkpoint_folder, flat_options, jsonable, writing
-from dropout_grpo.runs.read import read_results, read_run, started_with
+from dropout_grpo.runs.read import read_config, read_results, read_run
 
 _METHODS = {"sft": "Coconut's curriculum", "grpo": "Dropout-GRPO", "demo": "the dropout-grpo demo"}
 _MEASURED = {
@@ -63,7 +63,7 @@ def facts_of(checkpoint: Path, eval_run: Path | None = None) -> CardFacts:
     rows = [] if eval_run is None else _eval_rows(eval_run, checkpoint)
     if not (run / CONFIG_FILE).is_file():
         return CardFacts(measured=_measured(rows))
-    started = started_with(run)
+    started = read_config(run)
     command: str = started["command"]
     options: dict[str, Any] = started["config"]
     return CardFacts(
