@@ -87,7 +87,7 @@ def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"),
+    ("top_p", "nucleus"),
     [(0.1, [2]), (0.49, [2]), (0.51, [2, 0]), (0.79, [2, 0]), (0.81, [2, 0, 3]), (1.0, [2, 0, 3, 1])],
 )
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleus: list[int]) -> None:

@@ -114,7 +114,7 @@ def test_a_gguf_without_latent_tokens_is_no_checkpoint(tmp_path: Path) -> None:
         LatentModel.from_pretrained(tmp_path / "tiny.gguf", latent_steps=2)
 
 
-@pytest.mark.parametrize("kept", [0, 20, 4000])
+@pytest.mark.parametrize("size", [0, 20, 4000])
 def test_cut_files_are_refused_by_name(tmp_path: Path, size: int) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(file, "llama")
