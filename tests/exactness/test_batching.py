@@ -107,8 +107,8 @@ def loss_gradients(model: LatentModel, chunks: list[list[int]], exploration: Exp
     model.zero_grad()
     for groups in chunks:
         rows = (torch.tensor(groups)[:, None] * 4 + torch.arange(4)).flatten()
-        batch = prompts().select(torch.tensor(groups))
-        logprobs = logprobs_of(model, batch, SEEDS[groups], TOKENS[rows], exploration)
+        questions = prompts().select(torch.tensor(groups))
+        logprobs = logprobs_of(model, questions, SEEDS[groups], TOKENS[rows], exploration)
         part = surrogate(logprobs, old[rows], USED[rows], ADVANTAGES[rows], batch=batch)
         part.loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
