@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.config.from_trl import ELSEWHERE
-from dropout_grpo.config.grpo import GRPOConfig, GRPOOptions
+from dropout_grpo.config.grpo import GRPOOptions
+from dropout_grpo.config.grpo_config import GRPOConfig
 from evidence.pages.blocks import fill_file, unknown_block
 from evidence.pages.markdown import table
 

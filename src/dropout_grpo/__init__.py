@@ -7,7 +7,7 @@ from dropout_grpo.lazy import lazily
 
 if TYPE_CHECKING:
     from dropout_grpo.config.curriculum import CurriculumConfig as CurriculumConfig
-    from dropout_grpo.config.grpo import GRPOConfig as GRPOConfig
+    from dropout_grpo.config.grpo_config import GRPOConfig as GRPOConfig
     from dropout_grpo.curriculum.trainer import CurriculumTrainer as CurriculumTrainer
     from dropout_grpo.data.answers import extract_answer as extract_answer
     from dropout_grpo.data.files import load_problems as load_problems, save_problems as save_problems
@@ -29,7 +29,7 @@ _HOME = {
     "CurriculumConfig": "config.curriculum",
     "CurriculumTrainer": "curriculum.trainer",
     "Exploration": "exploration.base",
-    "GRPOConfig": "config.grpo",
+    "GRPOConfig": "config.grpo_config",
     "GRPOTrainer": "rl.trainer",
     "LatentModel": "latent.model",
     "LatentState": "latent.state",

@@ -31,7 +31,8 @@ K = 8  # num_generations by default
 )
 def test_batches_and_epochs_are_calculated(given: dict[str, Any], processes: int, expected: tuple[int, ...]) -> None:
     settled = GRPOConfig(**given).settled(100, processes)
-    assert type(settled) is GRPOOptions
+    assert isinstance(settled, GRPOOptions)
+    assert not isinstance(settled, GRPOConfig)
     assert (settled.max_steps, settled.prompts_per_step, settled.micro_batch_size) == expected
 
 
@@ -88,8 +89,8 @@ def test_values_of_trl_with_the_same_meaning() -> None:
         ),
         ({"eval_strategy": "epoch"}, "eval_strategy='epoch' is not supported: intervals are steps: eval_steps"),
         ({"eval_strategy": "no", "eval_steps": 5}, "eval_strategy='no' contradicts eval_steps=5"),
-        ({"loss_type": "bnpo"}, "grpo.loss_type='bnpo' must be one of sum, grpo, dr_grpo, dapo"),
-        ({"seed": -1}, "grpo.seed=-1 must be at least 0"),
+        ({"loss_type": "bnpo"}, "loss_type='bnpo' must be one of sum, grpo, dr_grpo, dapo"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
     ],
 )
 def test_other_names_and_values_are_refused(given: dict[str, Any], message: str) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.config.grpo import GRPOConfig, GRPOOptions
+from dropout_grpo.config.grpo import GRPOOptions
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.errors import UserError
 
 
@@ -60,3 +61,13 @@ def test_every_option_is_documented() -> None:
     text = (GRPOOptions.__doc__ or "") + (GRPOConfig.__doc__ or "")
     missing = [field.name for field in fields(GRPOConfig) if f"        {field.name}: " not in text]
     assert not missing
+
+
+def test_messages_use_the_words_of_the_interface() -> None:
+    """A recipe and the command line have a section; options that are given in Python have none."""
+    with pytest.raises(UserError, match=r"^learning_rate=-1 must"):
+        GRPOConfig(learning_rate=-1)
+    with pytest.raises(UserError, match=r"^grpo\.learning_rate=-1 must"):
+        GRPOOptions(learning_rate=-1)
+    assert GRPOConfig().settled(100, 1).named("micro_batch_size") == "micro_batch_size"
+    assert GRPOOptions().named("micro_batch_size") == "grpo.micro_batch_size"

@@ -11,7 +11,7 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared.problems import problems_of
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
-from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.config.needs import WithoutEffect, without_effect
 from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, TaskSettings
 from dropout_grpo.config.recipe_file import load_recipe, recipe_names
@@ -27,6 +27,11 @@ FIRST = "num_iterations above 1, since the first update on a batch has the ratio
     [
         ({"kl_estimator": "k3_huber"}, "grpo.kl_estimator=k3_huber: no effect; it needs beta above 0.", {"beta": 0.1}),
         ({"sync_ref_model": True}, "grpo.sync_ref_model=True: no effect; it needs beta above 0.", {"beta": 0.1}),
+        (
+            {"kl_delta": 3.0},
+            "grpo.kl_delta=3.0: no effect; it needs beta above 0.",
+            {"beta": 0.1, "kl_estimator": "k3_huber"},
+        ),
         (
             {"beta": 0.1, "kl_delta": 2.0},
             "grpo.kl_delta=2.0: no effect; it needs kl_estimator k3_huber or k3_clamp.",
@@ -146,7 +151,7 @@ def test_a_constant_reward_and_answers_that_are_all_cut() -> None:
     (line,) = steps(watch, 50, lambda step: {"reward_std": 0.0})
     assert "every rollout of the last 20 steps has the reward 0.5" in line
     (line,) = steps(watch, 50, lambda step: {"completions/clipped_ratio": 1.0})
-    assert "every answer of the last 20 steps was cut at grpo.max_completion_length=5" in line
+    assert "every answer of the last 20 steps was cut at max_completion_length=5" in line
     assert steps(watch, 50, lambda step: {"completions/clipped_ratio": 1.0, "reward_std": 0.0}) == [], "told once"
     assert steps(Watch(GRPOConfig()), 50, lambda step: {"reward": step % 2, "reward_std": 0.0}) == [], "not constant"
     assert steps(Watch(GRPOConfig()), 19, lambda step: {"completions/clipped_ratio": 1.0}) == []

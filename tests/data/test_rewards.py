@@ -131,7 +131,7 @@ def test_arrays_and_tensors_are_lists(values: Any) -> None:
 
 
 def test_a_weighted_sum_that_is_too_large_is_refused() -> None:
-    with pytest.raises(UserError, match=r"weighted sum for sample 0 is 1e\+15; lower grpo.reward_weights"):
+    with pytest.raises(UserError, match=r"weighted sum for sample 0 is 1e\+15; lower reward_weights"):
         _combined([returning([1e12, 0.0, 0.0])], [1000.0])
 
 

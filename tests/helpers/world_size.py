@@ -12,7 +12,7 @@ import torch
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
-from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.distributed import processes

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent import LatentModel

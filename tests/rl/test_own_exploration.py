@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.exploration import FollowsTraining, SiteMap

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, SharedDropout

@@ -174,8 +174,8 @@ def test_a_run_short_of_memory_is_the_run_with_small_micro_batches(
     for name, tensor in small.state_dict().items():
         assert torch.equal(short.state_dict()[name], tensor), name
     said = capsys.readouterr().err
-    assert said.count("continuing with grpo.micro_batch_size=4.") == 1
-    assert said.count("continuing with grpo.rollout_batch_size=4.") == 1
+    assert said.count("continuing with micro_batch_size=4.") == 1
+    assert said.count("continuing with rollout_batch_size=4.") == 1
 
 
 # Coconut's curriculum. Stages of 1 thought each; problems of 1 to 3 steps, shown as in different stages.

@@ -1,19 +1,9 @@
-"""Options of the GRPO trainer, with TRL's names where TRL has the option.
+"""Options of GRPO, with TRL's names where TRL has the option. For Python, see `grpo_config`."""
 
-`GRPOOptions` are the options that the command line has and a run records. `GRPOConfig` is for Python: it also takes
-what TRL has in its config.
-"""
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
-
-from dropout_grpo.config.choices import Schedule, TrackerName
-from dropout_grpo.config.from_trl import accepted
+from dropout_grpo.config.choices import Schedule
 from dropout_grpo.config.needs import Need, warn_without_effect
 from dropout_grpo.config.ranges import check_ranges, ranged
 from dropout_grpo.errors import UserError
@@ -143,13 +133,20 @@ class GRPOOptions:
     log_completions: bool = False
     num_completions_to_print: int = ranged(2, at_least=1)
 
+    SECTION: ClassVar[str] = "grpo"
+    """The section of a recipe that messages name; empty for options that are given in Python."""
+
     NEEDS: ClassVar[tuple[Need, ...]] = (
         Need(
             ("beta_schedule", "kl_estimator", "kl_delta", "ref_exploration", "sync_ref_model"),
             "beta above 0",
             lambda grpo: grpo.beta > 0,
         ),
-        Need(("kl_delta",), "kl_estimator k3_huber or k3_clamp", lambda grpo: grpo.kl_estimator != "k3"),
+        Need(
+            ("kl_delta",),
+            "kl_estimator k3_huber or k3_clamp",
+            lambda grpo: grpo.kl_estimator != "k3" or grpo.beta == 0,  # then it needs beta first
+        ),
         Need(
             ("ref_model_sync_steps", "ref_model_mixup_alpha"),
             "sync_ref_model true",
@@ -171,6 +168,11 @@ class GRPOOptions:
         Need(("num_completions_to_print",), "log_completions true", lambda grpo: grpo.log_completions),
     )
 
+    @classmethod
+    def named(cls, option: str) -> str:
+        """The option's name in messages: ``grpo.beta``, or ``beta`` if options are given in Python."""
+        return f"{cls.SECTION}.{option}".removeprefix(".")
+
     def __post_init__(self) -> None:
         """Check the ranges, and that no options contradict each other, before anything is trained.
 
@@ -181,7 +183,7 @@ class GRPOOptions:
         warn_without_effect(self)
 
     def _check(self) -> None:
-        check_ranges(self, "grpo")
+        check_ranges(self, self.SECTION)
         for name in ("micro_batch_size", "rollout_batch_size"):
             if getattr(self, name) < self.num_generations:
                 raise UserError(
@@ -212,123 +214,3 @@ class GRPOOptions:
             )
         if self.scale_rewards != "none" and self.leave_one_out:
             raise UserError("leave_one_out removes a bias that scale_rewards puts back: set scale_rewards to none.")
-
-
-class _NamesOfTRL(type):
-    """Calls a config with the arguments that `from_trl.accepted` makes of TRL's."""
-
-    def __call__(cls, output_dir: str | Path | None = None, **given: Any) -> Any:
-        names = tuple(option.name for option in fields(cast(Any, cls)))
-        return super().__call__(output_dir, **accepted(given, names))
-
-
-@dataclass(frozen=True)
-class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
-    """Options of ``GRPOTrainer``: those of GRPO, and what TRL has in its config and this package elsewhere.
-
-    Values of TRL that have the same meaning here are accepted (``scale_rewards=True``, ``eval_strategy="no"``,
-    ``use_vllm=False``). Other names are refused with what this package has instead; see ``docs/from-trl.md``.
-
-    Args:
-        output_dir: the run folder; the trainer's ``run``.
-        seed: the trainer's ``seed``.
-        bf16: the trainer's ``bf16``.
-        report_to: experiment trackers: names, ``"all"`` that are installed, or ``"none"``.
-        num_train_epochs: passes over the questions, instead of ``max_steps``.
-        per_device_train_batch_size: answers of one process in one forward and backward pass. A step then has this many
-            answers, times ``gradient_accumulation_steps``, times the number of processes: it sets ``prompts_per_step``
-            and ``micro_batch_size``, which is at least one group.
-        gradient_accumulation_steps: passes in an update; alone, it divides the answers of ``prompts_per_step``.
-        metric_for_best_model: a validation metric such as ``pass@1``, for callbacks.
-        greater_is_better: whether more of it is better.
-    """
-
-    output_dir: str | Path | None = None
-    _: KW_ONLY
-    seed: int | None = ranged(None, at_least=0)
-    bf16: bool | None = None
-    report_to: str | Sequence[str] | None = None
-    num_train_epochs: float | None = ranged(None, above=0)
-    per_device_train_batch_size: int | None = ranged(None, at_least=1)
-    gradient_accumulation_steps: int | None = ranged(None, at_least=1)
-    metric_for_best_model: str | None = None
-    greater_is_better: bool | None = None
-
-    def __post_init__(self) -> None:
-        """Check as ``GRPOOptions`` does."""
-        self._check()
-        warn_without_effect(self, above=1)
-
-    @property
-    def trackers(self) -> tuple[TrackerName, ...]:
-        """The trackers that ``report_to`` names.
-
-        Raises:
-            UserError: an unknown one.
-        """
-        wanted = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
-        if wanted == ["all"]:
-            wanted = [name for name in get_args(TrackerName) if find_spec(name) is not None]
-        wanted = [] if wanted == ["none"] else wanted
-        if unknown := [name for name in wanted if name not in get_args(TrackerName)]:
-            raise UserError(f"report_to: {unknown[0]!r} is not one of {', '.join(get_args(TrackerName))}.")
-        return tuple(cast(list[TrackerName], wanted))
-
-    def settled(self, problems: int, processes: int) -> GRPOOptions:
-        """The options of GRPO, with numbers of steps and batch sizes calculated from TRL's.
-
-        Args:
-            problems: number of training questions.
-            processes: number of processes.
-
-        Raises:
-            UserError: options contradict each other, or a batch does not hold whole groups.
-        """
-        options = {option.name: getattr(self, option.name) for option in fields(GRPOOptions)}
-        options |= self._batches(processes)
-        if self.num_train_epochs is not None:
-            self._refuse_both("max_steps", f"num_train_epochs={self.num_train_epochs}")
-            options["max_steps"] = math.ceil(self.num_train_epochs * problems / options["prompts_per_step"])
-        with warnings.catch_warnings(action="ignore"):  # told when this config was made
-            return GRPOOptions(**options)
-
-    def _batches(self, processes: int) -> dict[str, int]:
-        size, accumulated, k = self.per_device_train_batch_size, self.gradient_accumulation_steps, self.num_generations
-        if size is None and accumulated is None:
-            return {}
-        self._refuse_both(
-            "micro_batch_size", f"per_device_train_batch_size={size}, gradient_accumulation_steps={accumulated}"
-        )
-        if size is None:
-            assert accumulated is not None
-            answers = math.ceil(self.prompts_per_step * k / (accumulated * processes))
-            return {"micro_batch_size": max(answers, k)}
-        self._refuse_both("prompts_per_step", f"per_device_train_batch_size={size}")
-        answers = size * (accumulated or 1) * processes
-        if answers % k:
-            raise UserError(
-                f"per_device_train_batch_size={size} x gradient_accumulation_steps={accumulated or 1} x {processes} "
-                f"processes are {answers} answers, not whole groups of num_generations={k}: change one of them."
-            )
-        return {"prompts_per_step": answers // k, "micro_batch_size": max(size, k)}
-
-    def _refuse_both(self, ours: str, theirs: str) -> None:
-        value = getattr(self, ours)
-        if value != GRPOOptions.__dataclass_fields__[ours].default:
-            raise UserError(f"{ours}={value} and {theirs} both decide the same: leave one out.")
-
-
-def either(ours: str, given: Any, theirs: str, configured: Any, default: Any) -> Any:
-    """What the trainer's argument ``ours`` says, or the config's option ``theirs``, or else the default.
-
-    Raises:
-        UserError: both are given, and differ.
-    """
-    if given is None:
-        return default if configured is None else configured
-    if configured is not None and str(getattr(given, "path", given)) != str(configured):
-        raise UserError(
-            f"{ours}={getattr(given, 'path', given)} of the trainer and {theirs}={configured} of its config contradict "
-            "each other: leave one out."
-        )
-    return given

@@ -41,51 +41,34 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
-        texts = [f"{words} {_bound(bound)}" for words, bound in bounds.items() if bound is not None]
+        texts = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
         return " and ".join(texts) or "finite"
 
     def contains(self, number: float) -> bool:
-        """Whether the number is finite and within the bounds."""
-        try:
-            finite = math.isfinite(number)
-        except OverflowError:  # a whole number too large for a float
-            return False
-        if not finite or (isinstance(number, int) and abs(number) > MAX_INT):
-            return False
+        """Whether the number is finite, within the bounds and, if it is whole, within 64 bits."""
+        finite = abs(number) <= MAX_INT if isinstance(number, int) else math.isfinite(number)
         return (
-            (self.at_least is None or number >= self.at_least)
+            finite
+            and (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
             and (self.at_most is None or number <= self.at_most)
             and (self.below is None or number < self.below)
         )
 
 
-def ranged(
-    default: Any,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    why: str = "",
-) -> Any:
+def ranged(default: Any, **bounds: Any) -> Any:
     """A dataclass field with a default and a range, which also holds for every number of a list.
 
     Args:
         default: default value of the field.
-        at_least: lower bound, included.
-        above: lower bound, excluded.
-        at_most: upper bound, included.
-        below: upper bound, excluded.
-        why: reason or remedy, appended to the message.
+        bounds: the arguments of ``Range``.
     """
-    bounds = Range(at_least=at_least, above=above, at_most=at_most, below=below, why=why)
-    return field(default=default, metadata={_KEY: bounds})
+    return field(default=default, metadata={_KEY: Range(**bounds)})
 
 
 def seed_field(default: int = 0) -> Any:
     """A dataclass field for a seed: 0 to 2^63 - 1."""
-    return ranged(default, at_least=0, at_most=MAX_INT)
+    return ranged(default, at_least=0)
 
 
 def range_of(option: "Field[Any]") -> Range | None:
@@ -125,18 +108,13 @@ def check_ranges(config: Any, section: str = "") -> None:
             if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
                 raise UserError(f"{name}={number!r} must be a {'whole ' if whole else ''}number.")
             if not bounds.contains(number):
-                limit = " and below 2^63" if isinstance(number, int) and number > MAX_INT and not bounds.at_most else ""
+                limit = (
+                    " and below 2^63" if isinstance(number, int) and number > MAX_INT and bounds.at_most is None else ""
+                )
                 raise UserError(f"{name}={_text(number)} must be {bounds}{limit}{bounds.why and ': '}{bounds.why}.")
 
 
-def _bound(bound: float) -> str:
-    return "2^63 - 1" if bound == MAX_INT else str(bound)
-
-
 def _text(number: float) -> str:
-    """The number, or its beginning if it has many digits."""
-    try:
-        text = repr(number)
-    except ValueError:  # Python refuses to print a whole number of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
+    if isinstance(number, int) and abs(number) >= 10**40:
+        return "a number of more than 40 digits"  # Python refuses to print thousands of them
+    return repr(number)

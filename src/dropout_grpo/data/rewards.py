@@ -393,7 +393,7 @@ def combine_rewards(weights: Sequence[float], rows: Sequence[Sequence[float | No
         total = sum(terms)
         if not abs(total) <= LARGEST_REWARD:
             raise UserError(
-                f"rewards: the weighted sum for sample {sample} is {total:g}; lower grpo.reward_weights so that it "
+                f"rewards: the weighted sum for sample {sample} is {total:g}; lower reward_weights so that it "
                 f"stays between -{LARGEST_REWARD:g} and {LARGEST_REWARD:g}"
             )
         rewards.append(total)

@@ -60,7 +60,7 @@ def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOOption
             total = [t if g is None else t.add_(g) for t, g in zip(total, found, strict=True)]
         return total
 
-    batches = MicroBatches("grpo.micro_batch_size", greedy.micro_batch_size)
+    batches = MicroBatches(greedy.named("micro_batch_size"), greedy.micro_batch_size)
     squares = sum(float(g.double().square().sum()) for g in batches.fit(len(problems), gradients, rows=k))
     return {
         "frac_reward_zero_std": float(zero_variance(groups.rewards).float().mean()),

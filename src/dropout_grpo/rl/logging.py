@@ -100,17 +100,18 @@ class Watch:
         if self._skipped == _SKIPPED and config.filter_groups is not None:
             low, high = config.filter_groups
             yield from self._once(
-                f"the last {_SKIPPED} steps changed nothing: no group has a mean reward within grpo.filter_groups "
-                f"[{low}, {high}]; the last step's mean reward is {step['reward']:.4g}. Widen the range."
+                f"the last {_SKIPPED} steps changed nothing: no group has a mean reward within "
+                f"{config.named('filter_groups')} [{low}, {high}]; the last step's mean reward is {step['reward']:.4g}. "
+                "Widen the range."
             )
         if len(self._rewards) == _STEPS:
             yield from self._once(
                 f"every rollout of the last {_STEPS} steps has the reward {step['reward']:.4g}, so nothing is learnt. "
-                "Check the reward function and the answers (--grpo.log_completions true prints some)."
+                f"Check the reward function and the answers ({config.named('log_completions')} true prints some)."
             )
         if self._cut == _STEPS:
             yield from self._once(
-                f"every answer of the last {_STEPS} steps was cut at grpo.max_completion_length="
+                f"every answer of the last {_STEPS} steps was cut at {config.named('max_completion_length')}="
                 f"{config.max_completion_length}. Raise it, or check that the model ends its answers."
             )
 

@@ -111,7 +111,7 @@ class RolloutSampler:
         if [] in sources:
             raise UserError(f"max_prompt_length={most} leaves a source of the GRPO data without a question: raise it.")
         self._order = DataOrder(sources, weights, seed)
-        self.batches = MicroBatches("grpo.rollout_batch_size", config.rollout_batch_size)
+        self.batches = MicroBatches(config.named("rollout_batch_size"), config.rollout_batch_size)
         self.trainer_state = TrainerState()
         self._logged: dict[str, list[float]] = {}  # by reward functions, in this step
 

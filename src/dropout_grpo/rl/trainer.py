@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from dropout_grpo.config.evaluation import EvaluationConfig
-from dropout_grpo.config.grpo import GRPOConfig, GRPOOptions, either
+from dropout_grpo.config.grpo import GRPOOptions
+from dropout_grpo.config.grpo_config import GRPOConfig, either
 from dropout_grpo.data.problem import problem_fingerprint
 from dropout_grpo.data.records import as_problems, as_sets
 from dropout_grpo.data.rewards import RewardFunction, as_reward_functions, reward_names

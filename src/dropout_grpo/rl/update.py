@@ -47,7 +47,7 @@ class PolicyUpdate:
     ) -> None:
         self.model, self.config, self.exploration, self.bf16 = model, config, exploration, bf16
         self.reference = reference
-        self.batches = MicroBatches("grpo.micro_batch_size", config.micro_batch_size)
+        self.batches = MicroBatches(config.named("micro_batch_size"), config.micro_batch_size)
         self._objective = partial(
             surrogate,
             epsilon=config.epsilon,

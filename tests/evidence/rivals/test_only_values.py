@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.errors import UserError
 from evidence.rivals.only_values import only_values_trained
 from evidence.rivals.svp import SVPOnlyValues

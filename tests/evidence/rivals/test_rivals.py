@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dropout_grpo.config.exploration import ExplorationConfig
-from dropout_grpo.config.grpo import GRPOConfig
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.build import build_exploration
