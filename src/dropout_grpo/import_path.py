@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import warnings
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,13 @@ from dropout_grpo.errors import UserError
 
 FILE_MODULE = "dropout_grpo_user_"
 """How the names of modules begin that are imported from a file."""
+
+_OLD, _NEW = "dropout_grpo.problems.rewards:", "dropout_grpo.data.rewards:"
+
+
+def current_path(path: str) -> str:
+    """The import path as it is now. The rewards of this package were in another module in version 0.1."""
+    return _NEW + path.removeprefix(_OLD) if path.startswith(_OLD) else path
 
 
 def load_object(path: str, *, noun: Literal["function", "class"], what: str, example: str) -> Any:
@@ -27,7 +35,9 @@ def load_object(path: str, *, noun: Literal["function", "class"], what: str, exa
     Raises:
         UserError: the text has another form, the module cannot be imported, or it has no such function or class.
     """
-    place, _, name = path.rpartition(":")
+    if (now := current_path(path)) != path:
+        warnings.warn(f"{what}: it is {now} now; the old path works until version 0.3.", FutureWarning, stacklevel=2)
+    place, _, name = now.rpartition(":")
     if not place or not name.isidentifier():
         raise UserError(f"{what}: expected package.module:{noun} or path/to/file.py:{noun}, for example {example}")
     module = _import_file(place, what) if place.endswith(".py") else _import_module(place, what)

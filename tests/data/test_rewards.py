@@ -401,3 +401,8 @@ def test_reward_models_and_other_things_are_refused() -> None:
         as_reward_functions(3)
     with pytest.raises(UserError, match="reward_funcs is empty"):
         as_reward_functions([])
+
+
+def test_the_import_path_of_version_0_1_is_accepted_with_a_message() -> None:
+    with pytest.warns(FutureWarning, match=r"it is dropout_grpo\.data\.rewards:exact_answer now"):
+        assert load_reward("dropout_grpo.problems.rewards:exact_answer") is exact_answer

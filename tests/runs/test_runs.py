@@ -15,6 +15,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.runs.files import jsonable, write_json, write_text
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.runs.record import Record
 
 
 @dataclass(frozen=True)
@@ -289,3 +290,11 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device\. Remedy: free some space; .*resume"):
         run.log({"part": "sft", "step": 1})
+
+
+def test_a_run_that_recorded_the_old_path_of_a_reward_resumes() -> None:
+    old = Record(options={"reward_funcs": ["dropout_grpo.problems.rewards:exact_answer", "my.py:f"]})
+    now = Record(options={"reward_funcs": ("dropout_grpo.data.rewards:exact_answer", "my.py:f")})
+    assert not old.require_same(now, "run")
+    with pytest.raises(UserError, match="reward_funcs was"):
+        old.require_same(Record(options={"reward_funcs": ("dropout_grpo.data.rewards:shaped", "my.py:f")}), "run")

@@ -42,7 +42,9 @@ class GRPOOptions:
             quite the one that sampled: below 1 the gradient is biased, as tokens outside the set are never tried.
         replay: True recomputes a rollout's log-probabilities under its own mask; False, an ablation, under a fresh
             mask for every update.
-        learning_rate: peak of the schedule; a constant rate gives worse results here, see lr_scheduler_type.
+        learning_rate: peak of the schedule; a constant rate gives worse results here, see lr_scheduler_type. Steps of
+            few rollouts need a smaller rate than the default, which is for about 1,000: with 8 it may ruin a
+            checkpoint.
         lr_scheduler_type: shape of the schedule over all updates, after warm-up.
         min_lr_rate: share of learning_rate at which a linear or cosine schedule ends.
         warmup_steps: updates of linear warm-up.

@@ -108,9 +108,7 @@ def check_ranges(config: Any, section: str = "") -> None:
             if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
                 raise UserError(f"{name}={number!r} must be a {'whole ' if whole else ''}number.")
             if not bounds.contains(number):
-                limit = (
-                    " and below 2^63" if isinstance(number, int) and number > MAX_INT and bounds.at_most is None else ""
-                )
+                limit = " and below 2^63" if isinstance(number, int) and number > MAX_INT else ""
                 raise UserError(f"{name}={_text(number)} must be {bounds}{limit}{bounds.why and ': '}{bounds.why}.")
 
 

@@ -101,8 +101,8 @@ class Watch:
             low, high = config.filter_groups
             yield from self._once(
                 f"the last {_SKIPPED} steps changed nothing: no group has a mean reward within "
-                f"{config.named('filter_groups')} [{low}, {high}]; the last step's mean reward is {step['reward']:.4g}. "
-                "Widen the range."
+                f"{config.named('filter_groups')} [{low}, {high}]; the last step's mean reward is "
+                f"{step['reward']:.4g}. Widen the range."
             )
         if len(self._rewards) == _STEPS:
             yield from self._once(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dropout_grpo.distributed.processes import gather, size
 from dropout_grpo.errors import UserError
+from dropout_grpo.import_path import current_path
 from dropout_grpo.runs.files import flat_options, jsonable
 
 _LENGTH = "max_steps"  # of GRPO; it may be raised on resuming, which makes the run longer
@@ -103,7 +104,10 @@ class Record:
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flat_options(jsonable(options)).items() if value != {}}
+    flat = {name: value for name, value in flat_options(jsonable(options)).items() if value != {}}
+    if isinstance(rewards := flat.get("reward_funcs"), list):
+        flat["reward_funcs"] = [current_path(str(path)) for path in rewards]
+    return flat
 
 
 def require_equal_processes(record: Record) -> None:
