@@ -9,9 +9,11 @@ import matplotlib
 import pytest
 
 from dropout_grpo.report import watch_report, write_comparison, write_report
-from dropout_grpo.report.style import CSS
+from dropout_grpo.report.page import TEMPLATES
 from dropout_grpo.runs.lock import lock_folder
 from helpers.fake_run import CONFIG, FLIP, RESULTS, RL, SFT, by_k, make_run, rl
+
+CSS = (TEMPLATES / "style.css").read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -40,7 +42,7 @@ class Page(HTMLParser):
         self._within = ""
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += re.sub(r"[ \n]+", " ", data)
         if self._within in ("td", "th"):
             self._rows[-1][-1] += data.replace("\u202f", " ")
         elif self._within == "caption":

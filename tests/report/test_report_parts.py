@@ -10,11 +10,10 @@ import pytest
 import dropout_grpo.report
 from dropout_grpo.errors import UserError
 from dropout_grpo.report import page, write_report
-from dropout_grpo.report.markup import duration, percent, points
-from dropout_grpo.report.plots import Curve, curves_figure
-from dropout_grpo.report.provenance import config_facts
+from dropout_grpo.report.about import config_facts
+from dropout_grpo.report.charts import Curve, curves_figure
+from dropout_grpo.report.formats import duration, percent, points
 from dropout_grpo.report.series import Series, complement, running_mean, series, stage_starts
-from dropout_grpo.report.style import CSS
 from helpers.fake_run import CONFIG, FLIP, RESULTS, SFT, Record, make_run
 
 
@@ -81,7 +80,8 @@ def test_text_contrasts_with_its_background(theme: int) -> None:
         red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", CSS.split("@media")[theme]))
+    css = (page.TEMPLATES / "style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css.split("@media")[theme]))
     for ground in ("paper", "card"):
         for ink in ("ink", "muted", "good", "bad", "arm-0", "arm-1", "arm-2", "arm-3"):
             dark, light = sorted((luminance(colours[ground]), luminance(colours[ink])))

@@ -106,7 +106,7 @@ def waiting_for_others() -> Iterator[None]:
     except RuntimeError as error:  # errors of gloo, NCCL and the store have no other common type
         if isinstance(error, LostProcess) or is_out_of_memory(error):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise LostProcess(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost another process, which was killed, has "
             f"failed or does not respond ({reason}). The launcher's report names the process that failed first. "

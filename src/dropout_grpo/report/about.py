@@ -1,21 +1,23 @@
-"""What a run is, at the top of its page: model, data, rewards, exploration, steps, date."""
+"""What a run is and where it comes from: model, data, exploration, steps, seconds, versions, configuration."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from dropout_grpo.report import markup
+from dropout_grpo.report.blocks import Section, Table
+from dropout_grpo.report.formats import duration
 from dropout_grpo.report.names import in_order, label
 from dropout_grpo.report.series import CURRICULUM
-from dropout_grpo.runs.files import CONFIG_FILE
-from dropout_grpo.runs.read import Record, Run, mapping
+from dropout_grpo.runs.files import CONFIG_FILE, RESULTS_FILE, flat_options
+from dropout_grpo.runs.read import Record, Run, mapping, number
 
 _SPLITS = {"sft": ("train", "valid"), "grpo": ("grpo", "valid"), "demo": ("train", "grpo", "valid", "test")}
 _PRECISIONS = {"True": "bf16 matrix products", "False": "float32"}
 _EXPLORES = ("grpo", "demo", "eval")
 
 
-def about(run: Run) -> str:
-    """A list of the facts that the run folder records; empty if it has no config."""
+def about(run: Run) -> dict[str, str]:
+    """The facts that the run folder records, by name, for the top of the page."""
     config = mapping(run.provenance, "config", CONFIG_FILE)
     command = str(run.provenance.get("command") or "")
     facts = {
@@ -29,10 +31,36 @@ def about(run: Run) -> str:
         "precision": _PRECISIONS.get(str(config.get("bf16")), ""),
         "started": _text(run.provenance.get("started")),
     }
-    items = "".join(
-        f"<div><dt>{name}</dt><dd>{markup.text(value)}</dd></div>" for name, value in facts.items() if value
-    )
-    return f'<dl class="about">{items}</dl>' if items else ""
+    return {name: value for name, value in facts.items() if value}
+
+
+def seconds_section(run: Run) -> Section:
+    """Seconds of each part of a demo, in the order of the file."""
+    place = f"{RESULTS_FILE}, 'seconds'"
+    seconds = mapping(run.results, "seconds", RESULTS_FILE)
+    spent = {label(name): number(seconds, name, place) for name in seconds}
+    rows = [[name, duration(value)] for name, value in spent.items() if value is not None]
+    table = Table(caption="Wall-clock time of each part", header=["part", "time"], rows=rows) if rows else None
+    return Section(heading="Time", table=table)
+
+
+def provenance(run: Run) -> list[Table]:
+    """Versions and commit, and the configuration with every default resolved."""
+    versions = config_facts(mapping(run.provenance, "versions", CONFIG_FILE))
+    commit = run.provenance.get("commit")
+    if commit is not None:
+        versions.append(["commit", str(commit)])
+    config = config_facts(mapping(run.provenance, "config", CONFIG_FILE))
+    titles = {"Versions and commit": versions, "Configuration, every default resolved": config}
+    header = ["name", "value"]
+    return [Table(caption=title, header=header, rows=rows, style="facts") for title, rows in titles.items() if rows]
+
+
+def config_facts(config: Record) -> list[list[str]]:
+    """Nested configuration as [option, value] pairs; a value that is not a string is shown as JSON."""
+    return [
+        [name, value if isinstance(value, str) else json.dumps(value)] for name, value in flat_options(config).items()
+    ]
 
 
 def _text(value: Any) -> str:
@@ -68,23 +96,23 @@ def _data(config: Record, command: str) -> str:
     return "; ".join(f"{', '.join(names)}: {source}" for source, names in splits.items())
 
 
-def _source(given: Any, task: Any) -> str:
-    if given is None:
+def _source(option: Any, task: Any) -> str:
+    if option is None:
         return f"built-in task {task}"
-    if isinstance(given, list):
-        return " + ".join(str(part.get("source")) if isinstance(part, Mapping) else str(part) for part in given)
-    return str(given)
+    if isinstance(option, list):
+        return " + ".join(str(part.get("source")) if isinstance(part, Mapping) else str(part) for part in option)
+    return str(option)
 
 
 def _exploration(config: Record) -> str:
-    found = config.get("exploration")
-    if not isinstance(found, Mapping):
-        return _text(found)
-    kind = str(found.get("kind"))
+    exploration = config.get("exploration")
+    if not isinstance(exploration, Mapping):
+        return _text(exploration)
+    kind = str(exploration.get("kind"))
     if kind == "none":
         return "none"
-    p = f", p = {found.get('p')}" if "dropout" in kind else ""
-    sites, phases = (" and ".join(map(str, found.get(name) or ())) for name in ("sites", "phases"))
+    p = f", p = {exploration.get('p')}" if "dropout" in kind else ""
+    sites, phases = (" and ".join(map(str, exploration.get(name) or ())) for name in ("sites", "phases"))
     return f"{kind}{p}, on {sites}, in {phases}"
 
 

@@ -2,23 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 
-from dropout_grpo.report import markup, plots
+from dropout_grpo.report.blocks import Chart, Section, Table
+from dropout_grpo.report.charts import Curve, Estimate, by_k_figure, curves_figure
 from dropout_grpo.report.evaluation import estimates
+from dropout_grpo.report.formats import percent
 from dropout_grpo.report.names import in_order, label
 from dropout_grpo.report.results import arm_scores, cells, columns, meanings, metric_keys
 from dropout_grpo.report.series import CURRICULUM, arms, series
-from dropout_grpo.report.svg import inline_svg
-from dropout_grpo.report.training import PASS_AT_1, validation_size
+from dropout_grpo.report.training import PASS_AT_1, bands, validation_size
 from dropout_grpo.runs.files import MEASURES_FILE, RESULTS_FILE
 from dropout_grpo.runs.read import Record, Run, number, objects
 
 
-def comparison_sections(runs: Mapping[str, Run]) -> str:
-    """The sections of the page; empty if no run has results."""
-    return _results(runs) + _by_k(runs) + _training(runs)
+def comparison_sections(runs: Mapping[str, Run]) -> list[Section]:
+    """The sections of the page; all are false if no run has results."""
+    return [
+        _results(runs),
+        Section(heading="Several answers", charts=_by_k(runs)),
+        Section(heading="Training", charts=_training(runs)),
+    ]
 
 
-def _results(runs: Mapping[str, Run]) -> str:
+def _results(runs: Mapping[str, Run]) -> Section:
     """One row for each arm of a demo and each evaluated file of each run."""
     rows: dict[tuple[str, str], tuple[Record, str]] = {}
     for name, run in runs.items():
@@ -28,51 +33,56 @@ def _results(runs: Mapping[str, Run]) -> str:
             rows[name, str(record.get("file", ""))] = record, f"{RESULTS_FILE} of {name}, evaluations[{i}]"
     keys = metric_keys(scores for scores, _ in rows.values())
     cells_of_rows = [[run, of, *cells(scores, keys, place)] for (run, of), (scores, place) in rows.items()]
-    if not rows:
-        return ""
-    table = markup.table("Share of the problems", ["run", "of", *columns(keys)], cells_of_rows)
-    return markup.section("Results", table, meanings(keys))
+    header = ["run", "of", *columns(keys)]
+    table = Table(caption="Share of the problems", header=header, rows=cells_of_rows) if rows else None
+    return Section(heading="Results", table=table, note=meanings(keys))
 
 
-def _by_k(runs: Mapping[str, Run]) -> str:
-    """pass@k of all runs in one figure for each file."""
-    files: dict[str, list[tuple[str, Sequence[plots.Estimate]]]] = {}
+def _by_k(runs: Mapping[str, Run]) -> list[Chart]:
+    """pass@k of all runs in one chart for each file."""
+    files: dict[str, list[tuple[str, Sequence[Estimate]]]] = {}
     for name, run in runs.items():
         for i, record in enumerate(objects(run.measures, "evaluations", f"{MEASURES_FILE} of {name}")):
             curve = estimates(record, "pass@k", f"{MEASURES_FILE} of {name}, evaluations[{i}]")
             if len(curve) > 1:
                 files.setdefault(str(record.get("file", "")), []).append((name, curve))
-    drawn = []
-    for i, (file, curves) in enumerate(files.items()):
+    charts = []
+    for file, curves in files.items():
         title = f"pass@k on {file}"
-        said = "; ".join(f"{name}: {markup.percent(c[0].value)} to {markup.percent(c[-1].value)}" for name, c in curves)
-        svg = inline_svg(plots.by_k_figure(curves, None), label=f"{title}. {said}", name=f"runs-by-k-{i}")
-        drawn.append(markup.figure(title, "At least one of k answers is right. Bands are 95 % intervals.", svg))
-    return markup.section("Several answers", f'<div class="figures">{"".join(drawn)}</div>') if drawn else ""
+        described = "; ".join(f"{name}: {percent(c[0].value)} to {percent(c[-1].value)}" for name, c in curves)
+        charts.append(
+            Chart(
+                title=title,
+                caption="At least one of k answers is right. Bands are 95 % intervals.",
+                described=f"{title}. {described}",
+                figure=by_k_figure(curves, None),
+            )
+        )
+    return charts
 
 
-def _training(runs: Mapping[str, Run]) -> str:
-    """Validation pass@1 of all runs: one figure for the curriculum, one for reinforcement learning."""
-    drawn = []
+def _training(runs: Mapping[str, Run]) -> list[Chart]:
+    """Validation pass@1 of all runs: one chart for the curriculum, one for reinforcement learning."""
+    charts = []
     for title, of_curriculum in (("Curriculum", True), ("Reinforcement learning", False)):
-        curves: list[plots.Curve] = []
+        curves: list[Curve] = []
         for name, run in runs.items():
             parts = [CURRICULUM] if of_curriculum else in_order(arms(run.metrics))
             for part in parts:
-                found = series(run.metrics, part, PASS_AT_1)
-                if found:
+                if values := series(run.metrics, part, PASS_AT_1):
                     text = name if of_curriculum or len(parts) == 1 else f"{name}: {label(part)}"
-                    curves.append(plots.Curve(label=text, series=found, arm=len(curves), n=validation_size(run)))
+                    curves.append(Curve(label=text, series=values, arm=len(curves), n=validation_size(run)))
         if curves:
-            said = "; ".join(f"{c.label}: {markup.percent(c.series.values[-1])} at the end" for c in curves)
-            svg = inline_svg(
-                plots.curves_figure(curves, ylabel="pass@1", percent=True),
-                label=f"{title}, validation pass@1 by step. {said}",
-                name=f"runs-{'sft' if of_curriculum else 'rl'}",
+            described = "; ".join(f"{c.label}: {percent(c.series.values[-1])} at the end" for c in curves)
+            charts.append(
+                Chart(
+                    title=title,
+                    caption=f"Validation pass@1.{bands(curves)}",
+                    described=f"{title}, validation pass@1 by step. {described}",
+                    figure=curves_figure(curves, ylabel="pass@1", percent=True),
+                )
             )
-            bands = " Bands are 95 % intervals." if any(curve.n for curve in curves) else ""
-            drawn.append(markup.figure(title, f"Validation pass@1.{bands}", svg))
-    return markup.section("Training", f'<div class="figures">{"".join(drawn)}</div>') if drawn else ""
+    return charts
 
 
 def described(runs: Mapping[str, Run]) -> str:

@@ -1,21 +1,26 @@
 """Puts the report together: one HTML file that loads nothing, so it opens anywhere, offline."""
 
 import time
+from base64 import b64encode
 from collections.abc import Callable, Sequence
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from dropout_grpo.errors import UserError
-from dropout_grpo.report import markup
-from dropout_grpo.report.about import about
+from dropout_grpo.report import formats
+from dropout_grpo.report.about import about, provenance, seconds_section
+from dropout_grpo.report.blocks import Chart
+from dropout_grpo.report.cards import flips, thoughts
 from dropout_grpo.report.comparison import comparison_sections, described
 from dropout_grpo.report.evaluation import evaluations_section
-from dropout_grpo.report.flips import flips_section
-from dropout_grpo.report.problems import SCRIPT_HASH, problems_section
-from dropout_grpo.report.provenance import provenance_section, seconds_section
+from dropout_grpo.report.problems import problems
 from dropout_grpo.report.results import headline, results_section
-from dropout_grpo.report.style import CSS
-from dropout_grpo.report.thoughts import thoughts_section
+from dropout_grpo.report.svg import inline_svg
 from dropout_grpo.report.training import curriculum_section, grpo_section
 from dropout_grpo.runs.files import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE, write_text, writing
 from dropout_grpo.runs.lock import is_locked
@@ -23,6 +28,8 @@ from dropout_grpo.runs.read import Run, number, read_run, read_samples
 
 WATCH_SECONDS = 20
 """Between two reports of a run that goes on: drawing one takes about a second."""
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(run_dir: Path, *, reload: int | None = None) -> Path:
@@ -39,19 +46,31 @@ def write_report(run_dir: Path, *, reload: int | None = None) -> Path:
         UserError: the folder holds no results, a file is malformed, or the report cannot be written.
     """
     run = read_run(run_dir, whole_lines=reload is not None)
-    sections = result_sections(run) + problems_section({run.name: _samples(run_dir)})
-    if not sections and reload is None:
+    sections = (results_section(run), evaluations_section(run), curriculum_section(run), grpo_section(run))
+    results = {
+        "headline": headline(run),
+        "sections": [section for section in sections if section],
+        "flips": flips(run),
+        "thoughts": thoughts(run),
+        "problems": problems({run.name: _samples(run_dir)}),
+    }
+    if not any(results.values()) and reload is None:
         raise UserError(
             f"{run_dir} holds no results: neither metrics.jsonl nor results.json has anything to show. "
             "Give the folder of a run that has started, such as one that `dropout-grpo demo` wrote"
         )
-    title = f"dropout-grpo {run.provenance.get('command') or ''}".strip()
-    seed = number(run.results, "seed", RESULTS_FILE)
-    subtitle = f"run {run.name}" + (f" · seed {seed:.0f}" if seed is not None else "")
-    if reload is not None:
-        subtitle += f" · the run goes on, and this page loads itself again every {reload} seconds"
-    body = about(run) + sections + seconds_section(run) + provenance_section(run)
-    return _write(run_dir / REPORT_FILE, page(title, subtitle, run.name, body, reload=reload))
+    return _write(
+        run_dir / REPORT_FILE,
+        "run.html",
+        **results,
+        title=f"dropout-grpo {run.provenance.get('command') or ''}".strip(),
+        names=[run.name],
+        seed=number(run.results, "seed", RESULTS_FILE),
+        reload=reload,
+        about=about(run),
+        seconds=seconds_section(run),
+        provenance=provenance(run),
+    )
 
 
 def watch_report(run_dir: Path, every: int = WATCH_SECONDS, wait: Callable[[float], None] = time.sleep) -> Path:
@@ -85,66 +104,45 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
         if key in runs:
             raise UserError(f"{folder} is named twice: give different run folders")
         runs[key], samples[key] = read_run(folder), _samples(folder)
-    sections = comparison_sections(runs) + problems_section(samples)
-    if not sections:
+    sections = [section for section in comparison_sections(runs) if section]
+    table = problems(samples)
+    if not sections and table is None:
         raise UserError(f"{', '.join(map(str, run_dirs))} hold no results: give the folders of runs that have started")
-    return _write(out, page("dropout-grpo comparison", described(runs), ", ".join(runs), sections))
+    content = {"subtitle": described(runs), "sections": sections, "problems": table}
+    return _write(out, "comparison.html", title="dropout-grpo comparison", names=list(runs), **content)
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
     return read_samples(folder) if (folder / SAMPLES_FILE).is_file() else []
 
 
-def _write(path: Path, text: str) -> Path:
-    text = text.encode("utf-8", "replace").decode()  # half a character, of a JSON escape, becomes a question mark
+def _write(path: Path, template: str, **content: Any) -> Path:
+    text = render(template, **content).encode("utf-8", "replace").decode()  # half a character becomes a question mark
     with writing(path):
         write_text(path, text)
     return path
 
 
-def result_sections(run: Run) -> str:
-    """What the run found, as HTML; empty if it holds no results."""
-    return (
-        headline(run)
-        + results_section(run)
-        + evaluations_section(run)
-        + curriculum_section(run)
-        + grpo_section(run)
-        + flips_section(run)
-        + thoughts_section(run)
-    )
+def render(template: str, **content: Any) -> str:
+    """A page as HTML.
 
-
-def page(title: str, subtitle: str, name: str, body: str, *, reload: int | None = None) -> str:
-    """A whole HTML document.
-
-    Args:
-        title: heading, as plain text.
-        subtitle: line below it, as plain text.
-        name: name of the run, for the window's title.
-        body: HTML.
-        reload: seconds after which the browser loads the page again.
+    Everything is escaped but the package's own style sheet and script, the JSON of the problems, and the charts.
     """
-    refresh = "" if reload is None else f'\n<meta http-equiv="refresh" content="{reload}">'
-    title, subtitle, name = markup.text(title), markup.text(subtitle), markup.text(name)
-    # The browser refuses everything that is not in this file, and every script but the one with this hash.
-    sources = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{SCRIPT_HASH}'"
-    policy = f"{sources}; base-uri 'none'; form-action 'none'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title} · {name}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-<header><h1>{title}</h1><p>{subtitle}</p></header>
-{body}
-</main>
-<footer>Made by dropout-grpo from the files of run folders.</footer>
-</body>
-</html>
-"""
+    numbers = count(1)
+
+    def svg(chart: Chart) -> Markup:
+        return Markup(inline_svg(chart.figure, label=chart.described, name=f"chart-{next(numbers)}"))
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    own = (formats.count, formats.duration, formats.p_value, formats.percent, formats.points)
+    environment.filters |= {"svg": svg, **{function.__name__: function for function in own}}
+    css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "problems.js"))
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    content |= {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
+    return environment.get_template(template).render(content)

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# Stand-ins, unlike any colour that matplotlib would choose, and the variables of style.py that replace them.
+# Stand-ins, unlike any colour that matplotlib would choose, and the variables of templates/style.css that replace them.
 INK, MUTED, RULE = "#010203", "#010204", "#010205"
 ARM_COLOURS = ("#020201", "#020202", "#020203", "#020204")
 _VARIABLES = {

@@ -1,7 +1,8 @@
-"""The figures of the report. Each function returns a new Figure; pyplot is not used."""
+"""The figures of the report, drawn with matplotlib. Each function returns a new one; pyplot is not used."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -9,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dropout_grpo.evaluation.statistics import wilson_interval
+from dropout_grpo.report.blocks import Chart
+from dropout_grpo.report.formats import percent as as_percent
 from dropout_grpo.report.series import Series, running_mean
 from dropout_grpo.report.svg import ARM_COLOURS, INK, MUTED, RULE, STYLE
 
@@ -36,6 +39,28 @@ class Estimate:
     value: float
     lo: float
     hi: float
+
+
+def curves_charts(
+    title: str, caption: str, curves: Sequence[Curve], *, percent: bool = False, **options: Any
+) -> list[Chart]:
+    """One chart of the curves that have values, or none; the options are those of ``curves_figure``.
+
+    It is described by where each curve starts and ends.
+    """
+    present = [curve for curve in curves if curve.series]
+    if not present:
+        return []
+    show: Callable[[float], str] = as_percent if percent else "{:.3g}".format
+    described = []
+    for curve in present:
+        if not curve.faint:
+            steps, values = curve.series.steps, curve.series.values
+            ends = f"{show(values[0])} at step {steps[0]}, {show(values[-1])} at step {steps[-1]}"
+            described.append(f"{curve.label}: {ends}")
+    figure = curves_figure(present, percent=percent, **options)
+    words = f"{title} by step. {'; '.join(described)}"
+    return [Chart(title=title, caption=caption, described=words, figure=figure)]
 
 
 def curves_figure(
