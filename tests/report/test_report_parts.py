@@ -144,7 +144,7 @@ def test_numbers_as_they_are_said() -> None:
 def test_the_report_knows_only_run_folders() -> None:
     imported: set[str] = set()
     report = Path(dropout_grpo.report.__file__).parent
-    format_of_a_run = ("layout", "lock", "read", "write")
+    format_of_a_run = ("files", "lock", "read")
     for path in (*report.glob("*.py"), *(report.parent / "runs" / f"{name}.py" for name in format_of_a_run)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
