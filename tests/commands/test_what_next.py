@@ -8,7 +8,7 @@ import pytest
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.demo import to_ask, what_next
 from dropout_grpo.data.files import save_problems
-from dropout_grpo.evaluation.answering import Answered
+from dropout_grpo.evaluation.answering import ModelAnswers
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
 
@@ -31,11 +31,11 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert main([*words[1:], *short]) == 0
 
 
-def answered(i: int, plain: bool, masks: int) -> Answered:
+def answered(i: int, plain: bool, masks: int) -> ModelAnswers:
     """Problem i, whose right answer is i + 3, with a plain answer and the number of its 4 masks that are right."""
     (*_, problem) = tiny_problems(i + 1)
     said = {True: f"### {i + 3}", False: "### 0"}
-    return Answered(
+    return ModelAnswers(
         problem=problem,
         plain=said[plain],
         plain_length=3,

@@ -10,8 +10,8 @@ from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import (
     EVAL_STEP,
-    Answered,
     EvaluationConfig,
+    ModelAnswers,
     answer_problems,
     is_correct,
     vote,
@@ -200,9 +200,9 @@ def test_more_thoughts_than_the_model_has_positions_for_are_refused() -> None:
         replace(config, latent_steps=-1)
 
 
-def answered(answer: str, *samples: str) -> Answered:
+def answered(answer: str, *samples: str) -> ModelAnswers:
     problem = Problem(id=0, question="?", steps=(), answer=answer)
-    return Answered(problem=problem, plain="", plain_length=1, plain_clipped=False, samples=samples)
+    return ModelAnswers(problem=problem, plain="", plain_length=1, plain_clipped=False, samples=samples)
 
 
 def test_is_correct_reads_what_follows_the_marker() -> None:

@@ -5,14 +5,16 @@ from typing import Any
 import pytest
 
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.evaluation.answering import Answered
+from dropout_grpo.evaluation.answering import ModelAnswers
 from dropout_grpo.evaluation.measures import measure_answers, powers_of_two, summarize, summary
 from dropout_grpo.evaluation.statistics import mean_interval, wilson_interval
 
 
-def answered(plain: str, *samples: str, average: str | None = None, length: int = 3, clipped: bool = False) -> Answered:
+def answered(
+    plain: str, *samples: str, average: str | None = None, length: int = 3, clipped: bool = False
+) -> ModelAnswers:
     """The right answer is 7; a sample is as long as its text."""
-    return Answered(
+    return ModelAnswers(
         problem=Problem(id=0, question="?", steps=(), answer="7"),
         plain=plain,
         plain_length=length,

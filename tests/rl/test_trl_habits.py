@@ -21,7 +21,7 @@ from dropout_grpo import (
 )
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.evaluation import validation
-from dropout_grpo.evaluation.answering import Answered, answer_problems
+from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.rl import trainer as trainer_module
 from helpers.eval_run import SEED, problems
@@ -67,7 +67,9 @@ def test_evaluate_is_pass_at_1_of_the_plain_network(tmp_path: Path, monkeypatch:
     def answers(model: Any, problems: Any, config: EvaluationConfig, **options: Any) -> list[Any]:
         asked.append(config)
         said = {problem.id: problem.answer if problem.id in (0, 2) else "none" for problem in problems}
-        return [Answered(problem=p, plain=f"### {said[p.id]}", plain_length=3, plain_clipped=False) for p in problems]
+        return [
+            ModelAnswers(problem=p, plain=f"### {said[p.id]}", plain_length=3, plain_clipped=False) for p in problems
+        ]
 
     monkeypatch.setattr(validation, "answer_problems", answers)
     made = GRPOTrainer(tiny_latent(), digits, CONFIG, ROWS, ROWS, run=tmp_path)

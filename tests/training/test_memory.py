@@ -234,7 +234,7 @@ def test_evaluation_short_of_memory_gives_the_same_answers(
     model, problems = tiny_latent(dtype=torch.float64), tiny_problems(7)
     config = EvaluationConfig(num_samples=num_samples, max_new_tokens=3, batch_size=12 if num_samples else 4)
     options: dict[str, Any] = {"exploration": SharedDropout(0.3) if num_samples else None}
-    expected, done = answer_problems(model, problems, config, **options), []  # type: tuple[list[Answered], list[int]]
+    expected, done = answer_problems(model, problems, config, **options), []  # type: tuple[list[ModelAnswers], list[int]]
     capsys.readouterr()
     with forward_fails_above(fits, model):
         assert answer_problems(model, problems, config, progress=done.append, **options) == expected

@@ -25,7 +25,7 @@ from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import is_main, on_main, size
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.answering import Answered, vote, vote_table
+from dropout_grpo.evaluation.answering import ModelAnswers, vote, vote_table
 from dropout_grpo.evaluation.measures import sample, summarize
 from dropout_grpo.evaluation.statistics import compare
 from dropout_grpo.exploration.base import NoExploration
@@ -83,7 +83,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
 
         return clock(part, lambda: finished_or(part, make))
 
-    def test_of(name: str, model: LatentModel, *, plain_only: bool = False) -> list[Answered]:
+    def test_of(name: str, model: LatentModel, *, plain_only: bool = False) -> list[ModelAnswers]:
         title = f"test of {name}"
         return clock("evaluation", lambda: measure(context, model, test, title, plain_only=plain_only))
 
@@ -130,7 +130,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     return results
 
 
-def to_ask(before: Sequence[Answered], after: Sequence[Answered]) -> tuple[Problem, str]:
+def to_ask(before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> tuple[Problem, str]:
     """A problem to ask the trained model, and what it shows: one that training has turned from wrong to right.
 
     Preferably both the plain answer and the vote of the masks were wrong and are right, and most masks are right: then
@@ -141,7 +141,7 @@ def to_ask(before: Sequence[Answered], after: Sequence[Answered]) -> tuple[Probl
         after: the trained model's answers to the same problems.
     """
 
-    def voted(answered: Answered) -> bool:
+    def voted(answered: ModelAnswers) -> bool:
         return answers_match(vote(answered), answered.problem.answer)
 
     pairs = [*zip(before, after, strict=True)]
@@ -220,12 +220,12 @@ class Clock:
         return {name: round(seconds, 1) for name, seconds in whole.items()}
 
 
-def correct(answered: Sequence[Answered]) -> list[bool]:
+def correct(answered: Sequence[ModelAnswers]) -> list[bool]:
     """Whether the plain network solves each problem."""
     return [a.plain_correct for a in answered]
 
 
-def write_flips(run: RunFolder, before: Sequence[Answered], after: Sequence[Answered]) -> None:
+def write_flips(run: RunFolder, before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> None:
     """Write flips.jsonl: problems that GRPO turned from wrong to right or back, with the votes of their masks."""
     lines = []
     for direction in ("gained", "lost"):

@@ -15,7 +15,7 @@ from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.distributed.processes import on_main
-from dropout_grpo.evaluation.answering import Answered
+from dropout_grpo.evaluation.answering import ModelAnswers
 from dropout_grpo.evaluation.measures import sample, summarize
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.build import build_exploration
@@ -65,7 +65,7 @@ def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[st
     return _finish(context, model, problems["valid"], "grpo", start)
 
 
-def _under_masks(context: Context, model: LatentModel, valid: Sequence[Problem]) -> list[Answered]:
+def _under_masks(context: Context, model: LatentModel, valid: Sequence[Problem]) -> list[ModelAnswers]:
     """Answers to a few problems, as a rollout gives them; the plain ones alone where all rollouts are the same."""
     return measure(context, model, valid, "samples", plain_only=all_alike(context))
 

@@ -10,7 +10,7 @@ from dropout_grpo.errors import UserError
 
 LossType = Literal["sum", "grpo", "dr_grpo", "dapo"]
 ImportanceSamplingLevel = Literal["token", "sequence"]
-Answers = Literal["sampled", "greedy"]
+AnswerDecoding = Literal["sampled", "greedy"]
 ScaleRewards = Literal["none", "group", "batch"]
 Baseline = Literal["group_mean", "ema"]
 KLEstimator = Literal["k3", "k3_huber", "k3_clamp"]
@@ -95,7 +95,7 @@ class GRPOOptions:
     num_generations: int = ranged(8, at_least=1)
     num_iterations: int = ranged(1, at_least=1)
     max_completion_length: int = ranged(8, at_least=1)
-    answers: Answers = "sampled"
+    answers: AnswerDecoding = "sampled"
     temperature: float = ranged(1.0, above=0, why="for greedy answers, use answers: greedy with temperature 1")
     top_p: float = ranged(1.0, above=0, at_most=1)
     replay: bool = True

@@ -35,9 +35,9 @@ from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, p
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import weights_digest
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint
-from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.loop import Trainer
 from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
+from dropout_grpo.training.model_argument import as_latent_model
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule
 from dropout_grpo.training.resume import Saved

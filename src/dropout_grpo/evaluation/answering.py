@@ -28,7 +28,7 @@ EVAL_STEP = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class ModelAnswers:
     """The answers of a model to one problem, as decoded.
 
     Attributes:
@@ -63,13 +63,13 @@ class Answered:
 
     def samples_correct(self) -> list[bool]:
         """Whether each sample is right. Equal samples are compared once."""
-        right = {said: is_correct(said, self.problem, self.tolerance) for said in set(self.samples)}
-        return [right[said] for said in self.samples]
+        right = {text: is_correct(text, self.problem, self.tolerance) for text in set(self.samples)}
+        return [right[text] for text in self.samples]
 
     def votes(self) -> list[str | None]:
         """The samples' answers in canonical form; None for a sample without an answer."""
-        read = {said: _vote(said) for said in set(self.samples)}
-        return [read[said] for said in self.samples]
+        votes = {text: _vote(text) for text in set(self.samples)}
+        return [votes[text] for text in self.samples]
 
 
 def is_correct(completion: str, problem: Problem, tolerance: float = 0.0) -> bool:
@@ -122,7 +122,7 @@ def answer_problems(
     progress: Callable[[int], None] | None = None,
     batches: MicroBatches | None = None,
     encoded: Sequence[list[int]] | None = None,
-) -> list[Answered]:
+) -> list[ModelAnswers]:
     """Ask a model all problems.
 
     Args:
@@ -144,18 +144,18 @@ def answer_problems(
     by_length = sorted(range(len(problems)), key=lambda i: len(encoded[i]))
     order = by_length[processes.rank() :: processes.size()]
 
-    def answer_first(places: list[int], size: int) -> list[Answered]:
-        prompts = Prompts(*model.pad([encoded[i] for i in places[:size]]))
+    def answer_first(indices: list[int], size: int) -> list[ModelAnswers]:
+        prompts = Prompts(*model.pad([encoded[i] for i in indices[:size]]))
         with torch.no_grad(), autocast(model.device, bf16):
-            return _answer_batch(model, [problems[i] for i in places[:size]], prompts, config, exploration, seed)
+            return _answer_batch(model, [problems[i] for i in indices[:size]], prompts, config, exploration, seed)
 
-    answered: dict[int, Answered] = {}
+    answered: dict[int, ModelAnswers] = {}
     batches = batches or evaluation_batches(config)
     samples = max(1, config.num_samples)
     with threads_for(model.model, samples * min(len(order), config.batch_size)):
         while rest := order[len(answered) :]:
-            said = batches.fit(len(rest), partial(answer_first, rest), rows=samples)
-            answered |= dict(zip(rest, said, strict=False))
+            answers = batches.fit(len(rest), partial(answer_first, rest), rows=samples)
+            answered |= dict(zip(rest, answers, strict=False))
             if progress is not None:
                 progress(min(len(problems), len(answered) * processes.size()))
     of_all = {i: answer for of_rank in processes.gather(answered) for i, answer in of_rank.items()}
@@ -169,7 +169,7 @@ def _answer_batch(
     config: EvaluationConfig,
     exploration: Exploration,
     seed: int,
-) -> list[Answered]:
+) -> list[ModelAnswers]:
     """Read each question once; think once with the plain network and once under each mask."""
     n, length, steps = config.num_samples, config.max_new_tokens, _latent_steps(model, config)
     read = model.read(prompts.input_ids, prompts.attention_mask)
@@ -194,7 +194,7 @@ def _answer_batch(
             common = model.generate(state, length, strategy=AverageOverMasks(n), noise=noise)
             averages = [*model.decode(common.token_ids[::n], common.mask[::n])]
     return [
-        Answered(
+        ModelAnswers(
             problem=problem,
             plain=plain_texts[i],
             plain_length=plain_lengths[i],
@@ -236,12 +236,12 @@ def _vote(completion: str) -> str | None:
     return None if answer is None else canonical_answer(answer)
 
 
-def vote_table(answered: Answered) -> dict[str, int]:
+def vote_table(answered: ModelAnswers) -> dict[str, int]:
     """The votes of the masks on one problem, most frequent first; ``(unparsable)`` counts samples without an answer."""
     names = ["(unparsable)" if vote is None else vote for vote in answered.votes()]
     return {name: names.count(name) for name in sorted(set(names), key=lambda name: (-names.count(name), name))}
 
 
-def vote(answered: Answered) -> str | None:
+def vote(answered: ModelAnswers) -> str | None:
     """The most frequent answer of the masks; None if none has an answer."""
     return majority_vote(answered.votes())

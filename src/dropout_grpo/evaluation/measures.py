@@ -5,7 +5,7 @@ from math import fsum
 from typing import Any
 
 from dropout_grpo.data.answers import answers_match
-from dropout_grpo.evaluation.answering import Answered
+from dropout_grpo.evaluation.answering import ModelAnswers
 from dropout_grpo.evaluation.statistics import majorities, mean_interval, pass_at_k_curves
 
 _CURVES = ("pass@k", "maj@k")
@@ -19,7 +19,7 @@ _FIGURES = (
 )
 
 
-def measure_answers(answered: Sequence[Answered]) -> dict[str, Any]:
+def measure_answers(answered: Sequence[ModelAnswers]) -> dict[str, Any]:
     """All measures of one file. Shares are ``{"value": fraction, "ci95": [lo, hi]}``.
 
     ``n`` problems; ``pass@1`` of the plain network; ``completions/mean_length`` of its answers in tokens, EOS among
@@ -60,12 +60,12 @@ def summary(measures: Mapping[str, Any]) -> dict[str, Any]:
     return row | {name: measures[name] for name in _FIGURES if name in measures}
 
 
-def summarize(answered: Sequence[Answered]) -> dict[str, Any]:
+def summarize(answered: Sequence[ModelAnswers]) -> dict[str, Any]:
     """The summary of what is measured on some answers."""
     return summary(measure_answers(answered))
 
 
-def sample(file: str, answered: Answered) -> dict[str, Any]:
+def sample(file: str, answered: ModelAnswers) -> dict[str, Any]:
     """A line of samples.jsonl: ``file``, ``id``, the problem and the answers; lists have an entry for each sample."""
     problem = answered.problem
     return {
@@ -98,7 +98,7 @@ def _curve(by_problem: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     return [{"k": k, **_share(values)} for k, values in enumerate(zip(*by_problem, strict=True), start=1)]
 
 
-def _majorities_correct(answered: Answered) -> list[bool]:
+def _majorities_correct(answered: ModelAnswers) -> list[bool]:
     """Whether the vote of the first k samples is right, for k = 1 ... n."""
     winners = majorities(answered.votes())
     gold, tolerance = answered.problem.answer, answered.tolerance

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.evaluation.answering import Answered, answer_problems, evaluation_batches
+from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems, evaluation_batches
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.model import LatentModel
@@ -49,7 +49,7 @@ class Validation:
         config = replace(self.config, max_new_tokens=max_new_tokens or self.config.max_new_tokens)
         if latent_steps not in (None, model.latent_steps):
             config = replace(config, latent_steps=latent_steps)
-        answered: dict[str, Sequence[Answered]] = {}
+        answered: dict[str, Sequence[ModelAnswers]] = {}
         for name, problems in self.sets.items():
             if name not in self._encoded:
                 self._encoded[name] = model.tokenize([problem.prompt for problem in problems])
@@ -66,7 +66,7 @@ class Validation:
         return validation_metrics(answered)
 
 
-def validation_metrics(answered: Mapping[str, Sequence[Answered]]) -> dict[str, float]:
+def validation_metrics(answered: Mapping[str, Sequence[ModelAnswers]]) -> dict[str, float]:
     """Shares of right answers, for validation during training.
 
     Args:
@@ -83,6 +83,6 @@ def validation_metrics(answered: Mapping[str, Sequence[Answered]]) -> dict[str, 
     return shares
 
 
-def _shares(answered: Sequence[Answered]) -> dict[str, float]:
+def _shares(answered: Sequence[ModelAnswers]) -> dict[str, float]:
     row = summarize(answered)
     return {name: row[name] for name in row if name.startswith(("pass@", "masked_pass@"))}

@@ -56,8 +56,8 @@ def collapse(model: LatentModel, problems: Sequence[Problem], config: GRPOOption
             logprobs = replay(model, prompts.select(some), groups.seeds[some], tokens, nothing, temperature=1.0)
             gains = advantages[rows].to(logprobs)
             loss = surrogate(logprobs, logprobs.detach(), answers.mask[rows], gains, batch=totals).loss
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            total = [t if g is None else t.add_(g) for t, g in zip(total, found, strict=True)]
+            part = torch.autograd.grad(loss, parameters, allow_unused=True)
+            total = [t if g is None else t.add_(g) for t, g in zip(total, part, strict=True)]
         return total
 
     batches = MicroBatches(greedy.named("micro_batch_size"), greedy.micro_batch_size)

@@ -52,9 +52,9 @@ from dropout_grpo.rl.update import METRICS, REPLAY_GAPS, PolicyUpdate
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.training.checkpoint import restore_optimizer, saved_reference
-from dropout_grpo.training.given_model import as_latent_model
 from dropout_grpo.training.loop import Trainer
 from dropout_grpo.training.memory import free_memory, saved_bytes
+from dropout_grpo.training.model_argument import as_latent_model
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is
 from dropout_grpo.training.progress import console
 from dropout_grpo.training.resume import Saved

@@ -45,8 +45,7 @@ class Arguments(SimpleNamespace):
 
     def to_dict(self) -> dict[str, Any]:
         """All options, of types that JSON has."""
-        found: dict[str, Any] = jsonable(vars(self))
-        return found
+        return dict(jsonable(vars(self)))
 
     to_sanitized_dict = to_dict
 
@@ -171,8 +170,8 @@ class Callbacks:
 
     def pop(self, callback: TrainerCallback | type[TrainerCallback]) -> TrainerCallback | None:
         """Remove a callback, or the first one of a class, and return it; None if there is none."""
-        found: TrainerCallback | None = self._handler.pop_callback(callback)
-        return found
+        removed: TrainerCallback | None = self._handler.pop_callback(callback)
+        return removed
 
     def begin(self, done: int, optimizer: Any, schedule: Any) -> None:
         """Announce the training, of which ``done`` steps are done already."""
@@ -214,9 +213,9 @@ class Callbacks:
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """Log and announce a validation, and keep the best value of ``metric_for_best_model``."""
         self.log(metrics)
-        found = _theirs(metrics)
-        self._call("on_evaluate", metrics=found)
-        value, best = found.get(self._args.metric_for_best_model), self.state.best_metric
+        renamed = _theirs(metrics)
+        self._call("on_evaluate", metrics=renamed)
+        value, best = renamed.get(self._args.metric_for_best_model), self.state.best_metric
         if value is None:
             return
         if best is None or (value > best if self._args.greater_is_better else value < best):

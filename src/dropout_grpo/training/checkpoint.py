@@ -99,13 +99,13 @@ def trainer_state(path: Path) -> dict[str, Any]:
     """
     written = _json(path / MANIFEST_FILE)
     with reading(path):
-        found = _manifest(path)
-    for name in sorted(written.keys() | found.keys()):
-        if name not in found:
+        files = _manifest(path)
+    for name in sorted(written.keys() | files.keys()):
+        if name not in files:
             raise DamagedCheckpoint(f"{path / name} is missing")
         if name not in written:
             raise DamagedCheckpoint(f"{path / name} is not part of the checkpoint")
-        if written[name] != found[name]:
+        if written[name] != files[name]:
             raise DamagedCheckpoint(f"{path / name} has changed since it was written")
     state = _json(path / STATE_FILE)
     if not isinstance(state.get("step"), int):

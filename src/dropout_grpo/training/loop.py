@@ -29,9 +29,9 @@ from dropout_grpo.runs.record import Record
 from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.training.callbacks import OURS, Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
-from dropout_grpo.training.given_model import require_trainable
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
 from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.model_argument import require_trainable
 from dropout_grpo.training.optimizer import update
 from dropout_grpo.training.progress import Bar
 from dropout_grpo.training.resume import Checkpoints, Saved

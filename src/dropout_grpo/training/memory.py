@@ -48,12 +48,12 @@ class MicroBatches:
         if free is None:
             return
         fits = free * _SHARE / (row_bytes * _PEAK) if row_bytes else float("inf")
-        given = self.size
+        before = self.size
         while self.size > fits and self.size // 2 >= rows:
             self.size //= 2
         choice = f"{self.option}={self.size}"
-        if self.size < given:
-            choice += f" instead of {given}, to fit; the option sets the size to start from"
+        if self.size < before:
+            choice += f" instead of {before}, to fit; the option sets the size to start from"
         if self.size > fits:
             choice += "; the smallest possible, and it may not fit"
         console.print(
@@ -122,17 +122,17 @@ def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
     Unlike the size of the process, this does not depend on the allocator or on other processes.
     """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}  # by address
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         work()
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

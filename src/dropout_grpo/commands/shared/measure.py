@@ -9,7 +9,7 @@ from dropout_grpo.config.recipe import DataConfig, Recipe
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place
-from dropout_grpo.evaluation.answering import Answered, answer_problems
+from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.training.progress import Bar
@@ -17,7 +17,7 @@ from dropout_grpo.training.progress import Bar
 
 def measure(
     context: Context, model: LatentModel, problems: Sequence[Problem], title: str, *, plain_only: bool = False
-) -> list[Answered]:
+) -> list[ModelAnswers]:
     """Answers to all problems, with a progress bar.
 
     Args:

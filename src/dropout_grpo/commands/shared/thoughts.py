@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dropout_grpo.commands.shared.context import Context
-from dropout_grpo.evaluation.answering import EVAL_STEP, Answered
+from dropout_grpo.evaluation.answering import EVAL_STEP, ModelAnswers
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.casts import autocast
@@ -19,7 +19,7 @@ MASKS = 8
 _OF_A_KIND = 2
 
 
-def kinds_of(answered: Sequence[Answered]) -> dict[str, list[int]]:
+def kinds_of(answered: Sequence[ModelAnswers]) -> dict[str, list[int]]:
     """Indices of a few problems: answered right, wrong, and such that most masks disagree with the plain network.
 
     Of the last kind are those where masks find the right answer that the plain network misses, or the reverse.
@@ -32,7 +32,7 @@ def kinds_of(answered: Sequence[Answered]) -> dict[str, list[int]]:
     return {kind: found[:_OF_A_KIND] for kind, found in kinds.items()}
 
 
-def flips_of(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, list[int]]:
+def flips_of(before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> dict[str, list[int]]:
     """Indices of a few problems that training turned from wrong to right and back, and that stayed as they were."""
     names = {(False, True): "gained", (True, False): "lost", (True, True): "right", (False, False): "wrong"}
     kinds: dict[str, list[int]] = {name: [] for name in names.values()}
@@ -43,7 +43,9 @@ def flips_of(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str,
 
 
 def thoughts_of_run(
-    context: Context, kinds: Mapping[str, Sequence[int]], models: Mapping[str, tuple[LatentModel, Sequence[Answered]]]
+    context: Context,
+    kinds: Mapping[str, Sequence[int]],
+    models: Mapping[str, tuple[LatentModel, Sequence[ModelAnswers]]],
 ) -> list[dict[str, Any]]:
     """``thought_lines`` with the exploration, seed, precision and number of thoughts of a command."""
     steps = context.recipe.evaluation.latent_steps
@@ -52,7 +54,7 @@ def thoughts_of_run(
 
 def thought_lines(
     kinds: Mapping[str, Sequence[int]],
-    models: Mapping[str, tuple[LatentModel, Sequence[Answered]]],
+    models: Mapping[str, tuple[LatentModel, Sequence[ModelAnswers]]],
     exploration: Exploration,
     *,
     seed: int = 0,

@@ -21,14 +21,18 @@ from dropout_grpo.latent.io.load_errors import check_folder, loading, require_wh
 
 
 def load_causal_lm(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer from a folder, a hub name or a GGUF file.
+    """Load model and tokenizer, unless that is loaded already, from a folder, a hub name or a GGUF file.
 
     Raises:
         UserError: there is no such model, it is not a causal language model, or weights are damaged or missing.
     """
-    tokenizer = load_tokenizer(path)
+    tokenizer = tokenizer or load_tokenizer(path)
     if file := gguf_file(path):
         model, missing = load_gguf(file, dtype=dtype, attn_implementation=attn_implementation)
         _require_all(path, missing)

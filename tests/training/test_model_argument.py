@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from dropout_grpo import LatentModel, UserError
 from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.latent.tokens import LATENT_TOKENS
-from dropout_grpo.training.given_model import as_latent_model, lora_of
+from dropout_grpo.training.model_argument import as_latent_model, lora_of
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_latent import PLAIN_TOKENS, assert_same_weights, tiny_latent, weights_of
 

@@ -1,4 +1,4 @@
-"""The model that a trainer is given: a latent model, a plain language model, or the name of either."""
+"""A trainer's argument ``model``: a latent model, a plain language model, or the name of either."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -61,7 +61,7 @@ def as_latent_model(
         latent = model
         _require_same(latent, processing_class, latent_steps)
     else:
-        latent = _made(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
+        latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
 
 
@@ -96,7 +96,7 @@ def require_trainable(model: LatentModel) -> None:
         )
 
 
-def _made(
+def _wrapped(
     model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase | None,
     latent_steps: int | None,
@@ -104,12 +104,14 @@ def _made(
     seed: int,
     untaught: str,
 ) -> LatentModel:
+    """A latent model of a plain one, with new latent tokens if it has none; or the one that a name stands for."""
     if isinstance(model, str | Path):
-        if not _is_plain(model):
+        own = _plain_tokenizer(model)
+        if own is None:
             latent = LatentModel.from_pretrained(model, latent_steps=latent_steps)
             _require_same(latent, tokenizer, latent_steps)
             return latent
-        model, own = load_causal_lm(model)
+        model, _ = load_causal_lm(model, tokenizer=own)
         tokenizer = tokenizer or own
     elif not isinstance(model, PreTrainedModel):
         remedy = "a LatentModel, a PreTrainedModel, a folder or a hub name"
@@ -142,11 +144,12 @@ def _made(
     return LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
 
 
-def _is_plain(path: str | Path) -> bool:
-    """Whether a folder, file or hub name is a language model without latent tokens."""
+def _plain_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder, file or hub name if it is a language model without latent tokens; else None."""
     if (Path(path).is_file() and gguf_file(path) is None) or is_adapter(path):
-        return False
-    return bool(missing_latent_tokens(load_tokenizer(path)))
+        return None
+    tokenizer = load_tokenizer(path)
+    return tokenizer if missing_latent_tokens(tokenizer) else None
 
 
 def _require_same(latent: LatentModel, tokenizer: PreTrainedTokenizerBase | None, latent_steps: int | None) -> None:
