@@ -182,7 +182,7 @@ class CurriculumTrainer(Trainer):
             callbacks=[_EndOfStage(self), *(callbacks or ())],
         )
 
-    def made_from(self) -> tuple[dict[str, Any], dict[str, str | None]]:
+    def inputs(self) -> tuple[dict[str, Any], dict[str, str | None]]:
         """See ``Trainer``."""
         # Weights made from a seed differ in their last bits between machines, and the seed is compared.
         model = weights_digest(self.model) if self.model.model.name_or_path else None

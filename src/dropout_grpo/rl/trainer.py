@@ -320,7 +320,7 @@ class GRPOTrainer(Trainer):
         """That of the exploration."""
         return self._follower.training(self.model, self.model.sites)
 
-    def made_from(self) -> tuple[dict[str, Any], dict[str, str | None]]:
+    def inputs(self) -> tuple[dict[str, Any], dict[str, str | None]]:
         """See ``Trainer``."""
         rewards = self.sampler.reward_funcs
         options = {"exploration": options_of(self.exploration), "reward_funcs": reward_names(rewards)}

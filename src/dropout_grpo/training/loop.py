@@ -40,21 +40,16 @@ from dropout_grpo.training.resume import Checkpoints, Saved
 class Trainer(ABC):
     """The training of one model, as one part of a run. Methods have the names of transformers' Trainer.
 
+    Arguments that are not listed are those of the subclasses.
+
     Args:
-        model: trained in place.
         config: options, a dataclass.
-        run: the run folder, or its path.
         command: the command that a new run folder records.
-        part: name of the part in metrics.jsonl, and prefix of its checkpoints.
-        seed: seed of the training.
-        bf16: compute matrix products in bf16.
-        fsdp: shard weights, gradients and optimiser state over the processes.
         max_steps: steps of the whole training.
         steps_per_epoch: steps in one pass over the problems, may be a fraction.
         encoded: token ids of the training questions. The first one is asked before each save.
         batches: micro-batches, whose sizes a checkpoint keeps.
         evaluate: validation, called by ``_validated``; None without validation problems.
-        callbacks: transformers' callbacks, objects or classes.
         start: name of the model before the first checkpoint, for messages.
         report_to: experiment trackers of a new run folder.
         metric_for_best_model: see ``callbacks.arguments``.
@@ -165,7 +160,7 @@ class Trainer(ABC):
     def _resumed(self, resume: bool | str | Path | None) -> tuple[Checkpoints, Saved | None]:
         """Open the run folder, and load the checkpoint that the training continues from; None if it begins."""
         if self._record is None:  # before a training changes the weights
-            self._record = self._made_from()
+            self._record = self._new_record()
         self.run = self._run = as_run_folder(
             self._run, self._command, self._record, resume=bool(resume), report_to=self._report_to
         )
@@ -183,9 +178,9 @@ class Trainer(ABC):
             self._callbacks.restore(saved.state, read_metrics(self.run.path, whole_lines=True), self.part)
         return checkpoints, saved
 
-    def _made_from(self) -> Record:
+    def _new_record(self) -> Record:
         """What a resumed run, and every process of a run, must have alike."""
-        options, digests = self.made_from()
+        options, digests = self.inputs()
         common = {
             **asdict(self.config),
             "seed": self.seed,
@@ -212,10 +207,10 @@ class Trainer(ABC):
         """Write a line of metrics.jsonl."""
         self.run.log({"part": self.part, "step": step, **metrics})
 
-    # What a trainer is made of.
+    # What a trainer has of its own.
 
     @abstractmethod
-    def made_from(self) -> tuple[dict[str, Any], dict[str, str | None]]:
+    def inputs(self) -> tuple[dict[str, Any], dict[str, str | None]]:
         """Options and digests of the record of a run, beside those that every training has."""
 
     def training(self) -> AbstractContextManager[None]:
