@@ -11,16 +11,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.old_names import current_path
 
 FILE_MODULE = "dropout_grpo_user_"
 """How the names of modules begin that are imported from a file."""
-
-_OLD, _NEW = "dropout_grpo.problems.rewards:", "dropout_grpo.data.rewards:"
-
-
-def current_path(path: str) -> str:
-    """The import path as it is now. The rewards of this package were in another module in version 0.1."""
-    return _NEW + path.removeprefix(_OLD) if path.startswith(_OLD) else path
 
 
 def load_object(path: str, *, noun: Literal["function", "class"], what: str, example: str) -> Any:

@@ -90,6 +90,7 @@ def test_values_of_trl_with_the_same_meaning() -> None:
         ({"eval_strategy": "epoch"}, "eval_strategy='epoch' is not supported: intervals are steps: eval_steps"),
         ({"eval_strategy": "no", "eval_steps": 5}, "eval_strategy='no' contradicts eval_steps=5"),
         ({"loss_type": "bnpo"}, "loss_type='bnpo' must be one of sum, grpo, dr_grpo, dapo"),
+        ({"train_only": ["a"]}, "train_only is no longer an option: train an adapter"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
     ],
 )

@@ -11,11 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 from jsonargparse import ArgumentParser
 
 from dropout_grpo.errors import nearest
+from dropout_grpo.old_names import REMOVED_OPTIONS
 
 _LONGEST = 1_000  # characters of a message
-_REMOVED = {
-    "grpo.train_only": "train an adapter (lora.r), or give the trainer a model with requires_grad set in Python",
-}
 _KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 _WRONG_VALUE = re.compile(
     r"""Parser key "([\w.]+)":.*?(?:Got value:|Given value:|Unable to load config) ['"]?([^\n]*?)['"]?(\n|$)""",
@@ -40,8 +38,8 @@ def explain(message: str, parser: ArgumentParser | None) -> str:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         return f"--{wrong[1]} {wrong[2]}: it must be {_words(kind)}{nearest(wrong[2], choices)}."
     for name in re.findall(r"(?:option '|--)([\w.-]+)", message):
-        if name in _REMOVED:
-            return f"--{name} is no longer an option: {_REMOVED[name]}."
+        if name in REMOVED_OPTIONS:
+            return f"--{name} is no longer an option: {REMOVED_OPTIONS[name]}."
         if name not in actions and (near := _near(name, actions)):
             return message + near
     return message

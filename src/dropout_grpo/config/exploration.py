@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from dropout_grpo import old_names
 from dropout_grpo.config.needs import Need
 from dropout_grpo.config.ranges import check_ranges, ranged
 from dropout_grpo.errors import UserError, nearest
@@ -14,9 +15,6 @@ KINDS = {
     "none": "dropout_grpo.exploration.base:NoExploration",
 }
 """The import path of each exploration, by kind."""
-
-MOVED = {"weight_noise": "evidence.rivals.gaussian_v:GaussianV", "svp": "evidence.rivals.svp:SVP"}
-"""Kinds of version 0.1, and where they are now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +53,10 @@ class ExplorationConfig:
             UserError: names the option.
         """
         check_ranges(self, "exploration")
-        if self.kind in MOVED:
+        if self.kind in old_names.KINDS:
             raise UserError(
                 f"exploration.kind {self.kind} is no longer part of the package: in a checkout of its repository, give "
-                f"{MOVED[self.kind]}."
+                f"{old_names.KINDS[self.kind]}."
             )
         if self.kind not in KINDS and ":" not in self.kind:
             raise UserError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dropout_grpo.errors import UserError, nearest
+from dropout_grpo.old_names import REMOVED_OPTIONS
 
 _ONLY_STEPS = "intervals are steps: {0}_steps, and 0 for none"
 _NOISE = "noise is the exploration's, and the model's own dropout is always 0"
@@ -133,6 +134,8 @@ def accepted(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]
         elsewhere = ELSEWHERE.get("use_vllm" if name.startswith("vllm_") else name)
         if name in known or name not in options:
             continue
+        if gone := REMOVED_OPTIONS.get(f"grpo.{name}"):
+            raise UserError(f"GRPOConfig: {name} is no longer an option: {gone}.")
         if elsewhere is None:
             near = nearest(name, (*known, *ELSEWHERE))
             raise UserError(f"GRPOConfig has no option {name!r}{near}; docs/from-trl.md has TRL's names.")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dropout_grpo.distributed.processes import gather, size
 from dropout_grpo.errors import UserError
-from dropout_grpo.import_path import current_path
+from dropout_grpo.old_names import current_path
 from dropout_grpo.runs.files import flat_options, jsonable
 
 _LENGTH = "max_steps"  # of GRPO; it may be raised on resuming, which makes the run longer

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dropout_grpo.config.exploration import KINDS, MOVED, ExplorationConfig
+from dropout_grpo import old_names
+from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.config.recipe import CheckpointOptions, ModelConfig, Recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
@@ -70,7 +71,7 @@ def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationC
     kind = recorded.get("kind")
     if kind in (None, "none") or told.get("kind", kind) != kind:
         config, why = ExplorationConfig(**told), "as given" if told else "the default; the checkpoint records none"
-    elif kind not in KINDS and kind not in MOVED:
+    elif kind not in KINDS and kind not in old_names.KINDS:
         raise UserError(
             f"{model.name} was trained with exploration.kind {kind!r:.80}, which is not of this package: give it with "
             "--exploration.kind, if you trust its code, or another kind."
