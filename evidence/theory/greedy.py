@@ -18,7 +18,7 @@ from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.rl.advantage import group_advantages, zero_variance
 from evidence.theory.check import Check, Row
-from evidence.theory.sums import EXACT, from_all_groups, relative
+from evidence.theory.sums import EXACT, from_patterns, moments, relative
 from evidence.theory.toy import (
     QUESTIONS,
     Masks,
@@ -125,7 +125,7 @@ def _expected(toy: Toy, masks: Masks) -> tuple[Tensor, float]:
     means, rewards = [], []
     for question in range(QUESTIONS):
         probability, reward, score = greedy_atoms(toy, masks, question)
-        means.append(from_all_groups(probability, reward, score, 2, one_out))
+        means.append(from_patterns(moments(probability, reward, score), 2, one_out).mean)
         rewards.append(float(probability @ reward))
     return torch.stack(means).mean(0), sum(rewards) / len(rewards)
 

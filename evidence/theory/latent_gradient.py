@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from evidence.theory.check import Check, Row
-from evidence.theory.toy import QUESTIONS, Toy
+from evidence.theory.toy import QUESTIONS, TEMPERATURE, Toy
 
 _STEP = 1e-5  # truncation 1e-10 and rounding 1e-11 of values near 1
 _TOLERANCE = 1e-7
@@ -41,7 +41,7 @@ def _value(toy: Toy) -> Tensor:
     state = model.read(toy.prompts.input_ids, toy.prompts.attention_mask).repeat(k)
     state = model.think(state, model.latent_steps, noise)
     answers = toy.answers[1 + 5 * seeds % (len(toy.answers) - 1)]  # never the empty answer
-    logprobs = model.score(state, answers, temperature=0.8, noise=noise)
+    logprobs = model.score(state, answers, temperature=TEMPERATURE, noise=noise)
     return (logprobs * torch.linspace(-1.0, 1.0, logprobs.numel(), dtype=torch.float64).view_as(logprobs)).sum()
 
 

@@ -1,12 +1,10 @@
 """Mean and variance of a group estimator g = (1/K) sum_k A_k v_k as finite sums; intervals of sampled means.
 
-The K rollouts of a group are independent and A depends only on rewards. ``from_all_groups`` sums over every group of
-every atom (a mask and an answer), which n^K limits to K = 2 and 3. ``from_patterns`` sums over the 2^K patterns of
-right and wrong instead: given its reward a rollout is independent of the others, so the first two moments of v given
-the reward are all that is needed, and K = 8 costs 256 terms. Both are exact and take the advantages as a function, so
-the sums run over the library's own ``group_advantages``.
+The K rollouts of a group are independent and A depends only on rewards. Given its reward a rollout is independent of
+the others, so the first two moments of v given the reward are all that is needed, and a sum over the 2^K patterns of
+right and wrong is exact. It takes the advantages as a function, so it runs over the library's own ``group_advantages``.
 
-Shapes: n atoms, P parameters.
+Shapes: n atoms (a mask and an answer), P parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,12 +45,14 @@ class Estimate:
 
 
 def moments(probability: Tensor, rewards: Tensor, vectors: Tensor) -> Moments:
-    """Moments from atoms: probability [n], rewards [n] of 0 and 1, vectors [n, P]."""
+    """Moments from atoms: probability [n], rewards [n] of 0 and 1, vectors [n, P]; 0 given a reward that none has."""
     assert bool(((rewards == 0) | (rewards == 1)).all()), "rewards must be 0 or 1"
     weights = torch.stack([probability * (rewards == r) for r in (0, 1)])  # [2, n]
     share = weights.sum(1)
+    right = float(share[1])
+    share = torch.where(share > 0, share, torch.ones_like(share))
     return Moments(
-        right=float(share[1]),
+        right=right,
         mean=weights @ vectors / share[:, None],
         square=weights @ vectors.square().sum(-1) / share,
     )
@@ -86,21 +86,6 @@ def from_patterns(of_rollout: Moments, k: int, advantages: Advantages) -> Estima
     mean = probability @ group_mean
     second = probability @ (within + group_mean.square().sum(-1))
     return Estimate(mean=mean, variance=float(second - mean.square().sum()))
-
-
-def from_all_groups(probability: Tensor, rewards: Tensor, vectors: Tensor, k: int, advantages: Advantages) -> Tensor:
-    """E g [P] as the sum over all n^K groups of atoms: probability [n], rewards [n], vectors [n, P]."""
-    n = len(probability)
-    others = torch.cartesian_prod(*[torch.arange(n)] * (k - 1)).view(-1, k - 1)  # [n^(K-1), K-1]
-    rest = probability[others].prod(1)
-    weight = torch.zeros(n, dtype=torch.float64)  # of each atom's vector in E g
-    for first in range(n):
-        group = torch.cat([rewards[first].expand(len(others), 1), rewards[others]], dim=1)
-        gains = advantages(group) * (probability[first] * rest)[:, None] / k
-        weight[first] += gains[:, 0].sum()
-        for i in range(k - 1):
-            weight += torch.bincount(others[:, i], gains[:, i + 1], minlength=n)
-    return weight @ vectors
 
 
 def over_questions(estimates: Sequence[Estimate]) -> Estimate:

@@ -32,7 +32,7 @@ _EOS, _START = 0, 2
 _WEIGHTS_SEED, _WEIGHTS_SCALE = 558, 0.6
 _QUESTIONS = ("a", "a a", "a a a")  # of different lengths, so that there is padding
 _P = 0.25
-_TEMPERATURE = 0.8
+TEMPERATURE = 0.8
 
 QUESTIONS = len(_QUESTIONS)
 LENGTH = 2  # maximum number of tokens of an answer
@@ -95,7 +95,7 @@ class Rollouts:
     rewards: Tensor  # [G, K] float64
 
 
-def sample(toy: Toy, questions: Tensor, seeds: Tensor, *, temperature: float = _TEMPERATURE) -> Rollouts:
+def sample(toy: Toy, questions: Tensor, seeds: Tensor, *, temperature: float = TEMPERATURE) -> Rollouts:
     """The library's rollouts: one group for each of ``questions`` [G] under ``seeds`` [G, K]."""
     with torch.no_grad():
         answers = roll_out(
@@ -135,7 +135,7 @@ def objective_gradient(toy: Toy, rollouts: Rollouts, *, update_seeds: Tensor | N
         rollouts.seeds if update_seeds is None else update_seeds,
         answers.token_ids,
         toy.exploration,
-        temperature=_TEMPERATURE,
+        temperature=TEMPERATURE,
     )
     totals = Totals(rollouts=rollouts.seeds.numel(), tokens=int(answers.mask.sum()), max_completion_length=LENGTH)
     advantages = group_advantages(rollouts.rewards).flatten()
@@ -244,7 +244,7 @@ def answer_logprobs(toy: Toy, masks: Masks, question: int) -> Tensor:
         masks.seeds.repeat_interleave(answers)[None],
         toy.answers.repeat(count, 1),
         toy.exploration,
-        temperature=_TEMPERATURE,
+        temperature=TEMPERATURE,
     )
     return logprobs.view(count, answers, -1) * toy.answer_mask
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from evidence.theory.toy import answer_index, answer_logprobs, flat_gradient, flat_gradients, flat_weights, moved
+from evidence.theory.toy import (
+    TEMPERATURE,
+    answer_index,
+    answer_logprobs,
+    flat_gradient,
+    flat_gradients,
+    flat_weights,
+    moved,
+)
 from helpers.oracle import oracle_run
 
 
@@ -50,7 +58,7 @@ def test_log_probabilities_are_the_oracles(exact, question, mask, answer):
         model.tokens.end,
         toy.answers[answer].tolist(),
         factors=lambda phase, step: factors if phase == "latent" else {},
-        temperature=0.8,
+        temperature=TEMPERATURE,
     )
     torch.testing.assert_close(exact.laws[question].logprobs[mask, answer], result.logprobs.detach())
 
