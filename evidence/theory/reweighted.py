@@ -70,11 +70,12 @@ def check_divided(exact: Exact) -> Check:
     gradient = exact.gradients.mean(0)
     of_rollouts = [score_moments(law) for law in exact.laws]
     rows: list[Row] = []
+    means: dict[str, Tensor] = {}  # scale -> E g of each question, [N, P]
     for scale in ("none", "group"):
         advantages = partial(group_advantages, scale_rewards=scale)
-        means = torch.stack([from_patterns(m, _K, advantages).mean for m in of_rollouts])
-        factors = [projection(mean, of_question) for mean, of_question in zip(means, exact.gradients, strict=True)]
-        rows.append([scale, *factors, sine(means.mean(0), gradient)])
+        means[scale] = torch.stack([from_patterns(m, _K, advantages).mean for m in of_rollouts])
+        factors = [projection(mean, g) for mean, g in zip(means[scale], exact.gradients, strict=True)]
+        rows.append([scale, *factors, sine(means[scale].mean(0), gradient)])
     by_formula = torch.stack(
         [factor(m.right, _K, divided) * g for m, g in zip(of_rollouts, exact.gradients, strict=True)]
     )
@@ -85,7 +86,7 @@ def check_divided(exact: Exact) -> Check:
         quantity="sine of the angle between E g and grad J at K = 8 (0 would be unbiased up to scale)",
         expected=sine(by_formula.mean(0), gradient),
         value=angle,
-        holds=relative(means - by_formula, by_formula) < EXACT and angle > _SEEN,
+        holds=relative(means["group"] - by_formula, by_formula) < EXACT and angle > _SEEN,
         columns=["scale_rewards", *(f"factor at J = {m.right:.2f}" for m in of_rollouts), "sine of the angle"],
         rows=rows,
         curves={"J": _CURVE, "divided by the standard deviation, K = 8": [factor(j, _K, divided) for j in _CURVE]},
