@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_session import STEPS, lines, trainer
+from test_good_checkpoint import STEPS, lines, trainer
 
 from dropout_grpo.training import interrupt
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates, handled_signals

@@ -1,1 +1,1 @@
-"""What both trainers share: session, checkpoints, optimiser and schedule, precision, memory, signals, progress."""
+"""What both trainers share: loop, checkpoints, optimiser and schedule, memory, callbacks, signals, progress."""
