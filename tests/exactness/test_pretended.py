@@ -138,14 +138,11 @@ def test_families_with_one_copy_of_the_prompt(family: str) -> None:
             assert len(graphs._RECORDINGS[model]) == (0 if copies else 2)
 
 
-GRPO: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "variant": {
-        "importance_sampling_level": "sequence",
-        "baseline": "ema",
-        "num_iterations": 2,
-        "mask_truncated_completions": True,
-    },
+VARIANT: dict[str, Any] = {
+    "importance_sampling_level": "sequence",
+    "baseline": "ema",
+    "num_iterations": 2,
+    "mask_truncated_completions": True,
 }
 
 
@@ -166,24 +163,26 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         assert difference(actual[name].detach(), expected[name]) < 1e-4, name
 
 
-@pytest.mark.parametrize("name", list(GRPO))
-def test_grpo(name: str, tmp_path: Path) -> None:
-    expected = trained(tmp_path / "a", double(), **GRPO[name])
+@pytest.mark.parametrize("options", [{}, pytest.param(VARIANT, marks=pytest.mark.slow)], ids=["plain", "variant"])
+def test_grpo(options: dict[str, Any], tmp_path: Path) -> None:
+    expected = trained(tmp_path / "a", double(), **options)
     with pretended():
         model = place(double())
-        assert_close(trained(tmp_path / "b", model, **GRPO[name]), expected)
+        assert_close(trained(tmp_path / "b", model, **options), expected)
         assert len(graphs._RECORDINGS[model]) > 0
     for actual, line in zip(steps_of(tmp_path / "b"), steps_of(tmp_path / "a"), strict=True):
         assert actual.pop("part") == line.pop("part")
         assert actual == pytest.approx(line, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_grpo_of_an_adapter(tmp_path: Path) -> None:
     expected = trained(tmp_path / "a", tiny_lora(tmp_path / "c"), beta=0.1)
     with pretended():
         assert_close(trained(tmp_path / "b", place(tiny_lora(tmp_path / "c")), beta=0.1), expected)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_a_reference(tmp_path: Path) -> None:
     options: dict[str, Any] = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1, "save_steps": 1}
     expected = trained(tmp_path / "a", double(), **options)
@@ -193,13 +192,13 @@ def test_a_resumed_run_with_a_reference(tmp_path: Path) -> None:
 
 
 def test_curriculum(tmp_path: Path) -> None:
-    config = CurriculumConfig(c_thought=1, max_latent_stage=2, cot_epochs=1, epochs_per_stage=1, final_epochs=1)
+    config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=0)
     weights = []
     for placed in (False, True):
         with pretended() if placed else nullcontext():
             model = place(double()) if placed else double()
             run = RunFolder(tmp_path / str(placed), "sft", {})
-            CurriculumTrainer(model, config, tiny_problems(4, steps=3), run, seed=0).train()
+            CurriculumTrainer(model, config, tiny_problems(2, steps=2), run, seed=0).train()
             weights.append(dict(model.named_parameters()))
     assert_close({name: held(p) for name, p in weights[1].items()}, weights[0])
 
