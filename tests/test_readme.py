@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dropout_grpo.cli.options import build_parser
+from dropout_grpo.cli.parser import build_parser
 from dropout_grpo.data.files import save_problems
 from helpers.by_path import ROOT
 from helpers.tiny_latent import tiny_latent, tiny_problems

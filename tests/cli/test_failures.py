@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
 from dropout_grpo.cli.messages import one_line
 
@@ -32,7 +31,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
         def sft(*args: Any) -> None:
             raise error
 
-        monkeypatch.setattr(dispatch, "sft", sft)
+        monkeypatch.setattr("dropout_grpo.commands.sft.sft", sft)
 
     return fail
 
@@ -89,17 +88,16 @@ def test_only_commands_that_can_resume_say_so(
     def ask(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dispatch, "ask_each", ask)
+    monkeypatch.setattr("dropout_grpo.commands.ask.ask", ask)
     assert main(["ask", "c", "q"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 PRINTS = """
-import sys, types
-dispatch = types.ModuleType("dropout_grpo.cli.dispatch")
-dispatch.run = lambda name, options: print("x" * 100_000)
-sys.modules[dispatch.__name__] = dispatch
+import sys
 from dropout_grpo.cli.main import main
+from dropout_grpo.commands import report
+report.run = lambda options: print("x" * 100_000)
 sys.exit(main(["report", "run"]))
 """
 

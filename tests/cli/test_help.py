@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.main import main
-from dropout_grpo.cli.options import build_parser
+from dropout_grpo.cli.parser import build_parser, commands
 
 
 def shown(command: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -54,9 +53,19 @@ def test_only_what_a_command_uses_is_shown(
 
 def test_every_unused_option_exists() -> None:
     _, parsers = build_parser()
-    for command, names in UNUSED.items():
-        options = {action.dest for action in parsers[command]._actions}
-        assert set(names) <= options
+    for name, command in commands().items():
+        options = {action.dest for action in parsers[name]._actions}
+        assert set(getattr(command, "UNUSED", ())) <= options
+
+
+def test_without_words_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "(required)" not in said
+    listed = [line.split()[0] for line in said.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == ["demo", "data", "sft", "grpo", "eval", "compare", "ask", "inspect", "merge", "push", "report"]
 
 
 def test_ranges_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands import evaluate as command
+from dropout_grpo.commands.shared import measure as command
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.evaluation.answering import EVAL_STEP, EvaluationConfig, answer_problems
 from dropout_grpo.evaluation.measures import measure_answers, summarize

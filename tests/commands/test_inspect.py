@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands import inspect as inspect_module
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.evaluation.answering import EVAL_STEP
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent import LatentModel, rollout
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
@@ -77,8 +76,8 @@ def test_a_latent_model_by_hand(latent: Path, capsys: pytest.CaptureFixture[str]
 def test_the_dry_run_notices_a_replay_that_is_another_pass(
     latent: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replay = inspect_module.replay
-    monkeypatch.setattr(inspect_module, "replay", lambda m, p, seeds, *a, **k: replay(m, p, seeds + 1, *a, **k))
+    replay = rollout.replay
+    monkeypatch.setattr(rollout, "replay", lambda m, p, seeds, *a, **k: replay(m, p, seeds + 1, *a, **k))
     assert inspected(latent, capsys)["dry_run"]["logprob_difference"] > 1e-2
 
 

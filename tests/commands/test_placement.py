@@ -11,6 +11,7 @@ import torch
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands import demo
 from dropout_grpo.commands.shared import context, models, training
+from dropout_grpo.distributed import device
 from dropout_grpo.latent.model import LatentModel
 from helpers.tiny_recipe import TINY
 
@@ -30,7 +31,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> list[LatentModel]:
         return to(self, *args, **kwargs)
 
     monkeypatch.setattr(LatentModel, "to", watched)
-    for module in (demo, models, context):
+    for module in (device, models, context):
         monkeypatch.setattr(module, "default_device", lambda: DEVICE)
     return found
 
@@ -64,7 +65,7 @@ def test_the_second_process_of_the_demo_is_given_the_choices_of_the_first(
         pass
 
     @contextmanager
-    def side_process(log: Path, work: Any, recipe: Any) -> Iterator[None]:
+    def second_process(log: Path, work: Any, recipe: Any) -> Iterator[None]:
         assert work is demo.train_temperature_only
         assert recipe.bf16 is not None
         assert recipe.attention == "products"
@@ -72,7 +73,7 @@ def test_the_second_process_of_the_demo_is_given_the_choices_of_the_first(
         yield
 
     (tmp_path / "tiny.yaml").write_text(TINY.replace("bf16: false", "bf16: null"))
-    monkeypatch.setattr(demo, "side_process", side_process)
+    monkeypatch.setattr(demo, "second_process", second_process)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(Stop):
         main(["demo", "--recipe", str(tmp_path / "tiny.yaml"), "--run_dir", str(tmp_path / "run")])

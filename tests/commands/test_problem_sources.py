@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared.measure import by_source
 from dropout_grpo.commands.shared.problems import problems_of
@@ -94,7 +93,7 @@ def test_refusals() -> None:
 
 def test_on_the_command_line(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Recipe] = []
-    monkeypatch.setattr(dispatch, "sft", given.append)
+    monkeypatch.setattr("dropout_grpo.commands.sft.sft", given.append)
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("data:\n  grpo:\n    - source: a.json\n      weight: 3\n    - source: b.json\n", encoding="utf-8")
     assert main(["sft", "--recipe", str(recipe)]) == 0

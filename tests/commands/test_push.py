@@ -38,7 +38,7 @@ class FakeHub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub()
     monkeypatch.setattr(publish, "HfApi", lambda: fake)
-    monkeypatch.setattr("dropout_grpo.commands.push.is_on_hub", lambda name: name == "gpt2")
+    monkeypatch.setattr("dropout_grpo.latent.io.hub.is_on_hub", lambda name: name == "gpt2")
     return fake
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands import train
+from dropout_grpo.commands.shared import training
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.evaluation.answering import answer_problems
@@ -31,7 +31,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_the_first_problems_are_answered_under_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: bool
 ) -> None:
-    monkeypatch.setattr(train, "_SAMPLED", 2)
+    monkeypatch.setattr(training, "_SAMPLED", 2)
     tiny_latent().save_pretrained(tmp_path / "checkpoint")
     file, run = tmp_path / "valid.json", tmp_path / "run"
     save_problems(file, tiny_problems(4))

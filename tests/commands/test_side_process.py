@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.shared.side_process import side_process
+from dropout_grpo.commands.demo import second_process
 from dropout_grpo.errors import UserError
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
 from helpers.tiny_recipe import TINY
@@ -57,7 +57,7 @@ def gone(pid: int) -> bool:
 
 
 def test_threads_are_shared_and_given_back(tmp_path: Path) -> None:
-    with side_process(tmp_path / "log", write, tmp_path / "out") as wait:
+    with second_process(tmp_path / "log", write, tmp_path / "out") as wait:
         assert torch.get_num_threads() == 2
         wait()
         pid, threads = (tmp_path / "out").read_text().split()
@@ -67,14 +67,14 @@ def test_threads_are_shared_and_given_back(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_with_its_last_words(tmp_path: Path) -> None:
     told = r"log: .*UserError: no luck\. Continue with --resume true"
-    with side_process(tmp_path / "log", fail) as wait, pytest.raises(UserError, match=told):
+    with second_process(tmp_path / "log", fail) as wait, pytest.raises(UserError, match=told):
         wait()
     assert torch.get_num_threads() == 3
 
 
 def test_a_block_left_early_lets_the_process_save_its_update(tmp_path: Path) -> None:
     begun, saved = tmp_path / "begun", tmp_path / "saved"
-    with side_process(tmp_path / "log", update, begun, saved):
+    with second_process(tmp_path / "log", update, begun, saved):
         while not begun.exists() or len(begun.read_text().split()) < 2:
             time.sleep(0.05)
         os.kill(int(begun.read_text().split()[0]), signal.SIGINT)  # as a terminal sends it to both processes
@@ -88,7 +88,7 @@ def test_a_block_left_early_ends_the_process(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def interrupted() -> None:
-        with side_process(tmp_path / "log", sleep, out):
+        with second_process(tmp_path / "log", sleep, out):
             while not out.exists() or len(out.read_text().split()) < 2:
                 time.sleep(0.05)
             raise KeyboardInterrupt

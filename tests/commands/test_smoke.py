@@ -44,7 +44,9 @@ def test_sft_takes_two_updates_in_every_stage_with_epochs(
     name: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sft", "--recipe", name, "--smoke"]) == 0
-    assert "smoke run, its figures mean nothing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "smoke run (its results mean nothing)" in said
+    assert "no effect" not in said  # fault: of settings that the smoke run had made
     run = smoke_folder(elsewhere) / "run"
     updates = [line["stage"] for line in read_metrics(run) if "loss" in line]
     # words, the latent stages, answers alone; two recipes have no epochs in some of them
@@ -115,7 +117,7 @@ def test_files_that_are_here_are_read(elsewhere: Path, capsys: pytest.CaptureFix
     command = ["sft", "--data.train", str(elsewhere / "train.json"), "--data.valid", "not-here.json", "--smoke"]
     assert main([*command, "--model.name_or_path", "gpt2"]) == 0
     err = capsys.readouterr().err
-    assert "problems of the built-in task for not-here.json; folder" in err
+    assert "problems of the built-in task for not-here.json; it writes to" in err
     used = load_problems(smoke_folder(elsewhere) / "train.json")
     assert [p.question for p in used] == [p.question for p in with_steps[:4]]  # the curriculum needs steps
 
@@ -134,13 +136,16 @@ def test_the_users_reward_is_called(elsewhere: Path) -> None:
         assert line["reward"] == 3 * 0.5 + 0.5  # the added reward's mean is a half
 
 
-def test_a_checkpoint_says_its_architecture_and_is_not_touched(elsewhere: Path) -> None:
+def test_a_checkpoint_says_its_architecture_and_is_not_touched(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint, run = elsewhere / "checkpoint", elsewhere / "run"
     tiny_latent("qwen2").save_pretrained(checkpoint)
     run.mkdir()
     (run / "config.json").write_text("another run", encoding="utf-8")
     before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
     assert main(["grpo", "--checkpoint", str(checkpoint), "--run_dir", str(run), "--smoke"]) == 0
+    assert f"it writes to {smoke_folder(elsewhere)}, not to {run}\n" in capsys.readouterr().err
     trained = smoke_folder(elsewhere) / "run/checkpoints/grpo/config.json"
     assert json.loads(trained.read_text(encoding="utf-8"))["model_type"] == "qwen2"
     assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.main import main
-from dropout_grpo.commands.shared.problems import problems_of
+from dropout_grpo.cli.parser import commands
+from dropout_grpo.commands.shared.problems import settings_without_effect
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.config.needs import WithoutEffect, without_effect
 from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, TaskSettings
 from dropout_grpo.config.recipe_file import load_recipe, recipe_names
-from dropout_grpo.data.files import save_problems
-from dropout_grpo.data.problem import Problem
 from dropout_grpo.rl.logging import Watch
 
+UNUSED = {name: command.UNUSED for name, command in commands().items() if hasattr(command, "UNUSED")}
 FIRST = "num_iterations above 1, since the first update on a batch has the ratio 1 everywhere"
 
 
@@ -107,18 +106,15 @@ def test_the_shipped_recipes_set_nothing_in_vain(name: str, command: str) -> Non
     assert told == ([f"warning: grpo.epsilon=0.1, grpo.epsilon_high=0.12: no effect; they need {FIRST}."] * clips)
 
 
-def test_settings_of_a_task_beside_files(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = str(tmp_path / "a.json")
-    save_problems(file, [Problem(id=0, question="2 ?", steps=(), answer="2")])
+def test_settings_of_a_task_beside_files() -> None:
     tasks = TaskSettings()
-    data = DataConfig(grpo=file, valid=file, word_problems=replace(tasks.word_problems, seed=3, n_valid=7))
-    problems_of(data, ("grpo", "valid"))
-    assert (
+    data = DataConfig(grpo="a.json", valid="a.json", word_problems=replace(tasks.word_problems, seed=3, n_valid=7))
+    assert list(settings_without_effect(data, ("grpo", "valid"))) == [
         "warning: data.word_problems.seed=3, data.word_problems.n_valid=7: no effect; all problems of this command "
-        "come from files." in capsys.readouterr().err
-    )
-    problems_of(replace(data, grpo=None), ("grpo", "valid"))
-    assert "no effect" not in capsys.readouterr().err
+        "come from files."
+    ]
+    assert list(settings_without_effect(replace(data, grpo=None), ("grpo", "valid"))) == []
+    assert list(settings_without_effect(data, ())) == []
 
 
 def test_an_option_of_another_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from dropout_grpo.commands.ask import AskOptions
+from dropout_grpo.commands.data import VaryOptions
 from dropout_grpo.config.ranges import MAX_INT, check_ranges, number_types, range_of, ranged, seed_field
-from dropout_grpo.config.recipe import AskOptions, CheckpointOptions, Recipe
+from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.errors import UserError
 from evidence.bench.config import BenchConfig
 
@@ -69,7 +71,7 @@ def numeric_options(config: type[Any]) -> list[tuple[type[Any], Any]]:
     return found
 
 
-@pytest.mark.parametrize("config", [Recipe, CheckpointOptions, AskOptions, BenchConfig])
+@pytest.mark.parametrize("config", [Recipe, CheckpointOptions, AskOptions, VaryOptions, BenchConfig])
 def test_every_numeric_option_has_a_range_that_is_checked(config: type[Any]) -> None:
     options = numeric_options(config)
     assert options

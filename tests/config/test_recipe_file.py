@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
 from dropout_grpo.config.recipe_file import load_recipe, recipe_path
 from dropout_grpo.errors import UserError
@@ -21,7 +20,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def sft(*args: Any) -> None:
         raise AssertionError("it runs")
 
-    monkeypatch.setattr(dispatch, "sft", sft)
+    monkeypatch.setattr("dropout_grpo.commands.sft.sft", sft)
 
 
 def said(text: str | bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from dropout_grpo.cli import dispatch
 from dropout_grpo.cli.main import main
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.config.recipe_file import recipe_names, recipe_path
@@ -38,7 +37,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
 
     def parse(name: str) -> Recipe:
         given: list[Recipe] = []
-        monkeypatch.setattr(dispatch, "sft", given.append)
+        monkeypatch.setattr("dropout_grpo.commands.sft.sft", given.append)
         assert main(["sft", "--recipe", name]) == 0
         return given[0]
 

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from dropout_grpo.cli import dispatch, main as main_module
+from dropout_grpo.cli import main as main_module
 from dropout_grpo.cli.main import main
+from dropout_grpo.commands.shared import context
+from dropout_grpo.commands.shared.options import recipe_of
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
@@ -183,13 +185,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands end where they would begin to compute or write; the options of a recipe have been checked by then."""
-    for name in ("sft", "grpo", "evaluate", "demo", "write_data", "write_variations", "ask", "inspect", "merge"):
-        if hasattr(dispatch, name):
-            monkeypatch.setattr(dispatch, name, lambda *args, **options: {})
-    for name in ("compare", "comparison_as_text", "inspection_as_text", "answers_as_text", "write_report"):
-        monkeypatch.setattr(dispatch, name, lambda *args, **options: "")
+    for name in ("sft.sft", "grpo.grpo", "eval.evaluate", "demo.demo", "data.write_data", "data.write_variations"):
+        monkeypatch.setattr(f"dropout_grpo.commands.{name}", lambda *args, **options: {})
+    for name in ("ask.ask", "compare.compare", "inspect.inspect", "merge.merge"):
+        monkeypatch.setattr(f"dropout_grpo.commands.{name}", lambda *args, **options: {})
+    for name in ("ask", "compare", "inspect"):
+        monkeypatch.setattr(f"dropout_grpo.commands.{name}.as_text", lambda *args, **options: "")
+    monkeypatch.setattr("dropout_grpo.report.write_report", lambda *args, **options: "")
     monkeypatch.setattr(main_module, "build_parser", cache(main_module.build_parser))  # most of the time
-    monkeypatch.setattr(dispatch, "stand_ins", lambda recipe, checkpoint, files: (recipe, checkpoint, files))
+    monkeypatch.setattr(context, "with_stand_ins", recipe_of)
     monkeypatch.chdir(tmp_path)
 
 

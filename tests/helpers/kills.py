@@ -56,7 +56,9 @@ _KILLS_A_RUN = 5
 def start(argv: Sequence[str], log: Path, count: int = 1) -> BaseProcess:
     """``dropout-grpo`` in a separate process, or torchrun's agent with ``count`` processes of it."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["dropout_grpo.cli.main", "dropout_grpo.cli.dispatch", "torch.distributed.run"])
+    server.set_forkserver_preload(
+        ["dropout_grpo.cli.main", "dropout_grpo.commands.shared.training", "torch.distributed.run"]
+    )
     process = server.Process(target=_run if count == 1 else _launch, args=(list(argv), str(log), count))
     process.start()
     return process

@@ -5,25 +5,20 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.cli.failures import describe
-from dropout_grpo.cli.help import UNUSED
 from dropout_grpo.cli.messages import explain, one_line
-from dropout_grpo.cli.options import build_parser, with_recipe_paths
-from dropout_grpo.config.needs import within
+from dropout_grpo.cli.parser import build_parser, commands, with_recipe_paths
+from dropout_grpo.config.needs import WithoutEffect, within
 from dropout_grpo.config.recipe_file import instantiated, require_sections
 from dropout_grpo.errors import LostProcess, UserError
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.machine import keep_freed_memory, wait_asleep
-from dropout_grpo.training.progress import console
-
-_WITH_RECIPE = ("demo", "sft", "grpo", "eval")  # which have a run folder, and can resume
-_WITH_CHECKPOINT = ("eval", "ask")  # which take from it what the user does not tell of the exploration
-_FLAGS = ("smoke", "json", "sweep", "thoughts", "watch")
+from dropout_grpo.training.progress import console, results_are_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = ["--help"]
     parser, parsers = build_parser(help_of=words[0] if {"-h", "--help"} & {*words[1:]} else None)
     try:
-        name, options = _parsed(parser, words)
+        name, options = _parsed(parser, parsers, words)
         wait_asleep()
         keep_freed_memory()
-        from dropout_grpo.cli.dispatch import run  # here, since torch and transformers take seconds to import
-
+        _prepare(options)
         with handled_signals():
-            run(name, options)
+            if _reads_recipe(name) or os.environ.get("RANK", "0") == "0":
+                commands()[name].run(options)
         if sys.stdout is not None:  # as it is where standard output was closed before the start
             sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
     except UserError as error:
@@ -55,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         return _complain(explain(str(error), parsers.get("".join(words[:1]))))
     except KeyboardInterrupt as interrupt:
-        hint = "; continue with --resume true" if words[:1] and words[0] in _WITH_RECIPE else ""
+        hint = "; continue with --resume true" if _reads_recipe("".join(words[:1])) else ""
         console.print(f"{str(interrupt) or 'interrupted'}{hint}", markup=False)
         return getattr(interrupt, "status", 130)
     except LostProcess as error:
@@ -70,8 +65,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespace]:
-    """The command and its options, with sections as dataclasses.
+def _prepare(options: Namespace) -> None:
+    """Import torch and transformers, which takes seconds and is done before the signals have handlers."""
+    from transformers.utils import logging as transformers_logging
+
+    from dropout_grpo.distributed.device import choose_device
+
+    # Progress bars and advice of transformers would break ours; its warnings and errors stay.
+    transformers_logging.disable_progress_bar()
+    results_are_json(bool(options.get("json")))
+    if options.get("device") is not None:
+        choose_device(options.device)
+    warnings.simplefilter("ignore", WithoutEffect)  # the command names the options, once
+
+
+def _reads_recipe(name: str) -> bool:
+    """Whether a command reads a recipe. It then runs in all processes of torchrun, in a run folder, and can resume."""
+    return hasattr(commands().get(name), "UNUSED")
+
+
+def _parsed(
+    parser: ArgumentParser, parsers: Mapping[str, ArgumentParser], words: Sequence[str]
+) -> tuple[str, Namespace]:
+    """The command and its options, with sections as dataclasses; ``given`` has those that the user has given.
 
     Raises:
         UserError: a value that no option can have.
@@ -83,21 +99,16 @@ def _parsed(parser: ArgumentParser, words: Sequence[str]) -> tuple[str, Namespac
         warnings.simplefilter("ignore")  # jsonargparse's notes to developers
         arguments = parser.parse_args(with_recipe_paths(words))
         name = arguments.command
+        flags = [action.dest for action in parsers[name]._actions if isinstance(action, argparse._StoreTrueAction)]
         for option, value in arguments[name].items():
             _require_text(option, value)
-            if option in _FLAGS and not isinstance(value, bool):
+            if option in flags and not isinstance(value, bool):
                 raise UserError(f"{option}: {value!r} must be true or false.")
-        if name in _WITH_RECIPE:
+        if _reads_recipe(name):
             require_sections(arguments[name])
             _warn_of_unused(name, words)
-        if name == "eval" and isinstance(arguments[name].files, str):
-            arguments[name].files = [arguments[name].files]
-        if name == "grpo":
-            _require_checkpoint(arguments[name])
         options = instantiated(parser, arguments)[name]
-        if name in _WITH_CHECKPOINT:
-            told = parser.parse_args(with_recipe_paths(words), defaults=False)[name].get("exploration")
-            options.told = {} if told is None else told.as_dict()
+        options.given = parser.parse_args(with_recipe_paths(words), defaults=False)[name].as_dict()
         return name, options
 
 
@@ -107,16 +118,8 @@ def _warn_of_unused(command: str, words: Sequence[str]) -> None:
         return
     names = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
     for name in dict.fromkeys(names):
-        if within(name, UNUSED[command]):
+        if within(name, commands()[command].UNUSED):
             console.print(f"warning: --{name}: no effect; {command} does not use it.", markup=False)
-
-
-def _require_checkpoint(options: Namespace) -> None:
-    """A smoke run has a stand-in for the checkpoint, of the architecture of the recipe's model if none is named."""
-    if options.checkpoint is None:
-        if not options.smoke:
-            raise UserError("missing: --checkpoint.")
-        options.checkpoint = options.model.name_or_path or "a checkpoint"
 
 
 def _require_text(option: str, value: Any) -> None:

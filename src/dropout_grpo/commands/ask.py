@@ -1,40 +1,77 @@
-"""The command ``ask``: one question to the plain network, to several masks, and their vote."""
+"""``dropout-grpo ask``: questions to the plain network, to several masks, and their vote."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
+from jsonargparse import ArgumentParser, Namespace
 
-from dropout_grpo.commands.shared.context import tell_device
-from dropout_grpo.commands.shared.models import exploration_for, load_model
+from dropout_grpo.commands.shared.options import add_config, add_device, checkpoint_options_of
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
-from dropout_grpo.config.recipe import AskOptions, CheckpointOptions
+from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
+from dropout_grpo.config.recipe import CheckpointOptions
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.answering import EVAL_STEP, answer_problems, vote, vote_table
-from dropout_grpo.exploration.base import NoExploration
-from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.seeds import rollout_seeds
+
+HELP = "answer questions with the plain network, with several masks, and by their vote"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions:
+    """Options of ``ask``.
+
+    Args:
+        masks: number of masks that vote.
+        seed: seed of the masks.
+        max_new_tokens: maximum number of answer tokens.
+    """
+
+    masks: int = ranged(8, at_least=0, at_most=1024)
+    seed: int = seed_field()
+    max_new_tokens: int = ranged(64, at_least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="folder or hub name of a latent model")
+    lines = "the text; questions are read from standard input, one a line, if not given"
+    parser.add_argument("question", type=str | None, nargs="?", help=lines)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per question on standard output")
+    add_device(parser)
+    read = "read each thought through the head: its likeliest tokens, plain and under each mask"
+    parser.add_argument("--thoughts", action="store_true", help=read)
+    add_config(parser, CheckpointOptions)
+    add_config(parser, AskOptions)
+    add_config(parser, ExplorationConfig, "exploration")
+
+
+def run(options: Namespace) -> None:
+    questions = [options.question] if options.question is not None else [line.strip() for line in sys.stdin]
+    questions = [question for question in questions if question or options.question is not None]
+    if not questions:
+        raise UserError("there is no question: give one, or one on each line of standard input.")
+    said = ask(
+        options.checkpoint,
+        questions,
+        options.exploration,
+        AskOptions(masks=options.masks, seed=options.seed, max_new_tokens=options.max_new_tokens),
+        checkpoint_options_of(options),
+        thoughts=options.thoughts,
+        told=options.given.get("exploration", {}),
+    )
+    for question, answers in zip(questions, said, strict=True):
+        if options.json:
+            print(json.dumps({"question": question, **answers}))
+        else:
+            print(as_text(answers) if len(questions) == 1 else f"{question}\n{as_text(answers)}\n")
 
 
 def ask(
-    checkpoint: str,
-    question: str,
-    config: ExplorationConfig,
-    options: AskOptions,
-    checkpoint_options: CheckpointOptions,
-    *,
-    thoughts: bool = False,
-    told: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Ask a checkpoint one question; see ``ask_each``."""
-    asked = ask_each(checkpoint, [question], config, options, checkpoint_options, thoughts=thoughts, told=told)
-    return asked[0]
-
-
-def ask_each(
     checkpoint: str,
     questions: Sequence[str],
     config: ExplorationConfig,
@@ -64,8 +101,15 @@ def ask_each(
     Raises:
         UserError: an empty or too long question, a bad option or checkpoint.
     """
-    if not all(question.strip() for question in questions):
-        raise UserError("the question is empty.")
+    import torch
+
+    from dropout_grpo.commands.shared.context import tell_device
+    from dropout_grpo.commands.shared.models import exploration_for, load_model
+    from dropout_grpo.evaluation.answering import EVAL_STEP, answer_problems, vote, vote_table
+    from dropout_grpo.exploration.base import NoExploration
+    from dropout_grpo.exploration.build import build_exploration
+    from dropout_grpo.exploration.seeds import rollout_seeds
+
     exploration = build_exploration(config)
     if options.masks > 1 and isinstance(exploration, NoExploration):
         raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")

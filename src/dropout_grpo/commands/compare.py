@@ -1,15 +1,32 @@
-"""The command ``compare``: two evaluations of the same problems, problem by problem."""
+"""``dropout-grpo compare``: two evaluations of the same problems, problem by problem."""
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser, Namespace
+
+from dropout_grpo.commands.shared.options import add_json
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.statistics import compare as compare_pairs
 from dropout_grpo.runs.read import Record, read_samples
 
+HELP = "compare two eval runs on the same problems: wins, losses, exact McNemar test, difference"
+
 _SHOWN = 10  # wins and losses of each file that the text lists; --json has all
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("run_a", type=str, help="run folder of an eval")
+    parser.add_argument("run_b", type=str, help="run folder of another eval on the same files")
+    add_json(parser)
+
+
+def run(options: Namespace) -> None:
+    comparison = compare(options.run_a, options.run_b)
+    print(json.dumps(comparison) if options.json else as_text(comparison))
 
 
 def compare(run_a: str, run_b: str) -> dict[str, Any]:

@@ -1,15 +1,60 @@
-"""The command ``data``: write a built-in task's problems, or variations of a file's problems, to files."""
+"""``dropout-grpo data``: write a built-in task's problems, or variations of a file's problems, to files."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dropout_grpo.commands.shared.problems import problems_of
-from dropout_grpo.config.recipe import DataConfig, VaryOptions
+from jsonargparse import ArgumentParser, Namespace
+
+from dropout_grpo.commands.shared.options import add_config
+from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
+from dropout_grpo.config.recipe import DataConfig, TaskName
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.vary import vary
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.base import SPLIT_NAMES
+from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
+from dropout_grpo.training.progress import tell
+
+HELP = "write a built-in task's problems, or variations of a file's problems, as Coconut JSON"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaryOptions:
+    """Options of ``data --vary``.
+
+    Args:
+        vary: file or hf: dataset of problems with calculator marks (GSM8K as published, or Coconut's JSON); writes
+            variations of them with other numbers, instead of a built-in task's problems.
+        copies: maximum number of variations of a problem.
+        seed: seed of the numbers.
+    """
+
+    vary: str | None = None
+    copies: int = ranged(4, at_least=1, at_most=100)
+    seed: int = seed_field()
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    files = "folder to write train, grpo, valid and test .json to, or vary.json"
+    parser.add_argument("--out", type=str, required=True, help=files)
+    add_config(parser, VaryOptions)
+    parser.add_argument("--task", type=TaskName, default=DEFAULT_TASK, help="which built-in task")
+    for name, task in TASKS.items():
+        add_config(parser, task.config, name)
+
+
+def run(options: Namespace) -> None:
+    out = Path(options.out)
+    varied = VaryOptions(**{option.name: options[option.name] for option in fields(VaryOptions)})
+    config = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
+    written = write_data(out, config) if varied.vary is None else write_variations(out, varied)
+    for file, count in written.items():
+        tell(f"{file}: {count} problems")
 
 
 def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
@@ -21,6 +66,8 @@ def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
     Raises:
         UserError: a file exists, the folder cannot be made, or the task has too few problems.
     """
+    from dropout_grpo.commands.shared.problems import problems_of
+
     targets = {name: out / f"{name}.json" for name in SPLIT_NAMES}
     _require_new(targets.values())
     made = problems_of(config, SPLIT_NAMES)

@@ -1,43 +1,45 @@
-"""The command ``demo``: data, curriculum, Dropout-GRPO, the same GRPO without masks, measures, report."""
+"""``dropout-grpo demo``: data, curriculum, Dropout-GRPO, the same GRPO without masks, measures, report."""
 
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
 import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+from jsonargparse import ArgumentParser, Namespace
 
-from dropout_grpo.commands.shared.context import Context
-from dropout_grpo.commands.shared.measure import measure, require_askable
-from dropout_grpo.commands.shared.model_card import describe_measured
-from dropout_grpo.commands.shared.models import load_model, refuse_lora_from_scratch, starting_tokenizer
-from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
-from dropout_grpo.commands.shared.side_process import side_process
-from dropout_grpo.commands.shared.thoughts import flips_of, thoughts_of_run
-from dropout_grpo.commands.shared.training import grpo_trainer, train_curriculum, train_grpo
+from dropout_grpo.commands.shared.options import add_json, add_recipe
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.answers import answers_match
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.distributed.device import default_device
-from dropout_grpo.distributed.processes import is_main, on_main, size
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.answering import ModelAnswers, vote, vote_table
-from dropout_grpo.evaluation.measures import sample, summarize
-from dropout_grpo.evaluation.statistics import compare
-from dropout_grpo.exploration.base import NoExploration
-from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.report import write_report
-from dropout_grpo.rl.collapse import collapse
 from dropout_grpo.runs.files import DATA_FOLDER
-from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.tasks.base import SPLIT_NAMES
-from dropout_grpo.training.progress import tell
+from dropout_grpo.training.interrupt import Interrupted, handled_signals
+from dropout_grpo.training.machine import keep_freed_memory, number_of_threads
+from dropout_grpo.training.progress import console, tell
+
+if TYPE_CHECKING:
+    from dropout_grpo.commands.shared.context import Context
+    from dropout_grpo.evaluation.answering import ModelAnswers
+    from dropout_grpo.latent.model import LatentModel
+    from dropout_grpo.runs.folder import RunFolder
+
+HELP = "make data, train a Coconut, post-train it with Dropout-GRPO, measure, report"
+UNUSED = ()
+DEFAULT_RECIPE = "word-problems"
+
+_FIRST = ("recipe", "run_dir", "seed", "smoke", "resume", "device", "json", "exploration.p", "grpo.max_steps")
 
 _T = TypeVar("_T")
 _COLLAPSE_PROBLEMS = 64
@@ -46,12 +48,50 @@ _KEPT = {"baseline": "coconut", "dropout_grpo": "dropout_grpo"}
 """The checkpoints of the arms whose thoughts are read."""
 
 
+def add_options(parser: ArgumentParser) -> None:
+    parser.description = (
+        f"{parser.description} Without --recipe it uses the recipe {DEFAULT_RECIPE}; the defaults below are those of "
+        "this recipe."
+    )
+    add_json(parser)
+    add_recipe(parser, hidden=UNUSED, first=_FIRST)
+
+
+def run(options: Namespace) -> None:
+    from dropout_grpo.commands.shared.context import started
+    from dropout_grpo.distributed.processes import is_main
+
+    with started(options, UNUSED, SPLIT_NAMES) as recipe:
+        results = demo(recipe)
+        if options.json and is_main():
+            print(json.dumps(results))
+
+
 def demo(recipe: Recipe) -> dict[str, Any]:
     """Run everything; returns ``results.json``.
 
     Raises:
         UserError: bad options or files, before anything is trained.
     """
+    import torch
+
+    from dropout_grpo.commands.shared.context import Context
+    from dropout_grpo.commands.shared.measure import measure, require_askable
+    from dropout_grpo.commands.shared.model_card import describe_measured
+    from dropout_grpo.commands.shared.models import refuse_lora_from_scratch, starting_tokenizer
+    from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
+    from dropout_grpo.commands.shared.thoughts import thoughts_of_run
+    from dropout_grpo.commands.shared.training import grpo_trainer, train_curriculum, train_grpo
+    from dropout_grpo.distributed.device import default_device
+    from dropout_grpo.distributed.processes import is_main, on_main, size
+    from dropout_grpo.evaluation.measures import sample, summarize
+    from dropout_grpo.evaluation.statistics import compare
+    from dropout_grpo.exploration.base import NoExploration
+    from dropout_grpo.exploration.build import build_exploration
+    from dropout_grpo.report import write_report
+    from dropout_grpo.rl.collapse import collapse
+    from dropout_grpo.runs.provenance import provenance
+
     exploration = build_exploration(recipe.exploration)
     if isinstance(exploration, NoExploration) or recipe.exploration.p == 0:
         raise UserError("the demo compares masks with none: give it an exploration.kind, and a p above 0.")
@@ -94,8 +134,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     # The two arms run at the same time where there are two threads. A resumed run seldom has both left to do.
     parallel = torch.get_num_threads() > 1 and context.device.type == "cpu" and not recipe.resume and size() == 1
     log = run.path / "temperature_only.log"
-    second = side_process(log, train_temperature_only, recipe) if parallel else _no_process()
-    with second as wait:
+    with second_process(log, train_temperature_only, recipe) if parallel else nullcontext(lambda: None) as wait:
         model = arm("dropout_grpo", context)
         after = test_of("dropout-grpo", model)
         clock("temperature_only", wait)
@@ -141,6 +180,8 @@ def to_ask(before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> tup
         after: the trained model's answers to the same problems.
     """
 
+    from dropout_grpo.evaluation.answering import vote
+
     def voted(answered: ModelAnswers) -> bool:
         return answers_match(vote(answered), answered.problem.answer)
 
@@ -182,11 +223,9 @@ def what_next(run: Path, report: str, problem: Problem, shows: str) -> str:
 
 def _checkpoint(context: Context, name: str) -> LatentModel:
     """A checkpoint of the run, on the context's device."""
+    from dropout_grpo.commands.shared.models import load_model
+
     return load_model(context.run.checkpoint(name), device=context.device)
-
-
-def _no_process() -> AbstractContextManager[Callable[[], None]]:
-    return nullcontext(lambda: None)
 
 
 def train_temperature_only(recipe: Recipe) -> None:
@@ -195,10 +234,78 @@ def train_temperature_only(recipe: Recipe) -> None:
     Args:
         recipe: the recipe with the first process's choices, so that both arms use the same precision and attention.
     """
+    from dropout_grpo.commands.shared.context import Context
+    from dropout_grpo.commands.shared.problems import problems_of
+    from dropout_grpo.commands.shared.training import train_grpo
+    from dropout_grpo.distributed.device import default_device
+    from dropout_grpo.exploration.base import NoExploration
+
     context = Context.start("demo", recipe, NoExploration(), device=default_device(), joins=True)
     problems = problems_of(recipe.data, ("grpo", "valid"))
     model = _checkpoint(context, "coconut")
     train_grpo(context, model, problems["grpo"], problems["valid"], "temperature_only")
+
+
+@contextmanager
+def second_process(log: Path, work: Callable[..., None], *args: Any) -> Iterator[Callable[[], None]]:
+    """Run ``work(*args)`` in a second process; both get half of the threads, which small models can't share well.
+
+    Yields a function that waits for the end of the work. A block that is left without it stops the process, which
+    finishes and saves the update at hand.
+
+    Args:
+        log: file that gets the process's standard error, since two progress bars do not fit on one terminal.
+        work: a function of a module, since the process imports it.
+        *args: its arguments.
+
+    Raises:
+        UserError: from the function: the work failed. The message has the last line of the log.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_in_second_process, args=(log, threads // 2, work, args), daemon=True
+    )
+
+    def wait() -> None:
+        process.join()
+        if process.exitcode != 0:
+            *_, last = [f"exit status {process.exitcode}", *log.read_text(encoding="utf-8").splitlines()]
+            raise UserError(f"the second process failed, see {log}: {last} Continue with --resume true.")
+
+    process.start()
+    try:
+        with number_of_threads(threads - threads // 2):
+            yield wait
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _in_second_process(log: Path, threads: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+    import torch
+
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    try:
+        with handled_signals():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the first one ends this one
+            work(*args)
+    except Interrupted as interrupt:
+        console.print(str(interrupt), markup=False)
+        sys.exit(interrupt.status)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end this process, and a resumed run must not find it running."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "not a child"
+    parent.join()
+    os._exit(1)
 
 
 class Clock:
@@ -225,8 +332,20 @@ def correct(answered: Sequence[ModelAnswers]) -> list[bool]:
     return [a.plain_correct for a in answered]
 
 
+def flips_of(before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> dict[str, list[int]]:
+    """Indices of a few problems that training turned from wrong to right and back, and that stayed as they were."""
+    names = {(False, True): "gained", (True, False): "lost", (True, True): "right", (False, False): "wrong"}
+    kinds: dict[str, list[int]] = {name: [] for name in names.values()}
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
+        kinds[names[a.plain_correct, b.plain_correct]].append(i)
+    counts = {"gained": 2, "lost": 1, "right": 1, "wrong": 1}
+    return {kind: kinds[kind][:count] for kind, count in counts.items()}
+
+
 def write_flips(run: RunFolder, before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> None:
     """Write flips.jsonl: problems that GRPO turned from wrong to right or back, with the votes of their masks."""
+    from dropout_grpo.evaluation.answering import vote_table
+
     lines = []
     for direction in ("gained", "lost"):
         flipped = [

@@ -1,35 +1,32 @@
-"""The command ``inspect``: what is found in a model, and a dry run of what GRPO does with it."""
+"""``dropout-grpo inspect``: what is found in a model, and a dry run of what GRPO does with it."""
 
+from __future__ import annotations
+
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.commands.ask import shown_tokens, thoughts_as_text
-from dropout_grpo.commands.shared.models import exploration_for, load_model
-from dropout_grpo.commands.shared.problems import require_known_words
-from dropout_grpo.commands.shared.thoughts import MASKS, kinds_of, thought_lines
+from dropout_grpo.commands.shared.options import add_config, add_device, add_json, checkpoint_options_of
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.config.recipe import CheckpointOptions
 from dropout_grpo.data.files import load_problems
-from dropout_grpo.distributed.device import default_device
-from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.exploration.base import Exploration
-from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, Site
-from dropout_grpo.latent.decoding import Sampling, require_finite_answers
-from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
-from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG, latent_config
-from dropout_grpo.latent.io.gguf import gguf_file
-from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.rollout import Prompts, replay, think_in_groups
-from dropout_grpo.latent.tokens import END, LATENT, START, add_latent_tokens, missing_latent_tokens, unknown_words
 from dropout_grpo.training.progress import console
+
+if TYPE_CHECKING:
+    import torch
+
+    from dropout_grpo.exploration.base import Exploration
+    from dropout_grpo.exploration.sites import Site
+    from dropout_grpo.latent.model import LatentModel
+
+HELP = "show what is found in a model: sites, masks, latent tokens; and do a dry run"
 
 SEED_BYTES = 8
 FED_BACK = "hidden_states[-1] of transformers (after the final norm, where there is one), as inputs_embeds"
@@ -40,6 +37,20 @@ _ASKED = 64
 """Problems of a file that are answered to find some of each kind."""
 _STEPS = 6
 """Thoughts of the dry run if no number is recorded: Coconut's on GSM8K."""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=str, help="folder or hub name of a model, with latent tokens or without")
+    few = "file or hf: dataset: read the thoughts about a few of its problems that are answered right and wrong"
+    parser.add_argument("--problems", type=str | None, default=None, help=few)
+    add_device(parser)
+    add_config(parser, CheckpointOptions)
+    add_json(parser)
+
+
+def run(options: Namespace) -> None:
+    found = inspect(options.model, checkpoint_options_of(options), options.problems)
+    print(json.dumps(found) if options.json else as_text(found))
 
 
 def inspect(path: str, options: CheckpointOptions, problems: str | None = None) -> dict[str, Any]:
@@ -53,10 +64,17 @@ def inspect(path: str, options: CheckpointOptions, problems: str | None = None) 
     Raises:
         UserError: no such model or file, sites that are not found, or too few positions for a question.
     """
+    import torch
+
+    from dropout_grpo.exploration.sites import SITES
+    from dropout_grpo.latent.tokens import END, LATENT, START
+
     model, lacking, steps_from = _load(path, options)
     tokens = model.tokens
     exploration = _exploration_of(model)
     about = {} if problems is None else {"thoughts": thoughts_about(model, problems, exploration)}
+    with torch.no_grad():
+        dry = dry_run(model, exploration)
     return {
         "model": path,
         "class": type(model.model).__name__,
@@ -73,13 +91,16 @@ def inspect(path: str, options: CheckpointOptions, problems: str | None = None) 
         "sites": [_site_kind(model, kind) for kind in SITES if kind not in model.sites.lacking],
         "sites_lacking": model.sites.lacking,
         "seed_bytes": SEED_BYTES,
-        "dry_run": dry_run(model, exploration),
+        "dry_run": dry,
         **about,
     }
 
 
 def _exploration_of(model: LatentModel) -> Exploration:
     """The exploration that a model was trained with; the default if it records none, or code of another package."""
+    from dropout_grpo.commands.shared.models import exploration_for
+    from dropout_grpo.exploration.build import build_exploration
+
     kind = (model.exploration or {}).get("kind", "none")
     if kind in KINDS:
         return build_exploration(exploration_for(model, {}))
@@ -97,6 +118,10 @@ def thoughts_about(model: LatentModel, file: str, exploration: Exploration) -> l
     Raises:
         UserError: no such file, or a question that the model cannot read.
     """
+    from dropout_grpo.commands.shared.problems import require_known_words
+    from dropout_grpo.commands.shared.thoughts import MASKS, kinds_of, thought_lines
+    from dropout_grpo.evaluation.answering import answer_problems
+
     problems = load_problems(file, require_steps=False)[:_ASKED]
     require_known_words(model.tokenizer, problems, file)
     masks = 0 if model.latent_steps == 0 else MASKS
@@ -106,6 +131,14 @@ def thoughts_about(model: LatentModel, file: str, exploration: Exploration) -> l
 
 def _load(path: str, options: CheckpointOptions) -> tuple[LatentModel, list[str], str]:
     """The model, the latent tokens that were added in memory, and the source of its number of thoughts."""
+    from dropout_grpo.commands.shared.models import load_model
+    from dropout_grpo.distributed.device import default_device
+    from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
+    from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG, latent_config
+    from dropout_grpo.latent.io.gguf import gguf_file
+    from dropout_grpo.latent.model import LatentModel
+    from dropout_grpo.latent.tokens import add_latent_tokens, missing_latent_tokens
+
     given, lacking, written = options.latent_steps, [], None
     is_state_dict = Path(path).is_file() and gguf_file(path) is None
     if not is_state_dict and options.base is None:
@@ -139,6 +172,8 @@ def _site_kind(model: LatentModel, kind: str) -> dict[str, Any]:
 
 def _modules(sites: Sequence[Site]) -> list[str]:
     """Inputs or outputs of modules, those of all layers in one text: ``output of h.0-11.attn.c_proj``."""
+    from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS
+
     if sites[0].kind == ATTENTION_WEIGHTS:
         return ["attention weights after the softmax, of each key position"]
     ends = {"attention": "output", "mlp": "output", "heads": "input", "values": "input", "mlp_hidden": "input"}
@@ -155,12 +190,18 @@ def _modules(sites: Sequence[Site]) -> list[str]:
     return [f"{ends[kind]} of {path}" for kind, path in ranges.items()] or ["the vector fed back"]
 
 
-@torch.no_grad()
 def dry_run(model: LatentModel, exploration: Exploration) -> dict[str, Any]:
     """Roll out a short question, time each method, and replay the rollouts under the same masks.
 
     The question has the words that the tokenizer knows, at least one word of its vocabulary.
     """
+    import torch
+
+    from dropout_grpo.exploration.seeds import rollout_seeds
+    from dropout_grpo.latent.decoding import Sampling, require_finite_answers
+    from dropout_grpo.latent.rollout import Prompts, replay, think_in_groups
+    from dropout_grpo.latent.tokens import unknown_words
+
     seeds = rollout_seeds(0, 0, torch.tensor([0]), _ROLLOUTS).to(model.device)
     known = [word for word in _QUESTION.split() if not unknown_words(model.tokenizer, [word])]
     question = " ".join(known) or next(word for word in model.tokenizer.get_vocab() if word.isalnum())
@@ -198,6 +239,8 @@ class _Clock:
         self._on, self._last = on, time.perf_counter()
 
     def stop(self, name: str) -> None:
+        import torch
+
         if self._on.type == "cuda":
             torch.cuda.synchronize(self._on)
         now = time.perf_counter()
@@ -206,6 +249,8 @@ class _Clock:
 
 def as_text(found: dict[str, Any]) -> str:
     """The report for people."""
+    from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG
+
     ids = ", ".join(f"{token} {number}" for token, number in found["latent_tokens"].items())
     if found["latent_tokens_added"]:
         ids = f"absent: `dropout-grpo sft` adds them; added here only in memory as {ids}"

@@ -2,10 +2,26 @@
 
 from pathlib import Path
 
-from dropout_grpo.commands.shared.model_card import describe
+from jsonargparse import ArgumentParser, Namespace
+
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG
-from dropout_grpo.latent.io.hub import is_on_hub, push_folder
+
+HELP = "upload a checkpoint with its model card to the Hugging Face Hub"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="folder of a checkpoint")
+    parser.add_argument("repo_id", type=str, help="user/name on the Hub")
+    card = "run folder of an eval, for the card's results"
+    parser.add_argument("--eval_run", type=str | None, default=None, help=card)
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry_run", action="store_true", help="print the files and the card, and upload nothing")
+
+
+def run(options: Namespace) -> None:
+    eval_run = None if options.eval_run is None else Path(options.eval_run)
+    where = {"private": options.private, "dry_run": options.dry_run}
+    print(push(Path(options.checkpoint), options.repo_id, eval_run=eval_run, **where))
 
 
 def push(
@@ -27,6 +43,10 @@ def push(
     Raises:
         UserError: the folder is not a latent checkpoint, the eval run is of another checkpoint, or the upload fails.
     """
+    from dropout_grpo.commands.shared.model_card import describe
+    from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG
+    from dropout_grpo.latent.io.hub import is_on_hub, push_folder
+
     if not (checkpoint / LATENT_CONFIG).is_file():
         raise UserError(f"{checkpoint} has no {LATENT_CONFIG}: give a checkpoint folder that sft, grpo or merge wrote.")
     describe(checkpoint, eval_run, is_on_hub)

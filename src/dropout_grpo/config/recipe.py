@@ -161,43 +161,6 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskOptions:
-    """Options of ``ask``.
-
-    Args:
-        masks: number of masks that vote.
-        seed: seed of the masks.
-        max_new_tokens: maximum number of answer tokens.
-    """
-
-    masks: int = ranged(8, at_least=0, at_most=1024)
-    seed: int = seed_field()
-    max_new_tokens: int = ranged(64, at_least=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VaryOptions:
-    """Options of ``data --vary``.
-
-    Args:
-        vary: file or hf: dataset of problems with calculator marks (GSM8K as published, or Coconut's JSON); writes
-            variations of them with other numbers, instead of a built-in task's problems.
-        copies: maximum number of variations of a problem.
-        seed: seed of the numbers.
-    """
-
-    vary: str | None = None
-    copies: int = ranged(4, at_least=1, at_most=100)
-    seed: int = seed_field()
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Options of a run.
 

@@ -1,17 +1,23 @@
 """What every part of a running command works with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
+from dropout_grpo.commands.shared.options import recipe_of
+from dropout_grpo.commands.shared.problems import settings_without_effect
+from dropout_grpo.commands.shared.smoke import with_stand_ins
 from dropout_grpo.config.choices import TrackerName
+from dropout_grpo.config.needs import without_effect
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.problem import Problem, problem_fingerprint
 from dropout_grpo.distributed.device import default_device, describe_device, unused_gpu
-from dropout_grpo.distributed.processes import on_main
+from dropout_grpo.distributed.processes import connected, is_main, on_main
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.attention_choice import attention_for, fix_attention
 from dropout_grpo.runs.files import CONFIG_FILE
@@ -58,6 +64,29 @@ def tell_device(device: torch.device, bf16: bool) -> None:
     console.print(f"device: {describe_device(device, bf16)}", markup=False)
     if (warning := unused_gpu()) is not None:
         console.print(f"warning: {warning}", markup=False)
+
+
+@contextmanager
+def started(options: Namespace, unused: Collection[str], splits: Collection[str]) -> Iterator[Recipe]:
+    """Connect the processes of a command that reads a recipe, and name the options that have no effect.
+
+    Yields the recipe. With ``--smoke`` the options get small stand-ins for it, the checkpoint and the files.
+
+    Args:
+        options: the command's.
+        unused: sections and options of the recipe that the command ignores.
+        splits: the splits of the problems that it reads.
+    """
+    with connected():
+        console.quiet = not is_main()
+        try:
+            recipe = recipe_of(options)
+            for line in (*without_effect(recipe, unused=unused), *settings_without_effect(recipe.data, splits)):
+                console.print(line, markup=False)
+            yield with_stand_ins(options) if options.smoke else recipe
+        except Exception:
+            console.quiet = False  # each process tells its own error; that it was asked to stop, rank 0 tells for all
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)

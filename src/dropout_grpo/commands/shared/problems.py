@@ -1,7 +1,7 @@
 """The problems of a command: from files and datasets where given, else made by the built-in task."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,11 +31,6 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
             f"built-in task. Give data.{measured[0]} too."
         )
     unnamed = [name for name, source in given.items() if source is None]
-    settings = changed(getattr(data, data.task), f"data.{data.task}")
-    if settings and not unnamed:
-        console.print(
-            f"warning: {', '.join(settings)}: no effect; all problems of this command come from files.", markup=False
-        )
     made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
     problems = {
         name: made[name] if source is None else _load(source, data, require_steps=name == "train")
@@ -51,6 +46,13 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
                     place_of(data, name),
                 )
     return problems
+
+
+def settings_without_effect(data: DataConfig, wanted: Collection[str]) -> Iterator[str]:
+    """A warning if the built-in task has settings and makes none of the wanted splits."""
+    settings = changed(getattr(data, data.task), f"data.{data.task}")
+    if settings and wanted and all(getattr(data, name) is not None for name in wanted):
+        yield f"warning: {', '.join(settings)}: no effect; all problems of this command come from files."
 
 
 def place_of(data: DataConfig, split: str) -> str:

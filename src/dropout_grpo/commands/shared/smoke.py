@@ -13,9 +13,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
 
+from jsonargparse import Namespace
 from transformers import PreTrainedConfig
 
 from dropout_grpo.commands.shared.models import fresh_model
+from dropout_grpo.commands.shared.options import recipe_of
 from dropout_grpo.commands.shared.problems import problems_of
 from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
 from dropout_grpo.data.files import save_problems
@@ -83,6 +85,24 @@ def smoke(recipe: Recipe) -> Recipe:
         reward_funcs=(*recipe.reward_funcs, f"{__name__}:{every_other.__name__}"),
         evaluation=_cut(recipe.evaluation, _EVALUATION),
     )
+
+
+def with_stand_ins(options: Namespace) -> Recipe:
+    """The small recipe of a smoke run. The options get its values, and stand-ins for the checkpoint and the files.
+
+    A checkpoint that is not given is one of the recipe's model.
+    """
+    recipe, checkpoint = recipe_of(options), options.get("checkpoint")
+    if "checkpoint" in options and checkpoint is None:
+        checkpoint = recipe.model.name_or_path or "a checkpoint"
+    files = options.get("files") or []
+    small, checkpoint, files = stand_ins(
+        recipe, options.get("base") or checkpoint, [files] if isinstance(files, str) else files
+    )
+    stand_in = {"checkpoint": checkpoint, "latent_steps": None, "base": None, "files": files}
+    for name, value in {**vars(small), **stand_in}.items():
+        options[name] = value
+    return small
 
 
 def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
@@ -177,7 +197,11 @@ def _announce(recipe: Recipe, files: Sequence[str], architecture: str, named: Se
     away = sorted({source for source in (*named_files, *files) if not _is_here(source)})
     model = f"a random {architecture} of {_MODEL['n_layer']} layers" + (f" for {named[0]}" if named else "")
     data = "problems of the built-in task" + (f" for {', '.join(away)}" if away else "")
-    console.print(f"smoke run, its figures mean nothing: {model}; {data}; folder {folder}", markup=False)
+    instead = "" if recipe.run_dir == Recipe.run_dir else f", not to {recipe.run_dir}"
+    console.print(
+        f"smoke run (its results mean nothing): {model}; {data}; it writes to {folder}{instead}",
+        markup=False,
+    )
 
 
 def _cut(config: _T, most: Mapping[str, int]) -> _T:

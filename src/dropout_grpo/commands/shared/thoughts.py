@@ -32,16 +32,6 @@ def kinds_of(answered: Sequence[ModelAnswers]) -> dict[str, list[int]]:
     return {kind: found[:_OF_A_KIND] for kind, found in kinds.items()}
 
 
-def flips_of(before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> dict[str, list[int]]:
-    """Indices of a few problems that training turned from wrong to right and back, and that stayed as they were."""
-    names = {(False, True): "gained", (True, False): "lost", (True, True): "right", (False, False): "wrong"}
-    kinds: dict[str, list[int]] = {name: [] for name in names.values()}
-    for i, (a, b) in enumerate(zip(before, after, strict=True)):
-        kinds[names[a.plain_correct, b.plain_correct]].append(i)
-    counts = {"gained": _OF_A_KIND, "lost": 1, "right": 1, "wrong": 1}
-    return {kind: kinds[kind][:count] for kind, count in counts.items()}
-
-
 def thoughts_of_run(
     context: Context,
     kinds: Mapping[str, Sequence[int]],

@@ -1,23 +1,32 @@
-"""The two trainings that commands are made of: the curriculum, and one GRPO run from a model."""
+"""The two trainings that commands are made of, the curriculum and a GRPO run from a model, and what follows them."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dropout_grpo.commands.shared.context import Context
-from dropout_grpo.commands.shared.measure import require_askable, validation_sets
+from dropout_grpo.commands.shared.measure import all_alike, by_source, measure, require_askable, validation_sets
+from dropout_grpo.commands.shared.model_card import describe_measured
 from dropout_grpo.commands.shared.models import fresh_model, load_model
 from dropout_grpo.commands.shared.problems import place_of, vocabulary
+from dropout_grpo.commands.shared.thoughts import kinds_of, thoughts_of_run
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import load_reward
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import QuestionTooLong, at_place
+from dropout_grpo.evaluation.measures import sample, summarize
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.report import write_report
 from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.training.checkpoint import save_checkpoint
-from dropout_grpo.training.progress import console
+from dropout_grpo.training.progress import console, tell
+
+_SAMPLED = 32
+"""Validation problems that are answered under masks after GRPO, for the report."""
 
 
 def train_curriculum(
@@ -115,6 +124,46 @@ def train_grpo(
     save_checkpoint(finished, model)
     on_main(lambda: _warn_of_collapse(context, part))
     return model
+
+
+def finish(context: Context, model: LatentModel, valid: Sequence[Problem], part: str, start: float) -> dict[str, Any]:
+    """Measure the trained model on the validation problems, and write results, samples, thoughts, card and report.
+
+    Args:
+        context: the command.
+        model: what was trained.
+        valid: problems to validate on.
+        part: ``sft`` or ``grpo``.
+        start: ``time.monotonic()`` when the training began.
+
+    Returns:
+        What ``results.json`` has.
+    """
+    recipe, run = context.recipe, context.run
+    answered = measure(context, model, valid, "validation", plain_only=True)
+    files = recipe.data.sources("valid") or (f"{recipe.data.task} valid",)
+    rows: list[dict[str, Any]] = []
+    names: list[str] = []
+    for file, part_of in zip(files, by_source(recipe.data, valid).values(), strict=True):
+        rows.append({"file": file, **summarize(answered[len(names) : len(names) + len(part_of)])})
+        names += [file] * len(part_of)
+    if part == "grpo":
+        answered[:_SAMPLED] = measure(context, model, valid[:_SAMPLED], "samples", plain_only=all_alike(context))
+        run.write_thoughts(thoughts_of_run(context, kinds_of(answered[:_SAMPLED]), {"": (model, answered)}))
+    run.write_samples([sample(name, a) for name, a in zip(names, answered, strict=True)])
+    results = {
+        "seed": recipe.seed,
+        "evaluations": rows,
+        "seconds": {part: round(time.monotonic() - start, 1)},
+        **provenance(),
+    }
+    run.write_results(results)
+    on_main(lambda: describe_measured(run.path, part))
+    for row in rows:
+        (low, high), share = row["ci95"], row["pass@1"]
+        tell(f"{row['file']}: pass@1 {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; n {row['n']}")
+    tell(f"report: {on_main(lambda: str(write_report(run.path)))}")
+    return results
 
 
 def _warn_of_collapse(context: Context, part: str) -> None:

@@ -1,32 +1,60 @@
-"""The command ``eval``: measure a checkpoint on files. A resumed run continues after the last file it finished."""
+"""``dropout-grpo eval``: measure a checkpoint on files. A resumed run continues after the last file it finished."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dropout_grpo.commands.shared.context import Context
-from dropout_grpo.commands.shared.measure import measure
-from dropout_grpo.commands.shared.models import exploration_for, load_model
-from dropout_grpo.commands.shared.problems import require_known_words, warn_of_overlap
-from dropout_grpo.commands.shared.thoughts import kinds_of, thoughts_of_run
+from jsonargparse import ArgumentParser, Namespace
+
+from dropout_grpo.commands.shared.options import (
+    CURRICULUM_ONLY,
+    GRPO_ONLY,
+    add_config,
+    add_json,
+    add_recipe,
+    checkpoint_options_of,
+)
 from dropout_grpo.config.recipe import CheckpointOptions, Recipe
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.distributed.device import default_device
-from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place, reading
-from dropout_grpo.evaluation.answering import check_evaluation
-from dropout_grpo.evaluation.measures import measure_answers, sample, summary
-from dropout_grpo.evaluation.statistics import CI95
-from dropout_grpo.exploration.build import build_exploration
-from dropout_grpo.report import write_report
 from dropout_grpo.runs.files import MEASURES_FILE
-from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import objects, read_measures, read_samples
-from dropout_grpo.runs.record import code_digest, weights_digest
+from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console, tell
+
+HELP = "measure a checkpoint: the plain network, samples under masks, and the model average"
+UNUSED = (
+    *(*CURRICULUM_ONLY, *GRPO_ONLY, "lora", "report_to"),
+    *("data.test", "data.max_valid", "data.task"),
+    *(f"data.{task}" for task in TASKS),
+)
+
+_FIRST = ("checkpoint", "files", "run_dir", "evaluation.num_samples", "evaluation.max_new_tokens", "latent_steps")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=str, required=True, help="folder or hub name of a latent model")
+    add_config(parser, CheckpointOptions)
+    files = "problem file or hf: dataset, or a list of them: [a.json,b.jsonl]"
+    parser.add_argument("--files", type=list[str] | str, required=True, help=files)
+    add_json(parser)
+    add_recipe(parser, hidden=(*UNUSED, "evaluation.latent_steps"), first=_FIRST)  # the last is also --latent_steps
+
+
+def run(options: Namespace) -> None:
+    from dropout_grpo.commands.shared.context import started
+    from dropout_grpo.distributed.processes import is_main
+
+    with started(options, UNUSED, ()) as recipe:
+        files = [options.files] if isinstance(options.files, str) else options.files
+        given = options.given.get("exploration", {})
+        results = evaluate(recipe, options.checkpoint, files, checkpoint_options_of(options), given)
+        if options.json and is_main():
+            print(json.dumps(results))
 
 
 def evaluate(
@@ -54,6 +82,21 @@ def evaluate(
         UserError: before any question is asked: no file, a file named twice, a bad file, checkpoint or option, a
             question too long or with unknown words, samples without randomness, an existing run folder.
     """
+    from dropout_grpo.commands.shared.context import Context
+    from dropout_grpo.commands.shared.measure import measure
+    from dropout_grpo.commands.shared.models import exploration_for, load_model
+    from dropout_grpo.commands.shared.problems import require_known_words
+    from dropout_grpo.commands.shared.thoughts import kinds_of, thoughts_of_run
+    from dropout_grpo.distributed.device import default_device
+    from dropout_grpo.distributed.processes import on_main
+    from dropout_grpo.evaluation.answering import check_evaluation
+    from dropout_grpo.evaluation.measures import measure_answers, sample, summary
+    from dropout_grpo.evaluation.statistics import CI95
+    from dropout_grpo.exploration.build import build_exploration
+    from dropout_grpo.report import write_report
+    from dropout_grpo.runs.provenance import provenance
+    from dropout_grpo.runs.record import code_digest, weights_digest
+
     if not files:
         raise UserError("--files is empty: name at least one problem file.")
     if twice := sorted({file for file in files if files.count(file) > 1}):
@@ -107,6 +150,8 @@ def evaluate(
 
 def _warn_of_validation_problems(recipe: Recipe, sets: dict[str, list[Problem]]) -> None:
     """Print a warning for each file that shares questions with the recipe's validation file, if that is here."""
+    from dropout_grpo.commands.shared.problems import warn_of_overlap
+
     for valid in recipe.data.sources("valid"):
         if not Path(valid).is_file() or valid in sets:
             continue
@@ -123,6 +168,8 @@ def _finished(
     Raises:
         UserError: the problems of a file have changed, or a file of the run is damaged.
     """
+    from dropout_grpo.evaluation.measures import summary
+
     measures = read_measures(run)
     evaluations = [dict(one) for one in objects(measures, "evaluations", str(run / MEASURES_FILE))]
     if not evaluations:
