@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.push import push
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io import publish
+from dropout_grpo.latent.io import hub as hub_module
 from helpers.tiny_latent import tiny_latent
 
 
@@ -37,7 +37,7 @@ class FakeHub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub()
-    monkeypatch.setattr(publish, "HfApi", lambda: fake)
+    monkeypatch.setattr(hub_module, "HfApi", lambda: fake)
     monkeypatch.setattr("dropout_grpo.latent.io.hub.is_on_hub", lambda name: name == "gpt2")
     return fake
 

@@ -15,7 +15,7 @@ from dropout_grpo.cli.messages import explain, one_line
 from dropout_grpo.cli.parser import build_parser, commands, with_recipe_paths
 from dropout_grpo.config.needs import WithoutEffect, within
 from dropout_grpo.config.recipe_file import instantiated, require_sections
-from dropout_grpo.errors import LostProcess, UserError
+from dropout_grpo.errors import LostProcess, UserError, nearest
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.machine import keep_freed_memory, wait_asleep
 from dropout_grpo.training.progress import console, results_are_json
@@ -95,6 +95,9 @@ def _parsed(
     """
     for word in words:
         _require_text("an option", word)
+    if not words[0].startswith("-") and words[0] not in commands():
+        near = nearest(words[0], tuple(commands()))
+        raise UserError(f"there is no command {words[0]!r}{near}; there are {', '.join(commands())}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's notes to developers
         arguments = parser.parse_args(with_recipe_paths(words))

@@ -37,6 +37,9 @@ def explain(message: str, parser: ArgumentParser | None) -> str:
         kind = getattr(action, "_typehint", None) or action.basetype  # of an option, or of a section
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         return f"--{wrong[1]} {wrong[2]}: it must be {_words(kind)}{nearest(wrong[2], choices)}."
+    if required := re.match(r"the following arguments are required: (.*)", message):
+        names = [name.rpartition(".")[2] for name in required[1].split(", ")]
+        return f"missing: {', '.join(f'--{name}' if actions[name].option_strings else name for name in names)}."
     for name in re.findall(r"(?:option '|--)([\w.-]+)", message):
         if name in REMOVED_OPTIONS:
             return f"--{name} is no longer an option: {REMOVED_OPTIONS[name]}."
