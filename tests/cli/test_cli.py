@@ -134,7 +134,7 @@ def test_options_of_another_command_are_not_suggested(capsys: pytest.CaptureFixt
     assert main(["demo", "--max_steps", "3"]) == 2  # `data` has an option of this name
     assert "did you mean 'data.word_problems.max_steps'?" not in capsys.readouterr().err
     assert main(["eval"]) == 2
-    assert "eval.checkpoint, eval.files" in capsys.readouterr().err
+    assert "missing: --checkpoint, --files." in capsys.readouterr().err
 
 
 def test_data_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

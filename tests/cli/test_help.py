@@ -73,19 +73,6 @@ def test_ranges_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at least 0 and below 1. (type: float, default: 0.1)" in shown("eval", capsys)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["grp"], "there is no command 'grp' (did you mean 'grpo'?); there are demo, data, sft,"),
-        (["eval", "--seed", "1"], "missing: --checkpoint, --files."),
-        (["compare", "a"], "missing: run_b."),
-    ],
-)
-def test_a_wrong_command_and_what_is_missing(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
-    assert told in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("command", ["sft", "grpo", "eval"])
 def test_a_recipe_of_all_commands_is_accepted_and_an_unknown_option_is_not(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

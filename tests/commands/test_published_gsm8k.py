@@ -94,7 +94,7 @@ KNOWN = (
     "masks: ",
     "samples ",
     "Writing model shards",
-    "curriculum ",
+    "sft ",
     "validation ",
     "grpo ",
     "pass@1 ",
