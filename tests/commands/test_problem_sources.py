@@ -8,7 +8,8 @@ import pytest
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared.measure import by_source
 from dropout_grpo.commands.shared.problems import problems_of
-from dropout_grpo.config.recipe import DataConfig, Recipe, WeightedSource
+from dropout_grpo.config.data import DataConfig, WeightedSource
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.mixture import Mixture

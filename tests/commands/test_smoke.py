@@ -12,7 +12,8 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared.smoke import architecture_of, smoke
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.grpo_config import GRPOConfig
-from dropout_grpo.config.recipe import ModelConfig, Recipe
+from dropout_grpo.config.model import ModelConfig
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.config.recipe_file import recipe_names
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.runs.files import jsonable

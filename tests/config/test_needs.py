@@ -9,11 +9,13 @@ import pytest
 from dropout_grpo.cli.main import main
 from dropout_grpo.cli.parser import commands
 from dropout_grpo.commands.shared.problems import settings_without_effect
+from dropout_grpo.config.data import DataConfig, TaskSettings
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.config.grpo_config import GRPOConfig
+from dropout_grpo.config.model import ModelConfig
 from dropout_grpo.config.needs import WithoutEffect, without_effect
-from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, TaskSettings
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.config.recipe_file import load_recipe, recipe_names
 from dropout_grpo.rl.logging import Watch
 

@@ -8,8 +8,9 @@ import pytest
 
 from dropout_grpo.commands.ask import AskOptions
 from dropout_grpo.commands.data import VaryOptions
+from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.ranges import MAX_INT, check_ranges, number_types, range_of, ranged, seed_field
-from dropout_grpo.config.recipe import CheckpointOptions, Recipe
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
 from evidence.bench.config import BenchConfig
 

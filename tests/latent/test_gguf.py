@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.inspect import inspect
 from dropout_grpo.commands.shared.smoke import architecture_of
-from dropout_grpo.config.recipe import CheckpointOptions
+from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io import gguf as weights_gguf
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer

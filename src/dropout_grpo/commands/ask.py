@@ -9,10 +9,10 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.commands.shared.options import add_config, add_device, checkpoint_options_of
+from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.config.recipe import CheckpointOptions
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 

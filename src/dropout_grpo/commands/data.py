@@ -7,8 +7,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.commands.shared.options import add_config
+from dropout_grpo.config.data import DataConfig, TaskName
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.config.recipe import DataConfig, TaskName
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.vary import vary

@@ -17,7 +17,8 @@ from dropout_grpo.commands.shared.options import (
     add_recipe,
     checkpoint_options_of,
 )
-from dropout_grpo.config.recipe import CheckpointOptions, Recipe
+from dropout_grpo.config.checkpoint import CheckpointOptions
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place, reading

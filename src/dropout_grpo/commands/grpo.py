@@ -6,7 +6,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.commands.shared.options import CURRICULUM_ONLY, add_config, add_recipe, checkpoint_options_of
-from dropout_grpo.config.recipe import CheckpointOptions, Recipe
+from dropout_grpo.config.checkpoint import CheckpointOptions
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
 
 HELP = "post-train a checkpoint with Dropout-GRPO"

@@ -13,9 +13,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.commands.ask import shown_tokens, thoughts_as_text
 from dropout_grpo.commands.shared.options import add_config, add_device, add_json, checkpoint_options_of
+from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
-from dropout_grpo.config.recipe import CheckpointOptions
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.training.progress import console
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from dropout_grpo.commands.shared.context import Context
 from dropout_grpo.commands.shared.problems import place_of
-from dropout_grpo.config.recipe import DataConfig, Recipe
+from dropout_grpo.config.data import DataConfig
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place

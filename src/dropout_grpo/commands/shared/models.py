@@ -8,8 +8,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo import old_names
+from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
-from dropout_grpo.config.recipe import CheckpointOptions, ModelConfig, Recipe
+from dropout_grpo.config.model import ModelConfig
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer

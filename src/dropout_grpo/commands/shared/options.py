@@ -7,9 +7,10 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.needs import within
 from dropout_grpo.config.ranges import range_of
-from dropout_grpo.config.recipe import CheckpointOptions, Recipe
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.config.recipe_file import recipe_names
 
 CURRICULUM_ONLY = ("data.train", "model", "curriculum")

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from dropout_grpo.config.data import DataConfig, WeightedSource
 from dropout_grpo.config.needs import changed
-from dropout_grpo.config.recipe import DataConfig, WeightedSource
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem

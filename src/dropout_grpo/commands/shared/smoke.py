@@ -19,7 +19,9 @@ from transformers import PreTrainedConfig
 from dropout_grpo.commands.shared.models import fresh_model
 from dropout_grpo.commands.shared.options import recipe_of
 from dropout_grpo.commands.shared.problems import problems_of
-from dropout_grpo.config.recipe import DataConfig, ModelConfig, Recipe, WeightedSource
+from dropout_grpo.config.data import DataConfig, WeightedSource
+from dropout_grpo.config.model import ModelConfig
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.problem import Problem
