@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words:
         words = ["--help"]
-    parser, parsers = build_parser(help_of=words[0] if {"-h", "--help"} & {*words[1:]} else None)
+    parser, parsers = build_parser(words[0], shows_help=bool({"-h", "--help"} & {*words[1:]}))
     try:
         name, options = _parsed(parser, parsers, words)
         wait_asleep()

@@ -2,6 +2,7 @@
 
 import pkgutil
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +19,7 @@ _ORDER = ("demo", "data", "sft", "grpo", "eval", "compare", "ask", "inspect", "m
 """The order of the help, that of a project's work. A command that is not named here comes last."""
 
 
+@cache
 def commands() -> dict[str, Any]:
     """The modules of the commands by name; ``commands/__init__.py`` says what they have."""
     names = [module.name for module in pkgutil.iter_modules(dropout_grpo.commands.__path__) if not module.ispkg]
@@ -25,11 +27,12 @@ def commands() -> dict[str, Any]:
     return {name: import_module(f"{dropout_grpo.commands.__name__}.{name}") for name in names}
 
 
-def build_parser(help_of: str | None = None) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+def build_parser(only: str | None = None, shows_help: bool = False) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The parser of the command line, and the parsers of its commands by name.
 
     Args:
-        help_of: the command whose help is shown, with the defaults that it really has; None to parse options.
+        only: the command that gets its options, which take most of the time; all get them if None.
+        shows_help: whether the parser only prints help, which has the defaults that the command really has.
     """
     guard_yaml()
     about = "Dropout-GRPO: post-training for language models that reason in continuous latent space."
@@ -40,10 +43,11 @@ def build_parser(help_of: str | None = None) -> tuple[ArgumentParser, dict[str, 
     for name, command in commands().items():
         sub = ArgumentParser(description=f"{command.HELP}.", exit_on_error=False, allow_abbrev=False)
         subcommands.add_subcommand(name, sub, help=command.HELP)
-        command.add_options(sub)
+        if only in (None, name):
+            command.add_options(sub)
         if hasattr(command, "UNUSED"):
             sub.usage = f"dropout-grpo {name} [options]"  # not a list of all of them
-        if name == help_of and hasattr(command, "DEFAULT_RECIPE"):
+        if shows_help and hasattr(command, "DEFAULT_RECIPE"):
             _show_defaults(sub, command.DEFAULT_RECIPE)
         parsers[name] = sub
     return parser, parsers
