@@ -346,11 +346,11 @@ class CurriculumTrainer(Trainer):
 
     def _accumulate(self, mine: Sequence[tuple[int, int]], size: int, tokens: int) -> float:
         """Gradients of this process's rows (stage, problem), at most ``size`` at a time, and their part of the loss."""
-        shown: dict[int, list[int]] = defaultdict(list)  # stage index -> problems shown as in that stage
+        by_stage: dict[int, list[int]] = defaultdict(list)  # stage index -> problems shown as in that stage
         for index, i in mine:
-            shown[index].append(i)
+            by_stage[index].append(i)
         loss = 0.0
-        for index, rows in sorted(shown.items()):
+        for index, rows in sorted(by_stage.items()):
             for start in range(0, len(rows), size):
                 with autocast(self.model.device, self.bf16):
                     part = self._loss(self.stages[index], rows[start : start + size]) / tokens

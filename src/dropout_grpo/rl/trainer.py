@@ -262,25 +262,25 @@ class GRPOTrainer(Trainer):
         """Make one of the updates on a step's groups, iteration 0 to ``num_iterations - 1``; return its metrics."""
         config, beta = self.config, self._beta()
         metrics = {"beta": beta} if config.beta_schedule == "learning_rate" else {}
-        seen = None
+        gradient = None  # metrics of the update's gradient
         if groups.indices:
             if not config.replay:
                 # Negative, so that the fresh seed differs from those of latent steps' masks (`PerStepDropout`).
                 groups = replace(groups, seeds=fold(groups.seeds, -1 - iteration))
             counted = int(self._counted(groups.rewards).sum())
-            seen = self.update.backward(groups, advantages, rollouts=counted, beta=beta)
-        if seen is None:  # the gradient is exactly 0
+            gradient = self.update.backward(groups, advantages, rollouts=counted, beta=beta)
+        if gradient is None:  # it is exactly 0
             if groups.indices or config.filter_groups is None:
                 self.optimizer.step()  # no effect without gradients, but the schedule expects it before its own step
                 self.schedule.step()
                 self.updates += 1
             return metrics | dict.fromkeys((*METRICS, "grad_norm"), 0.0)
-        seen["grad_norm"] = self._update(seen["loss"], f"{self.where(step)}, update {iteration + 1}")
+        gradient["grad_norm"] = self._update(gradient["loss"], f"{self.where(step)}, update {iteration + 1}")
         self.updates += 1
         if iteration > 0:  # rollout and replay have the same policy only before the first update
             for name in REPLAY_GAPS:
-                del seen[name]
-        return metrics | seen
+                del gradient[name]
+        return metrics | gradient
 
     def _beta(self) -> float:
         """Weight of the KL in the next update."""
@@ -299,8 +299,8 @@ class GRPOTrainer(Trainer):
 
     def _completions(self, step: int, groups: Groups, advantages: Tensor) -> Table:
         """The first ``num_completions_to_print`` questions of a step with their rollouts."""
-        shown = torch.arange(min(self.config.num_completions_to_print, len(groups.indices)))
-        few, k = groups.select(shown), groups.seeds.shape[1]
+        first = torch.arange(min(self.config.num_completions_to_print, len(groups.indices)))
+        few, k = groups.select(first), groups.seeds.shape[1]
         problems = [self.sampler.problems[i] for i in few.indices]
         texts = self.model.decode(few.answers.token_ids, few.answers.mask)
         return completions_table(
@@ -308,7 +308,7 @@ class GRPOTrainer(Trainer):
             [problem.question for problem in problems],
             [texts[i * k : i * k + k] for i in range(len(problems))],
             few.rewards.tolist(),
-            advantages[shown].tolist(),
+            advantages[first].tolist(),
             [problem.answer for problem in problems],
         )
 

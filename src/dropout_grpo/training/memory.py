@@ -140,9 +140,9 @@ def free_memory(root: Path = Path("/")) -> int | None:
 
     The processes of a launched run that share the machine get equal parts.
     """
-    found = [_free_of_machine(root / "proc/meminfo"), _free_of_group(root / "sys/fs/cgroup")]
+    limits = [_free_of_machine(root / "proc/meminfo"), _free_of_group(root / "sys/fs/cgroup")]
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    known = [free // sharing for free in found if free is not None]
+    known = [free // sharing for free in limits if free is not None]
     return min(known) if known else None
 
 
