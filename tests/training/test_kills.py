@@ -74,7 +74,7 @@ def test_ten_kills_of_one_of_two_processes(command: str, folder: Path, sft: Kill
 
 def test_all_of_two_processes_refuse_and_one_tells(folder: Path) -> None:
     log = folder / "refused.log"
-    process = start(["sft", "--recipe", str(folder / "recipe.yaml"), "--seed", "-1"], log, count=2)
+    process = start(["sft", "--recipe", str(folder / "recipe.yaml"), "--data.train", "missing.json"], log, count=2)
     process.join()
     assert process.exitcode == 1, log.read_text()
     assert log.read_text().count("dropout-grpo: error: ") == 1
