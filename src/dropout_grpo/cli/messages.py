@@ -34,12 +34,13 @@ def explain(message: str, parser: ArgumentParser | None) -> str:
     actions = {} if parser is None else {action.dest: action for action in parser._actions}
     if (wrong := _WRONG_VALUE.match(message)) and wrong[1] in actions:
         action: Any = actions[wrong[1]]
-        kind = getattr(action, "_typehint", None) or action.basetype  # of an option, or of a section
+        kind = getattr(action, "_typehint", None) or getattr(action, "basetype", None)  # of an option; of a section
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         return f"--{wrong[1]} {wrong[2]}: it must be {_words(kind)}{nearest(wrong[2], choices)}."
     if required := re.match(r"the following arguments are required: (.*)", message):
         names = [name.rpartition(".")[2] for name in required[1].split(", ")]
-        return f"missing: {', '.join(f'--{name}' if actions[name].option_strings else name for name in names)}."
+        options = {name for name, action in actions.items() if action.option_strings}
+        return f"missing: {', '.join(f'--{name}' if name in options else name for name in names)}."
     for name in re.findall(r"(?:option '|--)([\w.-]+)", message):
         if name in REMOVED_OPTIONS:
             return f"--{name} is no longer an option: {REMOVED_OPTIONS[name]}."
