@@ -1,11 +1,9 @@
-"""The registry of tasks: a new task only needs an entry."""
+"""The registry of tasks: a new task is one file."""
 
 import subprocess
 import sys
 from dataclasses import is_dataclass
 from pathlib import Path
-
-import pytest
 
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.tasks.base import SPLIT_NAMES
@@ -13,13 +11,11 @@ from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
 
 CUPS = '''
 """A third task: a ball is under one of four cups, which are swapped."""
-import sys
 from dataclasses import dataclass
 
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
-from dropout_grpo.tasks import base, registry
-from dropout_grpo.tasks.base import SPLIT_NAMES, below, deal_split
+from dropout_grpo.tasks.base import SPLIT_NAMES, Task, below, deal_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +60,34 @@ def vocabulary(config):
     return [".", "0", "1", "2", "3", "ball", "swap"]
 
 
-registry.TASKS["cups"] = base.Task(
-    name="cups", config=CupsConfig, make_splits=make_splits, vocabulary=vocabulary
-)
+TASK = Task(name="cups", config=CupsConfig, make_splits=make_splits, vocabulary=vocabulary)
+'''
+
+PROGRAM = """
+import sys
+
+from dropout_grpo import tasks
+
+folder, out = sys.argv[1:]
+tasks.__path__.append(folder)  # as if the file were in the package
 
 from dropout_grpo.cli.main import main
 
 assert "torch" not in sys.modules
-out = sys.argv[1]
 assert main(["data", "--task", "cups", "--cups.swaps=3", "--cups.n_valid", "7", "--out", out]) == 0
 assert main(["data", "--task", "cups", "--cups.swaps", "0", "--out", out + "-2"]) == 2
 assert main(["sft", "--smoke", "--data.task", "cups", "--data.cups.swaps", "3", "--run_dir", out + "-run"]) == 0
-'''
+"""
 
 
-@pytest.fixture
-def with_cups(tmp_path: Path) -> Path:
-    """A program that adds a third task to the registry, makes its data and trains on it."""
+def test_a_third_task_is_one_file(tmp_path: Path) -> None:
+    """``data`` makes its problems, and ``--smoke`` trains on them."""
     (tmp_path / "cups.py").write_text(CUPS, encoding="utf-8")
-    return tmp_path / "cups.py"
-
-
-def test_a_third_task_is_one_entry(with_cups: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(with_cups), str(tmp_path / "data")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, str(tmp_path), str(tmp_path / "data")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "cups.swaps=0 must be at least 1" in done.stderr.replace("\n", " ")
