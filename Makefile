@@ -31,23 +31,18 @@ theory: $(READY)  # runs all checks, then fills docs/theory.md
 	$(BIN)/python -m evidence.theory --json > docs/theory/checks.json.part && mv docs/theory/checks.json.part docs/theory/checks.json
 	$(MAKE) docs
 
-LINEAR := [num_generations,latent_steps]
 LONE := --jobs [evaluation] --problems 1 --num_generations [2] --beside [published,cot] --repeats 9 --memory false
-BUSY := --jobs [evaluation] --num_generations [2] --beside [] --busy 1 --memory false
 # Each call writes one result file. A run that fails leaves the old file.
 measure = $(BIN)/python -m evidence.bench --device cpu $(2) --json > docs/performance/$(1).json.part && \
 	mv docs/performance/$(1).json.part docs/performance/$(1).json
 
-bench: $(READY)  # on an idle machine; see docs/benchmark.md
+bench: $(READY)  # on an idle machine; see docs/performance.md
 	$(call measure,tiny-cpu,--size tiny)
 	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
 	$(call measure,smollm2-cpu,--size smollm2 --repeats 3 --num_generations [32])
 	$(call measure,tiny-cpu-lone,--size tiny $(LONE))
 	$(call measure,gpt2-cpu-lone,--size gpt2 $(LONE))
-	$(call measure,tiny-cpu-busy,--size tiny $(BUSY))
-	$(call measure,gpt2-cpu-busy,--size gpt2 --repeats 3 $(BUSY))
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
-	$(call measure,gpt2-cpu-sweep,--size gpt2 --sweep --repeats 3 --beside [] --axes '$(LINEAR)')
 	$(MAKE) docs
 
 study: $(READY)  # the paper's tables, in under 3 hours on 2 idle cores; the same command resumes it
@@ -59,7 +54,7 @@ rivals: $(READY)  # one more table of the study, on other sources of exploration
 	$(MAKE) docs
 
 gpu: $(READY)  # tests, real sizes and speed on a GPU, in 8 minutes; see docs/gpu.md
-	$(BIN)/python -m evidence.studies.gpu; status=$$?; $(MAKE) docs && exit $$status
+	$(BIN)/python -m evidence.bench.gpu; status=$$?; $(MAKE) docs && exit $$status
 
 gsm8k: $(READY)  # a real model on GSM8K; DATA is the folder with the problem files; continues an interrupted run
 	@test -n "$(DATA)" || { echo "Name the folder with GSM8K's files: make gsm8k DATA=..."; exit 2; }

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from dropout_grpo.errors import UserError
 from evidence.bench.config import BenchConfig
-from evidence.bench.run import run_bench
+from evidence.bench.measure import run_bench
 from evidence.bench.tables import render
 
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints one JSON object or Markdown tables on standard output, and progress on standard error."""
     parser = ArgumentParser(prog="python -m evidence.bench", description=__doc__)
     parser.add_class_arguments(BenchConfig, as_group=False)
-    parser.add_argument("--sweep", action="store_true", help="vary one axis at a time at the largest K, and fit lines")
+    parser.add_argument("--sweep", action="store_true", help="vary K, then the number of thoughts, and fit lines")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.instantiate_classes(parser.parse_args(argv))
     config = BenchConfig(**{option.name: options[option.name] for option in fields(BenchConfig)})

@@ -9,7 +9,7 @@ from dropout_grpo.errors import UserError
 Job = Literal["rollouts", "update", "curriculum", "evaluation"]
 Size = Literal["tiny", "gpt2", "smollm2"]
 OtherWay = Literal["plain", "published", "cot"]
-Axis = Literal["num_generations", "latent_steps", "prompt_tokens", "questions"]
+Axis = Literal["num_generations", "latent_steps"]
 
 GROUPED: tuple[Job, ...] = ("rollouts", "update")
 """Jobs on groups of K rollouts. The other jobs have one row per problem."""
@@ -53,8 +53,6 @@ class BenchConfig:
         micro_batch_size: rollouts in one forward and backward pass, in all arms. The default depends on size.
         published_rows: rows that the published way is measured on; its time is scaled to the batch.
         repeats: timed runs per arm, after one untimed run (two on CUDA).
-        axes: axes of a sweep, varied one at a time.
-        busy: processes that compute beside the benchmark in one more arm of evaluation, on a CPU.
         memory: also measure peak memory; on a CPU each arm then runs once more in a fresh process.
         device: cpu or cuda. The default is cuda if there is a CUDA device.
         bf16: compute matrix products in bf16. By default on hardware that multiplies bf16 matrices, unless the
@@ -75,8 +73,6 @@ class BenchConfig:
     micro_batch_size: int | None = ranged(None, at_least=1, why="leave it out to use the default")
     published_rows: int = ranged(4, at_least=1)
     repeats: int = ranged(5, at_least=1)
-    axes: tuple[Axis, ...] = ("num_generations", "latent_steps", "prompt_tokens", "questions")
-    busy: int = ranged(0, at_least=0)
     memory: bool = True
     device: Literal["cpu", "cuda"] | None = None
     bf16: bool | None = None
@@ -89,7 +85,7 @@ class BenchConfig:
             UserError: an option has a value that cannot be measured; names the option and the remedy.
         """
         check_ranges(self, "bench")
-        for name in ("jobs", "num_generations", "axes"):
+        for name in ("jobs", "num_generations"):
             if not getattr(self, name):
                 raise UserError(f"bench {name} is empty: name at least one.")
         if self.device == "cuda" and not _has_cuda():
@@ -114,7 +110,6 @@ class Setting:
     bf16: bool
     positions: int
     seed: int
-    busy: int = 0
 
     def rows(self, job: Job) -> int:
         """Rollouts or problems per batch of the job."""
@@ -154,7 +149,6 @@ def resolve(config: BenchConfig, num_generations: int) -> Setting:
         bf16=False,
         positions=defaults.positions,
         seed=config.seed,
-        busy=config.busy,
     )
     rows = max(setting.rows(job) for job in config.jobs)
     return replace(setting, bf16=bf16_or_not(config.bf16, torch.device(device), rows))

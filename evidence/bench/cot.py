@@ -28,7 +28,7 @@ def update(work: Workload, rows: int) -> float:
     """Scores steps and answers, computes the surrogate and back-propagates it in micro-batches; returns the loss."""
     completions, loss = work.chain_of_thought[:rows], 0.0
     total = Totals(rollouts=rows, tokens=completions.numel(), max_completion_length=completions.shape[1])
-    old = -math.log(work.networks.shape.vocab)  # the value does not matter: clipped or not, the gradient costs the same
+    old = -math.log(work.networks.vocab)  # the value does not matter: clipped or not, the gradient costs the same
     for few in torch.arange(rows).split(_rows_at_once(work)):
         few = few.to(work.model.device)
         with autocast(work.model.device, work.setting.bf16):
@@ -66,7 +66,7 @@ def evaluation(work: Workload, rows: int) -> list[str]:
 
 def _rows_at_once(work: Workload) -> int:
     """Rows of a micro-batch: the setting's, or as many as have ``_LOGITS`` logits."""
-    row = (work.setting.cot_tokens + work.setting.answer_tokens) * work.networks.shape.vocab
+    row = (work.setting.cot_tokens + work.setting.answer_tokens) * work.networks.vocab
     return max(1, min(work.setting.micro_batch_size, _LOGITS // row))
 
 

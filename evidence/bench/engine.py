@@ -1,7 +1,5 @@
 """The engine's arms, made of the library's own calls, and the plain way: the same calls with one rollout per group."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -15,7 +13,6 @@ from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.latent.rollout import Prompts, roll_out
-from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update as optimizer_update
 from evidence.bench.workload import TEMPERATURE, Workload
 
 
@@ -47,30 +44,6 @@ def plain_update(work: Workload) -> float:
     return _loss(work.plain_trainer.update.backward(groups, work.advantages.view(-1, 1)))
 
 
-class UpdateAndStep:
-    """The update with gradient clipping and AdamW. The learning rate is 0, so the work is the same but weights stay."""
-
-    def __init__(self, work: Workload) -> None:
-        self._work = work
-        self._optimizer = build_optimizer(
-            work.model.parameters(), learning_rate=0.0, weight_decay=0.0, betas=(0.9, 0.999)
-        )
-        self._schedule = build_schedule(self._optimizer, "constant", warmup_steps=0, updates=1)
-
-    def __call__(self) -> float:
-        """Returns the gradient's norm."""
-        loss = update(self._work)
-        return optimizer_update(
-            self._work.model,
-            self._optimizer,
-            self._schedule,
-            loss=loss,
-            max_grad_norm=1.0,
-            where="bench",
-            last_good="none",
-        )
-
-
 def curriculum(work: Workload) -> float:
     """Loss and backward pass of a batch in the last stage; returns the loss."""
     trainer = work.curriculum
@@ -82,32 +55,6 @@ def evaluation(work: Workload) -> list[str]:
     setting = work.setting
     config = EvaluationConfig(num_samples=0, max_new_tokens=setting.answer_tokens, batch_size=setting.problems)
     return [a.plain for a in answer_problems(work.model, work.problems[: setting.problems], config, bf16=setting.bf16)]
-
-
-class EvaluationInCompany:
-    """The evaluation while other processes compute in endless loops. Each run stops them, which takes milliseconds."""
-
-    def __init__(self, work: Workload) -> None:
-        self._work, self._company = work, list[subprocess.Popen[bytes]]()
-
-    def prepare(self) -> None:
-        """Start the processes and wait until they are busy."""
-        self._work.prepare()
-        command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
-        for _ in range(self._work.setting.busy):
-            self._company.append(subprocess.Popen(command, stdout=subprocess.PIPE))
-            assert self._company[-1].stdout is not None
-            self._company[-1].stdout.readline()
-
-    def __call__(self) -> list[str]:
-        """Returns the answers."""
-        try:
-            return evaluation(self._work)
-        finally:
-            for process in self._company:
-                process.kill()
-                process.communicate()
-            self._company.clear()
 
 
 def without_graphs(job: Callable[[Workload], object], work: Workload) -> object:

@@ -1,53 +1,70 @@
-"""Measures how fast the device multiplies matrices of the model's shapes, in the same run as the arms."""
+"""How fast the device multiplies matrices of the shapes that a job multiplies, measured in the same run as the job.
+
+Products with weights are timed alone, each shape once. Products inside attention are assumed to run at the average rate
+of the others.
+"""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from evidence.bench.flops import Phase, Shape, attention_flops, head_flops, linear_flops
+from dropout_grpo.latent.graphs import step_by_step
 
-Rate = Callable[[int, int, int], float]
-"""FLOP/s of an (m x k) @ (k x n) product."""
+Shape = tuple[int, int, int]
+"""m, k, n of an (m x k) @ (k x n) product."""
 
 _SECONDS = 0.1
 _LEAST_RUNS = 3
 
 
-def measured_rate(device: torch.device | str, dtype: torch.dtype) -> Rate:
-    """A function that measures rates: the best run within a tenth of a second. Each shape is measured once."""
-    known: dict[tuple[int, int, int], float] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Products:
+    """The matrix products of a job: FLOPs of all, attention included, and how often each shape is multiplied."""
 
-    def rate(m: int, k: int, n: int) -> float:
-        if (m, k, n) not in known:
-            known[m, k, n] = 2.0 * m * k * n / _best_seconds(m, k, n, device, dtype)
-        return known[m, k, n]
+    flops: int
+    shapes: Counter[Shape]
 
-    return rate
-
-
-def seconds_at_peak(shape: Shape, phases: Sequence[Phase], rate: Rate) -> float:
-    """Seconds that the matrix products of some phases take at their measured rates.
-
-    Products inside attention are assumed to run at the average rate of the other products of their phase.
-    """
-    return sum(_phase_seconds(shape, phase, rate) for phase in phases)
+    def rate(self, seconds: Callable[[Shape], float]) -> float:
+        """FLOP/s of only the products, from a function that gives the seconds of one product."""
+        with_weights = sum(2 * m * k * n * count for (m, k, n), count in self.shapes.items())
+        return with_weights / sum(count * seconds(shape) for shape, count in self.shapes.items())
 
 
-def _phase_seconds(shape: Shape, phase: Phase, rate: Rate) -> float:
-    if phase.tokens == 0:
-        return 0.0
-    each = [phase.tokens * shape.layers * 2 * k * n / rate(phase.rows, k, n) for k, n in shape.products()]
-    seconds = sum(each)
-    seconds += attention_flops(shape, phase) * seconds / linear_flops(shape, phase)
-    if phase.logits:
-        seconds += head_flops(shape, phase) / rate(phase.rows, shape.width, shape.vocab)
-    return seconds
+class _Shapes(TorchDispatchMode):
+    """Counts the shapes of products of two matrices."""
+
+    _OPERANDS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[Shape] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._OPERANDS:
+            a, b = (args[i] for i in self._OPERANDS[func])
+            self.shapes[a.shape[0], a.shape[1], b.shape[1]] += 1
+        return func(*args, **(kwargs or {}))
 
 
-def _best_seconds(m: int, k: int, n: int, device: torch.device | str, dtype: torch.dtype) -> float:
-    a = torch.ones(m, k, device=device, dtype=dtype)
-    b = torch.ones(k, n, device=device, dtype=dtype)
+def products_of(run: Callable[[], object]) -> Products:
+    """The matrix products of one run, backward pass included. It uses no CUDA graphs, whose operations are not seen."""
+    with step_by_step(), FlopCounterMode(display=False) as counter, _Shapes() as seen:
+        run()
+    return Products(flops=counter.get_total_flops(), shapes=seen.shapes)
+
+
+@lru_cache(maxsize=1024)
+def best_seconds(shape: Shape, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of one product: the best run within a tenth of a second. Each shape is measured once."""
+    m, k, n = shape
+    a, b = torch.ones(m, k, device=device, dtype=dtype), torch.ones(k, n, device=device, dtype=dtype)
     wait = torch.cuda.synchronize if a.device.type == "cuda" else _nothing
     best, runs, began = float("inf"), 0, time.perf_counter()
     while runs < _LEAST_RUNS or time.perf_counter() - began < _SECONDS:

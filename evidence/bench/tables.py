@@ -1,4 +1,4 @@
-"""Results as Markdown tables, for the terminal and for docs/performance.md."""
+"""Results as Markdown tables, for the terminal and for docs/performance/tables.md."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from evidence.pages.markdown import table
 
 Result = Mapping[str, Any]
 
-ARM_LABELS = {
+ARM_LABELS = {  # those of recorded results too
     "engine": "engine",
     "engine_with_optimizer": "engine, with clipping and AdamW",
     "engine_without_masks": "engine, no masks",
@@ -75,17 +75,6 @@ def times(result: Result) -> str:
     return _table(columns, rows)
 
 
-def work(result: Result) -> str:
-    """The work of each arm."""
-    columns = ["job", "K", "arm", "token-forwards", "model GFLOP", "GFLOP/s"]
-    rows = [
-        [*_case(case), ARM_LABELS[name], arm["token_forwards"], arm["flops"] / 1e9, arm["flops_per_second"] / 1e9]
-        for case in result["results"]
-        for name, arm in case["arms"].items()
-    ]
-    return _table(columns, rows)
-
-
 def peak(result: Result) -> str:
     """The engine's rate compared with that of its matrix products only."""
     columns = ["job", "K", "engine, GFLOP/s", "matrix products alone, GFLOP/s", "share"]
@@ -97,23 +86,6 @@ def peak(result: Result) -> str:
             f"{100 * case['peak']['share']:.0f} %",
         ]
         for case in result["results"]
-    ]
-    return _table(columns, rows)
-
-
-def masks(result: Result) -> str:
-    """The cost of exploration in a batch of rollouts."""
-    columns = ["K", "masks made, ms", "multiplied, ms", "both, share of a rollout", "by difference, with hooks"]
-    rows = [
-        [
-            case["num_generations"],
-            1e3 * case["masks"]["make"],
-            1e3 * case["masks"]["multiply"],
-            f"{100 * case['masks']['share_alone']:.1f} %",
-            f"{100 * case['masks']['share_by_difference']:.1f} %",
-        ]
-        for case in result["results"]
-        if "masks" in case
     ]
     return _table(columns, rows)
 
@@ -157,7 +129,7 @@ def lines(result: Result) -> str:
 
 
 def outcomes(result: Result) -> str:
-    """Outcomes of the tests on an accelerator, as counted by ``evidence/studies/gpu.py``."""
+    """Outcomes of the tests on an accelerator, as counted by ``gpu.py``."""
     versions, gpu = result["versions"], result["machine"]["gpu"]
     failed = "".join(f"\n- failed: `{name}`" for name in result["failed"])
     return (
@@ -167,7 +139,7 @@ def outcomes(result: Result) -> str:
 
 
 def sizes(result: Result) -> str:
-    """Models of real sizes, as checked by ``evidence/studies/gpu_sizes.py``."""
+    """Models of real sizes, as checked by ``gpu_sizes.py``."""
     columns = ["model", "recorded = step by step", "replay gap, bf16", "GRPO step, s", "peak, GiB", "wrong"]
     rows = [
         [
@@ -187,9 +159,7 @@ OF_CASES: dict[str, Callable[[Result], str]] = {
     "machine": machine,
     "ratios": ratios,
     "times": times,
-    "work": work,
     "peak": peak,
-    "masks": masks,
     "memory": memory,
 }
 OF_TESTS: dict[str, Callable[[Result], str]] = {"tests": outcomes}

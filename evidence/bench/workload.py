@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.grpo import GRPOOptions
@@ -34,7 +34,6 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, vocabulary
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from evidence.bench.config import Setting
-from evidence.bench.flops import Shape
 
 TEMPERATURE = 1.0
 EXPLORATION = SharedDropout(0.1, ("residual",), ("latent", "answer"))
@@ -68,9 +67,9 @@ class Networks:
         return Reference(self)
 
     @property
-    def shape(self) -> Shape:
-        """The sizes that FLOPs are counted from."""
-        return shape_of(self.model.config)
+    def vocab(self) -> int:
+        """Size of the vocabulary."""
+        return int(self.model.config.vocab_size)
 
     def latent(self, latent_steps: int) -> LatentModel:
         """The engine's model, with EOS in the vocabulary."""
@@ -79,23 +78,8 @@ class Networks:
     def endless(self, latent_steps: int) -> LatentModel:
         """The engine's model with EOS outside the vocabulary: every answer has its full length."""
         model = self.latent(latent_steps)
-        model.tokens = replace(model.tokens, eos=self.shape.vocab)
+        model.tokens = replace(model.tokens, eos=self.vocab)
         return model
-
-
-def shape_of(config: PreTrainedConfig) -> Shape:
-    """The sizes of a GPT-2 or a Llama."""
-    if config.model_type == "llama":
-        return Shape(
-            layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            mlp=config.intermediate_size,
-            vocab=config.vocab_size,
-            key_width=config.num_key_value_heads * config.head_dim,
-        )
-    return Shape(
-        layers=config.n_layer, width=config.n_embd, mlp=config.n_inner or 4 * config.n_embd, vocab=config.vocab_size
-    )
 
 
 def _gpt2(tokenizer: PreTrainedTokenizerFast, setting: Setting) -> PreTrainedModel:

@@ -43,33 +43,11 @@ def test_updates_of_the_three_ways_have_the_same_gradient() -> None:
     assert_same(gradients_of(work.reference), wanted)
 
 
-def test_an_update_with_the_optimizer_leaves_the_weights() -> None:
-    work = workload()
-    before = {name: p.detach().clone() for name, p in work.networks.model.named_parameters()}
-    norm = engine.UpdateAndStep(work)()
-    assert norm > 0
-    for name, parameter in work.networks.model.named_parameters():
-        assert torch.equal(parameter, before[name])
-
-
 def test_curriculum_steps_have_the_same_gradient() -> None:
     work = workload()
     loss = engine.curriculum(work)
     assert published.curriculum(work, SMALL.problems) == pytest.approx(loss, rel=1e-5)
     assert_same(gradients_of(work.reference), gradients_of(work.networks.model))
-
-
-def test_evaluation_in_company_gives_the_same_texts_and_ends_the_company() -> None:
-    work = Workload(replace(SMALL, busy=2), Networks(SMALL))
-    arm = arms.build(arms.BUSY, work, "evaluation")
-    company = arm.run._company  # type: ignore[attr-defined]
-    for _ in range(2):
-        arm.prepare()
-        started = list(company)
-        assert [process.poll() for process in started] == [None, None], "they run until the job is done"
-        assert arm.run() == engine.evaluation(work)
-        assert [process.returncode for process in started] == [-9, -9]
-        assert company == []
 
 
 def test_evaluations_give_the_same_texts() -> None:
@@ -80,13 +58,28 @@ def test_evaluations_give_the_same_texts() -> None:
     assert len(set(said)) > 1
 
 
+def test_the_engine_reads_a_prompt_once_per_question() -> None:
+    """60 prompt tokens, 6 thoughts, 6 answer tokens, K = 32: 444 positions a group, not 2,304."""
+    setting = replace(
+        SMALL, positions=80, questions=1, num_generations=32, prompt_tokens=60, latent_steps=6, answer_tokens=6
+    )
+    work = Workload(setting, Networks(setting))
+    for run, expected in ((engine.rollouts, 60 + 32 * (6 + 6)), (engine.plain_rollouts, 32 * (60 + 6 + 6))):
+        read: list[int] = []
+        first = work.model.sites.layers[0]
+        handle = first.register_forward_pre_hook(lambda module, args, read=read: read.append(args[0].shape[:2].numel()))
+        run(work)
+        handle.remove()
+        assert sum(read) == expected
+
+
 def test_no_answer_ends_early() -> None:
     """EOS is likely in a model whose head says little but that; here it has no place in the vocabulary."""
     work = workload(answer_tokens=12)
     made = engine.rollouts(work)
     assert made.mask.all()
-    assert work.model.tokens.eos >= work.networks.shape.vocab
-    assert work.networks.tokenizer.eos_token_id in range(work.networks.shape.vocab)
+    assert work.model.tokens.eos >= work.networks.vocab
+    assert work.networks.tokenizer.eos_token_id in range(work.networks.vocab)
 
 
 def test_every_group_is_mixed() -> None:

@@ -11,14 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dropout_grpo.errors import UserError
-from evidence.bench import arms, masks, memory, peak
+from evidence.bench import arms, engine, measure, memory, peak
 from evidence.bench.config import BenchConfig, Setting, resolve
-from evidence.bench.fit import fit_line
-from evidence.bench.flops import Phase, Shape
-from evidence.bench.machine import cpu_model, machine
+from evidence.bench.measure import cpu_model, fit_line, machine
 from evidence.bench.timing import Arm, Seconds, alternate
 from helpers.bench_setting import SMALL, workload
 
@@ -78,76 +75,37 @@ def test_waiting_for_the_device_is_counted() -> None:
 
 def test_line_by_hand() -> None:
     """Through (0, 1), (1, 2), (2, 6): slope 5/2, mean (1, 3); residuals 1/2, -1, 1/2 against deviations -2, -1, 3."""
-    line = fit_line([0, 1, 2], [1.0, 2.0, 6.0])
-    assert line.slope == pytest.approx(2.5)
-    assert line.intercept == pytest.approx(0.5)
-    assert line.r2 == pytest.approx(1 - 1.5 / 14)
-    assert fit_line([1, 2, 4], [3.0, 3.0, 3.0]).r2 == 1.0
+    assert fit_line((0, 1, 2), [1.0, 2.0, 6.0]) == pytest.approx({"slope": 2.5, "intercept": 0.5, "r2": 1 - 1.5 / 14})
+    assert fit_line((1, 2, 4), [3.0, 3.0, 3.0])["r2"] == 1.0
 
 
-def test_seconds_at_peak_by_hand() -> None:
-    """Products of width 2 run at 4 FLOP/s, those of the MLP's width 8 at 8, the head at 16."""
-    shape = Shape(layers=2, width=2, mlp=8, vocab=10)
-    phase = Phase(name="any", tokens=6, pairs=12, logits=3, rows=5)
-    asked = []
+def test_products_by_hand() -> None:
+    """Shapes of products with weights, forward and backward; attention counts among all FLOPs only."""
+    weight = torch.ones(4, 5, requires_grad=True)
+    heads = torch.ones(2, 3, 3)
 
-    def rate(m: int, k: int, n: int) -> float:
-        asked.append((m, k, n))
-        return 16.0 if n == 10 else 8.0 if 8 in (k, n) else 4.0
+    def run() -> None:
+        ((torch.ones(3, 4) @ weight).sum() + (heads @ heads).sum()).backward()
 
-    flops = [2 * 6 * 2 * size for size in (2 * 6, 2 * 2, 2 * 8, 8 * 2)]  # 6 tokens, 2 layers
-    layers = (flops[0] + flops[1]) / 4 + (flops[2] + flops[3]) / 8
-    attention = 12 * 2 * 4 * 2 * layers / sum(flops)
-    head = 3 * 2 * 2 * 10 / 16
-    assert peak.seconds_at_peak(shape, [phase, phase], rate) == pytest.approx(2 * (layers + attention + head))
-    assert asked[:5] == [(5, 2, 6), (5, 2, 2), (5, 2, 8), (5, 8, 2), (5, 2, 10)]
+    found = peak.products_of(run)
+    assert found.shapes == {(3, 4, 5): 1, (4, 3, 5): 1}, "the product, and its weight's gradient"
+    assert found.flops == 2 * (3 * 4 * 5) * 2 + 2 * (3 * 3 * 3) * 2
+    assert found.rate({(3, 4, 5): 1.0, (4, 3, 5): 2.0}.__getitem__) == 4 * (3 * 4 * 5) / 3.0
 
 
-def test_a_shape_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def seconds(m: int, k: int, n: int, *where: Any) -> float:
-        seen.append((m, k, n))
-        return 0.5
-
-    monkeypatch.setattr(peak, "_best_seconds", seconds)
-    rate = peak.measured_rate("cpu", torch.float32)
-    assert rate(3, 4, 5) == rate(3, 4, 5) == 2 * 3 * 4 * 5 / 0.5
-    assert rate(3, 4, 6) == 288.0
-    assert seen == [(3, 4, 5), (3, 4, 6)]
+def test_the_products_of_a_rollout() -> None:
+    """2 questions of 7 tokens are read once, then 6 rows think twice and sample 4 tokens; 3 layers of width 128."""
+    work = workload()
+    found = peak.products_of(lambda: engine.rollouts(work))
+    vocab = work.networks.vocab
+    assert found.shapes[14, 128, 3 * 128] == 3
+    assert found.shapes[6, 128, 3 * 128] == 3 * (2 + 4)
+    assert found.shapes[6, 128, vocab] == 4
 
 
-def test_products_are_measured() -> None:
-    rate = peak.measured_rate("cpu", torch.float32)(64, 64, 64)
-    assert 1e7 < rate < 1e14
-
-
-class Products(TorchDispatchMode):
-    """Elementwise products and their shapes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.mul.Tensor and made.is_floating_point() and made.ndim == 3:
-            self.shapes.append(tuple(made.shape))
-        return made
-
-
-def test_masks_are_made_and_multiplied_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 rollouts; attention and MLP of 3 layers, 2 thoughts and 4 answer tokens: 36 products of width 128."""
-    work, timed = workload(), []
-    monkeypatch.setattr(masks, "_median_seconds", lambda work, run, repeats: timed.append(run) or float(len(timed)))
-    assert masks.mask_seconds(work, 1) == {"make": 1.0, "multiply": 2.0}
-    make, multiply = timed
-    made = make()
-    assert len(made) == 6
-    assert all(mask.shape == (6, 1, 128) for mask in made.values())
-    with Products() as products:
-        multiply()
-    assert products.shapes == [(6, 1, 128)] * 36
+def test_products_are_timed() -> None:
+    seconds = peak.best_seconds((64, 64, 64), torch.device("cpu"), torch.float32)
+    assert 1e7 < 2 * 64**3 / seconds < 1e14
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="Linux keeps these counts")
@@ -175,14 +133,12 @@ def test_a_fresh_process_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) 
 def test_arms_of_a_job() -> None:
     three = ("plain", "published", "cot")
     assert arms.names("rollouts", three) == ["engine", "engine_without_masks", *three]
-    assert arms.names("update", ("cot",)) == ["engine", "engine_with_optimizer", "cot"]
+    assert arms.names("update", ("cot",)) == ["engine", "cot"]
     assert arms.names("evaluation", three) == ["engine", "published", "cot"], "no groups, nothing to share"
-    assert arms.names("evaluation", (), busy=True) == ["engine", "engine_beside_busy"]
-    assert arms.names("update", (), busy=True) == ["engine", "engine_with_optimizer"], "only evaluation is measured"
     with_graphs = [arms.names(job, (), graphs=True) for job in ("rollouts", "update", "evaluation")]
     assert with_graphs == [
         ["engine", "engine_without_masks", "engine_step_by_step"],
-        ["engine", "engine_with_optimizer"],  # with gradient there are none
+        ["engine"],  # with gradient there are no graphs
         ["engine", "engine_step_by_step"],
     ]
 
@@ -190,16 +146,16 @@ def test_arms_of_a_job() -> None:
 def test_attention_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     work, clock = workload(), Clock()
     cost = {"sdpa": 3.0, "eager": 2.0}
-    monkeypatch.setattr(arms.time, "perf_counter", clock)
+    monkeypatch.setattr(measure.time, "perf_counter", clock)
 
     def run(work: Any, rows: int) -> None:
         clock.now += cost[work.reference.config._attn_implementation]
 
     monkeypatch.setattr(arms.cot, "update", run)
-    assert arms.choose_attention("cot", work, "update") == "eager"
+    assert measure.faster_attention("cot", work, "update") == "eager"
     cost["eager"] = 4.0
-    assert arms.choose_attention("cot", work, "update") == "sdpa"
-    assert arms.choose_attention("plain", work, "update") is None
+    assert measure.faster_attention("cot", work, "update") == "sdpa"
+    assert measure.faster_attention("plain", work, "update") is None
 
 
 def test_defaults_are_resolved_by_size() -> None:

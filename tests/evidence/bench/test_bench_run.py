@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from dropout_grpo.errors import UserError
-from evidence.bench import run, sweep
+from evidence.bench import measure, peak
 from evidence.bench.__main__ import main
 from evidence.bench.config import BenchConfig, resolve
 from evidence.bench.page import block, write_page
-from evidence.bench.tables import masks, outcomes, ratios, render, times
+from evidence.bench.tables import outcomes, ratios, render, times
 
 QUICK = BenchConfig(
     num_generations=(3, 2),
@@ -32,7 +32,9 @@ QUICK = BenchConfig(
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    return run.run_bench(QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peak, "_SECONDS", 0.0)
+        return measure.run_bench(QUICK)
 
 
 def test_cases_of_a_run(result: dict[str, Any]) -> None:
@@ -60,14 +62,9 @@ def test_figures_follow_from_the_seconds(result: dict[str, Any]) -> None:
     assert engine["rows_per_second"] == pytest.approx(6 / engine["median"])
     assert engine["problems_per_second"] == pytest.approx(2 / engine["median"])
     assert engine["answer_tokens_per_second"] == pytest.approx(18 / engine["median"])
-    assert engine["token_forwards"] == 2 * 6 + 6 * (2 + 3)
-    assert plain["token_forwards"] == 6 * (6 + 2 + 3)
     assert engine["flops_per_second"] == pytest.approx(engine["flops"] / engine["median"])
     assert case["arms"]["published"]["rows_measured"] == 1
     assert case["peak"]["share"] == pytest.approx(engine["flops_per_second"] / case["peak"]["flops_per_second"])
-    found, unmasked = case["masks"], case["arms"]["engine_without_masks"]["median"]
-    assert found["share_alone"] == pytest.approx((found["make"] + found["multiply"]) / engine["median"])
-    assert found["share_by_difference"] == pytest.approx(1 - unmasked / engine["median"])
     curriculum = result["results"][4]["arms"]["engine"]
     assert curriculum["problems_per_second"] == curriculum["rows_per_second"] == pytest.approx(3 / curriculum["median"])
 
@@ -82,16 +79,18 @@ def test_a_result_is_json_and_a_table(result: dict[str, Any]) -> None:
 
 def test_values_of_a_sweep() -> None:
     base = resolve(QUICK, 8)
-    assert sweep.values("num_generations", base) == (2, 4, 8, 16)
-    assert sweep.values("questions", replace(base, questions=3)) == (1, 2, 4, 8)
-    assert sweep.values("latent_steps", base) == (1, 2, 4, 6, 8, 12)
+    assert measure.sweep_values("num_generations", base) == (2, 4, 8, 16)
+    assert measure.sweep_values("num_generations", resolve(QUICK, 6)) == (2, 4, 8, 16)
+    assert measure.sweep_values("latent_steps", base) == (1, 2, 4, 6, 8, 12)
 
 
-def test_a_sweep(tmp_path: Path) -> None:
-    config = replace(QUICK, num_generations=(2,), axes=("num_generations",), jobs=("update", "evaluation"))
-    found = run.run_bench(config, sweep=True)
+def test_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_THOUGHTS", (1, 2))
+    config = replace(QUICK, num_generations=(2,), jobs=("update", "evaluation"))
+    found = measure.run_bench(config, sweep=True)
     assert found["kind"] == "sweep"
-    (one,) = found["results"]  # evaluation has no groups
+    one, over_thoughts = found["results"]  # evaluation has no groups
+    assert (over_thoughts["axis"], over_thoughts["values"]) == ("latent_steps", [1, 2])
     assert (one["axis"], one["job"], one["values"]) == ("num_generations", "update", [2, 4])
     assert list(one["arms"]) == ["engine", "plain"]
     engine = one["arms"]["engine"]
@@ -99,18 +98,23 @@ def test_a_sweep(tmp_path: Path) -> None:
     assert fit["slope"] == pytest.approx((at_4 - at_2) / 2)
     assert fit["intercept"] == pytest.approx(2 * at_2 - at_4)
     with pytest.raises(UserError, match="none on groups"):
-        run.run_bench(replace(config, jobs=("evaluation",)), sweep=True)
+        measure.run_bench(replace(config, jobs=("evaluation",)), sweep=True)
 
     (tmp_path / "performance").mkdir()
     (tmp_path / "performance" / "small-sweep.json").write_text(json.dumps(found))
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- begin: small-sweep.lines -->\nold\n<!-- end: small-sweep.lines -->\nafter\n")
+    tables = tmp_path / "performance" / "tables.md"
+    tables.write_text("![a](small-sweep.svg)\n<!-- begin: small-sweep.machine -->\n<!-- end: small-sweep.machine -->\n")
     write_page(page)
     text = page.read_text()
     assert text.startswith("before\n<!-- begin: small-sweep.lines -->\n\n| job | over |")
     assert text.endswith("\n\n<!-- end: small-sweep.lines -->\nafter\n")
+    tables = tmp_path / "performance" / "tables.md"
+    tables.write_text("![a](small-sweep.svg)\n<!-- begin: small-sweep.machine -->\n<!-- end: small-sweep.machine -->\n")
     assert "| update | K | engine | 2 | 4 |" in text
     assert "old" not in text
+    assert "Size tiny" in tables.read_text()
     assert "<svg" in (tmp_path / "performance" / "small-sweep.svg").read_text()
 
 
@@ -123,7 +127,6 @@ MADE_UP = {
             "job": "rollouts",
             "num_generations": 8,
             "arms": {"engine": ARM, "plain": {**ARM, "median": 1.25, "ratio": 2.5}, "cot": {**ARM, "ratio": 3.125}},
-            "masks": {"make": 0.001, "multiply": 0.0005, "share_alone": 0.003, "share_by_difference": 0.0123},
         },
         {"job": "curriculum", "num_generations": 8, "arms": {"engine": ARM}},
     ],
@@ -139,7 +142,6 @@ def test_tables_by_hand() -> None:
         "| rollouts | 8 | engine | 0.5 | 25 % | 1 | 4 | 32 | 256 |",
         "| rollouts | 8 | (a) every rollout reads its prompt | 1.25 | 25 % | 2.5 | 4 | 32 | 256 |",
     ]
-    assert masks(MADE_UP).splitlines()[2:] == ["| 8 | 1 | 0.5 | 0.3 % | 1.2 % |"]
 
 
 def test_outcomes_of_tests_on_a_gpu() -> None:

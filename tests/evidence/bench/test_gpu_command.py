@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import GPT2Config, Qwen2Config
 
-from evidence.bench import arms, run as bench_run
+from evidence.bench import arms, gpu, gpu_sizes, measure
 from evidence.bench.config import BenchConfig, resolve
 from evidence.bench.cot import _rows_at_once
 from evidence.bench.page import block, read_results
 from evidence.bench.workload import Workload
-from evidence.studies import gpu, gpu_sizes
 
 SMALL: dict[str, Any] = {"prompt_tokens": 6, "latent_steps": 2, "answer_tokens": 3, "cot_tokens": 2, "repeats": 1}
 SMALL |= {"questions": 2, "problems": 2, "num_generations": (2,), "beside": (), "memory": False, "device": "cpu"}
@@ -53,7 +52,7 @@ def test_the_plan_takes_8_minutes_and_begins_with_the_tests() -> None:
 def test_all_parts_write_their_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = replace(QUICK, jobs=("rollouts",), axes=("num_generations",))
+    sweep = replace(QUICK, jobs=("rollouts",))
     monkeypatch.setattr(gpu, "has_device", lambda: True)
     monkeypatch.setattr(gpu, "gpt2", lambda sweeps: sweep if sweeps else QUICK)
     monkeypatch.setattr(gpu, "Work", lambda: WORK)
@@ -126,20 +125,20 @@ def test_counts_are_written_after_every_test(tmp_path: Path) -> None:
 
 
 def test_a_case_that_fails_is_named_and_the_others_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, saved = bench_run.measure_case, []
+    case, saved = measure.measure_case, []
 
-    def fails(config: BenchConfig, work: Workload, job: str) -> dict[str, Any]:
+    def fails(config: BenchConfig, work: Workload, job: str, **options: Any) -> dict[str, Any]:
         if job == "rollouts":
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return measure(config, work, job)
+        return case(config, work, job, **options)
 
-    monkeypatch.setattr(bench_run, "measure_case", fails)
-    result = bench_run.run_bench(QUICK, save=lambda result: saved.append(len(result["results"])))
+    monkeypatch.setattr(measure, "measure_case", fails)
+    result = measure.run_bench(QUICK, save=lambda result: saved.append(len(result["results"])))
     assert result["failed"] == ["tiny rollouts, K = 2: CUDA out of memory."]
     assert [case["job"] for case in result["results"]] == ["evaluation"]
     assert saved == [0, 1]
     with pytest.raises(torch.OutOfMemoryError):
-        bench_run.run_bench(QUICK)
+        measure.run_bench(QUICK)
 
 
 def test_sizes_that_fail_are_rows_with_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +179,7 @@ def test_chain_of_thought_has_micro_batches_that_fit(monkeypatch: pytest.MonkeyP
 
     class Large:
         class networks:
-            class shape:
-                vocab = 50_260
+            vocab = 50_260
 
     Large.setting = setting
     assert _rows_at_once(Large) == 2**29 // ((26 + 8) * 50_260) == 314

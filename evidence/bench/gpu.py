@@ -1,4 +1,4 @@
-"""``python -m evidence.studies.gpu``: tests, correctness at real sizes and speed on a GPU, in 8 minutes.
+"""``python -m evidence.bench.gpu``: tests, correctness at real sizes and speed on a GPU, in 8 minutes.
 
 The most important parts come first: the tests marked gpu, models of 0.1 to 1.5 billion parameters, the benchmark at
 GPT-2's size, and how its cost grows. Each part is a process of its own with a time limit. It writes its JSON after
@@ -20,10 +20,9 @@ import torch
 from dropout_grpo.runs.files import write_json
 from dropout_grpo.runs.provenance import provenance
 from evidence.bench.config import BenchConfig
-from evidence.bench.machine import machine
-from evidence.bench.run import run_bench
+from evidence.bench.gpu_sizes import Work, check_sizes
+from evidence.bench.measure import machine, run_bench
 from evidence.places import PERFORMANCE_FOLDER, ROOT
-from evidence.studies.gpu_sizes import Work, check_sizes
 
 DEVICE: Literal["cpu", "cuda"] = "cuda"
 
@@ -97,7 +96,7 @@ def gpt2(sweep: bool) -> BenchConfig:
         published_rows=2,
         repeats=3,
     )
-    return replace(config, beside=(), axes=("num_generations", "latent_steps")) if sweep else config
+    return replace(config, beside=()) if sweep else config
 
 
 def run_gpt2(file: Path, *, sweep: bool) -> list[str]:
@@ -143,7 +142,7 @@ def plan(parts: dict[str, Part]) -> str:
 def _run(name: str, part: Part, out: Path) -> str | None:
     """Run a part in a process of its own; returns what failed, which the process has printed line by line."""
     start = time.monotonic()
-    command = [sys.executable, "-m", "evidence.studies.gpu", "--here", "--parts", name, "--out", str(out)]
+    command = [sys.executable, "-m", "evidence.bench.gpu", "--here", "--parts", name, "--out", str(out)]
     try:
         status = subprocess.run(command, timeout=part.seconds, check=False).returncode
     except subprocess.TimeoutExpired:
