@@ -110,8 +110,6 @@ def test_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text()
     assert text.startswith("before\n<!-- begin: small-sweep.lines -->\n\n| job | over |")
     assert text.endswith("\n\n<!-- end: small-sweep.lines -->\nafter\n")
-    tables = tmp_path / "performance" / "tables.md"
-    tables.write_text("![a](small-sweep.svg)\n<!-- begin: small-sweep.machine -->\n<!-- end: small-sweep.machine -->\n")
     assert "| update | K | engine | 2 | 4 |" in text
     assert "old" not in text
     assert "Size tiny" in tables.read_text()
