@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from dropout_grpo.errors import LostProcess, UserError, nearest
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.machine import keep_freed_memory, wait_asleep
 from dropout_grpo.training.progress import console, results_are_json
+
+_UNTIL_SEEN = 2.0
+"""Seconds before a process that has lost another one ends, so that torchrun's report names the lost one, not this."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(interrupt, "status", 130)
     except LostProcess as error:
         console.print(f"dropout-grpo: error: {one_line(str(error))}", markup=False)
+        time.sleep(_UNTIL_SEEN)
         return 1
     except BrokenPipeError:
         return _without_reader()
