@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.rl.objective import Totals, surrogate
+from dropout_grpo.rl.reference import scheduled_beta
 from dropout_grpo.training.optimizer import build_schedule
 from evidence.theory.check import Check, Row
 from evidence.theory.sums import EXACT, relative
@@ -132,9 +134,10 @@ def _ascend(*, follows: bool) -> tuple[float, float]:
     optimizer = torch.optim.SGD([logit], lr=_RATE)
     schedule = build_schedule(optimizer, "cosine", warmup_steps=0, updates=_UPDATES, min_lr_rate=_LAST_RATE)
     reference = _two_answers(logit.detach())
-    beta: float = _BETA
+    config = GRPOOptions(beta=_BETA, beta_schedule="learning_rate" if follows else "constant", learning_rate=_RATE)
+    beta = config.beta
     for _ in range(_UPDATES):
-        beta = _BETA * (float(schedule.get_last_lr()[0]) / _RATE if follows else 1.0)
+        beta = scheduled_beta(config, float(schedule.get_last_lr()[0]))
         logprobs = _two_answers(logit)  # [2, 1]: right, wrong
         rate = logprobs.detach().exp().flatten()
         gains = (_K - 1) / _K * (torch.tensor([1.0, 0.0], dtype=torch.float64) - rate[0])  # E[A | reward]

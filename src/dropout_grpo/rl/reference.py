@@ -16,6 +16,13 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
 
 
+def scheduled_beta(config: GRPOOptions, learning_rate: float) -> float:
+    """Weight of the KL in the update that has this learning rate."""
+    if config.beta_schedule == "constant":
+        return config.beta
+    return config.beta * learning_rate / config.learning_rate
+
+
 class ReferencePolicy:
     """A frozen copy of the policy.
 

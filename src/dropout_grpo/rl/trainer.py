@@ -46,7 +46,7 @@ from dropout_grpo.rl.advantage import (
 from dropout_grpo.rl.groups import Groups
 from dropout_grpo.rl.logging import Watch, completions_table, rollout_metrics
 from dropout_grpo.rl.objective import Totals
-from dropout_grpo.rl.reference import ReferencePolicy
+from dropout_grpo.rl.reference import ReferencePolicy, scheduled_beta
 from dropout_grpo.rl.sampler import RolloutSampler
 from dropout_grpo.rl.update import METRICS, REPLAY_GAPS, PolicyUpdate
 from dropout_grpo.runs.folder import RunFolder
@@ -260,7 +260,7 @@ class GRPOTrainer(Trainer):
 
     def _iterate(self, step: int, iteration: int, groups: Groups, advantages: Tensor) -> dict[str, float]:
         """Make one of the updates on a step's groups, iteration 0 to ``num_iterations - 1``; return its metrics."""
-        config, beta = self.config, self._beta()
+        config, beta = self.config, scheduled_beta(self.config, self.learning_rate)
         metrics = {"beta": beta} if config.beta_schedule == "learning_rate" else {}
         gradient = None  # metrics of the update's gradient
         if groups.indices:
@@ -281,12 +281,6 @@ class GRPOTrainer(Trainer):
             for name in REPLAY_GAPS:
                 del gradient[name]
         return metrics | gradient
-
-    def _beta(self) -> float:
-        """Weight of the KL in the next update."""
-        if self.config.beta_schedule == "constant":
-            return self.config.beta
-        return self.config.beta * self.learning_rate / self.config.learning_rate
 
     def _counted(self, rewards: Tensor) -> Tensor:
         """True for the rollouts that the update averages over, bool [N, K]."""

@@ -342,6 +342,9 @@ def test_balance_fails_for_the_other_direction_and_for_a_constant_beta(monkeypat
     assert check_balance().holds
     monkeypatch.setattr(kl, "_ascend", lambda follows: ascend(follows=False))
     assert not check_balance().holds
+    monkeypatch.undo()
+    monkeypatch.setattr(kl, "scheduled_beta", lambda config, learning_rate: config.beta)
+    assert not check_balance().holds
 
 
 def test_balance_by_hand():
