@@ -105,7 +105,8 @@ def _parsed(
         raise UserError(f"there is no command {words[0]!r}{near}; there are {', '.join(commands())}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's notes to developers
-        arguments = parser.parse_args(with_recipe_paths(words))
+        given = with_recipe_paths(words)
+        arguments = parser.parse_args(given)
         name = arguments.command
         flags = [action.dest for action in parsers[name]._actions if isinstance(action, argparse._StoreTrueAction)]
         for option, value in arguments[name].items():
@@ -116,7 +117,7 @@ def _parsed(
             require_sections(arguments[name])
             _warn_of_unused(name, words)
         options = instantiated(parser, arguments)[name]
-        options.given = parser.parse_args(with_recipe_paths(words), defaults=False)[name].as_dict()
+        options.given = parser.parse_args(given, defaults=False)[name].as_dict()
         return name, options
 
 
