@@ -74,7 +74,10 @@ def _expected(block: str, rows: Rows, folder: Path) -> list[tuple[str, float]]:
     if function == "samples":
         shares = [drawn["by_seed"] for drawn in _read(folder / f"{record}.json")["samples"].values()]
         return [("p", _t_test(shares[0], share)) for share in shares[1:]]
-    by_seed = _demos(folder) if record == "demo" else _arms(_read(folder / f"{record}.json"), *table)
+    if record == "experiment":
+        by_seed = _experiment(folder / record)
+    else:
+        by_seed = _demos(folder) if record == "demo" else _arms(_read(folder / f"{record}.json"), *table)
     return [("p", _t_test(by_seed[row["compared with"]], by_seed[row["arm"]])) for row in rows]
 
 
@@ -88,6 +91,16 @@ def _arms(study: Mapping[str, Any], table: str) -> dict[str, Sequence[float]]:
 def _demos(folder: Path) -> dict[str, Sequence[float]]:
     demos = [_read(file) for file in sorted(folder.glob("demo-seed*.json"))]
     return {label: [demo[key]["pass@1"] for demo in demos] for key, label in _DEMO.items()}
+
+
+def _experiment(folder: Path) -> dict[str, Sequence[float]]:
+    """The share of solved problems of each seed: the ones among the binary digits after the first."""
+    records = sorted((_read(file) for file in folder.glob("seed-*.json")), key=lambda record: record["seed"])
+    solved = {
+        name: [(f"{int(record['runs'][name]['solved'], 16):b}"[1:]) for record in records]
+        for name in records[0]["runs"]
+    }
+    return {records[0]["runs"][n]["label"]: [d.count("1") / len(d) for d in digits] for n, digits in solved.items()}
 
 
 def _t_test(first: Sequence[float], second: Sequence[float]) -> float:

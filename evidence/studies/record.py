@@ -1,6 +1,5 @@
 """Reads the run folders of a study and computes its record, from which the tables are made."""
 
-import gzip
 import json
 import os
 import shlex
@@ -36,7 +35,7 @@ def record_plan(plan: Plan, out: Path, split: str) -> dict[str, Any]:
         ``samples`` with pass@k under each noise; ``tables`` with the rows in order; what it was run with.
     """
     starts, arms = plan.of_kind("baseline"), plan.of_kind("arm")
-    right = {name: {seed: _right(places(out, seed).test(name)) for seed in plan.seeds} for name in (*starts, *arms)}
+    right = {name: {seed: solved(places(out, seed).test(name)) for seed in plan.seeds} for name in (*starts, *arms)}
 
     def to(others: Sequence[str], name: str) -> dict[str, Any]:
         return {other: pooled(right[other], right[name]) for other in others if other != name}
@@ -46,7 +45,7 @@ def record_plan(plan: Plan, out: Path, split: str) -> dict[str, Any]:
         return {
             **passed(right[run.name]),
             "options": dict(run.options),
-            "seconds": fmean(_seconds(folder) for folder in folders),
+            "seconds": fmean(seconds_of(folder) for folder in folders),
             "commands": command_lines(plan, run, out, plan.seeds[0]),
         }
 
@@ -161,43 +160,15 @@ def _thinned(values: Sequence[float]) -> list[float]:
     return [fmean(values[a:b]) for a, b in pairwise(ends)]
 
 
-def _right(test: Path) -> list[bool]:
+def solved(test: Path) -> list[bool]:
     """Whether the plain network solved each problem."""
     return [bool(line["plain_correct"]) for line in read_samples(test)]
 
 
-def _seconds(folder: Path) -> float:
+def seconds_of(folder: Path) -> float:
     results = read_results(folder)
     assert results, f"{folder / RESULTS_FILE} is missing"
     return float(next(iter(results["seconds"].values())))
-
-
-def write_outcomes(plan: Plan, out: Path, file: Path) -> None:
-    """Writes whether each problem was solved, by run and seed, as compressed JSON; ``read_outcomes`` reads it.
-
-    2,000 problems are 500 hexadecimal digits, so 24 seeds of 10 runs are below 100 kB.
-    """
-    right = {
-        name: {str(seed): _packed(_right(places(out, seed).test(name))) for seed in plan.seeds}
-        for name in (*plan.of_kind("baseline"), *plan.of_kind("arm"))
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(json.dumps(right).encode(), mtime=0))
-
-
-def read_outcomes(file: Path) -> dict[str, dict[str, list[bool]]]:
-    """What ``write_outcomes`` wrote: for each run and seed, whether each problem was solved."""
-    record = json.loads(gzip.decompress(file.read_bytes()))
-    return {name: {seed: _unpacked(bits) for seed, bits in seeds.items()} for name, seeds in record.items()}
-
-
-def _packed(right: Sequence[bool]) -> str:
-    """Bits as hexadecimal digits after a leading 1, which keeps their number."""
-    return f"{int('1' + ''.join('01'[solved] for solved in right), 2):x}"
-
-
-def _unpacked(digits: str) -> list[bool]:
-    return [bit == "1" for bit in f"{int(digits, 16):b}"[1:]]
 
 
 def record_rounds(settings: Mapping[str, Any], rounds: Sequence[Round], out: str, data: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from dropout_grpo.training.machine import bf16_or_not
 from evidence.pages.markdown import table
 from evidence.places import RESULTS_FOLDER
 from evidence.studies.plan import SETTINGS, Plan, plan_rounds, read_plan
-from evidence.studies.record import record_each, record_plan, record_rounds, write_outcomes
+from evidence.studies.record import record_each, record_plan, record_rounds
 from evidence.studies.rounds import read_rounds, run_round, run_rounds
 
 
@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables.add_argument("--only", nargs="*", default=[], metavar="TABLE", help="tables to make, optional ones too")
     tables.add_argument("--seeds", nargs="*", type=int, default=[], help="instead of those in the settings")
     tables.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="rows to run; all if not given")
-    tables.add_argument("--outcomes", type=Path, help="file for every problem's outcome, .json.gz")
     tables.add_argument("--split", choices=("valid", "test"), default="test", help="problems to measure on")
     tables.add_argument("--plan", action="store_true", help="print the arithmetic and run nothing")
     rounds = parser.add_argument_group("settings with rounds")
@@ -74,8 +73,6 @@ def study_of_arms(options: argparse.Namespace) -> None:
         run_round(each, workers=options.workers, threads=1, extra=["--bf16", str(bf16).lower()])
     record = options.record or default_record(plan)
     write_json(record, record_plan(plan, out, options.split))
-    if options.outcomes is not None:
-        write_outcomes(plan, out, options.outcomes)
     print(record)
 
 

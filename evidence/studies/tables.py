@@ -2,6 +2,7 @@
 
 A block of a page is named ``RECORD.FUNCTION``, or ``RECORD.FUNCTION.TABLE``: ``study.arms.variants`` is ``arms`` of the
 table ``variants`` in ``study.json``. The record of ``demo`` is the list of ``demo-seed*.json`` in order of the seeds.
+The blocks of ``experiment`` are in ``experiment.py``.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 from dropout_grpo.errors import UserError
 from evidence.pages.markdown import console, percent, percent_range, table
+from evidence.studies import experiment
 from evidence.studies.over_seeds import (
     Comparison,
     comparisons_table,
@@ -49,6 +51,8 @@ def block(folder: Path, name: str) -> str:
         UserError: there is no such table.
     """
     record_name, _, call = name.partition(".")
+    if record_name == "experiment":
+        return experiment.block(folder, call)
     function, *rest = call.split(".")
     tables = _DEMO_TABLES if record_name == "demo" else _TABLES
     if function not in tables:

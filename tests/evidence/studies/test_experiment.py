@@ -4,18 +4,19 @@ import json
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 from evidence.places import DOCS, RESULTS_FOLDER
+from evidence.studies import experiment
 from evidence.studies.plan import SETTINGS, Plan, read_plan, recipe_options
-from evidence.studies.record import read_outcomes, write_outcomes
 
 NOISES = ("none", "latent_020", "latent_005", "prompt_010")
 TEMPERATURES = ("t000", "t025", "t050", "t075", "t100", "t125")
-SAMPLE = {"file": "test.json", "question": "q", "answer": "1", "plain": "1"}
 TESTED = ("none_t100", "prompt_005_t000", "prompt_010_t000", "fresh_020_t100", "latent_020_t100")
 
 
@@ -114,17 +115,76 @@ def test_rows_can_be_named(plan: Plan) -> None:
         plan.only(["choice"], [], ["none_t000"])
 
 
-def test_outcomes_of_problems_come_back(plan: Plan, tmp_path: Path) -> None:
-    part = plan.only(["holding"], [1, 2])
+def _solved(count: int, of: int = 4) -> str:
+    return experiment.packed([i < count for i in range(of)])
+
+
+def _record(seed: int, **counts: int) -> dict[str, Any]:
+    """A record in which each run has solved so many of four problems, and has as many tenths of mixed groups."""
+    runs = {name: {"label": name, "solved": _solved(n), "mixed": n / 10, "seconds": 1} for name, n in counts.items()}
+    return {"seed": seed, "runs": runs, "run_commits": ["abc"]}
+
+
+def test_bits_come_back() -> None:
     solved = [False, True, True, False, True]
-    for name in ("study", *part.of_kind("arm")):
-        for seed in part.seeds:
-            file = tmp_path / f"seed{seed}" / f"{name}-test" / "samples.jsonl"
-            file.parent.mkdir(parents=True)
-            lines = solved if seed == 1 else [not each for each in solved]
-            rows = [{**SAMPLE, "id": i, "plain_correct": each} for i, each in enumerate(lines)]
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    write_outcomes(part, tmp_path, tmp_path / "record" / "outcomes.json.gz")
-    result = read_outcomes(tmp_path / "record" / "outcomes.json.gz")
-    assert set(result) == {"study", "fresh_020_t100", "latent_020_t100"}
-    assert result["latent_020_t100"] == {"1": solved, "2": [not each for each in solved]}
+    assert experiment.packed(solved) == "2d"  # 1 01101
+    assert experiment.unpacked("2d") == solved
+
+
+def test_the_choice_takes_the_most_solved_then_the_lowest_temperature_p_and_phases(plan: Plan) -> None:
+    rows = plan.tables["choice"].rows
+
+    def choose(**better: int) -> tuple[str, str]:
+        return experiment.chosen(plan, [_record(seed, **(dict.fromkeys(rows, 1) | better)) for seed in (101, 102)])
+
+    assert choose() == ("none_t025", "latent_005_t000")
+    assert choose(none_t100=2, none_t075=2, latent_020_t050=2, prompt_010_t050=2) == ("none_t075", "prompt_010_t050")
+    assert choose(latent_020_t125=3) == ("none_t025", "latent_020_t125")
+    assert choose(latent_020_t125=2, prompt_010_t125=2, latent_005_t125=2)[1] == "latent_005_t125"
+
+
+def test_the_tests_need_these_runs(plan: Plan) -> None:
+    part = experiment.tested(plan, "none_t075", "latent_005_t050").only([], [201])
+    assert list(part.of_kind("baseline")) == ["study", "demo"]
+    assert set(part.of_kind("arm")) == {
+        *("none_t075", "latent_005_t050", "demo_none_t075", "demo_latent_005_t050"),
+        *("prompt_005_t000", "prompt_010_t000", "fresh_020_t100", "latent_020_t100"),
+    }
+
+
+def test_the_line_through_the_differences(plan: Plan) -> None:
+    """Differences of 0.25, 0.25 and 1.0 at 0.1, 0.1 and 0.4 more mixed groups: a line through 0 with slope 2.5."""
+    choices = [_record(101, **dict.fromkeys(plan.tables["choice"].rows, 1))]
+    without, with_masks = experiment.chosen(plan, choices)
+    records = [_record(seed, **{without: 0, with_masks: n}) for seed, n in ((201, 1), (202, 1), (203, 4))]
+    lines = experiment.covariate(plan, choices, records).splitlines()
+    assert lines[2].startswith("| mixed groups, with masks minus without, points | +20.00 |")
+    assert lines[3].split(" | ")[1] in ("+0.00", "-0.00")
+    assert lines[4].split(" | ")[1] == "+1.00"
+
+
+def test_parts_of_the_problems(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = [SimpleNamespace(steps=("a",) * n) for n in (2, 2, 3, 3)]
+    monkeypatch.setattr(experiment, "_test_problems", lambda plan, seed: problems)
+    choices = [_record(101, **dict.fromkeys(plan.tables["choice"].rows, 1))]
+    without, with_masks = experiment.chosen(plan, choices)
+    records = [_record(seed, **{"study": 1, without: 1, with_masks: 3}) for seed in (201, 202)]
+    rows = [line.split(" | ")[:5] for line in experiment.subgroups(plan, choices, records).splitlines()[2:]]
+    assert rows == [
+        ["| 2 steps", "4", "50.0", "100.0", "+50.00"],
+        ["| 3 steps", "4", "0.0", "50.0", "+50.00"],
+        ["| baseline right", "2", "100.0", "100.0", "+0.00"],
+        ["| baseline wrong", "6", "0.0", "66.7", "+66.67"],
+    ]
+
+
+def test_nothing_is_tested_before_all_seeds_have_run(plan: Plan, tmp_path: Path) -> None:
+    records = tmp_path / "experiment"
+    records.mkdir()
+    assert experiment.block(tmp_path, "contrast") == "*Not run yet.*"
+    for seed in experiment.CHOICE_SEEDS:
+        record = _record(seed, **dict.fromkeys(plan.tables["choice"].rows, 1))
+        (records / f"choice-{seed}.json").write_text(json.dumps(record), encoding="utf-8")
+    (records / "seed-201.json").write_text(json.dumps(_record(201)), encoding="utf-8")
+    assert experiment.block(tmp_path, "contrast").startswith("*1 of 24 seeds have run.")
+    assert "chosen" in experiment.block(tmp_path, "choice")
