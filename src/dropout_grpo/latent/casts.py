@@ -5,11 +5,14 @@ forward pass: for the prompt, for every thought and for every answer token. A ba
 This concerns the reference of a KL, the base of an adapter, and weights without ``requires_grad``.
 
 The float32 weights stay in the model; layers see the copies during a forward pass only. Results have the same bits.
+
+Where nothing needs the float32 weights, they are held in bf16 all the time: those of a reference, and of an adapter's
+base during training (`product_weights`, `held_in_bf16`).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -23,6 +26,8 @@ Cast = tuple[nn.Parameter, int, nn.Parameter]
 
 _casts: dict[int, Cast] | None = None
 _LAYERS: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
+_HELD: WeakSet[nn.Module] = WeakSet()
+"""Models inside ``held_in_bf16``."""
 
 
 @contextmanager
@@ -61,32 +66,33 @@ def forget_casts() -> None:
 
 @contextmanager
 def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
-    """In a forward pass, give linear layers the casts of their frozen float32 weights; without effect outside a block.
+    """In a forward pass, give linear layers their frozen weights in the dtype of the products.
+
+    In a block under autocast, float32 weights are cast. Elsewhere, weights that are held in bf16 are cast to float32.
 
     Only ``nn.Linear`` and ``Conv1D`` take part: autocast casts both weight and bias there. An embedding that shares its
     table with the head keeps the float32 one.
     """
     swapped = []
+    widened = model in _HELD and kernel_dtype(torch.empty(0, device=next(model.parameters()).device)) == torch.float32
+    casts = {} if widened and _casts is None else _casts
     try:
-        if _casts is not None and not is_sharded(model):
+        if casts is not None and not is_sharded(model):
             for layer in _layers(model):
                 for name, parameter in layer._parameters.items():
-                    if type(parameter) is nn.Parameter and (cast := _cast(_casts, parameter)) is not None:
+                    if type(parameter) is not nn.Parameter or parameter.requires_grad:
+                        continue
+                    dtype = torch.float32 if widened else kernel_dtype(parameter)
+                    if dtype != parameter.dtype:
                         swapped.append((layer, name, parameter))
-                        layer._parameters[name] = cast
+                        layer._parameters[name] = _cast(casts, parameter, dtype)
         yield
     finally:
         for layer, name, parameter in swapped:
             layer._parameters[name] = parameter
 
 
-def _cast(casts: dict[int, Cast], parameter: nn.Parameter) -> nn.Parameter | None:
-    """The copy of a weight; None if it is trained, or autocast would not cast it."""
-    if parameter.requires_grad or parameter.dtype != torch.float32:  # first, since most weights end here
-        return None
-    dtype = kernel_dtype(parameter)
-    if dtype == torch.float32:
-        return None
+def _cast(casts: dict[int, Cast], parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     known = casts.get(id(parameter))
     if known is not None and known[1] == parameter._version and known[2].dtype == dtype:
         return known[2]
@@ -94,6 +100,35 @@ def _cast(casts: dict[int, Cast], parameter: nn.Parameter) -> nn.Parameter | Non
         cast = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
     casts[id(parameter)] = parameter, parameter._version, cast
     return cast
+
+
+def product_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The float32 weights that only linear layers read, so that rounded to bf16 they give the same bits under autocast.
+
+    A table that embeddings and head share is not among them.
+    """
+    layers = _layers(model)
+    read = {id(p) for module in model.modules() if module not in layers for p in module._parameters.values()}
+    weights = {id(p): p for layer in layers for p in layer._parameters.values() if p is not None}
+    return [p for key, p in weights.items() if key not in read and p.dtype == torch.float32]
+
+
+@contextmanager
+def held_in_bf16(model: nn.Module) -> Iterator[None]:
+    """Hold the frozen weights of linear layers in bf16 inside the block. After it they are float32, and stay rounded.
+
+    Results under autocast have the same bits. Without autocast, a forward pass casts the rounded weights to float32.
+    """
+    frozen = [parameter for parameter in product_weights(model) if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.data = parameter.data.bfloat16()
+        _HELD.add(model)
+        yield
+    finally:
+        _HELD.discard(model)
+        for parameter in frozen:
+            parameter.data = parameter.data.float()
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

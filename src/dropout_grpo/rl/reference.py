@@ -30,18 +30,21 @@ class ReferencePolicy:
         policy: the model to copy. For a model with an adapter the reference is its base, and nothing is copied.
         config: options.
         exploration: noise of the policy, also used for the reference if ``ref_exploration`` is ``matched``.
+        bf16: ``logprobs`` is only called under autocast, so a copy that stays as it is can be held in bf16.
 
     Raises:
         UserError: ``sync_ref_model`` is set for a model with an adapter.
     """
 
-    def __init__(self, policy: LatentModel, config: GRPOOptions, exploration: Exploration) -> None:
+    def __init__(
+        self, policy: LatentModel, config: GRPOOptions, exploration: Exploration, *, bf16: bool = False
+    ) -> None:
         if config.sync_ref_model and has_adapter(policy.model):
             raise UserError(
                 "sync_ref_model copies all weights into the reference, but with an adapter the reference is the base "
                 "model itself: leave sync_ref_model out, or train all weights."
             )
-        self.model = reference_of(policy)
+        self.model = reference_of(policy, bf16=bf16 and not config.sync_ref_model)
         self.config = config
         matched = config.ref_exploration == "matched"
         self.exploration: Exploration = _NoiseOf(policy.sites, exploration) if matched else NoExploration()

@@ -170,7 +170,7 @@ class GRPOTrainer(Trainer):
             )
         reference = None
         if config.beta > 0 and not self.deterministic:  # a policy that never changes has a KL of 0
-            reference = ReferencePolicy(model, config, exploration)
+            reference = ReferencePolicy(model, config, exploration, bf16=bf16)
         self.update = PolicyUpdate(model, config, exploration, reference, bf16=bf16)
         self.updates = 0
         self.baseline = MovingAverage()

@@ -21,6 +21,8 @@ from transformers.trainer_utils import TrainOutput
 from dropout_grpo.distributed.processes import greatest
 from dropout_grpo.distributed.sharding import start_together
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.casts import autocast, held_in_bf16
+from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.files import checkpoint_folder, jsonable
 from dropout_grpo.runs.folder import RunFolder, as_run_folder
@@ -126,8 +128,17 @@ class Trainer(ABC):
             return self._train(resume_from_checkpoint)
 
     def _train(self, resume_from_checkpoint: bool | str | Path | None) -> TrainOutput:
-        start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
         checkpoints, saved = self._resumed(resume_from_checkpoint)
+        with self._precision():
+            return self._steps(checkpoints, saved)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """In which precision the weights are held while steps are made."""
+        halves = self.bf16 and has_adapter(self.model.model) and not self.fsdp  # FSDP wants weights of one dtype
+        return held_in_bf16(self.model) if halves else nullcontext()
+
+    def _steps(self, checkpoints: Checkpoints, saved: Saved | None) -> TrainOutput:
+        start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
         done = 0 if saved is None else saved.step
         start_together(self.model, sharded=self.fsdp)
         self.begin(saved)
@@ -147,7 +158,8 @@ class Trainer(ABC):
                 stops = signum > 0 or callbacks.control.should_training_stop
                 saves = stops or callbacks.control.should_save
                 if saves or step == self.max_steps:
-                    checkpoints.require_finite(self.model.pad(self._encoded[:1]), self.where(step))
+                    with autocast(self.model.device, self.bf16):
+                        checkpoints.require_finite(self.model.pad(self._encoded[:1]), self.where(step))
                 if saves:
                     self.save(step)
                 bar.advance(**{name: metrics[name] for name in self.SHOWN})

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.casts import product_weights
 from dropout_grpo.latent.io.causal_lm import load_tokenizer
 from dropout_grpo.latent.lora.checkpoint import ADAPTER_NAME, has_adapter, is_adapter, peft_config, require_peft
 from dropout_grpo.latent.model import LatentModel
@@ -108,17 +110,23 @@ def _token_rows(model: PreTrainedModel, tokens: LatentTokens) -> dict[str, list[
     return {name: rows for name, module in model.named_modules() if any(module is table for table in tables)}
 
 
-def reference_of(model: LatentModel) -> LatentModel:
+def reference_of(model: LatentModel, *, bf16: bool = False) -> LatentModel:
     """The reference of a KL during training: a frozen copy of the current model.
 
     For a model with an adapter the reference is its base, which shares the model's weights and must be run inside
     ``adapter_off``. Nothing large is copied.
 
+    Args:
+        model: the policy.
+        bf16: the copy is only run under autocast, so the weights that only matrix products read are copied in bf16.
+
     Raises:
         UserError: the base of the adapter has no latent tokens, so it is of no use as a reference for a latent model.
     """
     if not has_adapter(model.model):
-        return copy.deepcopy(model).requires_grad_(False)
+        # deepcopy looks up an object here before it copies it
+        rounded = {id(p): nn.Parameter(p.detach().bfloat16()) for p in product_weights(model)} if bf16 else {}
+        return copy.deepcopy(model, rounded).requires_grad_(False)
     base = str(peft_config(model.model).base_model_name_or_path)
     if missing_latent_tokens(load_tokenizer(base)):
         raise UserError(
