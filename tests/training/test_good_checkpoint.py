@@ -35,7 +35,16 @@ def trainer(kind: str, run: Path, model: LatentModel, *, resume: bool = False, *
     folder = RunFolder(run, kind, {}, resume=resume)
     if kind == "sft":
         return CurriculumTrainer(model, SFT, tiny_problems(4, steps=2), folder, seed=0, **options)
-    config = replace(GRPO, max_steps=6, save_steps=1, warmup_steps=2)
+    config = replace(
+        GRPO,
+        max_steps=6,
+        save_steps=1,
+        warmup_steps=2,
+        lr_scheduler_type="cosine",
+        num_iterations=2,
+        weight_decay=0.01,
+        beta=0.1,  # so that a checkpoint has its reference
+    )
     return GRPOTrainer(
         model, alternating, config, tiny_problems(5), exploration=SharedDropout(0.2), run=folder, **options
     )
@@ -56,7 +65,7 @@ def run_until(kind: str, run: Path, step: int) -> None:
     work, calls = owner.backward, iter(range(1, 100))
 
     def backward(*args: Any, **options: Any) -> Any:
-        if next(calls) > step:
+        if next(calls) > (step if kind == "sft" else 2 * step):  # GRPO makes two updates a step
             raise Stopped
         return work(*args, **options)
 
@@ -139,7 +148,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     reference: Any, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, whole, weights, died = reference
-    if kind == "grpo" and damage not in ("null state", "cut weights", "no optimiser"):
+    if kind == "grpo" and damage not in ("cut weights", "no optimiser"):
         return  # the same code
     run = shutil.copytree(died, tmp_path / "run")
     newest = run / "checkpoints" / f"{kind}-step-4"
