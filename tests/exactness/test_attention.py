@@ -38,10 +38,9 @@ def module(layer: int) -> nn.Module:
     return holder
 
 
-@pytest.mark.parametrize("k", [1, 4])
-@pytest.mark.parametrize("kv", [4, 2, 1])
-@pytest.mark.parametrize("length", [1, 3])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("k", "kv", "length", "padded"), [(1, 4, 3, False), (4, 4, 1, True), (4, 2, 3, True), (4, 1, 3, False)]
+)
 def test_shared_is_copied(k: int, kv: int, length: int, padded: bool) -> None:
     query, key, value, prefix_key, prefix_value = inputs = tensors(
         (G * k, H, length, E), (G * k, kv, T, E), (G * k, kv, T, E), (G, kv, S, E), (G, kv, S, E)
@@ -70,50 +69,6 @@ def test_shared_is_copied(k: int, kv: int, length: int, padded: bool) -> None:
     assert max(difference(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-12
 
 
-def test_without_a_prefix_it_is_ordinary_attention() -> None:
-    query, key, value = tensors((2, H, T, E), (2, 2, T, E), (2, 2, T, E))
-    actual, _ = shared_prefix_attention(module(0), query, key, value, causal(T))
-    copies = (key.repeat_interleave(2, 1), value.repeat_interleave(2, 1))
-    expected = nn.functional.scaled_dot_product_attention(query, *copies, is_causal=True).transpose(1, 2)
-    assert difference(actual.detach(), expected.detach()) < 1e-12
-    unmasked, _ = shared_prefix_attention(module(0), query, key, value, None)
-    assert difference(unmasked.detach(), expected.detach()) > 1e-2
-
-
-def test_each_group_sees_its_own_prompt() -> None:
-    """One group's prompt changed: that group's rows change, and no other's."""
-    query, key, value, prefix_key, prefix_value = (
-        t.detach() for t in tensors((6, H, 1, E), (6, 2, 1, E), (6, 2, 1, E), (G, 2, S, E), (G, 2, S, E))
-    )
-
-    def rows(keys: Tensor) -> Tensor:
-        prefix = Prefix(keys=(keys,), values=(prefix_value,), padding=None, groups=G)
-        return shared_prefix_attention(module(0), query, key, value, None, prefix=prefix)[0]
-
-    other = prefix_key.clone()
-    other[1] += 1.0 * torch.arange(S, dtype=torch.float64)[:, None]
-    changed = (rows(prefix_key) - rows(other)).abs().amax((1, 2, 3))
-    assert (changed > 1e-6).tolist() == [False, False, True, True, False, False]
-
-
-def test_padding_of_a_prompt_is_never_seen() -> None:
-    """Arbitrary finite keys and values of padding change no output and no gradient."""
-    query, key, value, prefix_key, prefix_value = tensors(
-        (6, H, 2, E), (6, 2, T, E), (6, 2, T, E), (G, 2, S, E), (G, 2, S, E)
-    )
-    padding = lowest_unless(REAL)[:, None, None]
-    nonsense = 100.0 * ~REAL[:, None, :, None]
-
-    def output(keys: Tensor, values: Tensor) -> Tensor:
-        prefix = Prefix(keys=(keys,), values=(values,), padding=padding, groups=G)
-        return shared_prefix_attention(module(0), query, key, value, causal(2), prefix=prefix)[0]
-
-    actual = output(prefix_key, prefix_value)
-    assert torch.equal(actual, output(prefix_key + nonsense, prefix_value - nonsense))
-    gradient = torch.autograd.grad(actual.sum(), prefix_value)[0]  # [G, N, S, E]
-    assert torch.equal(gradient.abs().sum((1, 3)) > 0, REAL)
-
-
 def test_which_models_share_a_prompt() -> None:
     """All but those whose attention is not a plain softmax over all positions."""
     assert {kind: shares_prefix(tiny_model(kind)) for kind in KINDS + EXTRA_KINDS} == {
@@ -126,10 +81,9 @@ def test_which_models_share_a_prompt() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_prompt_is_never_copied(kind: str) -> None:
+def test_a_prompt_is_never_copied() -> None:
     """The purpose of sharing: no method copies the tensors of the prompt."""
-    model = latent_model(kind)
+    model = latent_model("qwen3")
     ids = torch.tensor([[5, 9, 28], [7, 3, 28]])
     state = model.read(ids, torch.ones_like(ids))
     after = model.think(state.repeat(50), 3)

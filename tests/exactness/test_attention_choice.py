@@ -74,16 +74,6 @@ def test_padding_in_bf16_is_finite_and_close(choice: Choice) -> None:
     assert (state.hidden - exact).abs().max() < 0.1
 
 
-def test_a_mask_stays_finite_in_a_narrower_dtype() -> None:
-    mask = torch.tensor([0.0, torch.finfo(torch.float32).min])
-    assert mask.bfloat16().isinf().tolist() == [False, True], "what this is about"
-    narrow = shared_prompt._of_dtype(mask, torch.bfloat16)
-    assert narrow is not None
-    assert narrow.tolist() == [0.0, torch.finfo(torch.bfloat16).min]
-    assert shared_prompt._of_dtype(mask, torch.float32) is mask
-    assert shared_prompt._of_dtype(None, torch.bfloat16) is None
-
-
 @pytest.mark.parametrize(("kind", "dtype"), [("llama", torch.float32), ("gpt2", torch.float64)])
 def test_the_mask_has_the_dtype_that_the_kernel_sees(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,6 @@ from dropout_grpo.rl.objective import Totals, surrogate
 from helpers.engine import (
     ALL_PHASES,
     QUESTIONS,
-    TOLERANCE,
     both_caches,
     differences,
     gradients,
@@ -27,12 +26,6 @@ TOKENS = torch.arange(12 * 5).view(12, 5) * 7 % 40  # answers of 5 tokens
 USED = torch.arange(5) < (torch.arange(12) % 5 + 1)[:, None]  # of 1 to 5 of them
 ADVANTAGES = torch.linspace(-1, 1, 12, dtype=torch.float64)
 ROLLOUT = {"temperature": 1.5, "max_completion_length": 6}
-
-every_exploration = pytest.mark.parametrize(
-    "exploration",
-    [NoExploration(), HELD, EVERYWHERE, READING],
-    ids=["none", "held", "everywhere", "reading"],
-)
 
 
 def logprobs_of(model: LatentModel, batch: Prompts, seeds: Tensor, tokens: Tensor, exploration: Exploration) -> Tensor:
@@ -51,9 +44,8 @@ def alone(row: int) -> tuple[Prompts, Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("kind", "copy_prompts", "exploration"),
-    [("gpt2", copied, each) for copied in (False, True) for each in (NoExploration(), HELD, EVERYWHERE, READING)]
-    + [(kind, False, READING) for kind in ("llama", "qwen2", "qwen3")]
-    + [("gemma2", True, SharedDropout(0.3, ("values",), ALL_PHASES))],
+    [("gpt2", False, each) for each in (NoExploration(), HELD, EVERYWHERE, READING)]
+    + [("gpt2", True, HELD), ("qwen3", False, READING), ("gemma2", True, SharedDropout(0.3, "values", ALL_PHASES))],
 )
 def test_a_row_of_a_group_is_the_row_alone(kind: str, copy_prompts: bool, exploration: Exploration) -> None:
     """Values, and gradients: those of the batch are the sum of those of its rows."""
@@ -64,8 +56,10 @@ def test_a_row_of_a_group_is_the_row_alone(kind: str, copy_prompts: bool, explor
     assert differences(gradients(model, together), gradients(model, rows)) < 1e-10
 
 
-@pytest.mark.parametrize(("kind", "copy_prompts"), [("gpt2", True), ("qwen3", False)])
-@every_exploration
+@pytest.mark.parametrize(
+    ("kind", "copy_prompts", "exploration"),
+    [("gpt2", True, NoExploration()), ("gpt2", True, HELD), ("qwen3", False, EVERYWHERE), ("qwen3", False, READING)],
+)
 def test_a_sampled_answer_is_the_same_in_any_company(kind: str, copy_prompts: bool, exploration: Exploration) -> None:
     """Alone, in another order of questions and of rollouts, twice in a group: the same tokens from the same seed."""
     model = latent_model(kind, copy_prompts=copy_prompts)
@@ -84,20 +78,6 @@ def test_a_sampled_answer_is_the_same_in_any_company(kind: str, copy_prompts: bo
     assert sampled(prompts(), SEEDS + 1) != together
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("gpt2", torch.float64), ("qwen3", torch.float64), ("llama", torch.float32)]
-)
-def test_more_padding_changes_nothing(kind: str, dtype: torch.dtype) -> None:
-    model = latent_model(kind, dtype)
-    batch = prompts()
-    wide = Prompts(*(torch.nn.functional.pad(t, (9, 0)) for t in (batch.input_ids, batch.attention_mask)))
-    for exploration in (HELD, EVERYWHERE):
-        narrow = logprobs_of(model, batch, SEEDS, TOKENS, exploration)
-        padded = logprobs_of(model, wide, SEEDS, TOKENS, exploration)
-        torch.testing.assert_close(padded, narrow, rtol=0, atol=TOLERANCE[dtype])
-        assert padded.isfinite().all()
-
-
 def loss_gradients(model: LatentModel, chunks: list[list[int]], exploration: Exploration) -> dict[str, Tensor]:
     """Of the whole objective, summed up over micro-batches of groups as the trainer does."""
     batch = Totals(rollouts=12, tokens=int(USED.sum()), max_completion_length=5)
@@ -114,9 +94,7 @@ def loss_gradients(model: LatentModel, chunks: list[list[int]], exploration: Exp
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    ("kind", "exploration"), [("gpt2", NoExploration()), ("gpt2", EVERYWHERE), ("qwen3", HELD), ("qwen3", READING)]
-)
+@pytest.mark.parametrize(("kind", "exploration"), [("gpt2", NoExploration()), ("gpt2", EVERYWHERE), ("qwen3", READING)])
 def test_micro_batches_add_up_to_the_batch(kind: str, exploration: Exploration) -> None:
     model = latent_model(kind)
     whole = loss_gradients(model, [[0, 1, 2]], exploration)
@@ -144,19 +122,6 @@ def test_repeat_then_select_is_having_read_those_rows(kind: str) -> None:
         assert differences(gradients(model, actual), by_name) < 1e-10
     other = model.score(state, TOKENS[subset], noise=noise.select(subset + 1))
     assert (other - expected).abs().max() > 1e-2, "the noise of other rows"
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
-def test_repeating_early_or_late_is_the_same(kind: str) -> None:
-    """Without noise the rollouts of a group have the same thoughts, so it does not matter when they are split."""
-    model = latent_model(kind)
-    state = read(model)
-    early = model.score(model.think(state.repeat(4), 3), TOKENS)
-    for before in (1, 2, 3):
-        late = model.think(model.think(state, before).repeat(4), 3 - before)
-        torch.testing.assert_close(model.score(late, TOKENS), early, rtol=0, atol=1e-10)
-    in_two = model.score(model.think(state.repeat(2).repeat(2), 3), TOKENS)
-    torch.testing.assert_close(in_two, early, rtol=0, atol=1e-10)
 
 
 @both_caches

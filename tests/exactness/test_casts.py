@@ -17,7 +17,7 @@ from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.casts import autocast, frozen_weights_cast, keeping_casts
 from dropout_grpo.latent.rollout import replay, roll_out, think_in_groups
 from dropout_grpo.latent.shared_prompt import ComputedCache, cache_tensors
-from helpers.engine import ANSWERS, SEEDS, gradients, latent_model, prompts
+from helpers.engine import ANSWERS, SEEDS, latent_model, prompts
 from helpers.fake_cuda import fake_cuda
 from helpers.grpo_run import CONFIG, trainer
 from helpers.tiny_latent import tiny_latent
@@ -83,18 +83,13 @@ def test_once_in_a_block_with_equal_bits(kind: str, how: str, tmp_path: Path, mo
     assert min(counts[1].values()) >= 4
 
 
-@pytest.mark.parametrize("what", ["reference", "part"])
-def test_a_run_has_equal_bits(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_a_reference_has_equal_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
     for name in ("kept", "anew"):
         if name == "anew":
             monkeypatch.setattr("dropout_grpo.latent.casts.keeping_casts", nullcontext)
         model = tiny_latent("qwen2")
-        if what == "part":
-            for weight, parameter in model.named_parameters():
-                parameter.requires_grad_(weight.endswith("v_proj.weight"))
-        config = replace(CONFIG, max_steps=2, beta=0.1 if what == "reference" else 0.0)
-        trainer(tmp_path / name, config, model=model, bf16=True).train()
+        trainer(tmp_path / name, replace(CONFIG, max_steps=2, beta=0.1), model=model, bf16=True).train()
         trained.append(dict(model.named_parameters()))
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
@@ -163,20 +158,7 @@ def test_recorded_work_casts_the_current_weights() -> None:
     assert (after[:, 0] - entropies(twin)[:, 0]).abs().max() < 2e-2 < (after[:, 0] - before[:, 0]).abs().max()
 
 
-def test_gradients_of_trained_weights_keep_their_bits() -> None:
-    """Where nothing is frozen, nothing changes."""
-    actual = []
-    for block in (keeping_casts, nullcontext):
-        model = latent_model("qwen3", torch.float32)
-        with torch.autocast("cpu", torch.bfloat16), block():
-            logprobs = replay(model, prompts(), SEEDS, torch.tensor(ANSWERS), MASKS, temperature=1.0)
-        actual.append(gradients(model, logprobs))
-    assert all(torch.equal(actual[0][name], actual[1][name]) for name in actual[0])
-
-
-@pytest.mark.parametrize(
-    ("kind", "copy_prompts"), [("gpt2", False), ("llama", False), ("qwen2", True), ("mistral", True)]
-)
+@pytest.mark.parametrize(("kind", "copy_prompts"), [("gpt2", False), ("llama", False), ("mistral", True)])
 def test_the_cache_holds_what_the_attention_computes_with(
     kind: str, copy_prompts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,13 +24,6 @@ def test_a_family_is_compared_with_its_own_forward_pass(kind: str) -> None:
     assert actual["lacks"] == (["mlp_hidden"] if kind == "mixtral" else [])
 
 
-def test_an_engine_that_forgets_the_prompt_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dropout_grpo.latent.recurrence.agrees", lambda actual, expected: True)
-    actual = families.examine("nemotron")
-    assert actual["shares_prompt"]
-    assert min(actual["alone"], actual["padded"], actual["masked"]) > 0.1
-
-
 def test_refusals_and_families_that_are_not_built_say_why() -> None:
     assert families.examine("mamba")["status"] == "refused"
     assert "decoder layers" in families.examine("mamba")["why"]

@@ -3,20 +3,16 @@
 Any token can be made the end of text: the one that ends a batch's answers at the most different places is.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
-from dropout_grpo.exploration.held_noise import HeldNoise
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.decoding import Generation, Sampling
+from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.rollout import roll_out
-from dropout_grpo.latent.state import LatentState
 from helpers import splitmix
 from helpers.engine import (
     ALL_PHASES,
@@ -126,22 +122,3 @@ def test_sampled_answers_are_the_oracles(kind: str, exploration: SharedDropout, 
             after = (generation.mask[i, n:], generation.logprobs[i, n:], generation.entropy[i, n:])
             assert not any(part.any() for part in after)
             assert (generation.token_ids[i, n:] == PAD_ID).all()
-
-
-def first_rows(select: Callable[[object, Tensor], object]) -> Callable[[object, Tensor], object]:
-    """A ``select`` that keeps as many rows as asked for, but always the first."""
-    return lambda self, rows: select(self, torch.arange(len(rows)))
-
-
-@pytest.mark.parametrize("part", [LatentState, Sampling, HeldNoise])
-def test_the_comparison_notices_the_wrong_rows(part: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = latent_model("gpt2", copy_prompts=True)
-    with_eos(model, divisive_token(model, HELD, 1.5))
-
-    def sampled() -> list[list[int]]:
-        options = {"temperature": 1.5, "max_completion_length": LENGTH}
-        return answers_of(roll_out(model, prompts(), SEEDS, HELD, **options))
-
-    right = sampled()
-    monkeypatch.setattr(part, "select", first_rows(part.select))
-    assert sampled() != right

@@ -13,7 +13,6 @@ from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.attention_choice import CHOICES, Choice, fixed_attention
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out
-from dropout_grpo.latent.shared_prompt import attention_choices
 from dropout_grpo.latent.tokens import pad_left
 from helpers.engine import (
     ALL_PHASES,
@@ -155,7 +154,3 @@ def test_either_attention_reads_padded_prompts(choice: Choice, kind: str) -> Non
         assert state.prefix is not None
         assert all(tensor.isfinite().all() for tensor in (*state.prefix.keys, *state.prefix.values))
         assert (state.hidden.cpu() - expected.hidden).abs().max() < tolerance
-
-
-def test_an_attention_is_chosen_here_too() -> None:
-    assert set(attention_choices()["cuda"].values()) <= set(CHOICES)

@@ -1,6 +1,6 @@
 """CUDA graphs of thinking and answering, compared with running step by step. Run with ``pytest -m gpu``.
 
-What of this can be seen on a CPU is in test_fixed_shape.py and test_graphs.py.
+What of this can be seen on a CPU is in test_graphs.py.
 """
 
 import pytest
@@ -14,8 +14,7 @@ from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation
 from dropout_grpo.latent.graphs import step_by_step
 from dropout_grpo.latent.rollout import Prompts, roll_out
-from helpers.engine import QUESTIONS, difference, latent_model, prompts
-from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS
+from helpers.engine import EXPLORATIONS, HELD, OTHERS, QUESTIONS, difference, latent_model, prompts
 from helpers.tiny import KINDS
 from helpers.tiny_latent import tiny_latent, tiny_problems
 

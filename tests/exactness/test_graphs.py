@@ -1,25 +1,31 @@
 """Recorded and replayed work equals running it, on a CPU with a stand-in for CUDA graphs that replays the operations.
 
-With CUDA itself: test_gpu_graphs.py.
+A shape is recorded when it occurs for the second time. With CUDA itself: test_gpu_graphs.py; what a recording must
+not do: test_pretended.py.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from dropout_grpo.exploration import Exploration, NoExploration
-from dropout_grpo.latent import LatentModel, fixed_shape, graphs as graphs_module
+from dropout_grpo.latent import LatentModel, graphs as graphs_module
 from dropout_grpo.latent.casts import autocast
-from dropout_grpo.latent.decoding import Generation
-from dropout_grpo.latent.rollout import roll_out
+from dropout_grpo.latent.decoding import AverageOverMasks, DecodingStrategy, Generation, Greedy, Sampling
+from dropout_grpo.latent.fixed_shape import BLOCK, PROMPT_BUCKET
+from dropout_grpo.latent.rollout import roll_out, think_in_groups
+from dropout_grpo.latent.shared_prompt import cache_tensors
 from dropout_grpo.training.memory import MicroBatches
-from helpers.engine import QUESTIONS, difference, latent_model, prompts
+from helpers.engine import EXPLORATIONS, HELD, OTHERS, QUESTIONS, difference, latent_model, prompts
 from helpers.fake_cuda import Recorder, fake_cuda, patched_cuda
-from helpers.fixed_shape import EXPLORATIONS, HELD, OTHERS, fixed_shapes
+from helpers.tiny_lora import tiny_lora
 
 SEEDS = torch.arange(12).view(3, 4) - 5
 LENGTH = 6
@@ -32,10 +38,12 @@ def rollouts(
     exploration: Exploration = HELD,
     *,
     temperature: float = 1.5,
+    top_p: float = 1.0,
     bf16: bool = False,
 ) -> Generation:
+    options = {"temperature": temperature, "top_p": top_p, "max_completion_length": LENGTH}
     with torch.no_grad(), autocast(model.device, bf16):
-        return roll_out(model, prompts(rows), seeds, exploration, temperature=temperature, max_completion_length=LENGTH)
+        return roll_out(model, prompts(rows), seeds, exploration, **options)
 
 
 def same(a: Generation, b: Generation, tolerance: float = 1e-10) -> bool:
@@ -48,10 +56,14 @@ def same(a: Generation, b: Generation, tolerance: float = 1e-10) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "temperature"), [("gpt2", name, 1.5) for name in EXPLORATIONS] + [("qwen3", "every_site", 0.0)]
+    ("kind", "name", "temperature", "thought"),
+    [("gpt2", name, 1.5, "hidden_state") for name in EXPLORATIONS]
+    + [("qwen3", "every_site", 0.0, "pause"), ("llama", "held", 1.5, "projection")],
 )
-def test_replayed_is_run(kind: str, name: str, temperature: float) -> None:
-    model, exploration = latent_model(kind), EXPLORATIONS[name]
+def test_replayed_is_run(kind: str, name: str, temperature: float, thought: str) -> None:
+    """Other batches on the same buffers get their own results, and the first one its old results again."""
+    model, exploration = latent_model(kind, thought=thought), EXPLORATIONS[name]
+    model.tokens = replace(model.tokens, eos=4)  # some answers end in the first block, some later or never
     batches = [(QUESTIONS, SEEDS), (OTHERS, SEEDS + 100), (QUESTIONS, SEEDS - 100)]
     expected = [rollouts(model, *batch, exploration, temperature=temperature) for batch in batches]
     assert not same(expected[0], expected[1])
@@ -72,7 +84,7 @@ def test_what_comes_after_all_rows_have_ended_is_not_replayed() -> None:
     with fake_cuda() as graphs:
         for _ in range(3):
             assert same(rollouts(model, *alone, temperature=0.0), expected)
-    assert expected.token_ids.shape[1] <= fixed_shape.BLOCK
+    assert expected.token_ids.shape[1] <= BLOCK
     assert [graph.replays for graph in graphs] == [2, 2, 0]
 
 
@@ -235,9 +247,109 @@ def test_a_failed_recording_leaves_no_casts_behind() -> None:
 def test_buffers_of_inference_mode_are_used_only_in_it() -> None:
     model = latent_model("gpt2")
     expected = rollouts(model, QUESTIONS, SEEDS)
-    with fixed_shapes() as done:
+    with fake_cuda() as graphs:
         for inference in (True, True, True, False, False, False, True):
             with torch.inference_mode(inference):
                 assert same(rollouts(model, QUESTIONS, SEEDS), expected)
         assert len(graphs_module._RECORDINGS[model]) == 4
-    assert len(done) == 2 * 5
+    assert [graph.replays for graph in graphs] == [3] * 3 + [2] * 3
+
+
+def test_every_nucleus_is_met_anew() -> None:
+    model = latent_model("gpt2")
+    expected = {top_p: rollouts(model, QUESTIONS, SEEDS, top_p=top_p) for top_p in (1.0, 0.5)}
+    assert not torch.equal(expected[1.0].token_ids, expected[0.5].token_ids)
+    with fake_cuda():
+        for _ in range(3):
+            for top_p, answers in expected.items():
+                assert same(rollouts(model, QUESTIONS, SEEDS, top_p=top_p), answers)
+
+
+def test_what_is_returned_is_not_overwritten_and_goes_on() -> None:
+    """A thought state feeds several answers, and a replay's score: each batch's is its own."""
+    model = latent_model("llama")
+    answers = torch.tensor([[15, 7, 3]] * 12)
+
+    @torch.no_grad()
+    def thought(rows: list[list[int]]) -> Any:
+        return think_in_groups(model, prompts(rows), SEEDS, HELD)
+
+    @torch.no_grad()
+    def seen(state: Any, noise: Any) -> list[Tensor]:
+        some = torch.arange(4, 12)
+        scores = model.score(state, answers, noise=noise)
+        of_some = model.score(state.select(some), answers[4:], noise=noise.select(some))
+        return [*(t for pair in cache_tensors(state.cache) for t in pair), of_some, scores]
+
+    expected = seen(*thought(QUESTIONS))
+    with fake_cuda() as graphs:
+        thought(QUESTIONS)
+        first, other = thought(QUESTIONS), thought(OTHERS)
+        assert [graph.replays for graph in graphs] == [2]
+        assert max(difference(a, b) for a, b in zip(seen(*first), expected, strict=True)) < 1e-10
+        assert difference(seen(*other)[-1], expected[-1]) > 1e-2
+
+
+@torch.no_grad()
+def uses_graphs(model: LatentModel, *, steps: int = 2, strategy: DecodingStrategy | None = None) -> bool:
+    batch = prompts()
+    state = model.read(batch.input_ids, batch.attention_mask)
+    return graphs_module.recordings_for(model, state, steps, strategy) is not None
+
+
+def test_which_work_is_recorded(tmp_path: Path) -> None:
+    class Other(Sampling):
+        """Draws in its own way."""
+
+    model, batch = latent_model("gpt2"), prompts()
+    assert not uses_graphs(model), "on a CPU steps are taken one by one"
+    with fake_cuda():
+        assert all(uses_graphs(latent_model(kind)) for kind in ("gpt2", "qwen2", "gpt_neox", "opt"))
+        assert not any(uses_graphs(latent_model(kind)) for kind in ("gemma2", "qwen2_window"))
+        assert not uses_graphs(latent_model("llama", copy_prompts=True))
+        assert not uses_graphs(tiny_lora(tmp_path)), "a graph would not see that the adapter is off"
+        for strategy in (Greedy(), Sampling(SEEDS.flatten(), 1.0), AverageOverMasks(4)):
+            assert uses_graphs(model, strategy=strategy)
+        assert not uses_graphs(model, strategy=AverageOverMasks(2, torch.zeros(3, 2))), "it has begun"
+        assert not uses_graphs(model, strategy=Other(SEEDS.flatten(), 1.0))
+        assert uses_graphs(model, steps=graphs_module.MOST_STEPS)
+        assert not uses_graphs(model, steps=graphs_module.MOST_STEPS + 1)
+        assert not uses_graphs(model, steps=0)
+        dynamic = latent_model("llama")
+        dynamic.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
+        assert not uses_graphs(dynamic)
+        state = model.read(batch.input_ids, batch.attention_mask)  # with gradient
+        assert graphs_module.recordings_for(model, state, 2, None) is None
+
+
+@pytest.mark.parametrize("change", ["weights", "precision", "eos", "rows", "length"])
+def test_another_shape_is_met_anew(change: str) -> None:
+    model = latent_model("gpt2", torch.float32)
+    with fake_cuda() as graphs:
+        for _ in range(2):
+            rollouts(model, QUESTIONS, SEEDS)
+        rows, seeds = QUESTIONS, SEEDS
+        if change == "weights":  # at another place: a graph would go on reading the old one
+            weight = model.model.get_decoder().ln_f.weight
+            weight.data = weight.data.clone()
+        elif change == "eos":
+            model.tokens = replace(model.tokens, eos=5)
+        elif change == "rows":
+            seeds = SEEDS[:, :3]
+        elif change == "length":
+            rows = [[7] * PROMPT_BUCKET + [28], *QUESTIONS[1:]]
+        rollouts(model, rows, seeds, bf16=change == "precision")
+        thoughts, *answers = (graph.replays for graph in graphs)
+        assert (thoughts, answers) == (2 if change == "eos" else 1, [1, 1])
+
+
+def test_few_shapes_are_kept_and_none_of_a_model_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs_module, "MOST_SHAPES", 3)
+    with fake_cuda():
+        model = latent_model("gpt2")
+        for k in (1, 2, 3, 4):
+            rollouts(model, QUESTIONS, SEEDS[:, :k])
+        assert [len(recordings._shapes) for recordings in graphs_module._RECORDINGS.values()] == [3]
+        del model
+        gc.collect()
+        assert len(graphs_module._RECORDINGS) == 0

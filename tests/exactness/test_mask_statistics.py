@@ -41,11 +41,6 @@ def joint(dropped: Tensor, p: float) -> float:
     return float(chisquare(counts.numpy(), expected.numpy()).pvalue)
 
 
-def rate(dropped: Tensor, p: float) -> float:
-    """p-value of the share of ones being ``p``."""
-    return joint(dropped.reshape(-1, 1), p)
-
-
 def of_features(seeds: Tensor, p: float, m: int) -> Tensor:
     return bernoulli(seeds, stream("layers.0.mlp", m), p)
 
@@ -68,16 +63,8 @@ every_direction = pytest.mark.parametrize("draw", [of_features, of_sites, of_see
 
 
 @every_kind_of_seed
-@pytest.mark.parametrize("p", [0.02, 0.1, 0.25, 0.5, 0.9])
-def test_the_share_of_zeros_is_p(seeds: Tensor, p: float) -> None:
-    dropped = of_features(seeds, p, 64)
-    assert rate(dropped, p) > UNLIKELY
-    assert rate(dropped, p + 0.005) < UNLIKELY
-
-
-@every_kind_of_seed
 @every_direction
-@pytest.mark.parametrize(("p", "m"), [(0.5, 8), (0.2, 3)])
+@pytest.mark.parametrize(("p", "m"), [(0.5, 8), (0.1, 3)])
 def test_features_sites_seeds_and_steps_are_independent(seeds: Tensor, draw: object, p: float, m: int) -> None:
     dropped = draw(seeds, p, m)  # type: ignore[operator]
     assert joint(dropped, p) > UNLIKELY

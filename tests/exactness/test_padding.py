@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from dropout_grpo.exploration import Exploration, NoExploration, SharedDropout
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.attention_choice import CHOICES, Choice, fixed_attention, without_cudnn
+from dropout_grpo.latent.attention_choice import Choice, fixed_attention, without_cudnn
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import replay
 from dropout_grpo.latent.tokens import add_latent_tokens
@@ -25,7 +25,7 @@ from helpers.families import WORDS, tiny
 from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS
 
 IN_PROMPT = SharedDropout(0.25, ("residual",), ("prompt", "latent"))
-FAMILIES = ("biogpt", "bloom", "codegen", "cohere2", "falcon", "gpt_neo", "gpt_oss", "gptj", "minimax_m2", "mpt")
+FAMILIES = ("bloom", "codegen", "falcon", "gpt_oss", "mpt")
 """They keep their own attention, and build on the masks that transformers makes."""
 
 
@@ -57,14 +57,14 @@ def watched(model: LatentModel, exploration: Exploration = IN_PROMPT) -> Watched
     return seen
 
 
-@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize(
-    ("kind", "copy_prompts"),
-    [(kind, False) for kind in (*KINDS, *EXTRA_KINDS, *VARIANTS)] + [("gpt2", True), ("llama", True)],
+    ("kind", "choice", "copy_prompts"),
+    [(kind, "products", False) for kind in (*KINDS, *EXTRA_KINDS, *VARIANTS)]
+    + [("gpt2", "sdpa", False), ("llama", "sdpa", False), ("llama", "sdpa", True)],
 )
 def test_no_row_is_empty(kind: str, choice: Choice, copy_prompts: bool) -> None:
     model = latent_model(kind, torch.float32, copy_prompts=copy_prompts)
-    for exploration, bf16 in ((NoExploration(), False), (IN_PROMPT, False), (IN_PROMPT, True)):
+    for exploration, bf16 in ((NoExploration(), False), (IN_PROMPT, True)):
         with fixed_attention(choice), autocast(model.device, bf16):
             seen = watched(model, exploration)
         assert seen.rows > 0

@@ -34,15 +34,14 @@ from helpers.engine import (
     prompts,
     reference_noises,
 )
-from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS, WINDOWED_KINDS
+from helpers.tiny import EXTRA_KINDS, KINDS, VARIANTS
 
 MASKS = SharedDropout(0.25, ALL_SITES, ("latent", "answer"))
-EVERYWHERE = SharedDropout(0.25, ALL_SITES, ALL_PHASES)
-READING = SharedDropout(0.25, READING_SITES, ("latent",))
-READING_EVERYWHERE = SharedDropout(0.25, (*ALL_SITES, *READING_SITES), ALL_PHASES)
+EVERYWHERE = SharedDropout(0.25, (*ALL_SITES, *READING_SITES), ALL_PHASES)
+SPECIAL_SITES = {"opt_350m": ALL_SITES, **dict.fromkeys(KEEPS_ITS_ATTENTION, (*ALL_SITES, "values"))}
+"""Of kinds whose attention weights cannot be multiplied, or whose values the reference has no width for."""
 
-
-# Sliding windows and caps of scores need the model's own attention: such groups always copy their prompt.
+# Groups of the kinds that keep their attention always copy their prompt.
 KINDS_AND_CACHES = [
     (kind, copy)
     for kind in (*KINDS, *EXTRA_KINDS, *VARIANTS)
@@ -61,29 +60,34 @@ def worst(engine: Rows, oracle: Rows) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "copy_prompts", "dtype", "latent_steps"),
-    [(*case, torch.float64, 6) for case in KINDS_AND_CACHES]
+    [(*case, torch.float64, 4) for case in KINDS_AND_CACHES]
     + [(*case, torch.float32, 6) for case in TWO]
     + [("gpt2", False, torch.float64, steps) for steps in (0, 1)],
 )
 def test_groups_of_padded_rollouts_equal_lone_unpadded_rows(
     kind: str, copy_prompts: bool, dtype: torch.dtype, latent_steps: int
 ) -> None:
+    """Masks on all sites, of thoughts and answers."""
+    masks = SharedDropout(0.25, SPECIAL_SITES.get(kind, EVERYWHERE.sites), ("latent", "answer"))
     model = latent_model(kind, dtype, latent_steps=latent_steps, copy_prompts=copy_prompts)
     assert model.shares_prefix is not copy_prompts
     plain, exact = oracle_model(kind, dtype), oracle_model(kind, torch.float64)
-    noises = reference_noises(MASKS, thought_width=12 if kind == "opt_350m" else 16)
-    oracle, truth = (oracle_rows(m, latent_steps, noises, temperature=0.7) for m in (plain, exact))
-    engine = engine_rows(model, MASKS, temperature=0.7)
+    noises = reference_noises(masks, thought_width=12 if kind == "opt_350m" else 16)
+    oracle = oracle_rows(plain, latent_steps, noises, temperature=0.7)
+    truth = oracle if dtype == torch.float64 else oracle_rows(exact, latent_steps, noises, temperature=0.7)
+    engine = engine_rows(model, masks, temperature=0.7)
     assert len(engine[0]) == latent_steps + 1
     # Six latent steps amplify rounding: in float32 the oracle itself is up to 1e-5 off, by how much depends on the CPU.
     assert worst(engine, oracle) < max(TOLERANCE[dtype], 10 * worst(oracle, truth))
     expected = gradients(plain, oracle[1])
-    rounding = differences(expected, gradients(exact, truth[1]))
+    rounding = 0.0 if dtype == torch.float64 else differences(expected, gradients(exact, truth[1]))
     assert differences(gradients(model.model, engine[1]), expected) < max(GRADIENT_TOLERANCE[dtype], 10 * rounding)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("exploration", [NoExploration(), MASKS, EVERYWHERE], ids=["none", "held", "everywhere"])
+@pytest.mark.parametrize(
+    ("kind", "exploration"),
+    [("gpt2", NoExploration()), ("gpt2", MASKS), ("llama", MASKS), ("gpt2", EVERYWHERE), ("qwen3", EVERYWHERE)],
+)
 def test_replay_is_the_same_pass(kind: str, exploration: SharedDropout) -> None:
     """What the trainer calls, without and with masks, and with masks in the prompt, where nothing is shared."""
     model, plain = latent_model(kind), oracle_model(kind)
@@ -92,25 +96,6 @@ def test_replay_is_the_same_pass(kind: str, exploration: SharedDropout) -> None:
     _, expected = oracle_rows(plain, 2, *noises, temperature=1.3)
     assert difference(logprobs.detach(), expected.detach()) < 1e-10
     assert differences(gradients(model.model, logprobs), gradients(plain, expected)) < 1e-10
-
-
-@pytest.mark.parametrize(
-    ("kind", "copy_prompts", "dtype", "exploration"),
-    [(*case, torch.float64, READING_EVERYWHERE) for case in KINDS_AND_CACHES if case[0] != "opt_350m"]
-    + [(*case, torch.float32, READING) for case in TWO],
-)
-def test_masks_of_what_is_read_equal_the_oracle(
-    kind: str, copy_prompts: bool, dtype: torch.dtype, exploration: SharedDropout
-) -> None:
-    """Values and attention weights of the unmasked prompt, shared or copied, or read under the masks itself."""
-    if kind in KEEPS_ITS_ATTENTION:
-        exploration = SharedDropout(0.25, ("values", "heads"), exploration.phases)
-    model, plain = latent_model(kind, dtype, latent_steps=3, copy_prompts=copy_prompts), oracle_model(kind, dtype)
-    oracle = oracle_rows(plain, 3, reference_noises(exploration))
-    engine = engine_rows(model, exploration)
-    assert worst(engine, oracle) < TOLERANCE[dtype]
-    assert differences(gradients(model.model, engine[1]), gradients(plain, oracle[1])) < GRADIENT_TOLERANCE[dtype]
-    assert worst(engine, oracle_rows(plain, 3)) > 1e-2
 
 
 @pytest.mark.parametrize(("kind", "copy_prompts"), TWO)
@@ -160,8 +145,7 @@ def test_a_projection_is_applied_to_every_hidden_state(kind: str, copy_prompts: 
     assert min(expected[name].abs().max() for name in expected if name.startswith("prj_")) > 1e-3
 
 
-@pytest.mark.parametrize("kind", WINDOWED_KINDS)
-@pytest.mark.parametrize("window", [3, 5, 10])
+@pytest.mark.parametrize(("kind", "window"), [("gemma2", 3), ("gemma3_text", 5), ("gemma2", 10)])
 def test_a_sliding_window_forgets_the_same_positions(kind: str, window: int) -> None:
     """Their first layer sees a window only, and its cache drops what is outside of it.
 
@@ -176,6 +160,24 @@ def test_a_sliding_window_forgets_the_same_positions(kind: str, window: int) -> 
     assert differences(gradients(model.model, engine[1]), gradients(plain, oracle[1])) < 1e-10
     wide = oracle_rows(oracle_model(kind), 4, reference_noises(MASKS))
     assert worst(engine, wide) > 1e-2, "the window did not matter"
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2_window"])
+def test_the_variants_windows_matter(kind: str) -> None:
+    plain = oracle_model(kind)
+    narrow = oracle_rows(plain, 4)[1]
+    assert plain.config.sliding_window == 5
+    plain.config.sliding_window = 64
+    wide = oracle_rows(plain, 4)[1]
+    assert difference(wide.detach(), narrow.detach()) > 1e-2
+
+
+def test_gemma_scales_its_tokens_before_inputs_embeds() -> None:
+    """The installed transformers scales in the embedding module; were it in the model, thoughts would be scaled too."""
+    plain, ids = oracle_model("gemma2"), torch.tensor([[5, 9, 28]])
+    embedding = plain.get_input_embeddings()
+    torch.testing.assert_close(embedding(ids), 4.0 * embedding.weight[ids])
+    torch.testing.assert_close(plain(inputs_embeds=embedding(ids)).logits, plain(ids).logits)
 
 
 def padding_counts(model: LatentModel, patch: pytest.MonkeyPatch) -> None:
@@ -199,34 +201,26 @@ def one_seed_is_another(model: LatentModel, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "noise", lambda exploration, seeds: noise(exploration, seeds + other))
 
 
-def rows_of_a_group_are_swapped(model: LatentModel, patch: pytest.MonkeyPatch) -> None:
-    noise = model.noise
-    swapped = torch.tensor([1, 0, 2, 3, 4, 5])
-    patch.setattr(model, "noise", lambda exploration, seeds: noise(exploration, seeds[swapped]))
-
-
 def one_thought_too_many(model: LatentModel, patch: pytest.MonkeyPatch) -> None:
     score = model.score
     patch.setattr(model, "score", lambda state, ids, **kwargs: score(model.think(state, 1), ids, **kwargs))
 
 
 Break = Callable[[LatentModel, pytest.MonkeyPatch], None]
-BREAKS = [padding_counts, positions_are_shifted, one_seed_is_another, rows_of_a_group_are_swapped]
+BREAKS = [padding_counts, positions_are_shifted, one_seed_is_another, one_thought_too_many]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
-@pytest.mark.parametrize("broken", [*BREAKS, one_thought_too_many])
-def test_the_comparison_notices(kind: str, broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", BREAKS)
+def test_the_comparison_notices(broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these flaws moves values by at least a thousand times the coarser tolerance."""
-    model = latent_model(kind)
+    model = latent_model("qwen3")
     broken(model, monkeypatch)
-    oracle = oracle_rows(oracle_model(kind), 2, reference_noises(MASKS))
+    oracle = oracle_rows(oracle_model("qwen3"), 2, reference_noises(MASKS))
     assert worst(engine_rows(model, MASKS), oracle) > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
-def test_only_gradients_notice_a_detached_thought(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, plain = latent_model(kind), oracle_model(kind)
+def test_only_gradients_notice_a_detached_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = latent_model("qwen3"), oracle_model("qwen3")
     monkeypatch.setattr(model.thought, "forward", lambda hidden: hidden.detach())
     oracle = oracle_rows(plain, 2, reference_noises(MASKS))
     engine = engine_rows(model, MASKS)

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
@@ -29,8 +28,7 @@ from evidence.places import DOCS
 from evidence.rivals.gaussian_v import GaussianV
 from evidence.rivals.svp import SVP
 from helpers import families
-from helpers.engine import QUESTIONS, difference, latent_model
-from helpers.fixed_shape import EXPLORATIONS, HELD
+from helpers.engine import EXPLORATIONS, HELD, QUESTIONS, difference, latent_model
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
 from helpers.pretended import Pretended, place, pretended
 from helpers.tiny_latent import tiny_latent, tiny_problems
@@ -41,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("error:.*cannot be recorded")
 SEEDS = torch.arange(12).view(3, 4) - 5
 OTHERS = {"gaussian": Gaussian(), "gaussian_v": GaussianV(), "svp": SVP()}
 ALL = {**EXPLORATIONS, **OTHERS}
-CASES = [("gpt2", name) for name in ("none", "per_step", "every_site", *OTHERS)] + [("llama", "every_site")]
+CASES = [("gpt2", name) for name in ("per_step", *OTHERS)] + [("llama", "every_site")]
 
 
 def rollouts(
@@ -50,7 +48,7 @@ def rollouts(
     seeds = SEEDS[: len(questions)]
     with torch.no_grad():
         inputs = Prompts(*model.pad(questions))
-        return roll_out(model, inputs, seeds, exploration, temperature=1.5, max_completion_length=length)
+        return roll_out(model, inputs, seeds, exploration, temperature=1.5, top_p=0.9, max_completion_length=length)
 
 
 def held(tensor: Tensor) -> Tensor:
@@ -81,31 +79,6 @@ def test_rollouts_and_their_replay(kind: str, name: str) -> None:
         for parameter, weight in model.named_parameters():
             if parameter in gradients:
                 assert difference(held(weight.grad), gradients[parameter]) < 1e-4, parameter
-
-
-FAULTS: dict[str, Callable[[Tensor], object]] = {
-    "_local_scalar_dense": lambda like: like.sum().item(),
-    "copy to the host": lambda like: like.cpu(),
-    "copy to the device": lambda like: torch.tensor([0.0], device=like.device),
-    "index from the host": lambda like: like[torch.tensor([0])],
-    "index by a mask": lambda like: like[like == 0],
-    "tolist": lambda like: like.tolist(),
-    "tensors on both devices": lambda like: like + torch.zeros(1, 1, 1),
-}
-
-
-@pytest.mark.parametrize("fault", list(FAULTS))
-def test_faults_are_noticed(fault: str) -> None:
-    model = place(latent_model("llama", torch.float32))
-    decoder = model.model.get_decoder()
-
-    def wrong(module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
-        FAULTS[fault](inputs["inputs_embeds"])
-
-    decoder.register_forward_pre_hook(wrong, with_kwargs=True)
-    with pretended(), pytest.raises((RuntimeError, UserWarning), match=fault):  # noqa: PT012
-        for _ in range(2):
-            rollouts(model)
 
 
 RESULTS = json.loads((DOCS / "results" / "families.json").read_text(encoding="utf-8"))["families"]

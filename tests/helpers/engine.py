@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from dropout_grpo.exploration import Exploration, SharedDropout
+from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.rollout import Prompts
 from dropout_grpo.latent.tokens import END, LATENT, START, pad_left
@@ -56,8 +56,19 @@ ALL_SITES = ("residual", "mlp_hidden", "heads", "thought")
 READING_SITES = ("values", "attention_weights")
 """What a position reads from others is masked; of the kinds above only values."""
 POSITIONS = 64
-"""The dtype of all tiny models."""
+"""Of all tiny models."""
 ALL_PHASES = ("prompt", "latent", "answer")
+
+OTHERS = [[9, 2, 28], [31, 7, 7, 28], [6, 28]]
+"""Three questions in addition to ``QUESTIONS``; the longest of them is shorter."""
+HELD = SharedDropout(0.3, ALL_SITES, ("latent", "answer"))
+EXPLORATIONS = {
+    "none": NoExploration(),
+    "held": HELD,
+    "everywhere": SharedDropout(0.3, ALL_SITES, ALL_PHASES),
+    "per_step": PerStepDropout(0.3, (*ALL_SITES, *READING_SITES), ("latent", "answer")),
+    "every_site": SharedDropout(0.3, (*ALL_SITES, *READING_SITES), ("latent", "answer")),
+}
 
 
 def latent_model(

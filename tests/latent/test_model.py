@@ -9,7 +9,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent.graphs import recordings_for
 from dropout_grpo.latent.recurrence import switch_off_dropout
 from dropout_grpo.latent.shared_prompt import shares_prefix
-from helpers.fixed_shape import fixed_shapes
+from helpers.fake_cuda import fake_cuda
 from helpers.tiny import EXTRA_KINDS, KINDS, tiny_model
 from helpers.tiny_latent import tiny_latent
 
@@ -34,7 +34,7 @@ def test_without_the_private_attributes_models_copy_prompts_and_run_step_by_step
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, ids = tiny_latent(), torch.tensor([[5, 9, 28]])
-    with fixed_shapes(), torch.no_grad():
+    with fake_cuda(), torch.no_grad():
         state = model.read(ids, torch.ones_like(ids))
         assert recordings_for(model, state, 2, None) is not None
         for base in GPT2LMHeadModel.__mro__:
