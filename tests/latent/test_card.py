@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model
 
@@ -18,12 +17,12 @@ from helpers.tiny_latent import tiny_latent
 QUESTIONS = ["Ann has 3 ?", "Ann has 5 ? ? ?"]
 
 
-def transformers_answers(folder: Path, questions: list[str], **options: object) -> list[str]:
+def transformers_answers(folder: Path, questions: list[str], end: str = "\n", **options: object) -> list[str]:
     """Answers by transformers' own ``generate``, all questions in one left-padded batch."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    inputs = tokenizer([q + "\n" for q in questions], return_tensors="pt", padding=True)
+    inputs = tokenizer([q + end for q in questions], return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
     ids = model.generate(
         **inputs,
@@ -46,26 +45,10 @@ def test_generate_thinks_as_we_do(tmp_path: Path, kind: str, thought: str) -> No
     model = tiny_latent(kind, latent_steps=3, thought=thought)
     model.save_pretrained(tmp_path / "saved")
     assert transformers_answers(tmp_path / "saved", QUESTIONS) == model.answer(QUESTIONS, 6)
+    with_marker = transformers_answers(tmp_path / "saved", QUESTIONS, end="\n<|start-latent|>")
+    assert with_marker == model.answer(QUESTIONS, 6), "the marker is not added again"
     without = transformers_answers(tmp_path / "saved", QUESTIONS, latent_steps=0)
     assert without != model.answer(QUESTIONS, 6), "it does not think"
-
-
-def test_a_start_marker_in_the_prompt_is_not_added_again(tmp_path: Path) -> None:
-    model = tiny_latent(latent_steps=2)
-    model.save_pretrained(tmp_path / "saved")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    ids, mask = model.encode(QUESTIONS)  # with the marker
-    actual = plain.generate(
-        ids,
-        attention_mask=mask,
-        custom_generate=str(tmp_path / "saved"),
-        trust_remote_code=True,
-        max_new_tokens=6,
-        do_sample=False,
-        eos_token_id=model.tokens.eos,
-        pad_token_id=model.tokens.pad,
-    )
-    assert model.tokenizer.batch_decode(actual, skip_special_tokens=True) == model.answer(QUESTIONS, 6)
 
 
 def test_the_card_says_what_was_done(tmp_path: Path) -> None:
@@ -88,14 +71,6 @@ def test_the_card_says_what_was_done(tmp_path: Path) -> None:
     assert "| test.json | 200 | 25.0% | 19.5% to 31.4% |" in card.text
     assert "takes 2 latent steps (thought: hidden_state)" in card.text
     assert "$ dropout-grpo grpo --checkpoint runs/sft" in card.text
-
-
-def test_a_folder_with_a_card_loads_as_before(tmp_path: Path) -> None:
-    model = tiny_latent(latent_steps=2)
-    save_latent_model(model, tmp_path / "saved", CardFacts(base="gpt2"))
-    assert ModelCard.load(tmp_path / "saved" / "README.md").data.base_model == "gpt2"
-    again = LatentModel.from_pretrained(tmp_path / "saved")
-    assert torch.equal(again.model.get_input_embeddings().weight, model.model.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])

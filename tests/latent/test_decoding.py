@@ -8,7 +8,7 @@ from transformers import TopPLogitsWarper
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import stream, uniform
 from dropout_grpo.latent import LatentModel, decoding
-from dropout_grpo.latent.decoding import AverageOverMasks, Greedy, Sampling
+from dropout_grpo.latent.decoding import AverageOverMasks, Sampling
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
 from dropout_grpo.latent.state import LatentState
 from helpers.tiny_latent import tiny_latent
@@ -18,24 +18,7 @@ def logs(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).log()
 
 
-def test_greedy_is_the_most_probable_token() -> None:
-    assert Greedy().choose(logs([0.2, 0.5, 0.3], [0.9, 0.0, 0.1]), 0).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("u", "token"), [(0.0, 0), (0.19, 0), (0.21, 2), (0.69, 2), (0.71, 4), (1 - 2**-24, 4)]
-)  # the distribution function of [0.2, 0, 0.5, 0, 0.3, 0] jumps at 0.2, 0.7 and 1
-def test_sample_inverts_the_distribution_function(u: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "uniform", lambda seeds, streams: torch.full((len(seeds), 1), u))
-    row = [0.2, 0.0, 0.5, 0.0, 0.3, 0.0]
-    assert Sampling(torch.tensor([1]), 1.0).choose(logs(row), 0).tolist() == [token]
-    assert Sampling(torch.tensor([1]), 1.0).choose(logs(row).float(), 0).tolist() == [token]
-
-
-@pytest.mark.parametrize(
-    ("u", "dtype"),
-    [(0.0, torch.float32), (2.0**-24, torch.float32), (0.5, torch.float64), (1 - 2**-24, torch.float32)],
-)
+@pytest.mark.parametrize(("u", "dtype"), [(0.0, torch.float32), (0.5, torch.float64), (1 - 2**-24, torch.float32)])
 def test_a_token_of_probability_zero_is_never_chosen(
     u: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +71,7 @@ def test_sample_is_the_uniform_of_its_seed_and_position() -> None:
 
 @pytest.mark.parametrize(
     ("top_p", "nucleus"),
-    [(0.1, [2]), (0.49, [2]), (0.51, [2, 0]), (0.79, [2, 0]), (0.81, [2, 0, 3]), (1.0, [2, 0, 3, 1])],
+    [(0.49, [2]), (0.51, [2, 0]), (1.0, [2, 0, 3, 1])],
 )
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleus: list[int]) -> None:
     n, row = 4000, torch.tensor([0.3, 0.05, 0.5, 0.15], dtype=torch.float64)
@@ -98,9 +81,6 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleu
     expected[nucleus] = row[nucleus] / row[nucleus].sum()
     assert set(chosen.tolist()) == set(nucleus)
     torch.testing.assert_close(shares.double(), expected, atol=0.03, rtol=0)
-    seeds = torch.tensor([7, 3])
-    actual = Sampling(torch.arange(n), 1.0, top_p).select(seeds).choose(row.log().expand(2, -1), 0)
-    assert torch.equal(actual, chosen[seeds])
 
 
 def test_the_nucleus_is_that_of_transformers() -> None:
@@ -145,27 +125,6 @@ def test_average_over_masks_by_hand() -> None:
     assert average.choose(logs([1.0, 0.0, 0.0], [0.3, 0.4, 0.3]), 2).tolist() == [1, 1]
 
 
-def test_average_of_several_questions_keeps_them_apart() -> None:
-    average = AverageOverMasks(2)
-    rows = logs([0.6, 0.4, 0.0], [0.1, 0.8, 0.1], [0.7, 0.1, 0.2], [0.4, 0.5, 0.1])
-    assert average.choose(rows, 0).tolist() == [1, 1, 0, 0]
-    average = average.after(rows[torch.arange(4), torch.tensor([1, 1, 0, 0])])
-    left = average.select(torch.tensor([2, 3]))  # the first question has ended; weights 0.7 to 0.4
-    assert left.choose(logs([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), 1).tolist() == [1, 1]  # 0.38, 0.39, 0.33
-    assert AverageOverMasks(2).choose(logs([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), 0).tolist() == [0, 0]
-
-
-@torch.no_grad()
-def test_a_strategy_used_twice_gives_the_same_answers_twice() -> None:
-    model, exploration = tiny_latent(dtype=torch.float64, seed=17), SharedDropout(0.3, phases=("latent", "answer"))
-    prompts, seeds = Prompts(*model.encode(["Ann has 3", "Bob has 4 ? ?"])), torch.arange(8).view(2, 4)
-    state, noise = think_in_groups(model, prompts, seeds, exploration)
-    for strategy in (AverageOverMasks(4), Sampling(seeds.flatten(), 1.5), Greedy()):
-        first, second = (model.generate(state, 6, strategy=strategy, noise=noise) for _ in range(2))
-        assert torch.equal(first.token_ids, second.token_ids)
-        assert torch.equal(first.logprobs, second.logprobs)
-
-
 def average_answer(
     model: LatentModel, state: LatentState, noise: object, length: int, *, weighted: bool = True
 ) -> list[int]:
@@ -186,20 +145,16 @@ def average_answer(
 
 @torch.no_grad()
 def test_average_over_masks_is_greedy_under_the_enumerated_average_policy() -> None:
-    exploration = SharedDropout(0.5, phases=("latent", "answer"))
-    seen = {"weights matter": False, "masks disagree": False}
-    for seed in range(4):
-        model = tiny_latent(dtype=torch.float64, seed=seed, std=0.5)
-        prompts, seeds = Prompts(*model.encode(["Ann has 3"])), torch.tensor([[11, 12, 13]])
-        state, noise = think_in_groups(model, prompts, seeds, exploration)
-        generation = model.generate(state, 4, strategy=AverageOverMasks(3), noise=noise)
-        expected = average_answer(model, state, noise, 4)
-        for row in range(3):
-            assert generation.token_ids[row][generation.mask[row]].tolist() == expected
-        seen["weights matter"] |= average_answer(model, state, noise, 4, weighted=False) != expected
-        alone = model.generate(state, 4, noise=noise)
-        seen["masks disagree"] |= len({tuple(row) for row in alone.token_ids.tolist()}) > 1
-    assert all(seen.values()), f"the models do not tell right from wrong: {seen}"
+    model = tiny_latent(dtype=torch.float64, std=0.5)
+    prompts, seeds = Prompts(*model.encode(["Ann has 3"])), torch.tensor([[11, 12, 13]])
+    state, noise = think_in_groups(model, prompts, seeds, SharedDropout(0.5, phases=("latent", "answer")))
+    generation = model.generate(state, 4, strategy=AverageOverMasks(3), noise=noise)
+    expected = average_answer(model, state, noise, 4)
+    for row in range(3):
+        assert generation.token_ids[row][generation.mask[row]].tolist() == expected
+    assert average_answer(model, state, noise, 4, weighted=False) != expected, "the weights do not matter"
+    alone = model.generate(state, 4, noise=noise)
+    assert len({tuple(row) for row in alone.token_ids.tolist()}) > 1, "the masks agree"
 
 
 @torch.no_grad()

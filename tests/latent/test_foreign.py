@@ -40,8 +40,8 @@ def refusal(checkpoint: Path) -> str:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("latent_config.json", text) for text in ("", "{", "[]", "null", "3", '"text"', "[" * 100_000, "\udcff")]
-    + [(name, text) for name in ("config.json", "tokenizer.json", "tokenizer_config.json") for text in ("{", "[]")],
+    [("latent_config.json", text) for text in ("", "{", "null", "[" * 100_000, "\udcff")]
+    + [(name, "[]") for name in ("config.json", "tokenizer.json", "tokenizer_config.json")],
 )
 def test_a_file_that_is_not_a_json_object(checkpoint: Path, name: str, text: str) -> None:
     (checkpoint / name).write_bytes(text.encode(errors="surrogateescape"))
@@ -52,23 +52,16 @@ def test_a_file_that_is_not_a_json_object(checkpoint: Path, name: str, text: str
     ("name", "changes"),
     [
         ("config.json", {"model_type": 3}),
-        ("config.json", {"model_type": "no-such-type"}),
         ("config.json", {"model_type": None, "architectures": 4}),
-        ("config.json", {"n_embd": "wide"}),
         ("config.json", {"n_embd": -3}),
         ("config.json", {"n_head": 0}),
-        ("config.json", {"n_layer": 1.5}),
         ("config.json", {"n_layer": 10**9}),
         ("config.json", {"vocab_size": 10**15}),
         ("config.json", {"activation_function": "no-such-function"}),
-        ("tokenizer.json", {"model": None}),
         ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": [1], "unk_token": 3}}),
-        ("tokenizer.json", {"added_tokens": 3}),
         ("tokenizer.json", {"pre_tokenizer": {"type": "NoSuchType"}}),
-        ("latent_config.json", {"latent_steps": "6"}),
         ("latent_config.json", {"latent_steps": -1}),
         ("latent_config.json", {"latent_steps": 10**9}),
-        ("latent_config.json", {"thought": ["hidden_state"]}),
         ("latent_config.json", {"thought": "no_such_thought"}),
         ("latent_config.json", {"thought": "projection", "prj_dim": "wide"}),
     ],
@@ -82,11 +75,6 @@ def test_fewer_layers_in_the_config_than_in_the_weights(checkpoint: Path) -> Non
     layers = json.loads((checkpoint / "config.json").read_text())["n_layer"]
     edit(checkpoint / "config.json", n_layer=layers - 1)
     assert "has weights of layers that its config.json does not have" in refusal(checkpoint)
-
-
-def test_more_layers_in_the_config_than_in_the_weights(checkpoint: Path) -> None:
-    edit(checkpoint / "config.json", n_layer=9)
-    assert "lacks weights" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("outside", ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors", "..", 3])

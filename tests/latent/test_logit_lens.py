@@ -12,7 +12,6 @@ from helpers.oracle import oracle_run
 from helpers.tiny_latent import tiny_latent
 
 QUESTIONS = ["Ann has 3 ?", "how many 7 has Bob ? + 2"]
-MASKS = SharedDropout(0.25, ("residual", "thought"), ("latent",))
 
 
 def by_hand(logits: Tensor, tokenizer: object, k: int) -> list[tuple[str, float]]:
@@ -57,17 +56,6 @@ def test_masked_thoughts_are_those_of_the_oracle(phases: tuple[str, ...]) -> Non
                     assert_same(thought, by_hand(head(state), model.tokenizer, 5))
                     cosine = (state @ own / state.norm() / own.norm()).item()
                     assert thought.cosine == pytest.approx(cosine, abs=1e-9)
-
-
-def test_masks_of_the_latent_phase_move_every_state_but_the_first() -> None:
-    """The state that thought 1 is made of comes from the prompt."""
-    (thoughts,) = tiny_latent().thoughts(["Ann has 3"], MASKS, seeds=[1, 2, 3])
-    assert len(thoughts.masked) == 3
-    for first, *later in thoughts.masked:
-        assert first.cosine == pytest.approx(1.0)
-        assert all(thought.cosine < 0.999 for thought in later)
-    assert thoughts.mean_cosine[1] == pytest.approx(sum(under[1].cosine for under in thoughts.masked) / 3)
-    assert thoughts.masked[0] != thoughts.masked[1]
 
 
 def test_the_forward_pass_is_as_before_afterwards() -> None:

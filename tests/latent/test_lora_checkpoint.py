@@ -114,15 +114,6 @@ def test_merged_is_a_plain_folder_with_the_same_logits(kind: str, thought: str, 
     )  # the rows' logits are products of their own
 
 
-def test_merge_on_a_base_without_latent_tokens_has_them(tmp_path: Path) -> None:
-    model = tiny_lora_on_raw(tmp_path, "llama")
-    model.save_pretrained(tmp_path / "adapter")
-    assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 0
-    assert not (tmp_path / "merged" / "adapter_config.json").exists()
-    merged = LatentModel.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(said(merged), said(model), atol=1e-4, rtol=1e-5)
-
-
 def test_merge_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_lora(tmp_path).save_pretrained(tmp_path / "adapter")
     adapter, base = str(tmp_path / "adapter"), str(tmp_path / "base")

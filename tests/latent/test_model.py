@@ -54,12 +54,3 @@ def test_no_probability_is_left_in_modules_or_config(kind: str) -> None:
     config = model.config.to_dict()
     left = {name: value for name, value in config.items() if "drop" in name and isinstance(value, float)}
     assert not any(left.values()), left
-
-
-def test_nothing_else_is_touched() -> None:
-    model = tiny_model("gpt2")
-    before = model.config.to_dict()
-    switch_off_dropout(model)
-    after = model.config.to_dict()
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout"}

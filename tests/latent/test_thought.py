@@ -6,29 +6,11 @@ The projection's formula and all gradients are compared with the oracle in ``exa
 import pytest
 import torch
 
-from dropout_grpo.errors import UserError
 from dropout_grpo.latent.thought import (
-    HiddenStateThought,
     PauseThought,
     ProjectionThought,
-    build_thought,
 )
 from helpers.tiny_latent import tiny_latent
-
-
-def test_by_name() -> None:
-    latent = torch.arange(4.0)
-    assert isinstance(build_thought("hidden_state", latent), HiddenStateThought)
-    assert isinstance(build_thought("pause", latent), PauseThought)
-    assert isinstance(build_thought("projection", latent), ProjectionThought)
-    with pytest.raises(UserError, match="thought 'paus' is unknown; known are hidden_state, pause, projection"):
-        build_thought("paus", latent)
-
-
-def test_hidden_state_is_itself() -> None:
-    hidden = torch.randn(2, 1, 4)
-    assert HiddenStateThought()(hidden) is hidden
-    assert not list(HiddenStateThought().parameters())
 
 
 def test_pause_is_one_vector_whatever_the_hidden_state() -> None:

@@ -91,16 +91,6 @@ def test_adding_twice_changes_nothing() -> None:
     assert torch.equal(model.get_input_embeddings().weight, trained)
 
 
-def test_only_what_is_missing_is_added() -> None:
-    tokenizer, model = tiny_tokenizer(), tiny_model("gpt2", vocab_size=29)
-    tokenizer.add_tokens([LATENT], special_tokens=True)  # id 28
-    before = model.get_input_embeddings().weight.detach().clone()
-    add_latent_tokens(model, tokenizer)
-    actual = latent_tokens(tokenizer, "here")
-    assert (actual.start, actual.latent, actual.end) == (29, 28, 30)
-    assert torch.equal(model.get_input_embeddings().weight[:29], before)
-
-
 def test_a_prompt_is_question_newline_start_marker() -> None:
     actual = encode_questions(with_latent_tokens(), ["Ann has 7. how many?", "7"], TOKENS)
     words = ["Ann", "has", "7", ".", "how", "many", "?", "\n"]
