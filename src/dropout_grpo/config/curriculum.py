@@ -27,6 +27,8 @@ class CurriculumConfig:
         batch_size: problems per update.
         micro_batch_size: problems in one forward and backward pass, the whole batch if not given; smaller where memory
             is short.
+        gradient_checkpointing: run the decoder layers again in the backward pass instead of keeping what they compute:
+            far less memory, more time, the same bits. Off if not given.
         optimizer: adamw is Coconut's; muon uses Muon for the matrices inside the model, and a model from scratch learns
             faster with it.
         learning_rate: peak of each stage's schedule.
@@ -52,6 +54,7 @@ class CurriculumConfig:
     thought: Literal["hidden_state", "pause", "projection"] = "hidden_state"
     batch_size: int = ranged(128, at_least=1)
     micro_batch_size: int | None = ranged(None, at_least=1)
+    gradient_checkpointing: bool | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = ranged(1e-3, above=0)
     lr_scheduler_type: Schedule = "constant"

@@ -17,7 +17,6 @@ _PLAIN = "questions are read and answered by the model itself, since other engin
 _CLIP = "only epsilon and epsilon_high clip the ratio"
 _LOSSES = "loss_type is sum, grpo, dr_grpo or dapo"
 _ENTROPY = "the objective has no entropy term"
-_MEMORY = "micro_batch_size rollouts are in memory at once, fewer where it runs out"
 _HUB = "call trainer.push_to_hub(repo_id)"
 _REPORT = "report_to, and the callbacks of transformers"
 _DATA = "all questions are in memory, tokenised once"
@@ -58,8 +57,9 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "shuffle_dataset": Elsewhere("questions are always shuffled, by seed", (None, True)),
     "fp16": Elsewhere("bf16 is the only reduced precision", _OFF),
     "tf32": Elsewhere("set torch.backends.cuda.matmul.allow_tf32"),
-    "gradient_checkpointing": Elsewhere(_MEMORY, _OFF),
-    "gradient_checkpointing_kwargs": Elsewhere(_MEMORY),
+    "gradient_checkpointing_kwargs": Elsewhere(
+        "layers are checkpointed without reentrant autograd", (None, {"use_reentrant": False})
+    ),
     "auto_find_batch_size": Elsewhere(
         "always on: micro_batch_size is halved where memory runs out", (None, True, False)
     ),

@@ -74,6 +74,8 @@ class GRPOOptions:
         reward_weights: one weight per reward function; all 1 when not given.
         micro_batch_size: rollouts in one forward and backward pass; halved where memory runs out.
         rollout_batch_size: rollouts sampled at once; halved where memory runs out.
+        gradient_checkpointing: run the decoder layers again in the backward pass instead of keeping what they compute:
+            far less memory, more time, the same bits. Off if not given.
         num_generations_eval: answers under masks for each validation problem, for eval/masked_pass@1 and eval/pass@k; 0
             validates the plain network alone.
         eval_steps: number of steps between two validations; 0 for no validation.
@@ -127,6 +129,7 @@ class GRPOOptions:
     reward_weights: tuple[float, ...] | None = ranged(None)
     micro_batch_size: int = ranged(256, at_least=1)
     rollout_batch_size: int = ranged(1024, at_least=1)
+    gradient_checkpointing: bool | None = None
     num_generations_eval: int = ranged(0, at_least=0, at_most=65536)
     eval_steps: int = ranged(0, at_least=0)
     save_steps: int = ranged(100, at_least=0)

@@ -155,6 +155,10 @@ class SiteMap:
         present = {site.kind for site in self._all} | {"residual"}
         return {kind: self._why[kind] for kind in SITES if kind not in present}
 
+    def of_layer(self, factors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+        """The factors of sites in one layer."""
+        return {name: factor for name, factor in factors.items() if name.startswith(f"layers.{layer}.")}
+
     @contextmanager
     def multiplied(self, factors: Mapping[str, Tensor]) -> Iterator[None]:
         """Multiply the named activations by ``factors`` ([B, 1, F] each) in the forward passes inside the block.

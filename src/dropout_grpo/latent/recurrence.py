@@ -27,6 +27,7 @@ from dropout_grpo.exploration.build import require_exploration
 from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
 from dropout_grpo.latent.attention_choice import without_cudnn
 from dropout_grpo.latent.casts import frozen_weights_cast
+from dropout_grpo.latent.checkpointing import checkpointed, switched_off
 from dropout_grpo.latent.padding import padding_sees_itself
 from dropout_grpo.latent.probe import PROBE_STEPS, agrees, own_hidden, probe_rows
 from dropout_grpo.latent.shared_prompt import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
@@ -104,6 +105,7 @@ class Recurrence(nn.Module):
         self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads, key_heads=_key_heads(config))
         own = model.config._attn_implementation
         self._own_attention = "eager" if own == SHARED_PREFIX else own
+        self._gradient_checkpointing = False
         self.shares_prefix = shares_prefix(model)
         self._choose_attention()
 
@@ -172,6 +174,21 @@ class Recurrence(nn.Module):
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether a backward pass runs the decoder layers again; see ``checkpointing.py``. False at first.
+
+        ``model.gradient_checkpointing_enable()`` of transformers, before or after wrapping, also makes it True.
+        """
+        if switched_off(self.model, self.sites.layers):  # transformers' own
+            self._gradient_checkpointing = True
+        return self._gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        switched_off(self.model, self.sites.layers)
+        self._gradient_checkpointing = on
+
     def noise(self, exploration: Exploration, seeds: Tensor) -> Noise | None:
         """The noise of the rollouts with these seeds (int64 [B]) on this model's sites.
 
@@ -234,8 +251,16 @@ class Recurrence(nn.Module):
     def _noisy(self, noise: Noise | None, phase: str, step: int) -> Iterator[Mapping[str, Tensor]]:
         """Apply the noise to the model's modules in a forward pass. The caller applies the thought's factors."""
         factors = {} if noise is None else noise.factors(phase, step)
-        hooks = noise.hooks(self.sites, phase, step) if isinstance(noise, OwnHooks) else nullcontext()
-        with self.sites.multiplied(factors), hooks, frozen_weights_cast(self), without_cudnn():
+
+        @contextmanager
+        def around(part: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[None]:
+            hooks = noise.hooks(self.sites, phase, step) if isinstance(noise, OwnHooks) else nullcontext()
+            with self.sites.multiplied(factors), hooks, frozen_weights_cast(part), without_cudnn():
+                yield
+
+        keeps_inputs = self.gradient_checkpointing and torch.is_grad_enabled()
+        layers = checkpointed(self.sites, factors, around) if keeps_inputs else nullcontext()
+        with around(self, factors), layers:
             yield factors
 
     def score(

@@ -124,6 +124,8 @@ class Trainer(ABC):
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         require_trainable(self.model)
+        if self.config.gradient_checkpointing is not None:
+            self.model.gradient_checkpointing = self.config.gradient_checkpointing
         with self.training():
             return self._train(resume_from_checkpoint)
 

@@ -73,6 +73,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
     # A new object finds the wrapped sites.
     adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps, prompt_format=model.prompt_format)
     adapted.thought, adapted.exploration = model.thought, model.exploration
+    adapted.gradient_checkpointing = model.gradient_checkpointing
     return adapted
 
 
