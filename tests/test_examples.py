@@ -82,13 +82,6 @@ def test_own_model_is_wrapped_trained_and_loaded(tmp_path: Path, capsys: pytest.
     assert {START, LATENT, END} <= tokens.keys()
 
 
-def test_own_model_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example("own_model").main(["--out", str(tmp_path / "first"), "--epochs", "1"])
-    first = str(tmp_path / "first/checkpoints/coconut")
-    example("own_model").main(["--model", first, "--out", str(tmp_path / "second"), "--epochs", "1"])
-    assert capsys.readouterr().out.count("layers.0.mlp ") == 2
-
-
 def test_own_task_makes_right_problems() -> None:
     problems = example("own_task").cups(3, 50)
     assert len({p.question for p in problems}) > 40

@@ -13,11 +13,8 @@ from dropout_grpo.commands.shared import context, training
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.logit_lens import ThoughtReading
-from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training import checkpoint
 from helpers.tiny_latent import tiny_latent
 from helpers.tiny_recipe import TINY
 
@@ -71,14 +68,6 @@ def test_what_would_fail_later_is_refused_before_training(
 
 
 @pytest.mark.usefixtures("untrained")
-def test_the_curriculum_alone_needs_validation_problems_too(
-    tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["sft", *tiny, "--data.word_problems.n_valid", "0"]) == 2
-    assert "the split valid has no problems" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("untrained")
 def test_a_reward_that_raises_and_a_long_test_question_too(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,31 +81,6 @@ def test_a_reward_that_raises_and_a_long_test_question_too(
     assert "('tom has 2 apples" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("recipe", "told"),
-    [
-        ("grpo:\n  max_step: 3\n", "did you mean 'grpo.max_steps'?"),
-        ("grpo: null\n", "grpo has no options in the recipe"),
-        ("data:\n  word_problems: null\n", "data.word_problems has no options"),
-        ("", "must be options with values"),
-        ("- a\n", "must be options with values"),
-        ("seed: abc\n", "--seed abc: it must be a whole number"),
-        ("grpo:\n  max_steps: 1.5\n", "--grpo.max_steps 1.5: it must be a whole number"),
-    ],
-)
-def test_mistakes_in_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, told: str) -> None:
-    (tmp_path / "r.yaml").write_text(recipe)
-    assert main(["demo", "--recipe", str(tmp_path / "r.yaml"), "--run_dir", str(tmp_path / "run")]) == 2
-    assert told in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_recipe_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe")
-    assert main(["demo", "--recipe", str(tmp_path / "r.yaml")]) == 2
-    assert "r.yaml cannot be read" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_command_line_overrides_the_recipe_wherever_it_stands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[int, int]
@@ -128,13 +92,6 @@ def test_the_command_line_overrides_the_recipe_wherever_it_stands(
     lines = capsys.readouterr().out.splitlines()
     assert "run_dir: from-command-line" in lines
     assert "seed: 5" in lines
-
-
-def test_options_of_another_command_are_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--max_steps", "3"]) == 2  # `data` has an option of this name
-    assert "did you mean 'data.word_problems.max_steps'?" not in capsys.readouterr().err
-    assert main(["eval"]) == 2
-    assert "missing: --checkpoint, --files." in capsys.readouterr().err
 
 
 def test_data_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,23 +128,6 @@ def test_a_demo_resumed_after_each_part_ends_as_one_that_was_not_stopped(
             k: v for k, v in results.items() if k != "seconds"
         }
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["bf16"] is False
-
-
-def test_a_run_killed_while_it_keeps_the_coconut_has_none_yet(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half(model: LatentModel, path: Path) -> None:
-        if path.name.startswith("coconut"):
-            path.mkdir(parents=True)
-            (path / "config.json").write_text("{}")
-            raise KeyboardInterrupt
-        save_latent_model(model, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_latent_model", half)
-        assert main(["demo", *tiny]) == 130
-    assert not (tmp_path / "run" / "checkpoints" / "coconut").exists()
-    assert main(["demo", *tiny, "--resume", "true"]) == 0
 
 
 def test_asking_for_the_thoughts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

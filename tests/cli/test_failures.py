@@ -69,8 +69,7 @@ def test_a_bug_keeps_its_traceback(failing: Any, error: Exception) -> None:
         main(["sft"])
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-@pytest.mark.parametrize("seconds", [0.05, 0.3])
+@pytest.mark.parametrize(("name", "status", "seconds"), [("SIGINT", 130, 0.05), ("SIGTERM", 143, 0.3)])
 def test_a_signal_while_modules_are_imported(name: str, status: int, seconds: float) -> None:
     program = SIGNAL.format(seconds=seconds, name=name)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

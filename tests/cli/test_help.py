@@ -68,6 +68,21 @@ def test_without_words_the_commands_are_listed(capsys: pytest.CaptureFixture[str
     assert listed == ["demo", "data", "sft", "grpo", "eval", "compare", "ask", "inspect", "merge", "push", "report"]
 
 
+def test_common_options_come_first_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown("grpo", capsys)
+    assert text.startswith("usage: dropout-grpo grpo [options] ")
+    first = text.index("common options:")
+    assert first < text.index("--checkpoint ") < text.index("--grpo.max_steps ") < text.index("--grpo.epsilon ")
+    assert text.count("--grpo.max_steps ") == 1
+    assert shown("eval", capsys).count("latent_steps ") == 1, "evaluation.latent_steps is the same option"
+
+
+@pytest.mark.parametrize(("command", "default"), [("demo", "4)"), ("grpo", "8)")])
+def test_the_demo_shows_its_own_defaults(command: str, default: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(command, capsys)
+    assert text[text.index("--grpo.num_generations ") :].partition("default: ")[2].startswith(default)
+
+
 def test_ranges_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at least 0 and at most 1024. (type: int, default: 8)" in shown("ask", capsys)
     assert "at least 0 and below 1. (type: float, default: 0.1)" in shown("eval", capsys)

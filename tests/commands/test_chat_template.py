@@ -9,7 +9,6 @@ import pytest
 from dropout_grpo import GRPOTrainer, LatentModel, UserError
 from dropout_grpo.cli.main import main
 from dropout_grpo.config.evaluation import EvaluationConfig
-from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.records import as_problems
 from dropout_grpo.data.rewards import choice_answer, exact_answer, format_penalty
 from dropout_grpo.evaluation.answering import answer_problems
@@ -76,21 +75,6 @@ def test_a_prompt_is_the_templates_tokens_and_the_start_marker(tmp_path: Path) -
     assert plain.encode_rows(["Ann has 3", asked("Ann has 3")]) == [[*HAS, ID["\n"], START], expected[0]]
 
 
-def test_a_checkpoint_records_its_format(tmp_path: Path) -> None:
-    model = instruct(tmp_path / "plain", prompt_format="chat")
-    model.save_pretrained(tmp_path / "saved")
-    config = json.loads((tmp_path / "saved/latent_config.json").read_text(encoding="utf-8"))
-    assert config == {"latent_steps": 2, "thought": "hidden_state", "prompt_format": "chat"}
-    assert "apply_chat_template" in (tmp_path / "saved/README.md").read_text(encoding="utf-8")
-    loaded = LatentModel.from_pretrained(tmp_path / "saved")
-    problem = Problem(id=0, question="Ann has 3", steps=(), answer="7", messages=tuple(asked("Ann has 3")))
-    config = EvaluationConfig(num_samples=0, max_new_tokens=4)
-    said = answer_problems(LatentModel.from_pretrained(tmp_path / "saved", prompt_format="coconut"), [problem], config)
-    assert loaded.answer(["Ann has 3"], 4) == [said[0].plain]
-    tiny_latent().save_pretrained(tmp_path / "coconut")
-    assert "prompt_format" not in (tmp_path / "coconut/latent_config.json").read_text(encoding="utf-8")
-
-
 def test_a_tokenizer_without_a_template_is_refused() -> None:
     model = tiny_latent()
     with pytest.raises(UserError, match=r"has no chat template, which conversations and data\.chat_template need"):
@@ -101,12 +85,6 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
         LatentModel(model.model, model.tokenizer, latent_steps=2, prompt_format="chat")
     with pytest.raises(UserError, match=r"prompt_format 'alpaca' of .* known are coconut, chat"):
         LatentModel(model.model, model.tokenizer, latent_steps=2, prompt_format="alpaca")
-
-
-def test_what_the_template_refuses_is_named(tmp_path: Path) -> None:
-    model = instruct(tmp_path)
-    with pytest.raises(UserError, match="question 2: the chat template refuses the conversation: no tools here"):
-        model.encode([asked("Ann has 3"), [{"role": "tool", "content": "3"}]])
 
 
 def test_rewards_get_rows_as_they_came_and_conversations_as_in_trl(tmp_path: Path) -> None:

@@ -37,10 +37,7 @@ def one_digit(prompts, completions, **columns):
 """
 
 
-@pytest.mark.parametrize(("rate", "warned"), [("1e3", True), ("1e-5", False)])
-def test_a_learning_rate_of_a_thousand(
-    rate: str, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_learning_rate_of_a_thousand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It ends with a warning, or at weights that are not finite."""
     tiny_latent().save_pretrained(tmp_path / "checkpoint")
     save_problems(tmp_path / "problems.json", tiny_problems(4))
@@ -50,7 +47,7 @@ def test_a_learning_rate_of_a_thousand(
     words += ["--reward_funcs", f"[{tmp_path / 'own.py'}:one_digit]", "--run_dir", str(tmp_path / "run")]
     grpo = {"max_steps": 8, "prompts_per_step": 4, "num_generations": 4, "max_completion_length": 3}
     words += [word for name, value in grpo.items() for word in (f"--grpo.{name}", str(value))]
-    words += ["--grpo.learning_rate", rate, "--grpo.lr_scheduler_type", "constant"]
+    words += ["--grpo.learning_rate", "1e3", "--grpo.lr_scheduler_type", "constant"]
     status = main(["grpo", *words])
     told = capsys.readouterr().err
-    assert (status == 2 or "warning: grpo has collapsed" in told) is warned, told
+    assert status == 2 or "warning: grpo has collapsed" in told

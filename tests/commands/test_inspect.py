@@ -137,11 +137,6 @@ def test_the_text_says_what_the_json_says(latent: Path, capsys: pytest.CaptureFi
         assert line in text
 
 
-def test_what_cannot_be_inspected_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(tmp_path / "nowhere")]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def coconut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A ``state_dict`` as facebookresearch/coconut writes it, and the folder of its base."""

@@ -3,34 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dropout_grpo.cli.main import main
-from dropout_grpo.config.curriculum import CurriculumConfig
-from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.lora.adapter import adapter_off
-from dropout_grpo.runs.folder import RunFolder
-from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
-from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_problems, weights_of
+from helpers.grpo_run import CONFIG, alternating, resumed_like_whole
+from helpers.tiny_latent import read_metrics, tiny_problems
 from helpers.tiny_lora import said, saved_raw_base, tiny_lora
 
 GRPO = replace(CONFIG, max_steps=4, num_iterations=2, weight_decay=0.01, beta=0.1, save_steps=2)
-CURRICULUM = CurriculumConfig(
-    c_thought=1,
-    max_latent_stage=1,
-    cot_epochs=1,
-    epochs_per_stage=1,
-    final_epochs=1,
-    batch_size=2,
-    warmup_steps=0,
-    reset_optimizer=False,
-)
 REWARD = "def reward(prompts, completions, **columns):\n    return [float(i % 2) for i in range(len(completions))]\n"
 
 
@@ -64,9 +50,8 @@ def common(folder: Path) -> list[str]:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_train_save_merge_continue(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options, raw = common(tmp_path), saved_raw_base(tmp_path, kind)
+def test_train_save_merge_continue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options, raw = common(tmp_path), saved_raw_base(tmp_path, "llama")
     weights = load_file(raw / "model.safetensors")
 
     def run(command: str, name: str, *more: str) -> Path:
@@ -129,43 +114,6 @@ def test_an_adapter_from_scratch_is_refused_before_a_run_begins(
     assert not (tmp_path / "run").exists()
 
 
-class Stopped(Exception):
-    """Simulates a power failure."""
-
-
-def stop(model: LatentModel, *args: int) -> float:
-    raise Stopped
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_grpo_that_goes_on_is_grpo_that_never_stopped(kind: str, tmp_path: Path) -> None:
-    whole, parts = tiny_lora(tmp_path / "a", kind), tiny_lora(tmp_path / "b", kind)
-    options: dict[str, Any] = {"reward_funcs": [alternating]}
-    trainer(tmp_path / "whole", GRPO, model=whole, **options).train()
-    stopping = trainer(tmp_path / "parts", replace(GRPO, eval_steps=3), model=parts, evaluate=stop, **options)
-    with pytest.raises(Stopped):  # after the third step; the last checkpoint is of the second
-        stopping.train()
-    again = tiny_lora(tmp_path / "b", kind)  # a new process: the model to start from, with a fresh adapter
-    trainer(tmp_path / "parts", GRPO, model=again, resume=True, **options).train(resume_from_checkpoint=True)
-    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
-    assert_same_weights(weights_of(again), weights_of(whole))
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_curriculum_that_goes_on_is_one_that_never_stopped(kind: str, tmp_path: Path) -> None:
-    whole = tiny_lora(tmp_path / "a", kind)
-
-    def run(folder: Path, model: LatentModel, **options: Any) -> CurriculumTrainer:
-        made = RunFolder(folder, "sft", {}, resume=options.pop("resume", False))
-        return CurriculumTrainer(model, CURRICULUM, tiny_problems(4, steps=2), made, seed=0, **options)
-
-    run(tmp_path / "whole", whole).train()
-
-    def stop_in_stage_1(model: LatentModel, latent_steps: int, length: int) -> float:
-        return 0.0 if latent_steps == 0 else stop(model)
-
-    with pytest.raises(Stopped):
-        run(tmp_path / "parts", tiny_lora(tmp_path / "b", kind), evaluate=stop_in_stage_1).train()
-    again = tiny_lora(tmp_path / "b", kind)
-    run(tmp_path / "parts", again, resume=True).train(resume_from_checkpoint=True)
-    assert_same_weights(weights_of(again), weights_of(whole))
+def test_grpo_that_goes_on_is_grpo_that_never_stopped(tmp_path: Path) -> None:
+    """A new process starts from the base with a fresh adapter."""
+    resumed_like_whole(tmp_path, GRPO, lambda: {"model": tiny_lora(tmp_path / "base"), "reward_funcs": [alternating]})

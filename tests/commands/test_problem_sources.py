@@ -85,13 +85,6 @@ def test_a_run_with_several_validation_files(tmp_path: Path) -> None:
     assert row["n"] == 3
 
 
-def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"data\.grpo\.weight=0 must be above 0"):
-        WeightedSource(source="a.json", weight=0)
-    with pytest.raises(UserError, match=r"data\.grpo is an empty list"):
-        DataConfig(grpo=())
-
-
 def test_on_the_command_line(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Recipe] = []
     monkeypatch.setattr("dropout_grpo.commands.sft.sft", given.append)

@@ -53,15 +53,6 @@ def test_a_run_is_made_longer(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "grpo.max_steps was 4 and is now 2" in capsys.readouterr().err
 
 
-def test_an_edited_reward_file_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "mine.py").write_text(REWARD.replace("i % 2", "i % 3"))
-    assert grpo(folder, "--resume", "true", "--grpo.max_steps", "4") == 2
-    assert "the content of reward_funcs[0], by its SHA-256, was" in " ".join(capsys.readouterr().err.split())
-    assert steps(folder) == [1, 2]
-    (folder / "mine.py").write_text(REWARD)
-    assert grpo(folder, "--resume", "true") == 0  # the refused length has not been recorded
-
-
 def test_weights_replaced_under_the_same_name_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fault: the reference of the KL became another model."""
     shutil.copy(folder / "run" / "checkpoints" / "grpo" / "model.safetensors", folder / "start")
@@ -70,12 +61,11 @@ def test_weights_replaced_under_the_same_name_are_refused(folder: Path, capsys: 
     assert steps(folder) == [1, 2]
 
 
-@pytest.mark.parametrize("save_steps", ["0", "100"])
-def test_a_finished_run_is_not_trained_again(folder: Path, save_steps: str) -> None:
+def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
     shutil.rmtree(folder / "run")
-    assert grpo(folder, "--grpo.save_steps", save_steps) == 0
+    assert grpo(folder, "--grpo.save_steps", "0") == 0
     lines = (folder / "run" / "metrics.jsonl").read_text()
     weights = (folder / "run" / "checkpoints" / "grpo" / "model.safetensors").read_bytes()
-    assert grpo(folder, "--grpo.save_steps", save_steps, "--resume", "true") == 0
+    assert grpo(folder, "--grpo.save_steps", "0", "--resume", "true") == 0
     assert (folder / "run" / "metrics.jsonl").read_text() == lines  # times as well
     assert (folder / "run" / "checkpoints" / "grpo" / "model.safetensors").read_bytes() == weights

@@ -27,25 +27,19 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("masks", [True, False])
-def test_the_first_problems_are_answered_under_masks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: bool
-) -> None:
+def test_the_first_problems_are_answered_under_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_SAMPLED", 2)
     tiny_latent().save_pretrained(tmp_path / "checkpoint")
     file, run = tmp_path / "valid.json", tmp_path / "run"
     save_problems(file, tiny_problems(4))
     given = ["--checkpoint", str(tmp_path / "checkpoint"), "--run_dir", str(run)]
     data = ["--data.grpo", str(file), "--data.valid", str(file)]
-    none = [] if masks else ["--exploration.kind", "none"]
-    assert main(["grpo", *given, *data, *OPTIONS, *none]) == 0
+    assert main(["grpo", *given, *data, *OPTIONS]) == 0
     model = LatentModel.from_pretrained(run / "checkpoints" / "grpo")
     problems = load_problems(file, require_steps=False)
     config = EvaluationConfig(num_samples=3, max_new_tokens=4)
     plain = answer_problems(model, problems, EvaluationConfig(num_samples=0, max_new_tokens=4))
-    expected = plain
-    if masks:
-        expected = [*answer_problems(model, problems[:2], config, exploration=SharedDropout(0.4), seed=5), *plain[2:]]
+    expected = [*answer_problems(model, problems[:2], config, exploration=SharedDropout(0.4), seed=5), *plain[2:]]
     assert lines(run / "samples.jsonl") == json.loads(json.dumps([sample(str(file), a) for a in expected]))
     assert [thought["question"] for thought in lines(run / "thoughts.jsonl")] == [p.question for p in problems[:2]]
     page = (run / "report.html").read_text(encoding="utf-8")

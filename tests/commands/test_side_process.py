@@ -56,15 +56,6 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_threads_are_shared_and_given_back(tmp_path: Path) -> None:
-    with second_process(tmp_path / "log", write, tmp_path / "out") as wait:
-        assert torch.get_num_threads() == 2
-        wait()
-        pid, threads = (tmp_path / "out").read_text().split()
-        assert (int(pid) != os.getpid(), threads) == (True, "1")
-    assert torch.get_num_threads() == 3
-
-
 def test_a_failure_is_told_with_its_last_words(tmp_path: Path) -> None:
     told = r"log: .*UserError: no luck\. Continue with --resume true"
     with second_process(tmp_path / "log", fail) as wait, pytest.raises(UserError, match=told):

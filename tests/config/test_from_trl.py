@@ -1,7 +1,6 @@
 """TRL's names in a config: their meaning here, or a refusal that names what this package has."""
 
 import json
-import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 
 from dropout_grpo import GRPOConfig, GRPOTrainer, UserError
-from dropout_grpo.cli.main import main
 from dropout_grpo.config.from_trl import ELSEWHERE
 from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.runs.folder import RunFolder
@@ -170,11 +168,3 @@ def test_early_stopping_without_a_metric_or_validation_is_refused_at_constructio
             evaluate=None if "eval" in told else lambda model: 0.5,
             callbacks=[EarlyStoppingCallback()],
         )
-
-
-def test_the_command_line_has_no_option_of_trl_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with warnings.catch_warnings(), pytest.raises(SystemExit):
-        main(["grpo", "--help"])
-    shown = capsys.readouterr().out
-    assert "--grpo.learning_rate" in shown
-    assert not any(f"--grpo.{option.name}" in shown for option in fields(GRPOConfig)[len(fields(GRPOOptions)) :])

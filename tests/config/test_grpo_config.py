@@ -21,39 +21,17 @@ def test_defaults_are_the_papers_objective() -> None:
     [
         ({"num_generations": 1}, "num_generations=1: a group of one .* use at least 2"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0: for greedy answers, use answers"),
-        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
-        ({"top_p": 1.1}, "top_p=1.1"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"max_steps": 0}, "max_steps=0 must be at least 1"),
-        ({"prompts_per_step": 0}, "prompts_per_step=0 must be at least 1"),
-        ({"dynamic_sampling_max_gen_batches": 0}, "dynamic_sampling_max_gen_batches=0 must be at least 1"),
-        ({"num_iterations": 0}, "num_iterations=0 must be at least 1"),
-        ({"max_completion_length": 0}, "max_completion_length=0 must be at least 1"),
-        ({"logging_steps": 0}, "logging_steps=0 must be at least 1"),
         ({"micro_batch_size": 7}, "micro_batch_size=7 must hold one group of num_generations=8"),
         ({"rollout_batch_size": 7}, "rollout_batch_size=7 must hold one group of num_generations=8"),
-        ({"beta": -0.1}, "beta=-0.1 must be at least 0"),
-        ({"epsilon": -0.1}, "epsilon=-0.1"),
         ({"epsilon": 1e308, "num_iterations": 2}, r"epsilon=1e\+308 must be .*at most 1,?000,?000"),
         ({"epsilon_high": 1e308, "num_iterations": 2}, r"epsilon_high=1e\+308"),
         ({"kl_delta": 1e308, "beta": 0.1, "kl_estimator": "k3_huber"}, r"kl_delta=1e\+308 must be .*at most 80"),
-        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
-        ({"warmup_steps": -1}, "warmup_steps=-1"),
-        ({"eval_steps": -1}, "eval_steps=-1"),
-        ({"save_steps": -1}, "save_steps=-1"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"scale_rewards": "group", "leave_one_out": True}, "leave_one_out .* set scale_rewards to none"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GRPOConfig(**options)
-
-
-def test_edges_are_allowed() -> None:
-    GRPOConfig(num_generations=2, micro_batch_size=2, rollout_batch_size=2, epsilon=0.0, temperature=1e-3)
-    GRPOConfig(scale_rewards="batch")
-    GRPOConfig(leave_one_out=True)
 
 
 def test_every_option_is_documented() -> None:

@@ -27,12 +27,6 @@ FIRST = "num_iterations above 1, since the first update on a batch has the ratio
     ("set_in_vain", "line", "met"),
     [
         ({"kl_estimator": "k3_huber"}, "grpo.kl_estimator=k3_huber: no effect; it needs beta above 0.", {"beta": 0.1}),
-        ({"sync_ref_model": True}, "grpo.sync_ref_model=True: no effect; it needs beta above 0.", {"beta": 0.1}),
-        (
-            {"kl_delta": 3.0},
-            "grpo.kl_delta=3.0: no effect; it needs beta above 0.",
-            {"beta": 0.1, "kl_estimator": "k3_huber"},
-        ),
         (
             {"beta": 0.1, "kl_delta": 2.0},
             "grpo.kl_delta=2.0: no effect; it needs kl_estimator k3_huber or k3_clamp.",
@@ -43,18 +37,11 @@ FIRST = "num_iterations above 1, since the first update on a batch has the ratio
             "grpo.ref_model_sync_steps=3, grpo.ref_model_mixup_alpha=1.0: no effect; they need sync_ref_model true.",
             {"sync_ref_model": True},
         ),
-        ({"epsilon": 0.1}, f"grpo.epsilon=0.1: no effect; it needs {FIRST}.", {"num_iterations": 2}),
         ({"epsilon_high": 0.1}, f"grpo.epsilon_high=0.1: no effect; it needs {FIRST}.", {"replay": False}),
         (
             {"top_p": 0.9, "answers": "greedy"},
             "grpo.top_p=0.9: no effect; it needs answers sampled.",
             {"answers": "sampled"},
-        ),
-        ({"ema_decay": 0.5}, "grpo.ema_decay=0.5: no effect; it needs baseline ema.", {"baseline": "ema"}),
-        (
-            {"min_lr_rate": 0.1, "lr_scheduler_type": "constant"},
-            "grpo.min_lr_rate=0.1: no effect; it needs lr_scheduler_type linear or cosine.",
-            {"lr_scheduler_type": "cosine"},
         ),
     ],
 )

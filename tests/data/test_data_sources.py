@@ -12,7 +12,7 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands import data as data_command
-from dropout_grpo.commands.shared.models import fresh_model, starting_tokenizer
+from dropout_grpo.commands.shared.models import fresh_model
 from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
 from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.model import ModelConfig
@@ -61,12 +61,6 @@ def test_a_full_disk_leaves_no_files(
     assert "No space left on device: free some space" in capfd.readouterr().err
     assert list((tmp_path / "data").iterdir()) == []
     assert main(words) == 0
-
-
-def test_an_unknown_task_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "--out", str(tmp_path / "data"), "--task", "prosca"]) == 2
-    assert "word_problems, prosqa (did you mean 'prosqa'?)" in capfd.readouterr().err
-    assert not (tmp_path / "data").exists()
 
 
 def test_what_is_not_given_is_made_by_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,11 +129,6 @@ def test_sft_from_scratch_refuses_unknown_words_before_a_run_begins(
     assert main(["sft", "--data.train", file, "--data.valid", file, "--run_dir", str(tmp_path / "run")]) == 2
     assert f"{file}: 1 of 1 problems have words" in capfd.readouterr().err.replace("\n", " ").replace("  ", " ")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_tokenizer_that_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none: there is no such folder\.$"):
-        starting_tokenizer(ModelConfig(name_or_path=str(tmp_path / "none")), [])
 
 
 def save(path: Path, *questions: str) -> str:

@@ -50,13 +50,6 @@ def test_a_file_of_another_kind(tmp_path: Path, answer: str) -> None:
         load_problems(path)
 
 
-def test_a_record_with_steps_is_coconuts_and_its_answer_must_be_bare(tmp_path: Path) -> None:
-    record = {"question": "q", "steps": ["<<1+1=2>>"], "answer": "so #### 2"}
-    path = write(tmp_path / "train.json", json.dumps([record]))
-    with pytest.raises(UserError, match="record 1: no completion can match the answer 'so #### 2': it holds '###'"):
-        load_problems(path)
-
-
 def test_gsm8k_aug(tmp_path: Path) -> None:
     lines = [
         "A pen costs $0.50. What do 3 dozen cost?||<<3*12=36>> <<36*0.50=18>> #### 18",

@@ -24,7 +24,6 @@ from dropout_grpo.data.rewards import (
     load_reward,
     math_verify_reward,
     reward_columns,
-    reward_statistics,
     try_rewards,
 )
 from dropout_grpo.errors import UserError
@@ -51,10 +50,6 @@ def returning(values: Any) -> RewardFunction:
     return judge
 
 
-def test_exact_answer() -> None:
-    assert exact_answer(PROMPTS, COMPLETIONS, **COLUMNS) == [1.0, 0.0, 0.0]
-
-
 def test_choice_answer_asks_for_the_right_candidate_alone() -> None:
     question, gold = "Tom is a lempus. Is Tom a lempus or scrompus?", "Tom is a lempus."
     completions = ["### Tom is a lempus .", "### lempus", "### Tom is a scrompus.", "### lempus or scrompus", "lempus"]
@@ -69,15 +64,6 @@ def test_choice_answer_asks_for_the_right_candidate_alone() -> None:
 def test_choice_answer_refuses_other_questions(question: str, gold: str) -> None:
     with pytest.raises(UserError, match="use exact_answer"):
         choice_answer([question], ["### 3"], [gold])
-
-
-def test_a_reward_gets_prompts_completions_and_columns() -> None:
-    def by_level(completions: list[str], level: list[int], prompts: list[str], **columns: Any) -> list[float]:
-        assert columns == {"answer": COLUMNS["answer"]}
-        return [len(prompt + completion) * n for prompt, completion, n in zip(prompts, completions, level, strict=True)]
-
-    # lengths 2 + 6, 2 + 6, 2 + 8
-    assert call_reward(by_level, PROMPTS, COMPLETIONS, COLUMNS) == [8.0, 16.0, 30.0]
 
 
 def test_rewards_are_weighted_sums_in_which_none_adds_nothing() -> None:
@@ -165,37 +151,12 @@ def test_a_reward_that_exits_does_not_end_the_run(tmp_path: Path) -> None:
         load_reward(f"{file}:f")
 
 
-def test_an_exception_that_cannot_be_shown(tmp_path: Path) -> None:
-    class Mute(Exception):
-        def __str__(self) -> str:
-            raise RuntimeError("no words")
-
-    def mute(prompts: list[str], completions: list[str], **columns: Any) -> Any:
-        raise Mute
-
-    with pytest.raises(UserError, match=r"reward mute: Mute: a Mute that cannot be shown, raised in"):
-        call_reward(mute, PROMPTS, COMPLETIONS, COLUMNS)
-
-
-def test_a_function_written_in_c_is_called_without_a_check_of_its_parameters() -> None:
-    with pytest.raises(UserError, match=r"reward max: TypeError"):
-        call_reward(max, PROMPTS, COMPLETIONS, COLUMNS)
-
-
 def test_a_column_that_is_not_there() -> None:
     def needs_solution(prompts: list[str], completions: list[str], solution: list[str], **columns: Any) -> Any:
         return [1.0] * len(solution)
 
     with pytest.raises(UserError, match=r"needs_solution: .*'solution'.*prompts, completions, answer, level: name the"):
         call_reward(needs_solution, PROMPTS, COMPLETIONS, COLUMNS)
-
-
-def test_a_reward_that_takes_no_other_columns() -> None:
-    def takes_two(prompts: list[str], completions: list[str]) -> Any:
-        return [1.0] * len(completions)
-
-    with pytest.raises(UserError, match=r"takes_two: .*\*\*columns"):
-        call_reward(takes_two, PROMPTS, COMPLETIONS, COLUMNS)
 
 
 def test_an_error_inside_a_reward_is_told_with_its_place(tmp_path: Path) -> None:
@@ -247,16 +208,6 @@ def test_columns_come_from_the_problems_one_entry_a_rollout() -> None:
     taken = Problem(id=0, question="a", steps=(), answer="1", extra={"prompts": 1})
     with pytest.raises(UserError, match="column 'prompts'"):
         reward_columns([taken])
-
-
-def test_load_from_a_module() -> None:
-    assert load_reward("dropout_grpo.data.rewards:exact_answer") is exact_answer
-
-
-def test_load_from_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "my_reward.py"
-    file.write_text("def length(prompts, completions, **columns):\n    return [len(c) for c in completions]\n")
-    assert call_reward(load_reward(f"{file}:length"), PROMPTS, COMPLETIONS, COLUMNS) == [6.0, 6.0, 8.0]
 
 
 def test_a_file_with_a_dataclass_and_postponed_annotations(tmp_path: Path) -> None:
@@ -320,14 +271,6 @@ def test_a_reward_that_cannot_be_found(path: str, part: str) -> None:
     assert part in str(caught.value)
 
 
-def test_a_file_that_fails_keeps_its_cause(tmp_path: Path) -> None:
-    file = tmp_path / "bad.py"
-    file.write_text("1 / 0\n")
-    with pytest.raises(UserError, match="ZeroDivisionError: division by zero") as caught:
-        load_reward(f"{file}:f")
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
 class Longer:
     """A reward class without a ``__name__``; its tokens are those of the context."""
 
@@ -365,31 +308,6 @@ def test_an_async_function_that_fails_is_named_with_its_line() -> None:
         UserError, match=r"reward slow: RuntimeError: no network, raised in .*test_rewards.py, line \d+"
     ):
         call_rewards([slow], PROMPTS, COMPLETIONS, COLUMNS)
-
-
-def test_the_context_goes_only_to_functions_that_take_it() -> None:
-    def plain(prompts: list[str], completions: list[str]) -> list[float]:
-        return [0.0] * len(completions)
-
-    def named(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
-        assert sorted(columns) == ["log_metric", "prompts"]
-        return [float(trainer_state)] * len(completions)
-
-    rows = call_rewards([plain, named], PROMPTS, COMPLETIONS, {}, {"trainer_state": 7, "log_metric": print})
-    assert rows == [[0.0] * 3, [7.0] * 3]
-
-
-def test_functions_of_one_name_have_metrics_of_their_own() -> None:
-    functions = [returning([1.0]), exact_answer, returning([3.0]), returning([5.0])]
-    name = functions[0].__name__
-    statistics = reward_statistics(functions, [[1.0], [0.0], [3.0], [5.0]])
-    means = {key: value for key, value in statistics.items() if key.endswith("/mean")}
-    assert means == {
-        f"rewards/{name}/mean": 1.0,
-        "rewards/exact_answer/mean": 0.0,
-        f"rewards/{name}_2/mean": 3.0,
-        f"rewards/{name}_3/mean": 5.0,
-    }
 
 
 def test_reward_models_and_other_things_are_refused() -> None:

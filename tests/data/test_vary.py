@@ -18,12 +18,6 @@ NATALIA = Problem(
     steps=("<<48/2=24>>", "<<48+24=72>>"),
     answer="72",
 )
-SHOP = Problem(
-    id=1,
-    question="A shop sells 1,200 pens at $3 each on 5 days. It pays $7.50 a day. How much is left of the $3,600?",
-    steps=("<<1200*3=3600>>", "<<5*7.5=37.5>>", "<<3600-37.5=3562.5>>"),
-    answer="3562.5",
-)
 TICKETS = Problem(
     id=2,
     question="Each of 4 classes buys 30 tickets at $2. They have $500. How much do they have left?",
@@ -119,17 +113,6 @@ def test_a_result_keeps_its_kind_and_numbers_stay_apart() -> None:
         men, pens, cups = map(int, re.findall(r"[0-9]+", p.question))
         assert pens % men == 0
         assert len({men, pens, cups}) == 3
-
-
-def test_commas_stay_and_known_values_are_not_touched() -> None:
-    assert free(SHOP) is None  # 3,600 is a number of the question and a result
-    pens = a_problem("It sells 1,200 pens at $3 and has $700.", "<<1200*3=3600>>", "<<3600+700=4300>>")
-    for p in variations(pens, 10, seed=0):
-        count = re.findall(r"sells ([0-9,]+) pens", p.question)[0]
-        assert ("," in count) == (int(count.replace(",", "")) >= 1000)
-        assert evaluate(p.steps[0][2:-2].partition("=")[0]) == int(count.replace(",", "")) * int(
-            re.findall(r"\$([0-9]+) and", p.question)[0]
-        )
 
 
 @pytest.mark.parametrize("text", ["__import__('os')", "1,2", "2**9", "1//2", "a", "", "(" * 150 + "1", "1 if 1 else 2"])

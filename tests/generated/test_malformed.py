@@ -38,8 +38,6 @@ SHARES = {"problems": 200, "recipes": 120, "options": 80, "rewards": 60, "checkp
 
 assert sum(SHARES.values()) == 500
 
-# --- inputs ---------------------------------------------------------------------------------------------------------
-
 NASTY = st.sampled_from(
     [
         *("", " ", "\n", "\0", "\x1b[31m", "\u202e", "\ufeff", "\ud800", "\udcff", "é" * 300, "x" * 5000, "<<", ">>"),
@@ -62,22 +60,8 @@ NASTY = st.sampled_from(
             "=",
             "-",
         ),
-        *(
-            "1e400",
-            "-1e400",
-            ".nan",
-            ".inf",
-            "0x10",
-            "1_000",
-            "9" * 400,
-            "-0",
-            "1/0",
-            "1.5.2",
-            "../..",
-            "/",
-            "/dev/null",
-        ),
-        *("/dev/zero", "a:b", "os:system", "file.py:f", "hf:", "hf:x@y", "--", "--help", "@file"),
+        *("1e400", "-1e400", ".nan", ".inf", "0x10", "1_000", "9" * 400, "-0", "1/0", "1.5.2", "../..", "/"),
+        *("/dev/null", "/dev/zero", "a:b", "os:system", "file.py:f", "hf:", "hf:x@y", "--", "--help", "@file"),
     ]
 )
 TEXT = st.one_of(NASTY, st.text(max_size=40))
@@ -170,9 +154,6 @@ CHECKPOINT_FILES = (
     "latent_config.json",
     "adapter_config.json",
 )
-
-
-# --- what is done with them -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -269,9 +250,6 @@ def load_checkpoint(folder: Path, checkpoint: Path, name: str, key: str, value: 
         key = sorted(content)[sum(map(ord, key)) % len(content)]
         (copy / name).write_text(as_json(content | {key: value}))
     refusal(lambda: LatentModel.from_pretrained(copy))
-
-
-# --- the tests ------------------------------------------------------------------------------------------------------
 
 
 def cases(share: str, times: int) -> Any:

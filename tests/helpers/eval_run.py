@@ -40,6 +40,6 @@ def save_files(folder: Path) -> list[Path]:
 
 def evaluate(checkpoint: Path, files: Sequence[Path], run: Path, *options: str) -> int:
     """``dropout-grpo eval``; its exit status."""
-    listed = f"[{','.join(map(str, files))}]"
+    listed = str(files[0]) if len(files) == 1 else f"[{','.join(map(str, files))}]"
     given = ["--checkpoint", str(checkpoint), "--files", listed, "--run_dir", str(run)]
     return main(["eval", *given, *(options or OPTIONS)])

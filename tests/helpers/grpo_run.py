@@ -1,6 +1,7 @@
 """GRPO runs that take a fraction of a second, and a record of what they replay."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl import update as update_module
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
-from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
+from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
 CONFIG = GRPOConfig(
     max_steps=3,
@@ -98,3 +99,32 @@ class Replays:
 def talkative() -> LatentModel:
     """A model whose answers end at different lengths."""
     return tiny_latent(seed=17)
+
+
+class Stopped(Exception):
+    """Simulates a power failure."""
+
+
+def resumed_like_whole(
+    folder: Path, config: GRPOConfig, options: Callable[[], dict[str, Any]] = dict
+) -> list[dict[str, float]]:
+    """Assert that a run stopped in step 3 and resumed is the run that never stopped; returns its metrics.
+
+    Args:
+        folder: for the run folders ``whole`` and ``parts``.
+        config: with ``save_steps`` of 1 or 2.
+        options: makes options of ``trainer``; called for each of the three trainers.
+    """
+
+    def stop(model: LatentModel) -> float:
+        raise Stopped
+
+    whole = trainer(folder / "whole", config, **options())
+    whole.train()
+    with pytest.raises(Stopped):
+        trainer(folder / "parts", replace(config, eval_steps=3), evaluate=stop, **options()).train()
+    resumed = trainer(folder / "parts", config, resume=True, **options())
+    resumed.train(resume_from_checkpoint=True)
+    assert steps_of(folder / "parts") == steps_of(folder / "whole")
+    assert_same_weights(weights_of(resumed.model), weights_of(whole.model))
+    return steps_of(folder / "whole")

@@ -101,6 +101,7 @@ def test_series_by_hand() -> None:
     assert series(metrics, "a", "x") == Series([1, 2], [0.25, 0.75])
     assert complement(Series([1, 2], [0.25, 0.75])) == Series([1, 2], [0.75, 0.25])
     assert running_mean(Series([1, 2, 3, 4], [0.0, 3.0, 6.0, 0.0]), 3).values == [1.5, 3.0, 3.0, 3.0]
+    assert running_mean(Series([1, 2, 3, 4], [0.0, 3.0, 6.0, 0.0]), 3, [1, 3]).values == [1.5, 1.5, 3.0, 3.0]
     stages = [{"part": "sft", "step": s, "stage": g} for s, g in [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2)]]
     assert stage_starts(stages) == [(1, 0), (3, 1), (5, 2)]
 
@@ -110,16 +111,6 @@ def test_an_axis_is_logarithmic_only_where_every_value_can_be_shown() -> None:
         figure = curves_figure([Curve(label="x", series=Series([1, 2], values))], ylabel="x", log=True)
         assert figure.axes[0].get_yscale() == scale
         assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [values, values]  # dots, line
-
-
-def test_a_running_mean_begins_anew_at_a_stage() -> None:
-    loss = Series([1, 2, 3, 4], [0.0, 3.0, 6.0, 0.0])
-    assert running_mean(loss, 3, [1, 3]).values == [1.5, 1.5, 3.0, 3.0]
-    values = [*[1.0] * 50, *[3.0] * 50]
-    curve = Curve(label="loss", series=Series(list(range(100)), values), noisy=True)
-    figure = curves_figure([curve], ylabel="loss", marks=[(0, 0), (50, 1)])
-    (_, mean, *_) = figure.axes[0].lines
-    assert list(mean.get_ydata()) == values
 
 
 def test_an_axis_of_shares_ends_at_0_and_at_100_percent() -> None:

@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.rollout import Prompts
-from dropout_grpo.rl import sampler as sampler_module
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.groups import Groups
 from dropout_grpo.rl.trainer import GRPOTrainer
@@ -77,15 +75,6 @@ def test_a_step_does_not_depend_on_its_batches(tmp_path: Path) -> None:
         assert expected.keys() == gradients.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, atol=1e-12, rtol=1e-9)
-
-
-def test_answers_that_stay_in_the_order_of_lengths_would_be_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, _, _ = step(made(tmp_path, 12))
-    monkeypatch.setattr(sampler_module, "select_answers", lambda answers, rows: answers)
-    found, _, _ = step(made(tmp_path, 2))
-    assert not torch.equal(found.answers.token_ids, whole.answers.token_ids)
 
 
 def test_padding_that_a_batch_does_not_need_goes() -> None:

@@ -1,4 +1,4 @@
-"""The clipped surrogate: values and gradients by hand, TRL's formulas, and what padding must not do."""
+"""The clipped surrogate and the KL: values and gradients by hand, TRL's formulas, and what padding must not do."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dropout_grpo.rl.objective import Surrogate, Totals, surrogate, token_weight
+from dropout_grpo.rl.objective import Surrogate, Totals, kl_estimate, surrogate, token_weight
 
 LOSS_TYPES = ("sum", "grpo", "dr_grpo", "dapo")
 LEVELS = ("token", "sequence")
@@ -113,35 +113,23 @@ RAGGED_BATCH = Totals(rollouts=2, tokens=4, max_completion_length=4)
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "expected"),
+    ("level", "loss_type", "expected"),
     [
-        ("sum", 5 / 2),  # -(1 - 6) over 2 rollouts
-        ("grpo", 1 / 2),  # -(1 - 2) over 2: each answer's mean first
-        ("dr_grpo", 5 / 8),  # -(1 - 6) over 2 x 4
-        ("dapo", 5 / 4),  # -(1 - 6) over 4 tokens
-    ],
-)
-def test_loss_types_on_ragged_answers(loss_type: Any, expected: float) -> None:
-    logprobs = torch.full((2, 3), OLD, dtype=torch.float64)
-    result = surrogate(logprobs, logprobs, RAGGED, torch.tensor([1.0, -2.0]), batch=RAGGED_BATCH, loss_type=loss_type)
-    assert float(result.loss) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("loss_type", "expected"),
-    [
+        ("token", "sum", -(1 - 6) / 2),  # over 2 rollouts
+        ("token", "grpo", -(1 - 2) / 2),  # each answer's mean first
+        ("token", "dr_grpo", -(1 - 6) / 8),  # over 2 x 4
+        ("token", "dapo", -(1 - 6) / 4),  # over 4 tokens
         # One ratio 1 an answer. sum counts it once; the others with the weights that TRL gives to its tokens.
-        ("sum", -(1 - 2) / 2),
-        ("grpo", -(1 - 2) / 2),
-        ("dr_grpo", -(1 * 1 - 2 * 3) / 8),
-        ("dapo", -(1 * 1 - 2 * 3) / 4),
+        ("sequence", "sum", -(1 - 2) / 2),
+        ("sequence", "grpo", -(1 - 2) / 2),
+        ("sequence", "dr_grpo", -(1 * 1 - 2 * 3) / 8),
+        ("sequence", "dapo", -(1 * 1 - 2 * 3) / 4),
     ],
 )
-def test_sequence_level_on_ragged_answers(loss_type: Any, expected: float) -> None:
-    logprobs = torch.full((2, 3), OLD, dtype=torch.float64)
-    advantages = torch.tensor([1.0, -2.0])
-    options = {"loss_type": loss_type, "importance_sampling_level": "sequence"}
-    result = surrogate(logprobs, logprobs, RAGGED, advantages, batch=RAGGED_BATCH, **options)
+def test_loss_types_on_ragged_answers(level: Any, loss_type: Any, expected: float) -> None:
+    logprobs, gain = torch.full((2, 3), OLD, dtype=torch.float64), torch.tensor([1.0, -2.0])
+    options = {"loss_type": loss_type, "importance_sampling_level": level}
+    result = surrogate(logprobs, logprobs, RAGGED, gain, batch=RAGGED_BATCH, **options)
     assert float(result.loss) == pytest.approx(expected)
 
 
@@ -197,29 +185,6 @@ def test_weights_have_the_precision_of_the_log_probs(loss_type: Any, third: int)
     assert gradient.flatten().tolist() == pytest.approx([-1 / third] * 6, rel=1e-15)
 
 
-def test_k3_by_hand() -> None:
-    # pi = 0.5, pi_ref = 0.25: gap = ln(1/2), k3 = 1/2 + ln 2 - 1; its gradient in log pi is 1 - 1/2.
-    logprobs = torch.tensor([[math.log(0.5)]], dtype=torch.float64, requires_grad=True)
-    result = surrogate(
-        logprobs,
-        logprobs.detach(),
-        torch.ones(1, 1),
-        torch.zeros(1),
-        batch=Totals(rollouts=1, tokens=1, max_completion_length=1),
-        beta=0.4,
-        ref_logprobs=torch.tensor([[math.log(0.25)]], dtype=torch.float64),
-    )
-    assert float(result.kl) == pytest.approx(math.log(2) - 0.5)
-    assert float(result.loss.detach()) == pytest.approx(0.4 * (math.log(2) - 0.5))
-    (gradient,) = torch.autograd.grad(result.loss, logprobs)
-    assert float(gradient) == pytest.approx(0.4 * 0.5)
-
-
-def test_kl_needs_a_reference() -> None:
-    with pytest.raises(AssertionError, match="reference"):
-        of_ratios([[1.0]], [1.0], beta=0.1)
-
-
 def random_answers(rows: int = 7, length: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """logprobs (wanting gradients), old, mask, advantages, ref: ragged, in float64, many of them clipped."""
     logprobs = -torch.rand(rows, length, dtype=torch.float64) * 3
@@ -234,7 +199,7 @@ def total_of(mask: Tensor) -> Totals:
     return Totals(rollouts=len(mask), tokens=int(mask.sum()), max_completion_length=6)
 
 
-@pytest.mark.parametrize("garbage", [0.0, 1e4, -math.inf, math.nan])
+@pytest.mark.parametrize("garbage", [1e4, math.nan])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_padding_contributes_nothing(loss_type: Any, level: Any, garbage: float) -> None:
@@ -317,3 +282,60 @@ def test_gradient_is_the_finite_difference(loss_type: Any, level: Any) -> None:
         ).loss  # fmt: skip
 
     assert torch.autograd.gradcheck(loss, (logprobs,))
+
+
+DELTA = 5.0
+
+
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def value_and_slope(gap: float, estimator: str = "k3_huber", delta: float = DELTA) -> tuple[float, float]:
+    x = double(gap)
+    value = kl_estimate(x, estimator, delta)  # type: ignore[arg-type]
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    return float(value.detach()), float(slope)
+
+
+@pytest.mark.parametrize("gap", [-5.0, -3.2, -1e-3, 0.0, 0.7, 4.999, 5.0])
+def test_within_delta_it_is_k3(gap: float) -> None:
+    assert value_and_slope(gap) == pytest.approx(value_and_slope(gap, "k3"), rel=1e-12, abs=1e-15)
+    assert value_and_slope(gap) == pytest.approx((math.exp(gap) - gap - 1, math.exp(gap) - 1), rel=1e-9, abs=1e-15)
+
+
+def test_the_formulas_of_the_draft_by_hand() -> None:
+    # Above: (e^5 - 1)(7 - 5) + (e^5 - 5 - 1). Below: (e^-5 - 1)(-8 + 5) + (e^-5 + 5 - 1).
+    up, down = math.exp(5), math.exp(-5)
+    assert value_and_slope(7.0) == pytest.approx(((up - 1) * 2 + up - 6, up - 1), rel=1e-12)
+    assert value_and_slope(-8.0) == pytest.approx(((down - 1) * -3 + down + 4, down - 1), rel=1e-12)
+
+
+def test_it_is_convex_and_its_slope_is_bounded_and_zero_at_zero_alone() -> None:
+    gaps = torch.linspace(-60, 60, 4801, dtype=torch.float64).requires_grad_()
+    values = kl_estimate(gaps, "k3_huber", DELTA)
+    (slopes,) = torch.autograd.grad(values.sum(), gaps)
+    assert (values >= 0).all()
+    assert ((slopes == 0) == (gaps == 0)).all()
+    assert (slopes.sign() == gaps.sign()).all()
+    assert (slopes.diff() > -1e-12).all()
+    assert slopes.abs().max() == pytest.approx(math.expm1(DELTA))
+    assert values[0] < 60  # where k3 is about as large, but
+    assert kl_estimate(gaps, "k3", DELTA)[-1] > 1e25 > 1e5 > values[-1]
+
+
+def test_clamp_is_flat_outside() -> None:
+    assert value_and_slope(3.0, "k3_clamp") == value_and_slope(3.0, "k3")
+    assert value_and_slope(9.0, "k3_clamp") == (pytest.approx(math.exp(5) - 6), 0.0)
+    assert value_and_slope(-9.0, "k3_clamp") == (pytest.approx(math.exp(-5) + 4), 0.0)
+
+
+def test_the_sign_is_that_of_kl_from_policy_to_reference() -> None:
+    """The mean under pi is KL(pi || pi_ref) with the gap log pi_ref - log pi, and is not with the opposite sign."""
+    pi = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    ref = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
+    kl = float((pi * (pi / ref).log()).sum())
+    gap = ref.log() - pi.log()
+    for estimator in ("k3", "k3_huber"):
+        assert float((pi * kl_estimate(gap, estimator, DELTA)).sum()) == pytest.approx(kl)  # type: ignore[arg-type]
+        assert float((pi * kl_estimate(-gap, estimator, DELTA)).sum()) != pytest.approx(kl, rel=0.1)  # type: ignore[arg-type]

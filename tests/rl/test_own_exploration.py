@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from dropout_grpo.exploration.seeds import stream, uniform
 from dropout_grpo.latent.rollout import replay, roll_out
 from dropout_grpo.rl.reference import ReferencePolicy
 from helpers.engine import ANSWERS, SEEDS, difference, latent_model, prompts
-from helpers.grpo_run import CONFIG, steps_of, trainer
-from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
+from helpers.grpo_run import CONFIG, resumed_like_whole
+from helpers.tiny_latent import tiny_latent, tiny_problems
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,13 @@ def test_an_evaluation_answers_under_hooks_if_there_are_thoughts() -> None:
 
 
 def test_a_run_that_goes_on_has_the_tensors_of_the_exploration(tmp_path: Path) -> None:
-    config, exploration = replace(CONFIG, max_steps=4, save_steps=2), Shifted()
-    whole, model = tiny_latent(), tiny_latent()
-    trainer(tmp_path / "whole", config, model=whole, exploration=exploration).train()
-    assert exploration.calls == ["begin", 1, 1, 2, 3, 4, "end"], "the first call is for measuring memory"
+    used: list[Shifted] = []
 
-    def stop(model: object) -> float:
-        raise InterruptedError
+    def options() -> dict[str, Any]:
+        used.append(Shifted())
+        return {"exploration": used[-1]}
 
-    parts = Shifted()
-    with pytest.raises(InterruptedError):
-        trainer(tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop, exploration=parts).train()
+    resumed_like_whole(tmp_path, replace(CONFIG, max_steps=4, save_steps=2), options)
+    whole, parts, _ = used
+    assert whole.calls == ["begin", 1, 1, 2, 3, 4, "end"], "the first call is for measuring memory"
     assert parts.calls[-1] == "end", "also after an error"
-    again = trainer(tmp_path / "parts", config, model=model, resume=True, exploration=Shifted())
-    again.train(resume_from_checkpoint=True)
-    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
-    assert_same_weights(weights_of(model), weights_of(whole))

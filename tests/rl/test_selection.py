@@ -10,11 +10,8 @@ import torch
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.seeds import rollout_seeds
-from dropout_grpo.latent import LatentModel
-from dropout_grpo.rl.groups import select_groups
-from dropout_grpo.rl.sampler import batch_numbers
-from helpers.grpo_run import CONFIG, Replays, alternating, constant, digits, steps_of, trainer
-from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+from helpers.grpo_run import CONFIG, Replays, trainer
+from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
 
 # A step wants 2 mixed groups and samples up to 3 batches of 2 questions, out of 12.
 DYNAMIC = replace(CONFIG, max_steps=1, prompts_per_step=2, dynamic_sampling_max_gen_batches=3, micro_batch_size=100)
@@ -36,17 +33,6 @@ def order(tmp_path: Path, steps: int = 1) -> list[int]:
     """Problems in the order in which the batches of the first steps have them."""
     made = trainer(tmp_path / "order", DYNAMIC, problems=PROBLEMS)
     return [place for number in range(1, 3 * steps + 1) for place in made.sampler.indices(number)]
-
-
-def test_mixed_groups_by_hand() -> None:
-    rewards = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.1, 0.1], [0.5, 0.25]])
-    assert select_groups(rewards, mixed=True, mean_range=None).tolist() == [1, 3]
-    assert select_groups(rewards[:1], mixed=True, mean_range=None).tolist() == []
-
-
-def test_batches_of_a_step_by_hand() -> None:
-    assert [list(batch_numbers(step, None)) for step in (1, 2)] == [[1], [2]]
-    assert [list(batch_numbers(step, 3)) for step in (1, 2)] == [[1, 2, 3], [4, 5, 6]]
 
 
 @pytest.mark.parametrize(
@@ -82,20 +68,6 @@ def test_the_first_mixed_groups_make_the_update(
         assert line[name] == pytest.approx(len(seen) / (8 * batches))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_no_mixed_group_is_no_update(tmp_path: Path, beta: float) -> None:
-    model = tiny_latent()
-    made = trainer(tmp_path, replace(DYNAMIC, beta=beta), model=model, problems=PROBLEMS, reward_funcs=[constant])
-    with torch.no_grad():
-        model.model.lm_head.weight.mul_(1.1)  # the policy has left its reference
-    before = weights_of(model)
-    made.train()
-    (line,) = read_metrics(tmp_path)
-    assert (line["groups/sampled"], line["groups/mixed"], line["groups/kept"]) == (6, 0, 0)
-    assert (line["loss"], line["grad_norm"]) == (0.0, 0.0)
-    assert_same_weights(weights_of(model), before)
-
-
 def test_the_gradient_is_that_of_all_sampled_times_sampled_over_kept(tmp_path: Path) -> None:
     ids = order(tmp_path)
     norms = []
@@ -121,38 +93,6 @@ def test_questions_of_a_step_do_not_depend_on_how_many_the_step_before_needed(tm
         assert asked[1 if name == "few" else 3] == ids[6:8]
 
 
-class Stopped(Exception):
-    """Simulates a power failure."""
-
-
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> None:
-    config = replace(DYNAMIC, max_steps=4, num_iterations=2, beta=0.02, save_steps=2)
-
-    def some(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        return [value if ID_OF[prompts[i]] % 3 else 0.0 for i, value in enumerate(digits(prompts, completions))]
-
-    options: dict[str, Any] = {"problems": PROBLEMS, "reward_funcs": [some]}
-    whole = tiny_latent()
-    trainer(tmp_path / "whole", config, model=whole, **options).train()
-
-    def stop(model: LatentModel) -> float:
-        raise Stopped
-
-    with pytest.raises(Stopped):
-        trainer(tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop, **options).train()
-    model = tiny_latent()
-    trainer(tmp_path / "parts", config, model=model, resume=True, **options).train(resume_from_checkpoint=True)
-    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
-    assert len({line["groups/sampled"] for line in steps_of(tmp_path / "whole")}) > 1, "all steps are alike"
-    assert_same_weights(weights_of(model), weights_of(whole))
-
-
 def test_more_questions_than_problems_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"prompts_per_step=2 lets a step sample 6 questions, more than the 5 problems"):
         trainer(tmp_path, DYNAMIC, problems=tiny_problems(5))
-
-
-def test_off_is_as_it_was(tmp_path: Path) -> None:
-    config = replace(CONFIG, max_steps=1)
-    trainer(tmp_path, config, reward_funcs=[alternating]).train()
-    assert not any(name.startswith("groups/") for name in read_metrics(tmp_path)[0])

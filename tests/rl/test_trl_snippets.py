@@ -83,60 +83,6 @@ def test_rewards_of_tokens_of_a_reference_and_of_a_format(name: str, tmp_path: P
         assert line["reward"] == pytest.approx(means[0] + 2 * means[1] + means[2] / 2)
 
 
-def test_a_conversational_format(name: str, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(name)
-    seen: list[Any] = []
-
-    def format_reward_func(completions: list[Any], **kwargs: Any) -> list[float]:
-        """Reward function that checks if the completion has a specific format."""
-        pattern = r"^<think>.*?</think><answer>.*?</answer>$"
-        completion_contents = [completion[0]["content"] for completion in completions]
-        matches = [re.match(pattern, content) for content in completion_contents]
-        seen.extend(kwargs["prompts"])
-        return [1.0 if match else 0.0 for match in matches]
-
-    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": f"Ann has {i} ?"}]} for i in range(2)])
-    GRPOTrainer(
-        model=name,
-        latent_steps=2,
-        reward_funcs=format_reward_func,
-        args=config(tmp_path, max_steps=1),
-        train_dataset=rows,
-    ).train()
-    assert sorted(prompt[0]["content"] for prompt in seen) == ["Ann has 0 ?"] * 4 + ["Ann has 1 ?"] * 4
-
-
-def test_multi_task_reward_functions(name: str, tmp_path: Path) -> None:
-    dataset = Dataset.from_list(
-        [
-            {"prompt": "how many 2 + 2 ?", "task": "math"},
-            {"prompt": "Ann gets 2 .", "task": "code"},
-            {"prompt": "how many 3 * 4 ?", "task": "math"},
-            {"prompt": "Bob gets 4 .", "task": "code"},
-        ]
-    )
-
-    def math_reward_func(prompts: Any, completions: Any, task: list[str], **kwargs: Any) -> list[float | None]:
-        return [1.0 if t == "math" else None for t in task]
-
-    def coding_reward_func(prompts: Any, completions: Any, task: list[str], **kwargs: Any) -> list[float | None]:
-        return [-1.0 if t == "code" else None for t in task]
-
-    trainer = GRPOTrainer(
-        model=name,
-        latent_steps=2,
-        reward_funcs=[math_reward_func, coding_reward_func],
-        args=config(tmp_path, per_device_train_batch_size=16, max_steps=1),
-        train_dataset=dataset,
-    )
-    trainer.train()
-    (line,) = read_metrics(tmp_path / "Qwen2-0.5B-GRPO")
-    assert (line["rewards/math_reward_func/mean"], line["rewards/coding_reward_func/mean"]) == (1.0, -1.0)
-    assert line["reward"] == 0.0
-
-
 def test_an_object_its_tokenizer_and_callbacks(name: str, tmp_path: Path) -> None:
     class Seen(TrainerCallback):
         steps: ClassVar[list[int]] = []

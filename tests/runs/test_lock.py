@@ -13,7 +13,7 @@ import pytest
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.lock import LOCK_FILE, is_locked, lock_folder
+from dropout_grpo.runs.lock import lock_folder
 
 HOLD = """
 import sys, time
@@ -64,14 +64,6 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_a_process_gets_its_own_lock_again(tmp_path: Path) -> None:
-    first, second = lock_folder(tmp_path), lock_folder(tmp_path)
-    assert first is second
-    del first, second
-    with holder(tmp_path):
-        pass
-
-
 def test_a_holder_that_has_not_written_its_name(tmp_path: Path) -> None:
     with holder(tmp_path):
         (tmp_path / "lock").write_text("")
@@ -86,17 +78,6 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("dropout_grpo.runs.lock.fcntl.flock", flock)
     with pytest.raises(UserError, match="cannot be locked: No locks available"):
         lock_folder(tmp_path)
-
-
-def test_whether_a_folder_is_locked(tmp_path: Path) -> None:
-    """Looking does not lock it."""
-    assert not is_locked(tmp_path)
-    lock = lock_folder(tmp_path)
-    assert is_locked(tmp_path)
-    del lock
-    assert (tmp_path / LOCK_FILE).exists()
-    assert not is_locked(tmp_path)
-    lock_folder(tmp_path)
 
 
 def test_a_lock_that_lives_until_the_interpreter_ends_is_released_without_a_traceback(tmp_path: Path) -> None:

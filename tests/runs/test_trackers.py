@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 
-from dropout_grpo.config.curriculum import CurriculumConfig
-from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.runs import trackers
 from dropout_grpo.runs.folder import RunFolder
 from helpers.grpo_run import CONFIG, trainer
-from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
+from helpers.tiny_latent import read_metrics
 
 pytest.importorskip("accelerate")
 pytest.importorskip("tensorboard")
@@ -56,15 +54,6 @@ def test_tensorboard_has_the_metrics_of_every_step(tmp_path: Path) -> None:
     assert actual == expected(read_metrics(tmp_path / "run"))
     assert actual["eval/pass@1"] == [(2, 0.25)]
     assert [step for step, _ in actual["reward"]] == [1, 2, 3]
-
-
-def test_the_curriculum_is_tracked_too(tmp_path: Path) -> None:
-    config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=1)
-    run = RunFolder(tmp_path, "sft", {}, report_to=("tensorboard",))
-    CurriculumTrainer(tiny_latent(), config, tiny_problems(2, steps=2), run, seed=0).train()
-    actual = written(tmp_path / "tensorboard" / "sft")
-    assert actual == expected(read_metrics(tmp_path))
-    assert actual["stage"] == [(1, 0.0), (2, 1.0), (3, 2.0)]
 
 
 class Stopped(Exception):
@@ -173,13 +162,6 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path, monk
         RunFolder(tmp_path / "run", "grpo", {}, report_to=("wandb",))
     assert not (tmp_path / "run").exists()
     RunFolder(tmp_path / "run", "grpo", {})  # none asked for, none needed
-
-
-def test_training_without_trackers_imports_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("accelerate", "accelerate.tracking", "tensorboard", "wandb", "trackio"):
-        monkeypatch.setitem(sys.modules, name, None)  # importing it is an error
-    trainer(tmp_path, replace(CONFIG, max_steps=1), model=tiny_latent()).train()
-    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_trackers_may_change_on_resuming(tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from dropout_grpo.commands.shared.problems import require_known_words
-from dropout_grpo.data.answers import answers_match, extract_answer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.tasks import prosqa
 from dropout_grpo.tasks.word_problems import WordProblemsConfig, make_splits, vocabulary
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 
@@ -26,24 +24,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def test_every_word_number_and_symbol_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
     text = "tom has 31 apples .\n<<31-4=27>>\n### 27"
-    tokens = [
-        "tom",
-        "has",
-        "31",
-        "apples",
-        ".",
-        "\n",
-        "<<",
-        "31",
-        "-",
-        "4",
-        "=",
-        "27",
-        ">>",
-        "\n",
-        "###",
-        "27",
-    ]
+    tokens = ["tom", "has", "31", "apples", ".", "\n", "<<", "31", "-", "4", "=", "27", ">>", "\n", "###", "27"]
     assert tokenizer.tokenize(text) == tokens
     assert tokenizer.encode(text, add_special_tokens=True) == tokenizer.convert_tokens_to_ids(tokens)
     assert tokenizer.unk_token_id not in tokenizer.encode(text)
@@ -80,13 +61,6 @@ def test_pieces_encode_to_the_whole_as_coconut_demands(tokenizer: PreTrainedToke
         assert list(chain.from_iterable(encoded)) == tokenizer.encode("".join(parts))
 
 
-def test_a_sampled_answer_can_be_read(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = [*tokenizer.encode("<<7+6=13>>\n### 13"), tokenizer.eos_token_id, tokenizer.pad_token_id]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    assert text == "<<7+6=13>>\n### 13"
-    assert extract_answer(text) == "13"
-
-
 def test_hand_typed_text_is_read_like_a_generated_one(tokenizer: PreTrainedTokenizerFast) -> None:
     typed = tokenizer.encode("Tom has 7 apples.  How many apples does Tom have now?")
     assert typed == tokenizer.encode("tom has 7 apples . how many apples does tom have now ?")
@@ -104,19 +78,13 @@ def test_unknown_words_become_one_unk_each(tokenizer: PreTrainedTokenizerFast) -
     assert tokenizer.encode("") == []
 
 
-@pytest.mark.parametrize("method", ["add_special_tokens", "add_tokens"])
-def test_latent_tokens_can_be_added(tokenizer: PreTrainedTokenizerFast, method: str) -> None:
+def test_latent_tokens_can_be_added(tokenizer: PreTrainedTokenizerFast) -> None:
     size = len(tokenizer)
-    added = {"additional_special_tokens": LATENT} if method == "add_special_tokens" else LATENT
-    assert getattr(tokenizer, method)(added) == 3
+    assert tokenizer.add_special_tokens({"additional_special_tokens": LATENT}) == 3
     assert tokenizer.convert_tokens_to_ids(LATENT) == [size, size + 1, size + 2]
     ids = tokenizer.encode("tom has 7 .\n<|start-latent|><|latent|><|latent|><|end-latent|>### 7")
     assert ids[-7:] == [3, size, size + 1, size + 1, size + 2, 4, 12]
-    assert tokenizer.decode(ids, skip_special_tokens=method == "add_special_tokens") == (
-        "tom has 7 .\n### 7"
-        if method == "add_special_tokens"
-        else "tom has 7 .\n<|start-latent|> <|latent|> <|latent|> <|end-latent|> ### 7"
-    )
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "tom has 7 .\n### 7"
 
 
 def test_save_and_load_offline_beside_a_model(
@@ -137,19 +105,6 @@ def test_save_and_load_offline_beside_a_model(
     batch = loaded(["tom has 7", "tom"], padding=True)
     assert batch["input_ids"][1] == [0, 0, *loaded.encode("tom")]
     assert batch["attention_mask"] == [[1, 1, 1], [0, 0, 1]]
-
-
-def test_prosqa_is_read_phrase_by_phrase_and_answers_come_back() -> None:
-    tokenizer = word_tokenizer(prosqa.vocabulary())
-    config = prosqa.ProsqaConfig(n_train=50, n_grpo=0, n_valid=0, n_test=0)
-    problems = prosqa.make_splits(config, ("train",))["train"]
-    require_known_words(tokenizer, problems, "train")
-    for problem in problems:
-        text = "### " + problem.answer
-        ids = tokenizer.encode(text)
-        assert len(ids) == 3, "###, name, is a concept"
-        assert answers_match(extract_answer(tokenizer.decode(ids)), problem.answer)
-        assert len(tokenizer.encode(problem.question)) == 2 * problem.question.count(".") + 3
 
 
 def test_unknown_words_are_refused_with_their_count(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -143,9 +143,6 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "another shape": lambda c: change(c / "model.safetensors", {WEIGHT: torch.zeros(16, 5)}),
     "no thought": lambda c: (c / "thought.safetensors").unlink(),
     "another thought": lambda c: change(c / "thought.safetensors", {"vector": torch.zeros(1, 1, 5)}),
-    "cut config": lambda c: (c / "latent_config.json").write_text('{"latent_'),
-    "unknown thought": lambda c: (c / "latent_config.json").write_text('{"latent_steps": 2, "thought": "paus"}'),
-    "steps in words": lambda c: (c / "latent_config.json").write_text('{"latent_steps": "two"}'),
 }
 
 
@@ -154,7 +151,7 @@ def test_a_damaged_checkpoint_is_named(good: Path, damage: str, tmp_path: Path) 
     folder = shutil.copytree(good, tmp_path / "damaged")
     LatentModel.from_pretrained(folder)
     DAMAGES[damage](folder)
-    with pytest.raises(UserError, match=r"damaged|paus"):
+    with pytest.raises(UserError, match="damaged"):
         LatentModel.from_pretrained(folder)
 
 

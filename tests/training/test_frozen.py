@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
-from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
-from helpers.tiny_latent import assert_same_weights, newest_checkpoint, tiny_latent, weights_of
+from helpers.grpo_run import CONFIG, alternating, trainer
+from helpers.tiny_latent import newest_checkpoint, tiny_latent
 
 FOUR_STEPS = replace(CONFIG, max_steps=4, save_steps=2)
 
@@ -34,19 +34,6 @@ def test_a_part_is_trained(tmp_path: Path) -> None:
         assert same != weight.requires_grad, name
     state = load_file(newest_checkpoint(tmp_path, "grpo") / "optimizer.safetensors")
     assert {name.partition(".")[0] for name in state} == {"0", "1"}, "one matrix in each of two layers"
-
-
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> None:
-    def stop(model: LatentModel) -> float:
-        raise InterruptedError
-
-    whole, model = partly_frozen(), partly_frozen()
-    trainer(tmp_path / "whole", FOUR_STEPS, model=whole).train()
-    with pytest.raises(InterruptedError):
-        trainer(tmp_path / "parts", replace(FOUR_STEPS, eval_steps=3), model=partly_frozen(), evaluate=stop).train()
-    trainer(tmp_path / "parts", FOUR_STEPS, model=model, resume=True).train(resume_from_checkpoint=True)
-    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
-    assert_same_weights(weights_of(model), weights_of(whole))
 
 
 def test_nothing_to_train_is_refused(tmp_path: Path) -> None:

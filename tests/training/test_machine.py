@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from dropout_grpo.training import machine
 from dropout_grpo.training.machine import bf16_for, bf16_or_not, threads_for, wait_asleep
 from helpers.tiny import tiny_model
 
@@ -143,12 +142,6 @@ def test_cuda_devices(capability: tuple[int, int], expected: bool, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     major, minor = capability
     assert bf16_for(CUDA) == (expected, f"CUDA compute capability {major}.{minor}; bf16 needs 8.0")
-
-
-def test_a_torch_that_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert machine._cpu_capabilities() == {}
-    assert bf16_for(torch.device("mps"))[0] is False
 
 
 def test_a_small_batch_on_a_cpu_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

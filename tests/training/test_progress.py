@@ -64,19 +64,6 @@ def test_on_a_terminal_a_bar_with_the_values(monkeypatch: pytest.MonkeyPatch) ->
     assert "reward 0.5" in shown
 
 
-def test_the_bar_stops_when_the_job_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "console", Console(file=io.StringIO(), width=200, force_terminal=True))
-    bar = Bar("grpo", total=2)
-    with pytest.raises(RuntimeError, match="out of memory"), bar:
-        raise RuntimeError("out of memory")
-    assert bar._progress is not None
-    assert not bar._progress.live.is_started
-
-
-def test_progress_never_mixes_with_results_on_standard_output() -> None:
-    assert progress.console.stderr
-
-
 def test_what_looks_like_an_emoji_or_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     progress.console.print("rewards.py:ok: [bold]no[/bold]", markup=False)
     assert capsys.readouterr().err == "rewards.py:ok: [bold]no[/bold]\n"

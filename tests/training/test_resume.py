@@ -200,11 +200,6 @@ def test_metrics_that_lack_or_double_a_step_are_noticed(run: Path, edit: Any, me
         grpo(run).train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_records_its_exploration(run: Path) -> None:
-    config = json.loads((run / "checkpoints" / "grpo-step-4" / "latent_config.json").read_text())
-    assert config["exploration"] == {"kind": "shared_dropout", "p": 0.2, "sites": ["residual"], "phases": ["latent"]}
-
-
 def test_the_digest_of_weights_sees_every_value_name_and_dtype() -> None:
     model = tiny_latent()
     digest = weights_digest(model)
