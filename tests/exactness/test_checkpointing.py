@@ -223,7 +223,7 @@ def test_caches_that_cannot_be_run_again_are_refused(monkeypatch: pytest.MonkeyP
     model.model.get_decoder().layers[1].self_attn.register_forward_pre_hook(
         lambda module, args, kwargs: kwargs["past_key_values"].layers[0].keys, with_kwargs=True
     )
-    with pytest.raises(UserError, match="a layer reads the cache of another layer"):
+    with pytest.raises(UserError, match="a layer reads another layer's cache"):
         replayed(model, LATENT)
 
 

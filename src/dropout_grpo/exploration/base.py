@@ -50,7 +50,10 @@ class OwnHooks(Protocol):
     """A noise that also changes a model by hooks of its own. Rollouts under it use no CUDA graphs."""
 
     def hooks(self, sites: SiteMap, phase: str, step: int) -> AbstractContextManager[None]:
-        """A context for one forward pass, which registers hooks and removes them.
+        """A context for one forward pass, which registers hooks and removes them, also after an exception.
+
+        With gradient checkpointing it is entered once more for each layer that runs again, so what a hook does in one
+        layer must not depend on the layers before it.
 
         Args:
             sites: those of the model that runs, which may be the KL's reference; ``sites.layers`` are its layers.

@@ -60,7 +60,7 @@ class Site:
 
 
 class SiteMap:
-    """All sites of one model, its decoder ``layers``, and its numbers of ``heads`` and ``key_heads``.
+    """All sites of one model, its ``decoder`` with ``layers``, and its numbers of ``heads`` and ``key_heads``.
 
     Args:
         decoder: the transformer without its language-model head.
@@ -74,7 +74,7 @@ class SiteMap:
     """
 
     def __init__(self, decoder: nn.Module, width: int, heads: int, *, key_heads: int | None = None) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._why = {  # of kinds that the model may lack
             "mlp_hidden": "its MLP is a mixture of experts",
             "values": "a norm stands between its heads and their projection, or they do not share values evenly",
@@ -133,7 +133,7 @@ class SiteMap:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and of masks."""
-        return next(self._decoder.parameters()).dtype
+        return next(self.decoder.parameters()).dtype
 
     def instances(self, kinds: tuple[str, ...]) -> tuple[Site, ...]:
         """The sites of some kinds, each once even if the kinds overlap.
@@ -143,7 +143,7 @@ class SiteMap:
         """
         if lacking := [kind for kind in kinds if kind in self.lacking]:
             raise UserError(
-                f"exploration site {lacking[0]!r}: {type(self._decoder).__name__} has no such site, because "
+                f"exploration site {lacking[0]!r}: {type(self.decoder).__name__} has no such site, because "
                 f"{self.lacking[lacking[0]]}. It has {', '.join(kind for kind in SITES if kind not in self.lacking)}."
             )
         wanted = set(kinds) | ({"attention", "mlp"} if "residual" in kinds else set())

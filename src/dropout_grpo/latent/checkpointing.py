@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicLayer, PreTrainedModel
+from transformers import Cache, DynamicLayer
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
 from dropout_grpo.errors import UserError
@@ -65,11 +65,11 @@ def checkpointed(sites: SiteMap, factors: Mapping[str, Tensor], around: Around) 
                 vars(layer)["forward"] = forward
 
 
-def switched_off(model: PreTrainedModel, layers: nn.ModuleList) -> bool:
-    """Switch off transformers' own checkpointing; returns whether it was on."""
-    if not any(getattr(module, _FLAG, False) for module in (layers[0], model.get_decoder())):
+def switched_off(sites: SiteMap) -> bool:
+    """Switch off transformers' own checkpointing of a model; returns whether it was on."""
+    if not any(getattr(module, _FLAG, False) for module in (sites.layers[0], sites.decoder)):
         return False
-    for module in model.modules():
+    for module in sites.decoder.modules():
         if getattr(module, _FLAG, False):
             setattr(module, _FLAG, False)
     return True
@@ -111,7 +111,7 @@ def _checkpointed(
     if type(after) not in _KINDS:
         raise UserError(
             f"gradient_checkpointing: {type(layer).__name__} keeps other things than keys and values in its cache, a "
-            f"{type(after).__name__}: leave it out for this model."
+            f"{type(after).__name__}: set it to false for this model."
         )
     cache.layers[index : index + 1] = [after]
     return output
@@ -121,9 +121,7 @@ class _Other:
     """Stands for the cache of another layer."""
 
     def __getattr__(self, name: str) -> Any:
-        raise UserError(
-            "gradient_checkpointing: a layer reads the cache of another layer: leave it out for this model."
-        )
+        raise UserError("gradient_checkpointing: a layer reads another layer's cache: set it to false for this model.")
 
 
 def _tensors(value: Any, layer: int) -> Iterator[Tensor]:

@@ -180,13 +180,13 @@ class Recurrence(nn.Module):
 
         ``model.gradient_checkpointing_enable()`` of transformers, before or after wrapping, also makes it True.
         """
-        if switched_off(self.model, self.sites.layers):  # transformers' own
+        if switched_off(self.sites):  # transformers' own
             self._gradient_checkpointing = True
         return self._gradient_checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        switched_off(self.model, self.sites.layers)
+        switched_off(self.sites)
         self._gradient_checkpointing = on
 
     def noise(self, exploration: Exploration, seeds: Tensor) -> Noise | None:
