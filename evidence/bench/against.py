@@ -37,14 +37,10 @@ STEPS = 3
 
 _VALIDATED = 16
 
-Job = tuple[str, ...]
-"""The command and its options but for model, files and run folder."""
-
-_SFT = ("sft", "--recipe", "gsm8k-smollm2", "--curriculum.cot_epochs", "0")
-_SFT += ("--curriculum.max_latent_stage", "1", "--curriculum.batch_size", "32", "--curriculum.save_stages", "false")
-_GRPO = ("grpo", "--recipe", "gsm8k-smollm2", "--grpo.max_steps", str(STEPS))
-_GRPO += ("--grpo.beta", "0.01", "--grpo.max_completion_length", "32", "--exploration.phases", "[latent]")
-JOBS: dict[str, Job] = {"curriculum update": _SFT, "grpo step": _GRPO}
+_SFT = "sft --curriculum.cot_epochs 0 --curriculum.max_latent_stage 1 --curriculum.save_stages false"
+_GRPO = f"grpo --grpo.max_steps {STEPS} --grpo.beta 0.01 --grpo.max_completion_length 32 --exploration.phases [latent]"
+JOBS = {"curriculum update": _SFT.split(), "grpo step": _GRPO.split()}
+"""Commands and their options but for recipe, model, files and run folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +108,14 @@ def chosen(problems: list[Problem], *, longest: bool) -> list[Problem]:
 
 def _named(command: str, model: Path, folder: Path, files: Path) -> list[str]:
     """The options that name model, files and run folder."""
-    common = ["--data.valid", str(files / "valid.json"), "--run_dir", str(folder / command)]
+    common = [
+        "--recipe",
+        "gsm8k-smollm2",
+        "--data.valid",
+        str(files / "valid.json"),
+        "--run_dir",
+        str(folder / command),
+    ]
     if command == "sft":
         return ["--model.name_or_path", str(model), "--data.train", str(files / "train.json"), *common]
     checkpoint = folder / "sft" / "checkpoints" / "coconut"
@@ -169,9 +172,8 @@ def _peak(pid: int) -> int:
 
 def summary(runs: Sequence[Ended]) -> dict[str, Any]:
     """Medians of some runs of a command; None for what a command that failed did not reach."""
-    updates, steps = (
-        [each for run in runs for each in part] for part in ([r.updates for r in runs], [r.steps for r in runs])
-    )
+    updates = [seconds for run in runs for seconds in run.updates]
+    steps = [seconds for run in runs for seconds in run.steps]
     return {
         "status": [run.status for run in runs],
         "peak": max(run.peak for run in runs),

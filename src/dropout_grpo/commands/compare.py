@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from dropout_grpo.commands.shared.options import add_json
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.statistics import compare as compare_pairs
-from dropout_grpo.runs.read import Record, read_samples
+from dropout_grpo.runs.read import JsonObject, read_samples
 
 HELP = "compare two eval runs on the same problems: wins, losses, exact McNemar test, difference"
 
@@ -47,7 +47,7 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
     return {"a": run_a, "b": run_b, "comparisons": [_comparison(file, list(lines)) for file, lines in files]}
 
 
-def _comparison(file: str, pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
+def _comparison(file: str, pairs: Sequence[tuple[JsonObject, JsonObject]]) -> dict[str, Any]:
     right_a, right_b = [a["plain_correct"] for a, _ in pairs], [b["plain_correct"] for _, b in pairs]
     won = [_both(a, b) for a, b in pairs if b["plain_correct"] and not a["plain_correct"]]
     lost = [_both(a, b) for a, b in pairs if a["plain_correct"] and not b["plain_correct"]]
@@ -62,12 +62,12 @@ def _comparison(file: str, pairs: Sequence[tuple[Record, Record]]) -> dict[str, 
     }
 
 
-def _both(a: Record, b: Record) -> dict[str, Any]:
+def _both(a: JsonObject, b: JsonObject) -> dict[str, Any]:
     problem = {name: a[name] for name in ("id", "question", "answer")}
     return {**problem, "a": a["plain"].strip(), "b": b["plain"].strip()}
 
 
-def _check_same_problems(run_a: str, a: Sequence[Record], run_b: str, b: Sequence[Record]) -> None:
+def _check_same_problems(run_a: str, a: Sequence[JsonObject], run_b: str, b: Sequence[JsonObject]) -> None:
     remedy = "Measure both on the same --files, in the same order."
     if len(a) != len(b):
         raise UserError(f"{run_a} has {len(a)} problems and {run_b} has {len(b)}. {remedy}")

@@ -9,7 +9,7 @@ from dropout_grpo.report.formats import duration
 from dropout_grpo.report.names import in_order, label
 from dropout_grpo.report.series import CURRICULUM
 from dropout_grpo.runs.files import CONFIG_FILE, RESULTS_FILE, flat_options
-from dropout_grpo.runs.read import Record, Run, mapping, number
+from dropout_grpo.runs.read import JsonObject, Run, mapping, number
 
 _SPLITS = {"sft": ("train", "valid"), "grpo": ("grpo", "valid"), "demo": ("train", "grpo", "valid", "test")}
 _PRECISIONS = {"True": "bf16 matrix products", "False": "float32"}
@@ -56,7 +56,7 @@ def provenance(run: Run) -> list[Table]:
     return [Table(caption=title, header=header, rows=rows, style="facts") for title, rows in titles.items() if rows]
 
 
-def config_facts(config: Record) -> list[list[str]]:
+def config_facts(config: JsonObject) -> list[list[str]]:
     """Nested configuration as [option, value] pairs; a value that is not a string is shown as JSON."""
     return [
         [name, value if isinstance(value, str) else json.dumps(value)] for name, value in flat_options(config).items()
@@ -67,7 +67,7 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _model(config: Record) -> str:
+def _model(config: JsonObject) -> str:
     if (checkpoint := config.get("checkpoint")) is not None:
         return str(checkpoint)
     model = config.get("model")
@@ -78,12 +78,12 @@ def _model(config: Record) -> str:
     return f"{model.get('model_type')} from scratch: {model.get('n_layer')} layers of width {model.get('n_embd')}"
 
 
-def _lora(config: Record) -> str:
+def _lora(config: JsonObject) -> str:
     lora = config.get("lora")
     return f"LoRA of rank {lora['r']}" if isinstance(lora, Mapping) and lora.get("r") is not None else ""
 
 
-def _data(config: Record, command: str) -> str:
+def _data(config: JsonObject, command: str) -> str:
     """The sources of the splits that the command uses; splits of the same source are named together."""
     if isinstance(files := config.get("files"), list):
         return ", ".join(map(str, files))
@@ -104,7 +104,7 @@ def _source(option: Any, task: Any) -> str:
     return str(option)
 
 
-def _exploration(config: Record) -> str:
+def _exploration(config: JsonObject) -> str:
     exploration = config.get("exploration")
     if not isinstance(exploration, Mapping):
         return _text(exploration)
@@ -116,7 +116,7 @@ def _exploration(config: Record) -> str:
     return f"{kind}{p}, on {sites}, in {phases}"
 
 
-def _steps(run: Run, config: Record) -> str:
+def _steps(run: Run, config: JsonObject) -> str:
     """The last step of each part that trains, and of how many."""
     last = {record["part"]: record["step"] for record in run.metrics}
     grpo = config.get("grpo")

@@ -6,7 +6,7 @@ from typing import Any
 
 from dropout_grpo.report.blocks import Table
 from dropout_grpo.report.names import label
-from dropout_grpo.runs.read import Record, Run, mapping, number, objects
+from dropout_grpo.runs.read import JsonObject, Run, mapping, number, objects
 
 _SHOWN = {"gained": 6, "lost": 2}  # the counts are above the cards
 
@@ -29,17 +29,17 @@ def flips(run: Run) -> dict[str, Any] | None:
     return {"counts": counts, "cards": cards} if cards else None
 
 
-def _problem(record: Record) -> dict[str, Any]:
+def _problem(record: JsonObject) -> dict[str, Any]:
     return {name: str(record.get(name, "")) for name in ("question", "answer")}
 
 
-def _votes(side: Record, place: str) -> dict[str, Any]:
+def _votes(side: JsonObject, place: str) -> dict[str, Any]:
     votes = mapping(side, "votes", place)
     counts = {vote: number(votes, vote, f"{place}, 'votes'") or 0.0 for vote in votes}
     return {"plain": _answer(side, "plain"), "votes": sorted(counts.items(), key=lambda item: -item[1])}
 
 
-def _answer(side: Record, key: str) -> str:
+def _answer(side: JsonObject, key: str) -> str:
     return str(side.get(key, "")).rpartition("###")[2].strip()
 
 
@@ -54,7 +54,7 @@ def thoughts(run: Run) -> list[dict[str, Any]]:
     return cards
 
 
-def _thoughts_table(side: Record, place: str) -> Table:
+def _thoughts_table(side: JsonObject, place: str) -> Table:
     """One model: a row for each thought."""
     thoughts = mapping(side, "thoughts", place)
     place = f"{place}, 'thoughts'"
@@ -78,7 +78,7 @@ def _thoughts_table(side: Record, place: str) -> Table:
     )
 
 
-def _tokens(thought: Record, place: str) -> Sequence[tuple[str, float]]:
+def _tokens(thought: JsonObject, place: str) -> Sequence[tuple[str, float]]:
     pairs = thought.get("tokens")
     if not isinstance(pairs, list):
         return []

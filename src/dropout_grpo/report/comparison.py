@@ -11,7 +11,7 @@ from dropout_grpo.report.results import arm_scores, cells, columns, meanings, me
 from dropout_grpo.report.series import CURRICULUM, arms, series
 from dropout_grpo.report.training import PASS_AT_1, bands, validation_size
 from dropout_grpo.runs.files import MEASURES_FILE, RESULTS_FILE
-from dropout_grpo.runs.read import Record, Run, number, objects
+from dropout_grpo.runs.read import JsonObject, Run, number, objects
 
 
 def comparison_sections(runs: Mapping[str, Run]) -> list[Section]:
@@ -25,7 +25,7 @@ def comparison_sections(runs: Mapping[str, Run]) -> list[Section]:
 
 def _results(runs: Mapping[str, Run]) -> Section:
     """One row for each arm of a demo and each evaluated file of each run."""
-    rows: dict[tuple[str, str], tuple[Record, str]] = {}
+    rows: dict[tuple[str, str], tuple[JsonObject, str]] = {}
     for name, run in runs.items():
         for arm, scores in arm_scores(run).items():
             rows[name, label(arm)] = scores, f"{RESULTS_FILE} of {name}, {arm!r}"

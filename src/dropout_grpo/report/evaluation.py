@@ -7,7 +7,7 @@ from dropout_grpo.report.charts import Estimate, by_k_figure
 from dropout_grpo.report.formats import count, duration, percent, percent_interval
 from dropout_grpo.report.results import cells, columns, meanings, metric_keys
 from dropout_grpo.runs.files import MEASURES_FILE, RESULTS_FILE
-from dropout_grpo.runs.read import Record, Run, interval, number, objects
+from dropout_grpo.runs.read import JsonObject, Run, interval, number, objects
 
 _BY_K = ("pass@k", "maj@k")
 
@@ -33,13 +33,13 @@ def evaluations_section(run: Run) -> Section:
     return Section(heading=heading, table=table, note=meanings(keys), charts=charts, tables=tables)
 
 
-def _by_place(holder: Record, file: str) -> dict[str, Record]:
+def _by_place(holder: JsonObject, file: str) -> dict[str, JsonObject]:
     """The evaluations that a file holds, each by its place in it."""
     records = objects(holder, "evaluations", file)
     return {f"{file}, evaluations[{i}]": record for i, record in enumerate(records)}
 
 
-def _charts(record: Record, place: str) -> list[Chart]:
+def _charts(record: JsonObject, place: str) -> list[Chart]:
     """pass@k and maj@k of one file; none where there is only one answer to each problem."""
     curves = [(key, curve) for key in _BY_K if len(curve := estimates(record, key, place)) > 1]
     if not curves:
@@ -60,7 +60,7 @@ def _charts(record: Record, place: str) -> list[Chart]:
     ]
 
 
-def _intervals(measured: Mapping[str, Record]) -> list[Table]:
+def _intervals(measured: Mapping[str, JsonObject]) -> list[Table]:
     """pass@k and maj@k with their intervals, at powers of two and the largest k: a row for each file and k."""
     rows = []
     for place, record in measured.items():
@@ -82,7 +82,7 @@ def _cells(estimate: Estimate | None) -> list[str]:
     return [percent(estimate.value), percent_interval((estimate.lo, estimate.hi))]
 
 
-def _cost(evaluations: Mapping[str, Record]) -> list[Table]:
+def _cost(evaluations: Mapping[str, JsonObject]) -> list[Table]:
     """Length of the plain answers and time, where they were measured."""
     rows: list[Sequence[str]] = []
     for place, record in evaluations.items():
@@ -97,7 +97,7 @@ def _cost(evaluations: Mapping[str, Record]) -> list[Table]:
     return [Table(caption="Length of the plain answers, and time", header=header, rows=rows)] if rows else []
 
 
-def estimates(record: Record, key: str, place: str) -> list[Estimate]:
+def estimates(record: JsonObject, key: str, place: str) -> list[Estimate]:
     """A curve of measures.json; an entry without all its numbers is left out."""
     curve = []
     for i, entry in enumerate(objects(record, key, place)):

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dropout_grpo.report.names import label
-from dropout_grpo.runs.read import Record
+from dropout_grpo.runs.read import JsonObject
 
 MOST_BYTES = 2_000_000
 """Maximum size of the data of all problems; the rest of a page is below 1 MB, so a report stays below 3 MB."""
 
 
-def problems(runs: Mapping[str, Sequence[Record]]) -> dict[str, Any] | None:
+def problems(runs: Mapping[str, Sequence[JsonObject]]) -> dict[str, Any] | None:
     """The table of all problems; None without samples.
 
     Args:
@@ -45,7 +45,7 @@ def problems(runs: Mapping[str, Sequence[Record]]) -> dict[str, Any] | None:
     return {"json": text, "columns": columns, "shown": len(rows), "total": total, "menus": menus}
 
 
-def _table(runs: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Any], int]:
+def _table(runs: Mapping[str, Sequence[JsonObject]]) -> tuple[dict[str, Any], int]:
     """The data of the page, with at most ``MOST_BYTES``, and the number of all problems."""
     columns: dict[str, int] = {}
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
@@ -73,7 +73,7 @@ def _table(runs: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Any], int]:
     return data, len(rows)
 
 
-def _side(line: Record) -> list[Any]:
+def _side(line: JsonObject) -> list[Any]:
     """[plain answer, whether it is right, [[mask's answer, how many masks, whether it is right], ...]]."""
     samples, right = line.get("samples"), line.get("samples_correct")
     votes: Counter[tuple[str, bool]] = Counter()

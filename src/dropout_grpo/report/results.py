@@ -8,7 +8,7 @@ from dropout_grpo.report.charts import intervals_figure
 from dropout_grpo.report.formats import percent, percent_interval
 from dropout_grpo.report.names import in_order, label
 from dropout_grpo.runs.files import RESULTS_FILE
-from dropout_grpo.runs.read import Record, Run, interval, mapping, number
+from dropout_grpo.runs.read import JsonObject, Run, interval, mapping, number
 
 _MEANINGS = {
     "pass@1": "pass@1: the plain network's greedy answer is right.",
@@ -56,7 +56,7 @@ def results_section(run: Run) -> Section:
     return Section(heading="Results", table=table, note=meanings(keys), tables=_collapse(run))
 
 
-def arm_scores(run: Run) -> dict[str, Record]:
+def arm_scores(run: Run) -> dict[str, JsonObject]:
     """The arms of a demo, baseline first: every object of results.json that has a pass@1."""
     scores = {
         name: value
@@ -66,7 +66,7 @@ def arm_scores(run: Run) -> dict[str, Record]:
     return {name: scores[name] for name in in_order(scores)}
 
 
-def metric_keys(records: Iterable[Record]) -> list[str]:
+def metric_keys(records: Iterable[JsonObject]) -> list[str]:
     """The fractions that a table has a column for, in order of appearance."""
     keys = dict.fromkeys(key for record in records for key in record)
     return [key for key in keys if key.startswith(tuple(_MEANINGS))]
@@ -80,7 +80,7 @@ def columns(keys: Sequence[str]) -> list[str]:
     return headings
 
 
-def cells(scores: Record, keys: Sequence[str], place: str) -> list[str]:
+def cells(scores: JsonObject, keys: Sequence[str], place: str) -> list[str]:
     """The metrics of one row, in percent; a dash where one was not measured."""
     row = []
     for key in keys:
@@ -99,7 +99,7 @@ def meanings(keys: Sequence[str]) -> str:
     )
 
 
-def _intervals(scores: dict[str, Record]) -> Chart:
+def _intervals(scores: dict[str, JsonObject]) -> Chart:
     rows = []
     for name, arm in scores.items():
         place = f"{RESULTS_FILE}, {name!r}"

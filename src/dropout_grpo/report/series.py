@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dropout_grpo.runs.read import Record, number
+from dropout_grpo.runs.read import JsonObject, number
 
 CURRICULUM = "sft"
 
@@ -21,7 +21,7 @@ class Series:
         return bool(self.steps)
 
 
-def series(metrics: Sequence[Record], part: str, key: str) -> Series:
+def series(metrics: Sequence[JsonObject], part: str, key: str) -> Series:
     """The finite values of `key` in the records of `part`.
 
     A resumed run writes the steps after its last checkpoint a second time: the later record counts.
@@ -57,7 +57,7 @@ def running_mean(curve: Series, window: int, breaks: Sequence[int] = ()) -> Seri
     return Series(curve.steps, means)
 
 
-def stage_starts(metrics: Sequence[Record]) -> list[tuple[int, int]]:
+def stage_starts(metrics: Sequence[JsonObject]) -> list[tuple[int, int]]:
     """(first step, stage) of every stage of the curriculum, in order."""
     stages = series(metrics, CURRICULUM, "stage")
     starts: list[tuple[int, int]] = []
@@ -67,6 +67,6 @@ def stage_starts(metrics: Sequence[Record]) -> list[tuple[int, int]]:
     return starts
 
 
-def arms(metrics: Sequence[Record]) -> list[str]:
+def arms(metrics: Sequence[JsonObject]) -> list[str]:
     """The reinforcement-learning parts of the run in order of appearance: every part but the curriculum."""
     return list(dict.fromkeys(record["part"] for record in metrics if record["part"] != CURRICULUM))

@@ -18,7 +18,7 @@ from dropout_grpo.runs.files import (
     THOUGHTS_FILE,
 )
 
-Record = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 _LARGEST_STEP = 2**53  # the whole numbers that a float holds exactly
 _DEEPEST = 100  # levels of JSON; a run's own files have fewer than ten
@@ -31,12 +31,12 @@ class Run:
     """What a run folder holds."""
 
     name: str  # name of the folder
-    provenance: Record  # config.json: command, config, versions, commit
-    metrics: list[Record]  # metrics.jsonl: every record has a `part` and an integer `step`
-    results: Record  # results.json
-    measures: Record  # measures.json of an evaluation: all measures with intervals
-    flips: list[Record]  # flips.jsonl: problems whose plain answer changed between right and wrong
-    thoughts: list[Record]  # thoughts.jsonl: the thoughts about some problems, read through the head
+    provenance: JsonObject  # config.json: command, config, versions, commit
+    metrics: list[JsonObject]  # metrics.jsonl: every record has a `part` and an integer `step`
+    results: JsonObject  # results.json
+    measures: JsonObject  # measures.json of an evaluation: all measures with intervals
+    flips: list[JsonObject]  # flips.jsonl: problems whose plain answer changed between right and wrong
+    thoughts: list[JsonObject]  # thoughts.jsonl: the thoughts about some problems, read through the head
 
 
 def read_run(folder: Path, *, whole_lines: bool = False) -> Run:
@@ -62,7 +62,7 @@ def read_run(folder: Path, *, whole_lines: bool = False) -> Run:
     )
 
 
-def read_metrics(run: Path, *, whole_lines: bool = False) -> list[Record]:
+def read_metrics(run: Path, *, whole_lines: bool = False) -> list[JsonObject]:
     """The lines of metrics.jsonl in order; empty without the file.
 
     Args:
@@ -79,12 +79,12 @@ def read_metrics(run: Path, *, whole_lines: bool = False) -> list[Record]:
     return metrics
 
 
-def read_results(run: Path) -> Record:
+def read_results(run: Path) -> JsonObject:
     """results.json; empty without the file."""
     return _read_object(run / RESULTS_FILE)
 
 
-def read_measures(run: Path) -> Record:
+def read_measures(run: Path) -> JsonObject:
     """measures.json of an evaluation; empty without the file. Older versions called it metrics.json."""
     return _read_object(run / MEASURES_FILE) or _read_object(run / "metrics.json")
 
@@ -115,7 +115,7 @@ def read_samples(run: Path) -> list[dict[str, Any]]:
     return [_sample(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
 
 
-def number(record: Record, key: str, where: str) -> float | None:
+def number(record: JsonObject, key: str, where: str) -> float | None:
     """`record[key]` as a float; None if absent, null or not finite. `where` names the record in errors."""
     value = record.get(key)
     if value is None:
@@ -126,7 +126,7 @@ def number(record: Record, key: str, where: str) -> float | None:
     return measure if isfinite(measure) else None
 
 
-def interval(record: Record, key: str, where: str) -> tuple[float, float] | None:
+def interval(record: JsonObject, key: str, where: str) -> tuple[float, float] | None:
     """`record[key]` as (lo, hi); None if it is absent or null."""
     value = record.get(key)
     if value is None:
@@ -136,7 +136,7 @@ def interval(record: Record, key: str, where: str) -> tuple[float, float] | None
     return _float(value[0], key, where), _float(value[1], key, where)
 
 
-def mapping(record: Record, key: str, where: str) -> Record:
+def mapping(record: JsonObject, key: str, where: str) -> JsonObject:
     """`record[key]` as an object; empty if it is absent or null."""
     value = record.get(key)
     if value is None:
@@ -146,7 +146,7 @@ def mapping(record: Record, key: str, where: str) -> Record:
     return value
 
 
-def objects(record: Record, key: str, where: str) -> list[Record]:
+def objects(record: JsonObject, key: str, where: str) -> list[JsonObject]:
     """`record[key]` as a list of objects; empty if it is absent or null."""
     value = record.get(key)
     if value is None:
@@ -175,7 +175,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_metrics_record(record: Record, where: str) -> None:
+def _check_metrics_record(record: JsonObject, where: str) -> None:
     part, step = record.get("part"), record.get("step")
     if not isinstance(part, str):
         raise UserError(f"{where}: 'part' is {part!r}, but must name a part of the run, such as 'sft'")
@@ -183,11 +183,11 @@ def _check_metrics_record(record: Record, where: str) -> None:
         raise UserError(f"{where}: 'step' is {step!r}, but must be a whole number")
 
 
-def _read_object(path: Path) -> Record:
+def _read_object(path: Path) -> JsonObject:
     return _parse_object(_read_text(path), str(path)) if path.exists() else {}
 
 
-def _read_lines(path: Path, *, whole_lines: bool = False) -> list[Record]:
+def _read_lines(path: Path, *, whole_lines: bool = False) -> list[JsonObject]:
     """Records of a JSON-lines file in order; blank lines are skipped."""
     lines = _read_text(path, whole_lines=whole_lines).split("\n") if path.exists() else []
     return [_parse_object(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1) if line.strip()]
@@ -202,7 +202,7 @@ def _read_text(path: Path, *, whole_lines: bool = False) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): it is damaged; restore it") from error
 
 
-def _parse_object(text: str, where: str) -> Record:
+def _parse_object(text: str, where: str) -> JsonObject:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
