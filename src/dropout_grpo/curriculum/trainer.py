@@ -30,6 +30,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.validation import Validation
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.casts import autocast
+from dropout_grpo.latent.head import at_temperature, token_logprobs
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
 from dropout_grpo.runs.folder import RunFolder
@@ -377,7 +378,7 @@ class CurriculumTrainer(Trainer):
         for _ in range(stage.latent_steps):
             state = model.think(state, 1)
             hidden.append(state.hidden)
-        loss = -(model.score(state, answers) * answer_mask).sum()
+        loss = -model.score(state, answers, mask=answer_mask).sum()
         return loss + self._thoughts_loss(torch.cat(hidden, dim=1), rows) if self.config.thoughts_predict else loss
 
     def _thoughts_loss(self, hidden: Tensor, rows: list[int]) -> Tensor:
@@ -393,8 +394,12 @@ class CurriculumTrainer(Trainer):
             return hidden.new_zeros(())
         row, thought, shares = zip(*where, strict=True)
         words, mask = pad_right(shares, self.model.tokens.pad, hidden.device)  # [N, W]
-        logits = self.model.model.get_output_embeddings()(hidden[list(row), list(thought)])  # [N, V]
-        logprobs = logits.float().log_softmax(-1).gather(-1, words)  # [N, W]
+        states, head = hidden[list(row), list(thought)], self.model.head_in_pieces(len(row))  # [N, D]
+        if head is None:
+            logits = self.model.model.get_output_embeddings()(states)  # [N, V]
+            logprobs = at_temperature(logits, 1.0).log_softmax(-1).gather(-1, words)  # [N, W]
+        else:
+            logprobs = token_logprobs(head, states, words)
         return -(logprobs * mask / mask.sum(-1, keepdim=True)).sum()
 
 

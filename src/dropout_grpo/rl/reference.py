@@ -50,10 +50,14 @@ class ReferencePolicy:
         self.exploration: Exploration = _NoiseOf(policy.sites, exploration) if matched else NoExploration()
 
     @torch.no_grad()
-    def logprobs(self, prompts: Prompts, seeds: Tensor, token_ids: Tensor) -> Tensor:
-        """Log-probabilities [N * K, L] of the answers [N * K, L] of N questions with seeds [N, K]."""
+    def logprobs(self, prompts: Prompts, seeds: Tensor, token_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-probabilities [N * K, L] of the answers [N * K, L] of N questions with seeds [N, K].
+
+        Tokens that are not in ``mask`` [N * K, L] get 0.
+        """
+        temperature = self.config.temperature
         with adapter_off(self.model):
-            return replay(self.model, prompts, seeds, token_ids, self.exploration, temperature=self.config.temperature)
+            return replay(self.model, prompts, seeds, token_ids, self.exploration, temperature=temperature, mask=mask)
 
     @torch.no_grad()
     def end_step(self, step: int, policy: LatentModel) -> None:
