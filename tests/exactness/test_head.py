@@ -16,13 +16,15 @@ from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel, head
 from dropout_grpo.latent.casts import autocast
-from dropout_grpo.latent.head import token_logprobs
+from dropout_grpo.latent.head import table_of, token_logprobs
+from dropout_grpo.latent.lora.adapter import adapter_off
 from dropout_grpo.latent.probe import has_plain_head, probe_rows
 from dropout_grpo.latent.rollout import replay
 from helpers import grpo_run
 from helpers.engine import ANSWERS, SEEDS, difference, differences, gradients, latent_model, prompts
 from helpers.families import tiny
 from helpers.tiny_latent import tiny_latent, tiny_problems
+from helpers.tiny_lora import tiny_lora
 
 CPU = torch.device("cpu")
 MASKS = SharedDropout(0.25, ("residual", "heads"), ("latent", "answer"))
@@ -52,6 +54,12 @@ def plain_way(layer: nn.Linear, hidden: Tensor, token_ids: Tensor, temperature: 
     return (logits.to(head.at_least_float32(logits.dtype)) / temperature).log_softmax(-1).gather(-1, token_ids)
 
 
+def pieces(layer: nn.Linear, hidden: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
+    table = table_of(layer)
+    assert table is not None
+    return token_logprobs(table, hidden, token_ids, temperature)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("kept", [True, False])
@@ -69,7 +77,7 @@ def test_values_and_gradients_of_the_plain_way(
         logprobs = way(layer, (layer.weight[ids] @ mixing).tanh() * 4, token_ids, temperature)
         return [logprobs, *torch.autograd.grad((logprobs * weights).sum(), list(layer.parameters()))]
 
-    expected, actual = results(plain_way), results(token_logprobs)
+    expected, actual = results(plain_way), results(pieces)
     assert expected[0].min() < -20
     assert max(map(difference, actual, expected)) < 1e-12
 
@@ -91,7 +99,7 @@ def test_no_less_exact_than_the_plain_way(how: str, kept: bool, monkeypatch: pyt
             logprobs = way(layer, hidden, token_ids)
         return [logprobs, *torch.autograd.grad((logprobs * weights).sum(), [hidden, *layer.parameters()])]
 
-    actual, plain = results(token_logprobs, layer, hidden), results(plain_way, layer, hidden)
+    actual, plain = results(pieces, layer, hidden), results(plain_way, layer, hidden)
     wide = copy.deepcopy(layer).double()
     exact = results(plain_way, wide, hidden.detach().double().requires_grad_())
     assert [a.dtype for a in actual] == [b.dtype for b in plain]
@@ -127,7 +135,7 @@ def largest(way: Callable[..., Tensor]) -> tuple[int, int]:
 def test_no_tensor_of_all_logits_is_made_or_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     in_pieces(monkeypatch, 20, kept=False)
     weights, inputs = 500 * 4, 500 * 5 + 60 * 4
-    made, saved = largest(token_logprobs)
+    made, saved = largest(pieces)
     assert made == weights  # a gradient; a piece has 1,200
     assert saved == inputs + 60 + 60  # tokens and their log-sum-exp
     made, saved = largest(plain_way)
@@ -135,14 +143,14 @@ def test_no_tensor_of_all_logits_is_made_or_saved(monkeypatch: pytest.MonkeyPatc
     assert saved > 60 * 500
     in_pieces(monkeypatch, 20)
     monkeypatch.setattr(head, "KEPT", 60 * 500 * 8)
-    made, saved = largest(token_logprobs)
+    made, saved = largest(pieces)
     assert (made, saved) == (weights, inputs + 60 + 60 + 60 * 500)  # in the dtype of the products, bf16 as a rule
 
 
 def test_a_second_derivative_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     in_pieces(monkeypatch)
     hidden = drawn(3, 4).requires_grad_()
-    logprobs = token_logprobs(linear(9, 4, bias=False), hidden, torch.tensor([[0], [8], [3]]))
+    logprobs = pieces(linear(9, 4, bias=False), hidden, torch.tensor([[0], [8], [3]]))
     (gradient,) = torch.autograd.grad(logprobs.square().sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -243,3 +251,25 @@ def test_such_a_model_keeps_its_own_logits_and_says_so(monkeypatch: pytest.Monke
         assert torch.equal(logprobs(), expected)
     model._plain_head = True
     assert (logprobs() - expected).abs().max() > 1e-4, "the cap does not show"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_an_adapters_rows_of_the_head(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers contain two of the three words that have rows of their own; with and without the adapter."""
+    model = tiny_lora(tmp_path, kind, trained=True).double()
+    tokens = torch.tensor(ANSWERS).clamp(max=30)
+    assert {29, 30} & set(tokens.flatten().tolist()) == {30}
+
+    def results() -> list[Tensor]:
+        logprobs = replay(model, prompts(), SEEDS, tokens.where(MASK == 1, 29), MASKS, temperature=0.8)
+        with adapter_off(model):
+            base = replay(model, prompts(), SEEDS, tokens, MASKS, temperature=0.8).detach()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        weights = torch.linspace(-1.0, 2.0, logprobs.numel(), dtype=logprobs.dtype).view_as(logprobs)
+        return [logprobs, base, *torch.autograd.grad((logprobs * weights).sum(), trained)]
+
+    expected = results()
+    in_pieces(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert max(map(difference, results(), expected)) < 1e-12

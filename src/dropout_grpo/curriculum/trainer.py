@@ -394,12 +394,12 @@ class CurriculumTrainer(Trainer):
             return hidden.new_zeros(())
         row, thought, shares = zip(*where, strict=True)
         words, mask = pad_right(shares, self.model.tokens.pad, hidden.device)  # [N, W]
-        states, head = hidden[list(row), list(thought)], self.model.head_in_pieces(len(row))  # [N, D]
-        if head is None:
+        states, table = hidden[list(row), list(thought)], self.model.head_in_pieces(len(row))  # [N, D]
+        if table is None:
             logits = self.model.model.get_output_embeddings()(states)  # [N, V]
             logprobs = at_temperature(logits, 1.0).log_softmax(-1).gather(-1, words)  # [N, W]
         else:
-            logprobs = token_logprobs(head, states, words)
+            logprobs = token_logprobs(table, states, words)
         return -(logprobs * mask / mask.sum(-1, keepdim=True)).sum()
 
 

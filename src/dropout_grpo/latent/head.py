@@ -11,11 +11,13 @@ Shapes: N tokens, D width, V vocabulary, W known tokens for each hidden state, P
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from dropout_grpo.latent.shared_prompt import kernel_dtype
 
@@ -46,15 +48,40 @@ def at_temperature(logits: Tensor, temperature: float) -> Tensor:
     return wide if temperature == 1.0 else wide / temperature
 
 
-def token_logprobs(head: nn.Linear, hidden: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A linear head."""
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None = None  # [V]
+    rows: Tensor | None = None  # [R] words whose rows an adapter replaces
+    own: Tensor | None = None  # [R, D] its rows
+
+
+def table_of(head: nn.Module | None) -> Table | None:
+    """The weights of a head that is an ``nn.Linear``, also one with an adapter's ``TokenRows``; None for others."""
+    if type(head) is nn.Linear:
+        return Table(head.weight, head.bias)
+    rows = getattr(head, "token_adapter", None)  # in the wrapper of PEFT
+    return rows.table() if hasattr(rows, "table") else None
+
+
+def token_logprobs(table: Table, hidden: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [N, W], float32 or wider, of tokens [N, W] after hidden states [N, D].
 
-    The products have the dtype that they have in ``head(hidden)``: bf16 under autocast. There is no second derivative.
+    The products have the dtype that they have in the head: bf16 under autocast. There is no second derivative.
     """
-    dtype = kernel_dtype(hidden)
-    trained = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
-    keep = trained and len(hidden) * len(head.weight) * dtype.itemsize <= KEPT
-    chosen, total = _Pieces.apply(hidden, head.weight, head.bias, token_ids, temperature, dtype, keep)
+    weight, bias, dtype = table.weight, table.bias, kernel_dtype(hidden)
+    trained = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    keep = trained and len(hidden) * len(weight) * dtype.itemsize <= KEPT
+    if table.rows is not None:  # these words have no part in the table's sum
+        bias = torch.zeros(len(weight), device=weight.device).index_fill(0, table.rows, -torch.inf)
+    chosen, total = _Pieces.apply(hidden, weight, bias, token_ids, temperature, dtype, keep)
+    if table.rows is not None and table.own is not None:
+        own = at_temperature(F.linear(hidden.to(dtype), table.own.to(dtype)), temperature)  # [N, R]
+        total = torch.logaddexp(total, own.logsumexp(-1))
+        hit = token_ids[..., None] == table.rows  # [N, W, R]
+        chosen = torch.where(hit.any(-1), own.gather(-1, hit.int().argmax(-1)), chosen)
     return chosen - total[:, None]
 
 
@@ -135,7 +162,7 @@ def _pieces(tokens: int, words: int) -> Iterator[slice]:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -> Tensor:
     own = None if bias is None else bias[words].to(hidden.dtype)
-    return nn.functional.linear(hidden, weight[words].to(hidden.dtype), own)
+    return F.linear(hidden, weight[words].to(hidden.dtype), own)
 
 
 def _in_piece(token_ids: Tensor, words: slice) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+from dropout_grpo.latent.head import table_of
 
 _LENGTHS = (5, 3)
 """Lengths of the probe's prompts in tokens. They differ, so that one prompt is padded."""
@@ -55,19 +58,19 @@ def agrees(hidden: Tensor, expected: Tensor) -> bool:
 
 @torch.no_grad()
 def has_plain_head(model: PreTrainedModel, row: Sequence[int]) -> bool:
-    """Whether the model's logits are its head, an ``nn.Linear``, applied to the decoder's last hidden state.
+    """Whether the model's logits are a linear head applied to the decoder's last hidden state, and nothing else.
 
     The head's own numbers are small in a new model, where a soft cap does not show. So it gets hidden states for which
     some logits are 1000.
     """
-    head = model.get_output_embeddings()
-    if type(head) is not nn.Linear:
+    table = table_of(model.get_output_embeddings())
+    if table is None:
         return False
     entered: list[Tensor] = []
 
     def enlarge(module: nn.Module, args: Any, output: Any) -> Any:
         hidden = output.last_hidden_state
-        entered.append(hidden * (1000.0 / head(hidden).abs().max()))
+        entered.append(hidden * (1000.0 / F.linear(hidden, table.weight, table.bias).abs().max()))
         output.last_hidden_state = entered[-1]
         return output
 
@@ -79,6 +82,8 @@ def has_plain_head(model: PreTrainedModel, row: Sequence[int]) -> bool:
         hook.remove()
     if len(entered) != 1:
         return False
-    expected = nn.functional.linear(entered[0], head.weight, head.bias)
+    expected = F.linear(entered[0], table.weight, table.bias)
+    if table.rows is not None and table.own is not None:
+        expected[..., table.rows] = F.linear(entered[0], table.own)
     allowed = min(0.01, 10 * torch.finfo(expected.dtype).eps)
     return bool((logits - expected).abs().max() <= allowed * expected.abs().max())

@@ -285,8 +285,8 @@ class Recurrence(nn.Module):
             noise: applied if it is on in the answer phase.
         """
         inputs = torch.cat([self.end_marker(state.rows), token_ids[:, :-1]], dim=1)  # [B, L]
-        head = self.head_in_pieces(token_ids.numel())
-        if head is None:
+        table = self.head_in_pieces(token_ids.numel())
+        if table is None:
             logits, _ = self.logits(state, inputs, noise)
             logits = heads.at_temperature(logits, temperature)
             logprobs = -nn.functional.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none")
@@ -295,19 +295,18 @@ class Recurrence(nn.Module):
         output, _ = self._answer(self.model.get_decoder(), state, inputs, noise)
         hidden, words = output.last_hidden_state.flatten(0, 1), token_ids.flatten()  # [B * L, D], [B * L]
         counted = torch.arange(len(words), device=words.device) if mask is None else mask.flatten().nonzero().squeeze(1)
-        logprobs = heads.token_logprobs(head, hidden[counted], words[counted, None], temperature).squeeze(1)
+        logprobs = heads.token_logprobs(table, hidden[counted], words[counted, None], temperature).squeeze(1)
         return logprobs.new_zeros(words.shape).index_copy(0, counted, logprobs).view_as(token_ids)
 
-    def head_in_pieces(self, positions: int) -> nn.Linear | None:
+    def head_in_pieces(self, positions: int) -> heads.Table | None:
         """The head, for ``token_logprobs``, if so many positions have more logits than a piece; else None.
 
         None as well, with a warning, if the model does more to its logits than the head.
         """
-        head = self.model.get_output_embeddings()
-        if head is None or positions * len(head.weight) <= heads.PIECE:
+        if positions * self.model.config.get_text_config().vocab_size <= heads.PIECE:
             return None
-        if self._plain_head and type(head) is nn.Linear:
-            return head
+        if self._plain_head and (table := heads.table_of(self.model.get_output_embeddings())) is not None:
+            return table
         warnings.warn(
             f"{self.name}: its logits are not those of a plain linear head, so all logits of a micro-batch are in "
             "memory at once. A smaller micro_batch_size takes less.",
