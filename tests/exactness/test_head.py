@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel, head
@@ -199,7 +200,7 @@ def test_an_update_in_pieces_is_the_update(kind: str, tmp_path: Path, monkeypatc
             model.model.get_output_embeddings().weight *= 1.1
         made.update.backward(groups, torch.linspace(-1.0, 1.0, 12).view(3, 4))
         model = tiny_latent(kind, torch.float64)
-        config = replace(grpo_curriculum(), thoughts_predict=True)
+        config = CurriculumConfig(c_thought=1, max_latent_stage=2, batch_size=3, thoughts_predict=True)
         curriculum = CurriculumTrainer(model, config, tiny_problems(3, steps=3), folder / "sft")
         curriculum.backward(curriculum.stages[1], [0, 1, 2], 0)
         return [gradients_of(made.model), gradients_of(model)]
@@ -209,12 +210,6 @@ def test_an_update_in_pieces_is_the_update(kind: str, tmp_path: Path, monkeypatc
     for actual, same in zip(updates(tmp_path / "pieces"), expected, strict=True):
         assert max(gradient.abs().max() for gradient in same.values()) > 1e-2
         assert differences(actual, same) < 1e-12
-
-
-def grpo_curriculum() -> Any:
-    from dropout_grpo.config.curriculum import CurriculumConfig
-
-    return CurriculumConfig(c_thought=1, max_latent_stage=2, batch_size=3)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def table_of(head: nn.Module | None) -> Table | None:
     """The weights of a head that is an ``nn.Linear``, also one with an adapter's ``TokenRows``; None for others."""
     if type(head) is nn.Linear:
         return Table(head.weight, head.bias)
-    rows = getattr(head, "token_adapter", None)  # in the wrapper of PEFT
+    rows: Any = getattr(head, "token_adapter", None)  # in PEFT's wrapper
     return rows.table() if hasattr(rows, "table") else None
 
 
