@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import problem_fingerprint
@@ -94,6 +95,8 @@ class CurriculumTrainer(Trainer):
         peft_config: PEFT's ``LoraConfig`` (``r``, ``lora_alpha``, ``target_modules``), to train an adapter.
         seed: order of the data and of stage mixing, and new weights.
         bf16: matrix products in bf16.
+        param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
+            masters, which are the weights after the training.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
         evaluation: how ``eval_dataset`` is asked, but for the number of samples, which is 0.
         evaluate: validation by another function, with the thoughts and the answer length of the stage.
@@ -120,6 +123,7 @@ class CurriculumTrainer(Trainer):
         peft_config: Any = None,
         seed: int = 0,
         bf16: bool = False,
+        param_dtype: ParamDtype | None = None,
         fsdp: bool = False,
         evaluation: EvaluationConfig | None = None,
         evaluate: Evaluate | None = None,
@@ -138,6 +142,7 @@ class CurriculumTrainer(Trainer):
             peft_config=peft_config,
             seed=seed,
         )
+        bf16 = bf16 and param_dtype != "bfloat16"
         if evaluate is None and eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
             evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)
@@ -174,6 +179,7 @@ class CurriculumTrainer(Trainer):
             part=part,
             seed=seed,
             bf16=bf16,
+            param_dtype=param_dtype,
             fsdp=fsdp,
             max_steps=sum(stage.epochs for stage in self.stages) * self.updates_per_epoch,
             steps_per_epoch=self.updates_per_epoch,

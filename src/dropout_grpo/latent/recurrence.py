@@ -24,7 +24,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTok
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, KeyNoise, Noise, OwnHooks
 from dropout_grpo.exploration.build import require_exploration
-from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
+from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap, times
 from dropout_grpo.latent import head as heads
 from dropout_grpo.latent.attention_choice import without_cudnn
 from dropout_grpo.latent.casts import frozen_weights_cast
@@ -244,7 +244,7 @@ class Recurrence(nn.Module):
             fed_back = self.thought(state.hidden)  # [B, 1, D]
             with self._noisy(noise, "latent", state.latent_step) as factors:
                 if THOUGHT_SITE in factors:
-                    fed_back = fed_back * factors[THOUGHT_SITE]
+                    fed_back = times(fed_back, factors[THOUGHT_SITE])
                 cache, inputs = self._inputs(state, fed_back, by_key)
                 hidden = self.model.get_decoder()(**inputs).last_hidden_state  # [B, 1, D], after the final norm
             state = replace(_advanced(state, cache, 1), hidden=hidden, latent_step=state.latent_step + 1)
