@@ -43,6 +43,16 @@ def has_master(parameter: Tensor) -> bool:
     return hasattr(parameter, _LOW)
 
 
+def weight_bytes(parameter: Tensor) -> int:
+    """Bytes of a weight, with the low bits of its masters."""
+    return parameter.nbytes + (parameter.numel() * 2 if has_master(parameter) else 0)
+
+
+def gradient_bytes(parameter: Tensor) -> int:
+    """Bytes of a weight's gradient: 4 per parameter of a bf16 weight with masters."""
+    return parameter.numel() * (4 if has_master(parameter) else parameter.itemsize)
+
+
 def master_of(parameter: Tensor) -> Tensor:
     """The float32 masters of a weight, as a new tensor; of a weight without low bits, the weight itself."""
     low: Tensor | None = getattr(parameter, _LOW, None)
