@@ -34,7 +34,7 @@ def about(run: Run) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _precision(config: Record) -> str:
+def _precision(config: JsonObject) -> str:
     if config.get("param_dtype") == "bfloat16":
         return "bf16 weights with float32 masters"
     return _PRECISIONS.get(str(config.get("bf16")), "")
