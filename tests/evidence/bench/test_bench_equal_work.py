@@ -73,33 +73,6 @@ def test_the_engine_reads_a_prompt_once_per_question() -> None:
         assert sum(read) == expected
 
 
-def test_no_answer_ends_early() -> None:
-    """EOS is likely in a model whose head says little but that; here it has no place in the vocabulary."""
-    work = workload(answer_tokens=12)
-    made = engine.rollouts(work)
-    assert made.mask.all()
-    assert work.model.tokens.eos >= work.networks.vocab
-    assert work.networks.tokenizer.eos_token_id in range(work.networks.vocab)
-
-
-def test_every_group_is_mixed() -> None:
-    work = workload()
-    assert (work.advantages != 0).all()
-    assert (work.advantages > 0).any(dim=1).all()
-    assert (work.advantages < 0).any(dim=1).all()
-
-
-def test_chains_of_thought_follow_their_prompts_and_are_full() -> None:
-    work = workload()
-    made = cot.rollouts(work, ROWS)
-    assert made.shape == (ROWS, SMALL.prompt_tokens + SMALL.cot_tokens + SMALL.answer_tokens)
-    assert torch.equal(made[:, : SMALL.prompt_tokens], work.each_its_own.input_ids)
-    assert len({tuple(row) for row in made.tolist()}) == ROWS
-    assert torch.equal(cot.rollouts(work, ROWS), made), "a run is not repeated"
-    assert work.reference.generation_config.eos_token_id is None, "a row may end early"
-    assert len(cot.evaluation(work, SMALL.problems)) == SMALL.problems
-
-
 def test_loss_of_chains_of_thought_is_that_of_transformers() -> None:
     work = workload()
     loss = cot.curriculum(work, SMALL.problems)
@@ -112,15 +85,6 @@ def test_loss_of_chains_of_thought_is_that_of_transformers() -> None:
     wanted.backward()
     assert loss == pytest.approx(float(wanted.detach()), rel=1e-5)
     assert_same(found, gradients_of(work.reference))
-
-
-def test_micro_batches_of_chains_of_thought_add_up() -> None:
-    whole, parts = workload(), workload(micro_batch_size=4)
-    loss = cot.update(whole, ROWS)
-    found = gradients_of(whole.reference)
-    parts.prepare("eager")
-    assert cot.update(parts, ROWS) == pytest.approx(loss, abs=1e-6)
-    assert_same(gradients_of(parts.reference), found)
 
 
 def test_few_rows_of_the_published_way_are_scaled_to_the_batch() -> None:

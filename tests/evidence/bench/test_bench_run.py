@@ -10,9 +10,9 @@ import pytest
 from dropout_grpo.errors import UserError
 from evidence.bench import measure, peak
 from evidence.bench.__main__ import main
-from evidence.bench.config import BenchConfig, resolve
+from evidence.bench.config import BenchConfig
 from evidence.bench.page import block, write_page
-from evidence.bench.tables import outcomes, ratios, render, times
+from evidence.bench.tables import ratios, times
 
 QUICK = BenchConfig(
     num_generations=(3, 2),
@@ -67,21 +67,6 @@ def test_figures_follow_from_the_seconds(result: dict[str, Any]) -> None:
     assert case["peak"]["share"] == pytest.approx(engine["flops_per_second"] / case["peak"]["flops_per_second"])
     curriculum = result["results"][4]["arms"]["engine"]
     assert curriculum["problems_per_second"] == curriculum["rows_per_second"] == pytest.approx(3 / curriculum["median"])
-
-
-def test_a_result_is_json_and_a_table(result: dict[str, Any]) -> None:
-    again = json.loads(json.dumps(result))
-    assert again == result
-    shown = render(again)
-    assert shown.count("| rollouts | 2 |") > 3
-    assert "Not measured." in shown, "memory was not asked for"
-
-
-def test_values_of_a_sweep() -> None:
-    base = resolve(QUICK, 8)
-    assert measure.sweep_values("num_generations", base) == (2, 4, 8, 16)
-    assert measure.sweep_values("num_generations", resolve(QUICK, 6)) == (2, 4, 8, 16)
-    assert measure.sweep_values("latent_steps", base) == (1, 2, 4, 6, 8, 12)
 
 
 def test_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,21 +125,6 @@ def test_tables_by_hand() -> None:
         "| rollouts | 8 | engine | 0.5 | 25 % | 1 | 4 | 32 | 256 |",
         "| rollouts | 8 | (a) every rollout reads its prompt | 1.25 | 25 % | 2.5 | 4 | 32 | 256 |",
     ]
-
-
-def test_outcomes_of_tests_on_a_gpu() -> None:
-    found = {
-        "kind": "tests",
-        "passed": 75,
-        "skipped": 0,
-        "failed": ["tests/a.py::b"],
-        "machine": {"gpu": "Some GPU"},
-        "versions": {"torch": "2.13"},
-        "commit": "abc",
-    }
-    text = "75 tests passed, 1 failed, 0 were skipped on Some GPU; torch 2.13; commit abc.\n- failed: `tests/a.py::b`"
-    assert outcomes(found) == text
-    assert block({"gpu-tests": found}, "gpu-tests.tests") == text
 
 
 def test_blocks_without_a_file_say_so_and_unknown_tables_are_refused() -> None:

@@ -1,6 +1,5 @@
 """``make gpu`` on a machine without a GPU: the same steps on a CPU with small sizes."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, Qwen2Config
+from transformers import Qwen2Config
 
-from evidence.bench import arms, gpu, gpu_sizes, measure
-from evidence.bench.config import BenchConfig, resolve
-from evidence.bench.cot import _rows_at_once
+from evidence.bench import arms, gpu, gpu_sizes
+from evidence.bench.config import BenchConfig
 from evidence.bench.page import block, read_results
 from evidence.bench.workload import Workload
 
@@ -41,12 +39,6 @@ def test_without_a_gpu_it_says_so(
     assert run(monkeypatch, "--out", str(tmp_path)) == 2
     assert "no CUDA device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_the_plan_takes_8_minutes_and_begins_with_the_tests() -> None:
-    assert sum(part.seconds for part in gpu.PARTS.values()) <= 480
-    assert list(gpu.PARTS) == ["gpu-tests", "gpu-sizes", "gpt2-cuda", "gpt2-cuda-sweep"]
-    assert " 480 s  in all" in gpu.plan(gpu.PARTS)
 
 
 def test_all_parts_write_their_results(
@@ -95,66 +87,6 @@ def test_a_part_that_fails_or_hangs_is_named(
     assert gpu._run("part", gpu.Part("a part", seconds, lambda file: []), tmp_path) == said
 
 
-def test_the_next_part_starts_after_one_that_failed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr(gpu, "has_device", lambda: True)
-    monkeypatch.setattr(gpu, "_run", lambda name, part, out: ran.append(name) or f"{name}: exit status 1")
-    assert run(monkeypatch, "--out", str(tmp_path)) == 1
-    assert ran == list(gpu.PARTS)
-    out = capsys.readouterr().out
-    assert out.index("in all") < out.index("failed: gpu-tests")
-    assert out.count("failed: ") == 4
-
-
-def test_counts_are_written_after_every_test(tmp_path: Path) -> None:
-    outcomes = gpu.Outcomes(tmp_path / "gpu-tests.json")
-
-    class Report:
-        nodeid, skipped = "tests/a.py::b", False
-
-        def __init__(self, when: str, failed: bool) -> None:
-            self.when, self.failed, self.passed = when, failed, not failed
-
-    for when, failed in (("setup", False), ("call", True), ("teardown", False)):
-        outcomes.pytest_runtest_logreport(Report(when, failed))
-    found = json.loads((tmp_path / "gpu-tests.json").read_text(encoding="utf-8"))
-    assert (found["passed"], found["failed"], found["skipped"]) == (0, ["tests/a.py::b"], 0)
-    assert "1 failed" in block({"gpu-tests": {**found, "machine": {"gpu": "G"}}}, "gpu-tests.tests")
-
-
-def test_a_case_that_fails_is_named_and_the_others_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, saved = measure.measure_case, []
-
-    def fails(config: BenchConfig, work: Workload, job: str, **options: Any) -> dict[str, Any]:
-        if job == "rollouts":
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return case(config, work, job, **options)
-
-    monkeypatch.setattr(measure, "measure_case", fails)
-    result = measure.run_bench(QUICK, save=lambda result: saved.append(len(result["results"])))
-    assert result["failed"] == ["tiny rollouts, K = 2: CUDA out of memory."]
-    assert [case["job"] for case in result["results"]] == ["evaluation"]
-    assert saved == [0, 1]
-    with pytest.raises(torch.OutOfMemoryError):
-        measure.run_bench(QUICK)
-
-
-def test_sizes_that_fail_are_rows_with_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> GPT2Config:
-        raise RuntimeError("no such model")
-
-    monkeypatch.setattr(gpu_sizes, "SIZES", {"broken": broken, "tiny": tiny_qwen2})
-    saved: list[int] = []
-    rows = gpu_sizes.check_sizes(CPU, WORK, lambda rows: saved.append(len(rows)))
-    assert saved == [1, 2]
-    assert rows[0]["wrong"] == ["RuntimeError: no such model"]
-    assert rows[1]["wrong"] == []
-    assert rows[1]["recorded_same_answers"] == 1.0
-    assert rows[1]["step_seconds"] > 0
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -170,24 +102,3 @@ def test_what_is_wrong_at_a_size_is_said(change: dict[str, float], said: str) ->
     assert list(gpu_sizes._wrong(good)) == []
     (found,) = gpu_sizes._wrong({**good, **change})
     assert found.startswith(said)
-
-
-def test_chain_of_thought_has_micro_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # a config for CUDA is refused where there is none
-    setting = resolve(replace(gpu.gpt2(False), device="cpu", bf16=True), 32)
-    assert setting.rows("rollouts") == 4096
-
-    class Large:
-        class networks:
-            vocab = 50_260
-
-    Large.setting = setting
-    assert _rows_at_once(Large) == 2**29 // ((26 + 8) * 50_260) == 314
-    assert resolve(QUICK, 2).micro_batch_size == 512  # the demo's size keeps its own
-
-
-def test_its_batches_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    config = gpu.gpt2(False)
-    assert (config.size, config.device, config.num_generations) == ("gpt2", "cuda", (32,))
-    assert gpu.gpt2(True).beside == ()

@@ -23,11 +23,6 @@ def test_blocks_end_at_their_own_mark() -> None:
     assert fill(two, str.upper).split("\n\n")[1::2] == ["A-B.C_1", "OTHER"]
 
 
-def test_marks_that_do_not_match_are_left() -> None:
-    text = PAGE.replace("end: a-b.c_1", "end: another")
-    assert fill(text, lambda name: "new") == text
-
-
 def test_an_unknown_block_names_the_known_ones() -> None:
     def make(name: str) -> str:
         raise unknown_block(name, ["one", "two"])

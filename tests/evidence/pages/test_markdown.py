@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from evidence.pages.markdown import console, number, percent, percent_range, table
+from evidence.pages.markdown import number, table
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,3 @@ def test_table_by_hand() -> None:
 def test_columns_of_formatted_numbers_are_on_the_right() -> None:
     rows = [["46.4", "3 %", "1e-05", "44 to 48"], ["", "-12.5 %", "7e-56", "1"]]
     assert table(["a", "b", "c", "d"], rows).splitlines()[1] == "| ---: | ---: | ---: | --- |"
-
-
-def test_percentages() -> None:
-    assert percent(0.4637) == "46.4"
-    assert percent(0.4637, 0) == "46"
-    assert percent_range((0.4421, 0.4859)) == "44.2 to 48.6"
-
-
-def test_console_by_hand() -> None:
-    assert console(["make demo", "make test"]) == "```console\n$ make demo\n$ make test\n```"

@@ -11,8 +11,8 @@ from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.errors import UserError
 from evidence.rivals.only_values import only_values_trained
 from evidence.rivals.svp import SVPOnlyValues
-from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
-from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
+from helpers.grpo_run import CONFIG, alternating, trainer
+from helpers.tiny_latent import tiny_latent
 
 
 def trained(tmp_path: Path, kind: str, config: GRPOConfig = CONFIG) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -61,25 +61,6 @@ def test_the_gradient_norm_is_that_of_what_is_trained() -> None:
         else:
             assert parameter.grad is None
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> None:
-    config, whole = replace(CONFIG, max_steps=4, save_steps=2), tiny_latent()
-
-    def stop(model: object) -> float:
-        raise InterruptedError
-
-    trainer(tmp_path / "whole", config, model=whole, exploration=SVPOnlyValues(refresh=3)).train()
-    parts = trainer(
-        tmp_path / "parts", replace(config, eval_steps=3), evaluate=stop, exploration=SVPOnlyValues(refresh=3)
-    )
-    with pytest.raises(InterruptedError):
-        parts.train()
-    model = tiny_latent()
-    again = trainer(tmp_path / "parts", config, model=model, resume=True, exploration=SVPOnlyValues(refresh=3))
-    again.train(resume_from_checkpoint=True)
-    assert steps_of(tmp_path / "parts") == steps_of(tmp_path / "whole")
-    assert_same_weights(weights_of(model), weights_of(whole))
 
 
 def test_weight_decay_of_the_rest_is_refused(tmp_path: Path) -> None:

@@ -1,25 +1,21 @@
 """Rounds of commands: what is run, resumed and timed; ProsQA's and GSM8K's commands made small, and their tables."""
 
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
 
 from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import load_causal_lm
-from dropout_grpo.tasks.prosqa import ProsqaConfig, make_splits
 from evidence.studies import rounds, study
 from evidence.studies.plan import SETTINGS
-from evidence.studies.plots import draw
-from evidence.studies.rounds import finished, read_rounds, run_round, run_rounds, seconds_of_rounds
+from evidence.studies.rounds import finished, read_rounds, run_round
 from evidence.studies.tables import block, read_record
 from helpers.tiny_gguf import write_gguf
 
@@ -39,39 +35,6 @@ def run(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     study.main([*words, "--record", str(folder / content["record"]), "--workers", "1"])
     record: dict[str, Any] = json.loads((folder / content["record"]).read_text("utf-8"))
     return record
-
-
-@pytest.fixture(scope="module")
-def prosqa(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    folder = tmp_path_factory.mktemp("prosqa")
-    save_problems(folder / "prosqa_valid.json", make_splits(ProsqaConfig(n_valid=5), ("valid",))["valid"])
-    small = settings("prosqa")
-    short = small["short"]
-    short["sft"] += " --data.prosqa.n_train 8 --curriculum.batch_size 8 --curriculum.cot_epochs 1"
-    short["thoughts"] += " --curriculum.final_epochs 2"
-    short["grpo"] += f" --data.prosqa.n_grpo 8{GRPO}"
-    short["eval"] += " --evaluation.num_samples 2"
-    small["rounds"][0]["data"] = small["rounds"][0]["data"].replace("2000", "6")
-    return run(small, folder), folder
-
-
-@pytest.mark.slow
-def test_what_is_recorded_of_prosqa(prosqa: tuple[dict[str, Any], Path]) -> None:
-    record, folder = prosqa
-    curves = {n: [(point["step"], point.get("stage")) for point in points] for n, points in record["curves"].items()}
-    assert list(curves) == ["words", "sft", "pause", "weaker", "masks", "temperature"]
-    assert curves["words"] == [(1, 0)]  # 8 problems are a batch
-    assert curves["sft"] == curves["pause"] == [(2, 7)]
-    assert curves["weaker"] == [(1, 7)]
-    assert [step for step, _ in curves["masks"]] == [1, 2]
-    assert list(record["evaluations"]) == ["sft", "pause", "weaker", "masks", "temperature"]
-    assert [[e["n"] for e in files] for files in record["evaluations"].values()] == [[5, 6]] * 5
-    assert record["problems"]["test"] == 6
-    assert record["evaluations"]["sft"][0]["file"] == "DATA/prosqa_valid.json"
-    draw(folder)
-    assert (folder / "prosqa.svg").read_text(encoding="utf-8").count("pause tokens") > 0
-    passed = record["evaluations"]["pause"][0]["pass@1"]["value"]
-    assert f"| pause tokens | prosqa_valid.json | 5 | {100 * passed:.1f} |" in block(folder, "prosqa.measures")
 
 
 @pytest.mark.parametrize("name", ["prosqa", "gsm8k", "demo"])
@@ -155,14 +118,6 @@ def test_a_finished_study_runs_nothing_and_records_the_same(
     assert {**again, "seconds": 0} == {**record, "seconds": 0}
 
 
-def test_without_masks_greedy_answers_leave_the_weights_as_they_were(gsm8k: tuple[dict[str, Any], Path]) -> None:
-    out = gsm8k[1] / "runs"
-    before = load_file(out / "x-sft/checkpoints/coconut/model.safetensors")
-    after = load_file(out / "x-deterministic/checkpoints/grpo/model.safetensors")
-    assert before.keys() == after.keys()
-    assert all(bool((before[name] == after[name]).all()) for name in before)
-
-
 def test_every_demo_is_a_record_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that have run; without seconds if the machine was busy."""
     for seed in (1, 3):
@@ -200,26 +155,6 @@ def line(command: str, folder: Path, *more: str) -> list[str]:
     return ["dropout-grpo", command, *more, "--out" if command == "data" else "--run_dir", str(folder)]
 
 
-def torchrun(folder: Path) -> list[str]:
-    return ["torchrun", "--nproc_per_node", "2", "-m", "dropout_grpo", "sft", "--run_dir", str(folder)]
-
-
-@pytest.mark.parametrize(
-    ("commands", "threads"),
-    [
-        (lambda f: {"a": line("eval", f / "a")}, 4),
-        (lambda f: {"a": line("eval", f / "a"), "b": line("sft", f / "b")}, 2),
-        (lambda f: {"a": torchrun(f / "a")}, 2),
-        (lambda f: {"a": torchrun(f / "a"), "b": line("eval", f / "b")}, 1),
-    ],
-)
-def test_the_threads_of_each_process_on_four_cores(
-    commands: Callable[[Path], dict[str, list[str]]], threads: int, started: Jobs, tmp_path: Path
-) -> None:
-    run_round(commands(tmp_path), workers=4)
-    assert {count for _, _, count in started.values()} == {threads}
-
-
 def test_what_has_results_is_left_and_what_has_begun_is_resumed(started: Jobs, tmp_path: Path) -> None:
     for name in ("done", "begun", "data", "cut"):
         (tmp_path / name).mkdir()
@@ -253,14 +188,6 @@ def test_a_command_that_is_alone_gets_two_processes_where_there_are_several_core
     assert next(read_rounds(content, "x", "data")) == {"sft": ["dropout-grpo", "sft"]}
 
 
-def test_files_of_patterns_in_their_order(tmp_path: Path) -> None:
-    for name in ("b.json", "a.json", "c.txt"):
-        (tmp_path / name).touch()
-    content = {"files": {"tests": ["{data}/c.txt", "{data}/*.json"]}, "rounds": [{"eval": "eval --files {tests}"}]}
-    (words,) = (each["eval"] for each in read_rounds(content, "x", str(tmp_path)))
-    assert words[-1] == f"[{tmp_path / 'c.txt'},{tmp_path / 'a.json'},{tmp_path / 'b.json'}]"
-
-
 def test_a_failed_command_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [f"--word_problems.{name}" for name in ("n_train", "n_grpo", "n_valid", "n_test")]
     small = [word for size in sizes for word in (size, "1")]
@@ -273,25 +200,3 @@ def test_a_failed_command_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
     assert "no_such_option" in (tmp_path / "bad.log").read_text(encoding="utf-8")
     assert finished(lines["good"])
     assert "good: done; 2 of 2" in capsys.readouterr().err
-
-
-def test_after_ctrl_c_no_command_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = []
-
-    def execute(words: list[str], log: Path, threads: int) -> int:
-        ran.append(log.stem)
-        return 130
-
-    monkeypatch.setattr(rounds, "execute", execute)
-    with pytest.raises(KeyboardInterrupt):
-        run_round({name: line("sft", tmp_path / name) for name in "ab"}, workers=1)
-    assert ran == ["a"]
-
-
-def test_the_time_of_a_round_adds_up(started: Jobs, tmp_path: Path) -> None:
-    out = str(tmp_path / "x")
-    lines = {name: line("sft", Path(f"{out}-{name}")) for name in "ab"}
-    run_rounds(iter([lines]), out, workers=2)
-    first = seconds_of_rounds(out)["a+b"]
-    run_rounds(iter([lines]), out, workers=2)
-    assert seconds_of_rounds(out)["a+b"] >= first

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.model import LatentModel
 from evidence.studies import study
-from evidence.studies.plan import Plan, command_lines, places, read_plan, recipe_options
+from evidence.studies.plan import Plan, places, read_plan, recipe_options
 from evidence.studies.plots import draw
-from evidence.studies.record import pooled, record_samples, training
+from evidence.studies.record import record_samples, training
 from evidence.studies.tables import block
 
 TINY = Path(__file__).parents[2] / "helpers" / "tiny_study.yaml"
@@ -88,31 +87,6 @@ def test_what_has_finished_does_not_run_again_and_what_was_interrupted_does(made
     assert list(json.loads((copy / "study.json").read_text("utf-8"))["tables"]) == ["rates"]
 
 
-def test_a_failed_run_is_named_and_the_others_go_on(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy = tmp_path / "study"
-    shutil.copytree(made / "runs", copy / "runs")
-    where = places(copy / "runs", 1)
-    shutil.rmtree(where.run("old"))
-    (where.data("demo") / "train.json").write_text("no problems", encoding="utf-8")
-    with pytest.raises(SystemExit) as stopped:
-        run(copy, "--only", "questions")
-    assert stopped.value.code == 2
-    assert "seed1/old" in capsys.readouterr().err
-    assert "train.json" in (where.folder / "old.log").read_text(encoding="utf-8")
-    assert not (copy / "study.json").exists()
-
-
-@pytest.mark.slow
-def test_two_workers_make_the_same_numbers(made: Path, record: dict[str, Any], tmp_path: Path) -> None:
-    run(tmp_path, "--workers", "2")
-    other = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
-    for name, arm in record["arms"].items():
-        assert other["arms"][name]["by_seed"] == arm["by_seed"]
-        assert other["arms"][name]["signs"] == arm["signs"]
-
-
 def test_tables_and_figures(made: Path, record: dict[str, Any]) -> None:
     draw(made)
     assert {file.stem for file in made.glob("*.svg")} == {"study-variants", "study-rates", "study-long"}
@@ -123,81 +97,6 @@ def test_tables_and_figures(made: Path, record: dict[str, Any]) -> None:
     assert block(made, "study.arms.group_size") == "*Not run yet.*"
     assert "| masks, greedy |" in block(made, "study.signs.refinements")
     assert "dropout-grpo grpo --recipe word-problems --checkpoint" in block(made, "study.study_example.rates")
-
-
-@pytest.fixture(scope="module")
-def rivals(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the folder in which the rivals' table has been made too."""
-    copy = tmp_path_factory.mktemp("rivals") / "study"
-    shutil.copytree(made, copy)
-    run(copy, "--only", "rivals", "--record", "rivals.json")
-    return copy
-
-
-def test_the_rivals_share_runs_with_the_study(made: Path, rivals: Path) -> None:
-    for name in ("demo", "temperature"):
-        (before, after) = (places(folder / "runs", 1).run(name) / "results.json" for folder in (made, rivals))
-        assert before.stat().st_mtime_ns == after.stat().st_mtime_ns
-    result = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))
-    assert list(result["arms"]) == ["temperature", "svp_v", "pause_temperature"]
-    assert result["arms"]["pause_temperature"]["baseline"] == "pause"
-    pause = LatentModel.from_pretrained(places(rivals / "runs", 1).run("pause") / "checkpoints" / "coconut")
-    assert pause.thought.kind == "pause"
-    where = places(rivals / "runs", 1)
-    for file in (
-        "grpo.json",
-        "valid.json",
-        "test.json",
-    ):  # so that arms of both baselines are compared problem by problem
-        assert (where.data("pause") / file).read_bytes() == (where.data("demo") / file).read_bytes()
-    start = LatentModel.from_pretrained(where.run("demo") / "checkpoints" / "coconut").state_dict()
-    end = LatentModel.from_pretrained(where.run("svp_v") / "checkpoints" / "grpo").state_dict()
-    assert all(torch.equal(end[name], start[name]) for name in start if not name.endswith("c_attn.weight"))
-
-
-def test_samples_are_counted_problem_by_problem(rivals: Path) -> None:
-    """pass@2 of 4 samples, c of them right, is 1 - C(4 - c, 2) / 6."""
-    result = json.loads((rivals / "rivals.json").read_text(encoding="utf-8"))["samples"]
-    assert list(result) == [
-        "none_sampled_samples",
-        "svp_v_greedy_samples",
-        "svp_v_sampled_samples",
-        "pause_sampled_samples",
-    ]
-    for name, row in result.items():
-        lines = (places(rivals / "runs", 1).run(name) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        right = [sum(json.loads(line)["samples_correct"]) for line in lines]
-        assert len(lines) == row["problems"] == 4
-        assert row["by_seed"] == [pytest.approx(sum(1 - comb(4 - c, 2) / 6 for c in right) / 4)]
-        config = json.loads((places(rivals / "runs", 1).run(name) / "config.json").read_text(encoding="utf-8"))[
-            "config"
-        ]
-        assert config["evaluation"]["temperature"] == (0.0 if row["answers"] == "greedy" else 1.0)
-        kind = config["exploration"]["kind"]
-        assert kind == ("evidence.rivals.svp:SVP" if row["noise"] == "svp_v" else "none")
-        assert row["to_first"]["difference"] == pytest.approx(row["pass@k"] - result["none_sampled_samples"]["pass@k"])
-
-
-def test_the_rivals_page(made: Path, rivals: Path) -> None:
-    assert block(made, "rivals.arms.rivals") == block(made, "rivals.samples.rivals") == "*Not run yet.*"
-    draw(rivals)
-    assert (rivals / "study-rivals.svg").is_file()
-    assert "| SVP-V, only W_V trained |" in block(rivals, "rivals.arms.rivals")
-    header, _, *lines, _, notes = block(rivals, "rivals.samples.rivals").splitlines()
-    assert "pass@2, percent" in header
-    assert [line.split(" | ")[:2] for line in lines] == [
-        ["| temperature alone", "sampled"],
-        ["| SVP-V", "greedy"],
-        ["| SVP-V", "sampled"],
-        ["| pause tokens", "sampled"],
-    ]
-    assert notes.startswith("4 answers to each of 4 validation problems")
-    assert "seed1/pause_temperature" in block(rivals, "rivals.study_example.rivals")
-
-
-def test_before_it_has_run_the_page_says_so(tmp_path: Path) -> None:
-    draw(tmp_path)
-    assert block(tmp_path, "study.arms.variants") == "*Not run yet.*"
 
 
 @pytest.fixture(scope="module")
@@ -235,12 +134,6 @@ def test_the_settings_are_what_the_labels_say(plan: Plan, recipes: dict[str, Rec
     assert len(plan.seeds) == 5
 
 
-def test_budgets_match_within_a_table(plan: Plan, recipes: dict[str, Recipe]) -> None:
-    for table in plan.tables.values():
-        budgets = [recipes[name].grpo for name in table.rows]
-        assert len({b.max_steps * b.prompts_per_step * b.num_generations for b in budgets}) == 1, table
-
-
 def test_the_study_without_rivals_takes_at_most_two_and_a_half_hours_on_two_cores(plan: Plan) -> None:
     default = plan.only([], [])
     assert list(default.tables) == [name for name in plan.tables if name != "rivals"]
@@ -260,11 +153,6 @@ def test_the_plans_arithmetic_by_hand(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[-1] == ("not included, --only rivals: 22 CPU seconds, 0.01 hours; 0.00 hours after the tables above")
     study.main(["--settings", str(TINY), "--plan", "--workers", "1", "--only", "rivals"])
     assert capsys.readouterr().out.splitlines()[-1] == "1 seeds, 11 CPU seconds, 0.00 hours on 1 cores"
-
-
-def test_an_optional_table_alone_has_a_record_of_its_own(plan: Plan) -> None:
-    names = [study.default_record(plan.only(tables, [])).name for tables in ([], ["rivals"], ["rivals", "rates"])]
-    assert names == ["study.json", "rivals.json", "study.json"]
 
 
 def test_a_part_needs_only_its_own_arms(plan: Plan) -> None:
@@ -294,16 +182,6 @@ def test_settings_that_name_nothing_are_refused(tmp_path: Path, old: str, new: s
         read_plan(tmp_path / "study.yaml")
 
 
-def test_commands_are_those_of_a_user(plan: Plan) -> None:
-    data, sft, tested = command_lines(plan, plan.runs["overfitted"], Path("runs/study"), 1)
-    assert "dropout-grpo data --word_problems.seed 1 --word_problems.n_train 2000" in data
-    assert "sft --recipe word-problems" in sft
-    assert tested.startswith("dropout-grpo eval --recipe word-problems --checkpoint runs/study/seed1/overfitted/")
-    (grpo, _) = command_lines(plan, plan.runs["old_greedy"], Path("runs/study"), 1)
-    assert "--grpo.answers greedy" in grpo
-    assert "--data.grpo runs/study/seed1/overfitted-data/train.json" in grpo
-
-
 def test_samples_by_hand(tmp_path: Path) -> None:
     """pass@2 of the first noise is 0.2 and 0.4 for two seeds, of the second 0.5 and 0.5: 0.2 ahead, +- 0.1 t."""
     plan = read_plan(TINY).only(["rivals"], [1, 2])
@@ -323,14 +201,6 @@ def test_samples_by_hand(tmp_path: Path) -> None:
     assert result[second]["to_first"]["difference"] == pytest.approx(0.2)
     assert result[second]["to_first"]["ci95"] == pytest.approx([0.2 - 12.7062 * 0.1, 0.2 + 12.7062 * 0.1], abs=1e-5)
     assert result[second]["seconds"] == 1.5
-
-
-def test_pooled_comparison_by_hand() -> None:
-    first = {1: [True, False, False], 2: [True, True, False]}
-    second = {1: [True, True, True], 2: [False, True, False]}
-    result = pooled(first, second)
-    assert (result["wins"], result["losses"], result["seeds_ahead"]) == (2, 1, 1)
-    assert result["difference"] == pytest.approx(1 / 6)
 
 
 def test_training_by_hand() -> None:

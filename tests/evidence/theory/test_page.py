@@ -9,7 +9,7 @@ from evidence.places import DOCS, ROOT
 from evidence.theory import __main__ as command
 from evidence.theory.check import Check, checks_from_json, checks_to_json
 from evidence.theory.page import block, value_of, write_page
-from evidence.theory.plots import FIGURES, save_plots
+from evidence.theory.plots import FIGURES
 
 CHECK = Check(
     id="objective.made_up",
@@ -42,16 +42,6 @@ def test_json_round_trip_has_six_digits():
     assert back.value == 0.333333
     assert back.column("value*") == [0.123457, 2]
     assert value_of(back) == value_of(CHECK)
-
-
-def test_figures_are_drawn_from_the_stored_numbers(tmp_path):
-    checks = checks_from_json((DOCS / "theory" / "checks.json").read_text(encoding="utf-8"))
-    files = save_plots(checks, tmp_path)
-    assert [file.stem for file in files] == list(FIGURES)
-    assert all("<svg" in file.read_text(encoding="utf-8") for file in files)
-    again = save_plots(checks, tmp_path / "again")
-    assert files[0].read_bytes() == again[0].read_bytes()
-    assert save_plots([CHECK], tmp_path) == []
 
 
 def test_write_page(tmp_path):

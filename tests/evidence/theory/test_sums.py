@@ -16,7 +16,6 @@ from evidence.theory.sums import (
     mean_interval,
     moments,
     over_questions,
-    patterns,
 )
 
 PROBABILITY = torch.tensor([0.1, 0.25, 0.3, 0.05, 0.3], dtype=torch.float64)
@@ -58,23 +57,6 @@ def test_moments_by_hand():
     torch.testing.assert_close(of_rollout.mean[1], torch.tensor([-0.5, -0.3125]).double())
     assert of_rollout.square[1].item() == pytest.approx((5 + 3 * 1.0625) / 4)
     assert of_rollout.square[0].item() == pytest.approx((5 * 9.25 + 17 + 6) / 12)
-
-
-def test_moments_refuse_other_rewards():
-    with pytest.raises(AssertionError, match="0 or 1"):
-        moments(PROBABILITY, REWARDS / 2, VECTORS)
-
-
-def test_moments_given_a_reward_that_no_atom_has_are_0():
-    of_rollout = moments(PROBABILITY, torch.zeros(5), VECTORS)
-    assert of_rollout.right == 0
-    assert of_rollout.mean[1].tolist() == [0, 0]
-    assert from_patterns(of_rollout, 3, group_advantages).mean.tolist() == [0, 0]
-
-
-def test_patterns_are_all_and_distinct():
-    assert patterns(2).tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
-    assert len({tuple(row) for row in patterns(5).tolist()}) == 32
 
 
 def test_questions_average_and_their_variances_add():
