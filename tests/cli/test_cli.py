@@ -1,7 +1,6 @@
 """The command line: mistakes of the user are reported before training; a whole small demo runs and resumes."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,38 +95,9 @@ def test_the_command_line_overrides_the_recipe_wherever_it_stands(
 
 def test_data_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert (
-        main(
-            [
-                "data",
-                "--out",
-                str(tmp_path / "file"),
-                "--word_problems.n_train=1",
-                "--word_problems.n_grpo=1",
-                "--word_problems.n_valid=1",
-                "--word_problems.n_test=1",
-            ]
-        )
-        == 2
-    )
+    few = [f"--word_problems.n_{split}=1" for split in ("train", "grpo", "valid", "test")]
+    assert main(["data", "--out", str(tmp_path / "file"), *few]) == 2
     assert "cannot be made: File exists" in capsys.readouterr().err
-
-
-def test_a_demo_resumed_after_each_part_ends_as_one_that_was_not_stopped(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["demo", *tiny, "--json"]) == 0
-    results = json.loads(capsys.readouterr().out)
-    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
-    checkpoints = tmp_path / "run" / "checkpoints"
-    for lost in ("temperature_only", "dropout_grpo", "coconut"):
-        shutil.rmtree(checkpoints / lost)
-        assert main(["demo", *tiny, "--json", "--resume", "true"]) == 0
-        again = json.loads(capsys.readouterr().out)
-        assert {k: v for k, v in again.items() if k != "seconds"} == {
-            k: v for k, v in results.items() if k != "seconds"
-        }
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["bf16"] is False
 
 
 def test_asking_for_the_thoughts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,19 @@
 """``--help``: the options that a command uses, with their ranges; a recipe may hold those of other commands."""
 
+import io
+import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import dropout_grpo
 from dropout_grpo.cli.main import main
 from dropout_grpo.cli.parser import build_parser, commands
+from dropout_grpo.distributed.device import choose_device, default_device
+from dropout_grpo.errors import UserError
+from helpers.tiny_latent import tiny_latent
 
 
 def shown(command: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -58,6 +66,12 @@ def test_every_unused_option_exists() -> None:
         assert set(getattr(command, "UNUSED", ())) <= options
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dropout-grpo {dropout_grpo.__version__}\n"
+
+
 def test_without_words_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([])
@@ -105,3 +119,49 @@ def test_a_recipe_of_all_commands_is_accepted_and_an_unknown_option_is_not(
     recipe.write_text("curriculum: {batch_sise: 3}\n")
     assert main([command, *needed, "--recipe", str(recipe)]) == 2
     assert "did you mean 'curriculum.batch_size'?" in capsys.readouterr().err
+
+
+def test_questions_from_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_latent(latent_steps=2).save_pretrained(tmp_path)
+    checkpoint = tmp_path
+    questions = ["Ann has 3 ?", "Ann has 5 ? ?"]
+    alone = []
+    for question in questions:
+        assert main(["ask", str(checkpoint), question, "--masks", "2", "--max_new_tokens", "4", "--json"]) == 0
+        alone.append(json.loads(capsys.readouterr().out))
+    assert [found["question"] for found in alone] == questions
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(["", *questions, ""])))
+    assert main(["ask", str(checkpoint), "--masks", "2", "--max_new_tokens", "4", "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == alone
+    assert main(["ask", str(checkpoint), questions[0], "--masks", "2", "--max_new_tokens", "4"]) == 0
+    assert "(greedy, by the masks' mean probability of each token)" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert main(["ask", str(checkpoint)]) == 2
+    assert "there is no question" in capsys.readouterr().err
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen: list[int] = []
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    choose_device("cuda:1")
+    assert (chosen, default_device().type) == ([1], "cuda")
+    choose_device("cpu")
+    assert default_device().type == "cpu"
+    choose_device("cuda")
+    assert (chosen, default_device().type) == ([1], "cuda")
+    with pytest.raises(UserError, match="there are cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="each process of a run has its own GPU"):
+        choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["ask", "none", "2 ?", "--device", "cuda"]) == 2
+    assert "--device cuda: torch sees no GPU here" in capsys.readouterr().err
+    for wrong in ("gpu", "cpu:1", "cuda:", "cuda:x"):
+        with pytest.raises(UserError, match="it must be cpu, cuda, or a GPU by its number"):
+            choose_device(wrong)

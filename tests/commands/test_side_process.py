@@ -93,10 +93,7 @@ def test_the_demo_is_the_same_with_its_arms_side_by_side(tmp_path: Path, capsys:
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = tmp_path / "run"
     options = ["--recipe", str(tmp_path / "tiny.yaml"), "--run_dir", str(run), "--json"]
-    options += [
-        "--reward_funcs",
-        "[dropout_grpo.commands.shared.smoke:every_other]",
-    ]  # something to learn
+    options += ["--reward_funcs", "[dropout_grpo.commands.shared.smoke:every_other]"]  # something to learn
     options += ["--exploration.p", "0.4", "--exploration.phases", "[latent,answer]"]
 
     def demo(*more: str) -> tuple[dict[str, object], list[dict[str, object]]]:
@@ -116,6 +113,8 @@ def test_the_demo_is_the_same_with_its_arms_side_by_side(tmp_path: Path, capsys:
         for saved in (run / "checkpoints").glob(f"{part}-step-*"):
             shutil.rmtree(saved)
     torch.set_num_threads(1)
+    assert demo("--resume", "true") == apart
+    shutil.rmtree(run / "checkpoints" / "coconut")  # as if it had been killed after the curriculum's last step
     assert demo("--resume", "true") == apart
 
     # Measured again as the demo advises, it is the same checkpoint under the same kind of masks.

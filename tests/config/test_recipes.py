@@ -65,28 +65,6 @@ def test_every_value_says_where_it_comes_from(name: str) -> None:
     assert unexplained == []
 
 
-def test_gsm8k_on_gpt2_is_what_was_published(parsed: Callable[[str], Recipe]) -> None:
-    recipe = parsed("gsm8k-gpt2")
-    # Coconut on GPT-2: c = 2, 3 stages, 6 thoughts; 50 epochs in all, 6 + 3 x 3 and the rest in the last stage
-    curriculum = recipe.curriculum
-    assert (recipe.model.name_or_path, curriculum.c_thought, curriculum.max_latent_stage) == (
-        "openai-community/gpt2",
-        2,
-        3,
-    )
-    assert curriculum.latent_steps == 6
-    assert curriculum.cot_epochs + 3 * curriculum.epochs_per_stage + curriculum.final_epochs == 50
-    assert (curriculum.learning_rate, curriculum.batch_size, curriculum.weight_decay) == (1e-4, 128, 0.01)
-    # the independent reproduction: G = 32, 32 mixed groups out of 64 prompts, p = 0.2, lr 6e-5, two updates a batch,
-    # clip 0.2, k3 KL 0.02, temperature 1, 64-token answers
-    grpo = recipe.grpo
-    assert (grpo.num_generations, grpo.prompts_per_step, grpo.dynamic_sampling_max_gen_batches) == (32, 32, 2)
-    assert (recipe.exploration.kind, recipe.exploration.p) == ("shared_dropout", 0.2)
-    assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.num_iterations) == (6e-5, "constant", 2)
-    assert (grpo.epsilon, grpo.beta, grpo.temperature, grpo.max_completion_length) == (0.2, 0.02, 1.0, 64)
-    assert grpo.scale_rewards == "none"  # the paper: the advantage is the reward minus the group's mean
-
-
 def test_gsm8k_on_qwen_is_the_papers_own_run(parsed: Callable[[str], Recipe]) -> None:
     recipe = parsed("gsm8k-qwen")
     grpo, curriculum = recipe.grpo, recipe.curriculum

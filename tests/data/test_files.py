@@ -36,10 +36,6 @@ def error(path: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_load_json(tmp_path: Path) -> None:
-    assert load_problems(write(tmp_path, RECORDS)) == PROBLEMS
-
-
 def test_load_jsonl_skips_blank_lines_and_reads_a_byte_order_mark(tmp_path: Path) -> None:
     text = "\ufeff" + "\n\n".join(json.dumps(record) for record in RECORDS) + "\n"
     assert load_problems(write(tmp_path, text, "problems.jsonl")) == PROBLEMS
@@ -131,18 +127,6 @@ def test_a_malformed_field_is_named_with_its_place(tmp_path: Path, change: dict[
     assert f"{lines}, record 2 (line 3):" in error(lines)
 
 
-def test_other_names_of_columns(tmp_path: Path) -> None:
-    """An unread column with the name of a field is left out: the map says which column is that field.
-
-    The columns that were read stay, as they came.
-    """
-    record = {"prompt": "q", "chain": ["s"], "gold": 2, "answer": "a long solution", "level": 3}
-    columns = Columns(question="prompt", steps="chain", answer="gold")
-    came = {"prompt": "q", "chain": ["s"], "gold": 2}
-    expected = [Problem(id=0, question="q", steps=("s",), answer="2", extra={"level": 3, **came})]
-    assert load_problems(write(tmp_path, [record]), columns=columns) == expected
-
-
 def test_a_wrong_name_of_a_column_is_told_with_those_that_are_there(tmp_path: Path) -> None:
     path = write(tmp_path, [GOOD])
     message = error(path, columns=Columns(question="prompt"))
@@ -168,10 +152,6 @@ def test_a_missing_field_is_named_with_those_found(tmp_path: Path, field: str) -
     message = error(write(tmp_path, [record]))
     assert f"record 1: field '{field}' is missing" in message
     assert "'Prompt'" in message
-
-
-def test_a_record_that_is_no_object(tmp_path: Path) -> None:
-    assert "record 1: expected an object" in error(write(tmp_path, ["question"]))
 
 
 @pytest.mark.parametrize(

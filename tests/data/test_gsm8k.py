@@ -1,14 +1,12 @@
 """The two published forms of GSM8K, on made-up lines."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dropout_grpo.data.files import load_problems
-from dropout_grpo.data.formats import Columns
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
 
@@ -40,27 +38,6 @@ def write(path: Path, text: str) -> Path:
 def test_gsm8k_as_published(tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl", "\n".join(json.dumps(record) for record in RECORDS) + "\n")
     assert load_problems(path) == PROBLEMS
-
-
-@pytest.mark.parametrize("answer", ["18", "#### 18 is it ####", "####"])
-def test_a_file_of_another_kind(tmp_path: Path, answer: str) -> None:
-    record = {"question": "q", "answer": answer}
-    path = write(tmp_path / "train.jsonl", "\n".join([json.dumps(RECORDS[0]), json.dumps(record)]))
-    with pytest.raises(UserError, match=r"train.jsonl, record 2 \(line 2\): field 'answer' has no '#### <answer>'"):
-        load_problems(path)
-
-
-def test_gsm8k_aug(tmp_path: Path) -> None:
-    lines = [
-        "A pen costs $0.50. What do 3 dozen cost?||<<3*12=36>> <<36*0.50=18>> #### 18",
-        "",
-        "A city has 1,080 people. How many people?|| #### 1,080",
-        "What is 2 - 5?||<<2-5=-3>> #### -3",
-    ]
-    path = write(tmp_path / "train.txt", "\n".join(lines) + "\n")
-    expected = [replace(problem, answer="1,080") if problem.answer == "1080" else problem for problem in PROBLEMS]
-    assert load_problems(path) == expected, "the comma stays, as in Coconut's JSON of the line"
-    assert load_problems(path, columns=Columns(question="prompt")) == expected, "its columns have no names"
 
 
 def coconuts_json(lines: list[str]) -> list[dict[str, Any]]:

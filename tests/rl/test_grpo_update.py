@@ -1,4 +1,4 @@
-"""What an update of GRPO replays, compares with, holds to its reference, and leaves out."""
+"""What an update of GRPO replays, compares with, holds to its reference, trains, and leaves out."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from dropout_grpo.errors import UserError
 from dropout_grpo.rl.groups import Groups
 from dropout_grpo.rl.reference import ReferencePolicy
 from helpers.grpo_run import CONFIG, Replays, alternating, constant, talkative, trainer
-from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+from helpers.tiny_latent import (
+    assert_same_weights,
+    newest_checkpoint,
+    read_metrics,
+    tiny_latent,
+    tiny_problems,
+    weights_of,
+)
 
 
 def test_a_constant_reward_teaches_nothing_and_replays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +199,24 @@ def test_all_answers_truncated_and_masked_is_no_update(tmp_path: Path) -> None:
     (line,) = read_metrics(tmp_path)
     assert (line["completions/clipped_ratio"], line["loss"], line["grad_norm"]) == (1.0, 0.0, 0.0)
     assert_same_weights(weights_of(model), before)
+
+
+def test_weights_without_requires_grad_stay_and_have_no_optimiser_state(tmp_path: Path) -> None:
+    """Only the output projections of the two attentions are trained."""
+    model = tiny_latent("llama")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("o_proj.weight"))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    config = replace(CONFIG, max_steps=4, save_steps=2, weight_decay=0.1)
+    trainer(tmp_path, config, model=model, reward_funcs=[alternating]).train()
+    for name, weight in model.named_parameters():
+        assert weight.requires_grad == name.endswith("o_proj.weight")
+        same = torch.equal(weight.detach().view(torch.int32), before[name].view(torch.int32))  # 0 and -0 differ
+        assert same != weight.requires_grad, name
+    state = load_file(newest_checkpoint(tmp_path, "grpo") / "optimizer.safetensors")
+    assert {name.partition(".")[0] for name in state} == {"0", "1"}, "one matrix in each of two layers"
+
+
+def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has requires_grad: there is nothing to train"):
+        trainer(tmp_path, model=tiny_latent().requires_grad_(False)).train()

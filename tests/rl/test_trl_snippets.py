@@ -41,20 +41,6 @@ def reward_len(completions: list[str], **kwargs: Any) -> list[float]:
     return [-abs(20 - len(completion)) for completion in completions]
 
 
-def test_the_simplest_script(name: str, tmp_path: Path) -> None:
-    trainer = GRPOTrainer(
-        model=name,
-        latent_steps=2,
-        reward_funcs=reward_len,
-        args=config(tmp_path, num_train_epochs=1, max_steps=-1),
-        train_dataset=ROWS,
-    )
-    trainer.train()
-    lines = read_metrics(tmp_path / "Qwen2-0.5B-GRPO")
-    assert len(lines) == 2  # 4 prompts, 2 in a step
-    assert lines[0]["rewards/reward_len/mean"] == lines[0]["reward"] < 0
-
-
 def test_rewards_of_tokens_of_a_reference_and_of_a_format(name: str, tmp_path: Path) -> None:
     def by_tokens(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
         """Reward function that assigns higher scores to longer completions (in terms of token count)."""
@@ -73,11 +59,13 @@ def test_rewards_of_tokens_of_a_reference_and_of_a_format(name: str, tmp_path: P
         model=name,
         latent_steps=2,
         reward_funcs=[by_tokens, by_reference, async_reward_func],
-        args=config(tmp_path, reward_weights=[1.0, 2.0, 0.5]),
+        args=config(tmp_path, reward_weights=[1.0, 2.0, 0.5], num_train_epochs=1, max_steps=-1),
         train_dataset=ROWS,
     )
     trainer.train()
-    for line in read_metrics(tmp_path / "Qwen2-0.5B-GRPO"):
+    lines = read_metrics(tmp_path / "Qwen2-0.5B-GRPO")
+    assert len(lines) == 2  # 4 prompts, 2 in a step
+    for line in lines:
         means = [line[f"rewards/{name}/mean"] for name in ("by_tokens", "by_reference", "async_reward_func")]
         assert means[0] == pytest.approx(line["completions/mean_length"])
         assert line["reward"] == pytest.approx(means[0] + 2 * means[1] + means[2] / 2)

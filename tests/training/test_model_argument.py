@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dropout_grpo import LatentModel, UserError
+from dropout_grpo import UserError
 from dropout_grpo.config.lora import LoRAConfig
-from dropout_grpo.latent.tokens import LATENT_TOKENS
 from dropout_grpo.training.model_argument import as_latent_model, lora_of
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_latent import PLAIN_TOKENS, assert_same_weights, tiny_latent, weights_of
@@ -103,9 +102,3 @@ def test_an_adapter_of_peft(tmp_path: Path) -> None:
         lora_of({"r": 3}, latent)
     with pytest.raises(UserError, match="model is a PeftModelForCausalLM: give its base"):
         as_latent_model(peft.get_peft_model(plain(), config), latent_steps=2)
-
-
-def test_all_tokens_are_new_rows_after_the_words() -> None:
-    latent = as_latent_model(plain(), processing_class=tiny_tokenizer(), latent_steps=1)
-    assert latent.tokenizer.convert_tokens_to_ids(list(LATENT_TOKENS)) == [PLAIN_TOKENS + i for i in range(3)]
-    assert isinstance(latent, LatentModel)

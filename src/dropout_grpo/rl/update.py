@@ -133,10 +133,9 @@ class PolicyUpdate:
             ref_logprobs = None
             if self.reference is not None and beta > 0:  # first, while no activations are kept
                 with autocast(self.model.device, self.bf16):
-                    ref_logprobs = self.reference.logprobs(*rollouts, used)
+                    ref_logprobs = self.reference.logprobs(*rollouts)
             with autocast(self.model.device, self.bf16):
-                temperature = self.config.temperature
-                logprobs = replay(self.model, *rollouts, self.exploration, temperature=temperature, mask=used)
+                logprobs = replay(self.model, *rollouts, self.exploration, temperature=self.config.temperature)
             part = self._objective(
                 logprobs,
                 old_logprobs,

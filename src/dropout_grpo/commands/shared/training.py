@@ -66,7 +66,6 @@ def train_curriculum(
             validation_sets(recipe.data, valid),
             seed=context.seed,
             bf16=context.bf16,
-            param_dtype=recipe.param_dtype,
             fsdp=recipe.fsdp,
             evaluation=recipe.evaluation,
         )
@@ -105,7 +104,6 @@ def grpo_trainer(
             run=context.run,
             seed=context.seed,
             bf16=context.bf16,
-            param_dtype=recipe.param_dtype,
             fsdp=recipe.fsdp,
             evaluation=recipe.evaluation,
             part=part,
