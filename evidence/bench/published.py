@@ -14,7 +14,7 @@ from dropout_grpo.exploration.base import Noise
 from dropout_grpo.exploration.sites import THOUGHT_SITE
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import DecodingStrategy, Greedy, Sampling
-from dropout_grpo.latent.recurrence import at_least_float32
+from dropout_grpo.latent.head import at_least_float32
 from dropout_grpo.rl.objective import Totals, surrogate
 from evidence.bench.workload import TEMPERATURE, Workload
 

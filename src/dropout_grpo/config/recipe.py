@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from dropout_grpo.config.choices import TrackerName
+from dropout_grpo.config.choices import ParamDtype, TrackerName
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
@@ -28,6 +28,8 @@ class Recipe:
         seed: seed of weights, data order, masks and samples.
         bf16: compute matrix products in bf16, with float32 weights; if not given, on hardware that multiplies bf16
             matrices.
+        param_dtype: dtype of the weights during training. With bfloat16 everything is computed in bf16, whatever bf16
+            says, and updates change float32 masters; checkpoints hold the masters. float32 if not given.
         attention: what reads prompts, plain matrix products or transformers' SDPA; if not given, by type of device.
         fsdp: shard weights, gradients and optimiser state over the processes of torchrun or accelerate launch (FSDP2),
             instead of a copy in each.
@@ -46,6 +48,7 @@ class Recipe:
     resume: bool = False
     seed: int = seed_field()
     bf16: bool | None = None
+    param_dtype: ParamDtype | None = None
     attention: Literal["products", "sdpa"] | None = None
     fsdp: bool = False
     report_to: tuple[TrackerName, ...] = ()

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import problem_fingerprint
@@ -30,6 +31,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.validation import Validation
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.casts import autocast
+from dropout_grpo.latent.head import at_temperature, token_logprobs
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
 from dropout_grpo.runs.folder import RunFolder
@@ -93,6 +95,8 @@ class CurriculumTrainer(Trainer):
         peft_config: PEFT's ``LoraConfig`` (``r``, ``lora_alpha``, ``target_modules``), to train an adapter.
         seed: order of the data and of stage mixing, and new weights.
         bf16: matrix products in bf16.
+        param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
+            masters, which are the weights after the training.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
         evaluation: how ``eval_dataset`` is asked, but for the number of samples, which is 0.
         evaluate: validation by another function, with the thoughts and the answer length of the stage.
@@ -119,6 +123,7 @@ class CurriculumTrainer(Trainer):
         peft_config: Any = None,
         seed: int = 0,
         bf16: bool = False,
+        param_dtype: ParamDtype | None = None,
         fsdp: bool = False,
         evaluation: EvaluationConfig | None = None,
         evaluate: Evaluate | None = None,
@@ -137,6 +142,7 @@ class CurriculumTrainer(Trainer):
             peft_config=peft_config,
             seed=seed,
         )
+        bf16 = bf16 and param_dtype != "bfloat16"
         if evaluate is None and eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
             evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)
@@ -173,6 +179,7 @@ class CurriculumTrainer(Trainer):
             part=part,
             seed=seed,
             bf16=bf16,
+            param_dtype=param_dtype,
             fsdp=fsdp,
             max_steps=sum(stage.epochs for stage in self.stages) * self.updates_per_epoch,
             steps_per_epoch=self.updates_per_epoch,
@@ -377,7 +384,7 @@ class CurriculumTrainer(Trainer):
         for _ in range(stage.latent_steps):
             state = model.think(state, 1)
             hidden.append(state.hidden)
-        loss = -(model.score(state, answers) * answer_mask).sum()
+        loss = -model.score(state, answers, mask=answer_mask).sum()
         return loss + self._thoughts_loss(torch.cat(hidden, dim=1), rows) if self.config.thoughts_predict else loss
 
     def _thoughts_loss(self, hidden: Tensor, rows: list[int]) -> Tensor:
@@ -393,8 +400,12 @@ class CurriculumTrainer(Trainer):
             return hidden.new_zeros(())
         row, thought, shares = zip(*where, strict=True)
         words, mask = pad_right(shares, self.model.tokens.pad, hidden.device)  # [N, W]
-        logits = self.model.model.get_output_embeddings()(hidden[list(row), list(thought)])  # [N, V]
-        logprobs = logits.float().log_softmax(-1).gather(-1, words)  # [N, W]
+        states, table = hidden[list(row), list(thought)], self.model.head_in_pieces(len(row))  # [N, D]
+        if table is None:
+            logits = self.model.model.get_output_embeddings()(states)  # [N, V]
+            logprobs = at_temperature(logits, 1.0).log_softmax(-1).gather(-1, words)  # [N, W]
+        else:
+            logprobs = token_logprobs(table, states, words)
         return -(logprobs * mask / mask.sum(-1, keepdim=True)).sum()
 
 

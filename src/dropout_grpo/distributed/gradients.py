@@ -27,7 +27,7 @@ def with_gradients(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
             dist.all_reduce(used, dist.ReduceOp.MAX)
         for parameter, anywhere in zip(parameters, used.tolist(), strict=True):
             if anywhere and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter, dtype=getattr(parameter, "grad_dtype", None))
     return [p for p in parameters if p.grad is not None]
 
 

@@ -132,8 +132,8 @@ class SiteMap:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, and of masks."""
-        return next(self.decoder.parameters()).dtype
+        """The dtype of masks: that of the weights, but at least float32, since 1 / (1 - p) is not a bf16 number."""
+        return torch.promote_types(next(self.decoder.parameters()).dtype, torch.float32)
 
     def instances(self, kinds: tuple[str, ...]) -> tuple[Site, ...]:
         """The sites of some kinds, each once even if the kinds overlap.
@@ -189,21 +189,23 @@ class SiteMap:
 def _output_hook(factor: Tensor) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # a mixture of experts may return its router's logits as well
-            return (_times(output[0], factor), *output[1:])
-        return _times(output, factor)
+            return (times(output[0], factor), *output[1:])
+        return times(output, factor)
 
     return hook
 
 
 def _input_hook(factor: Tensor) -> Any:
-    return lambda module, args: (_times(args[0], factor), *args[1:])
+    return lambda module, args: (times(args[0], factor), *args[1:])
 
 
-def _times(activation: Tensor, factor: Tensor) -> Tensor:
-    """[B, L, F] times [B, 1, F]; OPT runs its MLP on [B * L, F]."""
+def times(activation: Tensor, factor: Tensor) -> Tensor:
+    """[B, L, F] times [B, 1, F], in the dtype that the next layer takes; OPT runs its MLP on [B * L, F]."""
     if activation.ndim == 2:
-        return (activation.view(factor.shape[0], -1, factor.shape[-1]) * factor).view_as(activation)
-    return activation * factor
+        return times(activation.view(factor.shape[0], -1, factor.shape[-1]), factor).view_as(activation)
+    product = activation * factor
+    # Without autocast, nothing casts a float32 product to the dtype of bf16 weights.
+    return product if torch.is_autocast_enabled(activation.device.type) else product.to(activation.dtype)
 
 
 def _layers(decoder: nn.Module) -> nn.ModuleList:

@@ -15,7 +15,8 @@ from torch import Tensor
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Noise
 from dropout_grpo.exploration.seeds import stream, uniform
-from dropout_grpo.latent.recurrence import Recurrence, at_least_float32, at_temperature
+from dropout_grpo.latent.head import at_least_float32, at_temperature
+from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.state import LatentState, rectangle
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, Noise
 from dropout_grpo.exploration.seeds import as_int64
-from dropout_grpo.latent.recurrence import Recurrence, at_least_float32
+from dropout_grpo.latent.head import at_least_float32
+from dropout_grpo.latent.recurrence import Recurrence
 
 TOP_K = 5
 

@@ -5,10 +5,14 @@ raises an error; the answers are just wrong. So a few positions are run both way
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+from dropout_grpo.latent.head import table_of
 
 _LENGTHS = (5, 3)
 """Lengths of the probe's prompts in tokens. They differ, so that one prompt is padded."""
@@ -50,3 +54,36 @@ def agrees(hidden: Tensor, expected: Tensor) -> bool:
     rounding = max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps)  # many softmaxes are float32
     allowed = min(0.2, 30 * rounding**0.5)
     return bool((hidden - expected).abs().max() <= allowed * expected.abs().max())
+
+
+@torch.no_grad()
+def has_plain_head(model: PreTrainedModel, row: Sequence[int]) -> bool:
+    """Whether the model's logits are a linear head applied to the decoder's last hidden state, and nothing else.
+
+    The head's own numbers are small in a new model, where a soft cap does not show. So it gets hidden states for which
+    some logits are 1000.
+    """
+    table = table_of(model.get_output_embeddings())
+    if table is None:
+        return False
+    entered: list[Tensor] = []
+
+    def enlarge(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output.last_hidden_state
+        entered.append(hidden * (1000.0 / F.linear(hidden, table.weight, table.bias).abs().max()))
+        output.last_hidden_state = entered[-1]
+        return output
+
+    hook = model.get_decoder().register_forward_hook(enlarge)
+    try:
+        inputs = model.get_input_embeddings()(torch.tensor([list(row)], device=model.device))
+        logits = model(inputs_embeds=inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    if len(entered) != 1:
+        return False
+    expected = F.linear(entered[0], table.weight, table.bias)
+    if table.rows is not None and table.own is not None:
+        expected[..., table.rows] = F.linear(entered[0], table.own)
+    allowed = min(0.01, 10 * torch.finfo(expected.dtype).eps)
+    return bool((logits - expected).abs().max() <= allowed * expected.abs().max())

@@ -24,12 +24,13 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTok
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, KeyNoise, Noise, OwnHooks
 from dropout_grpo.exploration.build import require_exploration
-from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap
+from dropout_grpo.exploration.sites import THOUGHT_SITE, SiteMap, times
+from dropout_grpo.latent import head as heads
 from dropout_grpo.latent.attention_choice import without_cudnn
 from dropout_grpo.latent.casts import frozen_weights_cast
 from dropout_grpo.latent.checkpointing import checkpointed, switched_off
 from dropout_grpo.latent.padding import padding_sees_itself
-from dropout_grpo.latent.probe import PROBE_STEPS, agrees, own_hidden, probe_rows
+from dropout_grpo.latent.probe import PROBE_STEPS, agrees, has_plain_head, own_hidden, probe_rows
 from dropout_grpo.latent.shared_prompt import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.state import LatentState, extended, share_cache
 from dropout_grpo.latent.thought import build_thought
@@ -107,6 +108,7 @@ class Recurrence(nn.Module):
         self._own_attention = "eager" if own == SHARED_PREFIX else own
         self._gradient_checkpointing = False
         self.shares_prefix = shares_prefix(model)
+        self._plain_head = False
         self._choose_attention()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -131,6 +133,7 @@ class Recurrence(nn.Module):
             expected = own_hidden(model, self.thought, rows)
         except _UNFIT as error:
             raise UserError(f"{self._kind} cannot be run from input embeddings: {_line(error)}") from error
+        self._plain_head = has_plain_head(model, rows[0])
         if self.shares_prefix:
             model.set_attn_implementation(SHARED_PREFIX)
             if self._differs(rows, expected) is None:
@@ -241,7 +244,7 @@ class Recurrence(nn.Module):
             fed_back = self.thought(state.hidden)  # [B, 1, D]
             with self._noisy(noise, "latent", state.latent_step) as factors:
                 if THOUGHT_SITE in factors:
-                    fed_back = fed_back * factors[THOUGHT_SITE]
+                    fed_back = times(fed_back, factors[THOUGHT_SITE])
                 cache, inputs = self._inputs(state, fed_back, by_key)
                 hidden = self.model.get_decoder()(**inputs).last_hidden_state  # [B, 1, D], after the final norm
             state = replace(_advanced(state, cache, 1), hidden=hidden, latent_step=state.latent_step + 1)
@@ -264,18 +267,52 @@ class Recurrence(nn.Module):
             yield factors
 
     def score(
-        self, state: LatentState, token_ids: Tensor, *, temperature: float = 1.0, noise: Noise | None = None
+        self,
+        state: LatentState,
+        token_ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+        noise: Noise | None = None,
     ) -> Tensor:
         """Log-probabilities [B, L], float32 or wider, of answers [B, L] after the end marker, with gradient.
 
-        Every position of right-padded rows is scored; the caller masks the padding.
+        Args:
+            state: the state after the last thought.
+            token_ids: answers, right-padded.
+            mask: [B, L], 1 for the tokens that count; all of them when None. The others get 0, without gradient.
+            temperature: logits are divided by it.
+            noise: applied if it is on in the answer phase.
         """
         inputs = torch.cat([self.end_marker(state.rows), token_ids[:, :-1]], dim=1)  # [B, L]
-        logits, _ = self.logits(state, inputs, noise)
-        logits = at_temperature(logits, temperature)
-        return -nn.functional.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none").view_as(
-            token_ids
+        table = self.head_in_pieces(token_ids.numel())
+        if table is None:
+            logits, _ = self.logits(state, inputs, noise)
+            logits = heads.at_temperature(logits, temperature)
+            logprobs = -nn.functional.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none")
+            logprobs = logprobs.view_as(token_ids)
+            return logprobs if mask is None else logprobs.masked_fill(mask == 0, 0.0)
+        output, _ = self._answer(self.model.get_decoder(), state, inputs, noise)
+        hidden, words = output.last_hidden_state.flatten(0, 1), token_ids.flatten()  # [B * L, D], [B * L]
+        counted = torch.arange(len(words), device=words.device) if mask is None else mask.flatten().nonzero().squeeze(1)
+        logprobs = heads.token_logprobs(table, hidden[counted], words[counted, None], temperature).squeeze(1)
+        return logprobs.new_zeros(words.shape).index_copy(0, counted, logprobs).view_as(token_ids)
+
+    def head_in_pieces(self, positions: int) -> heads.Table | None:
+        """The head, for ``token_logprobs``, if so many positions have more logits than a piece; else None.
+
+        None as well, with a warning, if the model does more to its logits than the head.
+        """
+        if positions * self.model.config.get_text_config().vocab_size <= heads.PIECE:
+            return None
+        if self._plain_head and (table := heads.table_of(self.model.get_output_embeddings())) is not None:
+            return table
+        warnings.warn(
+            f"{self.name}: its logits are not those of a plain linear head, so all logits of a micro-batch are in "
+            "memory at once. A smaller micro_batch_size takes less.",
+            stacklevel=3,
         )
+        return None
 
     def end_marker(self, rows: int) -> Tensor:
         """Ids of the end marker, [B, 1]."""
@@ -283,12 +320,19 @@ class Recurrence(nn.Module):
 
     def logits(self, state: LatentState, token_ids: Tensor, noise: Noise | None) -> tuple[Tensor, LatentState]:
         """Logits [B, L, V] of the tokens after each of ``token_ids`` [B, L], and the state after them."""
+        output, state = self._answer(self.model, state, token_ids, noise)
+        return output.logits, state
+
+    def _answer(
+        self, network: nn.Module, state: LatentState, token_ids: Tensor, noise: Noise | None
+    ) -> tuple[Any, LatentState]:
+        """The output of the model or its decoder for ``token_ids`` [B, L], and the state after them."""
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("answer", 0, key_positions(state, token_ids.shape[1]))
         with self._noisy(noise, "answer", 0):
             cache, inputs = self._inputs(state, self.model.get_input_embeddings()(token_ids), by_key)
-            logits = self.model(**inputs).logits
-        return logits, _advanced(state, cache, token_ids.shape[1])
+            output = network(**inputs)
+        return output, _advanced(state, cache, token_ids.shape[1])
 
     def _inputs(self, state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor]) -> tuple[Cache, dict[str, Any]]:
         """A cache for old and new positions, and the arguments of the forward pass for embeddings [B, L, D]."""
@@ -377,14 +421,3 @@ def _causal(own: int, new: int, like: Tensor) -> Tensor:
         return like.new_zeros(1, 1, 1, 1)
     lowest = torch.finfo(like.dtype).min
     return like.new_full((1, 1, new, own + new), lowest).triu(own + 1)
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float32, or the dtype itself if it is wider. Log-probabilities enter a ratio, so half precision is too coarse."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def at_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Logits in float32 or wider, divided by the temperature. At temperature 1 there is no division."""
-    wide = logits.to(at_least_float32(logits.dtype))
-    return wide if temperature == 1.0 else wide / temperature

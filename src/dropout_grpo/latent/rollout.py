@@ -107,7 +107,11 @@ def replay(
     exploration: Exploration,
     *,
     temperature: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Log-probabilities [N * K, L] of sampled answers [N * K, L] under their own masks, with gradient."""
+    """Log-probabilities [N * K, L] of sampled answers [N * K, L] under their own masks, with gradient.
+
+    Tokens that are not in ``mask`` [N * K, L] get 0; see ``score``.
+    """
     state, noise = think_in_groups(model, prompts, seeds, exploration)
-    return model.score(state, token_ids, temperature=temperature, noise=noise)
+    return model.score(state, token_ids, mask=mask, temperature=temperature, noise=noise)

@@ -144,10 +144,12 @@ def _rewards(run: Run) -> list[tuple[str, str]]:
 
 def _healthy_replay(run: Run) -> tuple[float, str] | None:
     """The upper end of the healthy range of docs/metrics.md for the precision of the run."""
-    bf16 = mapping(run.provenance, "config", CONFIG_FILE).get("bf16")
+    config = mapping(run.provenance, "config", CONFIG_FILE)
+    bf16 = config.get("bf16")
     if not isinstance(bf16, bool):
         return None
-    return (0.1, "healthy in bf16: below 0.1") if bf16 else (1e-4, "healthy in float32: below 0.0001")
+    reduced = bf16 or config.get("param_dtype") == "bfloat16"
+    return (0.1, "healthy in bf16: below 0.1") if reduced else (1e-4, "healthy in float32: below 0.0001")
 
 
 def validation_size(run: Run) -> int | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.distributed.sharding import whole
 from dropout_grpo.errors import UserError
@@ -14,6 +15,7 @@ from dropout_grpo.latent.lora.adapter import adapter_off, reference_of
 from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
+from dropout_grpo.training.masters import halve, master_of, set_master
 
 
 def scheduled_beta(config: GRPOOptions, learning_rate: float) -> float:
@@ -31,13 +33,20 @@ class ReferencePolicy:
         config: options.
         exploration: noise of the policy, also used for the reference if ``ref_exploration`` is ``matched``.
         bf16: ``logprobs`` is only called under autocast, so a copy that stays as it is can be held in bf16.
+        param_dtype: that of the policy during training, which the reference has too.
 
     Raises:
         UserError: ``sync_ref_model`` is set for a model with an adapter.
     """
 
     def __init__(
-        self, policy: LatentModel, config: GRPOOptions, exploration: Exploration, *, bf16: bool = False
+        self,
+        policy: LatentModel,
+        config: GRPOOptions,
+        exploration: Exploration,
+        *,
+        bf16: bool = False,
+        param_dtype: ParamDtype | None = None,
     ) -> None:
         if config.sync_ref_model and has_adapter(policy.model):
             raise UserError(
@@ -45,15 +54,22 @@ class ReferencePolicy:
                 "model itself: leave sync_ref_model out, or train all weights."
             )
         self.model = reference_of(policy, bf16=bf16 and not config.sync_ref_model)
+        if param_dtype == "bfloat16":
+            for parameter in self.model.parameters():
+                halve(parameter, keep_low=config.sync_ref_model)
         self.config = config
         matched = config.ref_exploration == "matched"
         self.exploration: Exploration = _NoiseOf(policy.sites, exploration) if matched else NoExploration()
 
     @torch.no_grad()
-    def logprobs(self, prompts: Prompts, seeds: Tensor, token_ids: Tensor) -> Tensor:
-        """Log-probabilities [N * K, L] of the answers [N * K, L] of N questions with seeds [N, K]."""
+    def logprobs(self, prompts: Prompts, seeds: Tensor, token_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-probabilities [N * K, L] of the answers [N * K, L] of N questions with seeds [N, K].
+
+        Tokens that are not in ``mask`` [N * K, L] get 0.
+        """
+        temperature = self.config.temperature
         with adapter_off(self.model):
-            return replay(self.model, prompts, seeds, token_ids, self.exploration, temperature=self.config.temperature)
+            return replay(self.model, prompts, seeds, token_ids, self.exploration, temperature=temperature, mask=mask)
 
     @torch.no_grad()
     def end_step(self, step: int, policy: LatentModel) -> None:
@@ -62,11 +78,13 @@ class ReferencePolicy:
             return
         alpha = self.config.ref_model_mixup_alpha
         for mine, theirs in zip(self.model.parameters(), policy.parameters(), strict=True):
-            mine.mul_(1.0 - alpha).add_(whole(theirs), alpha=alpha)
+            set_master(mine, master_of(mine).mul_(1.0 - alpha).add_(master_of(whole(theirs)), alpha=alpha))
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors for a checkpoint: the weights if training updates them, else nothing."""
-        return dict(self.model.named_parameters()) if self.config.sync_ref_model else {}
+        if not self.config.sync_ref_model:
+            return {}
+        return {name: master_of(parameter) for name, parameter in self.model.named_parameters()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -75,11 +93,11 @@ class ReferencePolicy:
         Raises:
             UserError: the tensors are not those of this model.
         """
-        mine = self.tensors()
+        mine = dict(self.model.named_parameters()) if self.config.sync_ref_model else {}
         if mine.keys() != tensors.keys() or any(mine[name].shape != tensors[name].shape for name in mine):
             raise UserError("the checkpoint's reference weights are not those of this model: start a new run.")
-        for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
+        for name, parameter in mine.items():
+            set_master(parameter, tensors[name])
 
 
 class _NoiseOf:

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.config.grpo_config import GRPOConfig, either
@@ -89,6 +90,8 @@ class GRPOTrainer(Trainer):
         run: where metrics and checkpoints go: a run folder, or its path; ``runs/grpo`` when not given.
         seed: seed of the data order, masks and samples; 0 when not given.
         bf16: compute matrix products in bf16.
+        param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
+            masters, which are the weights after the training.
         fsdp: shard weights, gradients and optimiser state over the processes.
         evaluation: how ``eval_dataset`` is asked, but for the number of samples: the plain network with greedy answers,
             and ``num_generations_eval`` masks. When not given, as long and as many at once as in a rollout.
@@ -119,6 +122,7 @@ class GRPOTrainer(Trainer):
         run: RunFolder | str | Path | None = None,
         seed: int | None = None,
         bf16: bool | None = None,
+        param_dtype: ParamDtype | None = None,
         fsdp: bool = False,
         evaluation: EvaluationConfig | None = None,
         evaluate: Evaluate | None = None,
@@ -131,6 +135,7 @@ class GRPOTrainer(Trainer):
         beside = args if isinstance(args, GRPOConfig) else GRPOConfig()
         run = either("run", run, "output_dir", beside.output_dir, "runs/grpo")
         seed, bf16 = either("seed", seed, "seed", beside.seed, 0), either("bf16", bf16, "bf16", beside.bf16, False)
+        bf16 = bf16 and param_dtype != "bfloat16"
         if beside.trackers and isinstance(run, RunFolder):
             raise UserError("report_to: a RunFolder has its own: give it to the RunFolder, or give a path as run.")
         exploration = SharedDropout(0.1) if exploration is None else require_exploration(exploration, "exploration")
@@ -170,7 +175,7 @@ class GRPOTrainer(Trainer):
             )
         reference = None
         if config.beta > 0 and not self.deterministic:  # a policy that never changes has a KL of 0
-            reference = ReferencePolicy(model, config, exploration, bf16=bf16)
+            reference = ReferencePolicy(model, config, exploration, bf16=bf16, param_dtype=param_dtype)
         self.update = PolicyUpdate(model, config, exploration, reference, bf16=bf16)
         self.updates = 0
         self.baseline = MovingAverage()
@@ -191,6 +196,7 @@ class GRPOTrainer(Trainer):
             part=part,
             seed=seed,
             bf16=bf16,
+            param_dtype=param_dtype,
             fsdp=fsdp,
             max_steps=config.max_steps,
             steps_per_epoch=len(self.sampler.problems) / config.prompts_per_step,

@@ -133,9 +133,10 @@ class PolicyUpdate:
             ref_logprobs = None
             if self.reference is not None and beta > 0:  # first, while no activations are kept
                 with autocast(self.model.device, self.bf16):
-                    ref_logprobs = self.reference.logprobs(*rollouts)
+                    ref_logprobs = self.reference.logprobs(*rollouts, used)
             with autocast(self.model.device, self.bf16):
-                logprobs = replay(self.model, *rollouts, self.exploration, temperature=self.config.temperature)
+                temperature = self.config.temperature
+                logprobs = replay(self.model, *rollouts, self.exploration, temperature=temperature, mask=used)
             part = self._objective(
                 logprobs,
                 old_logprobs,

@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from dropout_grpo.distributed.processes import greatest
+from dropout_grpo.config.choices import ParamDtype, TrackerName
+from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.sharding import start_together
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.casts import autocast, held_in_bf16
@@ -28,10 +29,10 @@ from dropout_grpo.runs.files import checkpoint_folder, jsonable
 from dropout_grpo.runs.folder import RunFolder, as_run_folder
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record
-from dropout_grpo.runs.trackers import TrackerName
 from dropout_grpo.training.callbacks import OURS, Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
+from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
 from dropout_grpo.training.optimizer import update
@@ -75,6 +76,7 @@ class Trainer(ABC):
         part: str,
         seed: int,
         bf16: bool,
+        param_dtype: ParamDtype | None,
         fsdp: bool,
         max_steps: int,
         steps_per_epoch: float,
@@ -87,8 +89,10 @@ class Trainer(ABC):
         metric_for_best_model: str | None = None,
         greater_is_better: bool | None = None,
     ) -> None:
+        if param_dtype == "bfloat16":
+            _require_masters(model, fsdp=fsdp)
         self.model, self.config, self.part, self.seed = model, config, part, seed
-        self.bf16, self.fsdp, self.max_steps = bf16, fsdp, max_steps
+        self.bf16, self.param_dtype, self.fsdp, self.max_steps = bf16, param_dtype, fsdp, max_steps
         self._run, self._command, self._report_to = run, command, report_to
         self._encoded, self._batch_sizes, self._evaluate, self._start = encoded, batches, evaluate, start
         self._record: Record | None = None
@@ -123,7 +127,7 @@ class Trainer(ABC):
             NonFinite: loss, gradient or logits are not finite.
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
-        require_trainable(self.model)
+        require_trainable(self.model, self.param_dtype)
         if self.config.gradient_checkpointing is not None:
             self.model.gradient_checkpointing = self.config.gradient_checkpointing
         with self.training():
@@ -131,18 +135,20 @@ class Trainer(ABC):
 
     def _train(self, resume_from_checkpoint: bool | str | Path | None) -> TrainOutput:
         checkpoints, saved = self._resumed(resume_from_checkpoint)
+        start_together(self.model, sharded=self.fsdp)
         with self._precision():
             return self._steps(checkpoints, saved)
 
     def _precision(self) -> AbstractContextManager[None]:
         """In which precision the weights are held while steps are made."""
+        if self.param_dtype == "bfloat16":
+            return with_masters(self.model)
         halves = self.bf16 and has_adapter(self.model.model) and not self.fsdp  # FSDP wants weights of one dtype
         return held_in_bf16(self.model) if halves else nullcontext()
 
     def _steps(self, checkpoints: Checkpoints, saved: Saved | None) -> TrainOutput:
         start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
         done = 0 if saved is None else saved.step
-        start_together(self.model, sharded=self.fsdp)
         self.begin(saved)
         if saved is None and self.model.device.type == "cpu":
             self._limit_micro_batches()
@@ -156,14 +162,15 @@ class Trainer(ABC):
                 callbacks.end_step(step)
                 self._log(step, metrics)
                 # All processes decide together which step is the last.
-                signum = int(greatest(signal() or 0)[0])
+                signum = int(processes.greatest(signal() or 0)[0])
                 stops = signum > 0 or callbacks.control.should_training_stop
                 saves = stops or callbacks.control.should_save
                 if saves or step == self.max_steps:
                     with autocast(self.model.device, self.bf16):
                         checkpoints.require_finite(self.model.pad(self._encoded[:1]), self.where(step))
                 if saves:
-                    self.save(step)
+                    with masters_as_weights(self.model):
+                        self.save(step)
                 bar.advance(**{name: metrics[name] for name in self.SHOWN})
                 if signum:
                     raise Interrupted(signum, f" after step {step} of {self.part}; saved")
@@ -199,6 +206,7 @@ class Trainer(ABC):
             **asdict(self.config),
             "seed": self.seed,
             "bf16": self.bf16,
+            "param_dtype": self.param_dtype,
             "fsdp": self.fsdp,
             "dtype": str(self.model.model.dtype).removeprefix("torch."),
             "latent_steps": self.model.latent_steps,
@@ -331,4 +339,20 @@ class Trainer(ABC):
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``."""
         run = self._run.path if isinstance(self._run, RunFolder) else Path(self._run)
-        save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)
+        with masters_as_weights(self.model):
+            save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)
+
+
+def _require_masters(model: LatentModel, *, fsdp: bool) -> None:
+    """Check that a model's weights can be bf16 with masters.
+
+    Raises:
+        UserError: it has an adapter, or its weights are sharded.
+    """
+    if has_adapter(model.model):
+        raise UserError(
+            "param_dtype bfloat16 trains all weights; with bf16, an adapter's base is held in bf16 anyway: leave "
+            "param_dtype out."
+        )
+    if fsdp and processes.size() > 1:
+        raise UserError("param_dtype bfloat16 keeps whole weights, and fsdp shards them: leave one of them out.")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
@@ -65,20 +66,22 @@ def as_latent_model(
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
 
 
-def require_trainable(model: LatentModel) -> None:
+def require_trainable(model: LatentModel, param_dtype: ParamDtype | None = None) -> None:
     """Check that updates can train a model, and that nothing around the trainer changes what is computed.
 
     Raises:
-        UserError: the model has no thoughts, float16 weights, or no weight with ``requires_grad``; or the caller has
-            switched off gradients, or switched on autocast, which the option bf16 does where it belongs.
+        UserError: the model has no thoughts, float16 weights, bf16 weights without masters, or no weight with
+            ``requires_grad``; or the caller has switched off gradients, or switched on autocast, which the option bf16
+            does where it belongs.
     """
     if model.latent_steps < 0:
         raise UserError(f"latent_steps={model.latent_steps} of {model.name}: the number of thoughts must be 0 or more.")
     name, weight = next(iter(model.named_parameters()))
-    if weight.dtype == torch.float16:
+    if weight.dtype == torch.float16 or (weight.dtype == torch.bfloat16 and param_dtype != "bfloat16"):
         raise UserError(
-            f"the weights of {model.name} are float16 ({name.removeprefix('model.')}): small updates would be lost. "
-            "Load the model in float32, and set bf16 for fast matrix products."
+            f"the weights of {model.name} are {str(weight.dtype)[6:]} ({name.removeprefix('model.')}): small updates "
+            "would be lost. Load the model in float32, and set bf16 for fast matrix products, or param_dtype "
+            "'bfloat16' for bf16 weights with float32 masters."
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"no weight of {model.name} has requires_grad: there is nothing to train.")

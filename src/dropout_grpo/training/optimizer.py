@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dropout_grpo.config.choices import Schedule
 from dropout_grpo.distributed.sharding import sharded_like, updating, whole
 from dropout_grpo.errors import UserError, out_of_memory_is
+from dropout_grpo.training.masters import MasterOptimizer, has_master
 from dropout_grpo.training.muon import MuonAdamW
 
 
@@ -36,18 +37,24 @@ def build_optimizer(
 ) -> Optimizer:
     """AdamW over the trainable parameters; one-dimensional ones (biases, norms) have no weight decay.
 
-    The parameters in ``matrices`` are trained with Muon instead.
+    The parameters in ``matrices`` are trained with Muon instead. Of bf16 weights the masters are trained.
     """
     apart = {id(p) for p in matrices}
-    trainable = [p for p in parameters if p.requires_grad and id(p) not in apart]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if matrices:
-        return MuonAdamW(matrices, groups, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
-    # fused runs one kernel per parameter; it exists on CPU and CUDA
-    return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    trainable = [p for p in parameters if p.requires_grad]
+
+    def build(weights: Sequence[nn.Parameter]) -> Optimizer:
+        muons = [w for p, w in zip(trainable, weights, strict=True) if id(p) in apart]
+        others = [w for p, w in zip(trainable, weights, strict=True) if id(p) not in apart]
+        groups = [
+            {"params": [w for w in others if w.ndim > 1], "weight_decay": weight_decay},
+            {"params": [w for w in others if w.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if muons:
+            return MuonAdamW(muons, groups, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
+        # fused runs one kernel per parameter; it exists on CPU and CUDA
+        return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+    return MasterOptimizer(trainable, build) if any(map(has_master, trainable)) else build(trainable)
 
 
 def build_schedule(

@@ -66,6 +66,7 @@ def train_curriculum(
             validation_sets(recipe.data, valid),
             seed=context.seed,
             bf16=context.bf16,
+            param_dtype=recipe.param_dtype,
             fsdp=recipe.fsdp,
             evaluation=recipe.evaluation,
         )
@@ -104,6 +105,7 @@ def grpo_trainer(
             run=context.run,
             seed=context.seed,
             bf16=context.bf16,
+            param_dtype=recipe.param_dtype,
             fsdp=recipe.fsdp,
             evaluation=recipe.evaluation,
             part=part,

@@ -14,6 +14,8 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dropout_grpo.latent.head import Table
+
 
 class TokenRows(TrainableTokensLayer):
     """PEFT's layer with another forward pass. Shapes: R rows, D width, V vocabulary."""
@@ -34,6 +36,15 @@ class TokenRows(TrainableTokensLayer):
         scale = self._get_embed_scale()  # Gemma's, which its embedding module applies
         embedded = F.embedding(hit.int().argmax(-1), own if scale is None else own * scale.to(own.dtype))
         return torch.where(hit.any(-1, keepdim=True), embedded, table)
+
+    def table(self) -> Table | None:
+        """The weights of a head, which are also those of the embeddings if they are tied; None for embeddings."""
+        if type(self.base_layer) is not nn.Linear:
+            return None
+        if self.disable_adapters or self.merged or not self.active_adapters:
+            return Table(self.base_layer.weight)
+        (name,) = self.active_adapters
+        return Table(self.base_layer.weight, rows=self.rows, own=self.trainable_tokens_delta[name])
 
 
 def without_copies(model: nn.Module, adapter: str) -> None:
