@@ -29,8 +29,9 @@ class CurriculumConfig:
             is short.
         gradient_checkpointing: run the decoder layers again in the backward pass instead of keeping what they compute:
             far less memory, more time, the same bits. Off if not given.
-        optimizer: adamw is Coconut's; muon uses Muon for the matrices inside the model, and a model from scratch learns
-            faster with it.
+        optimizer: adamw is Coconut's; adamw_8bit keeps moments of 2 bytes per parameter instead of 8, and needs
+            bitsandbytes; muon uses Muon for the matrices inside the model, and a model from scratch learns faster with
+            it.
         learning_rate: peak of each stage's schedule.
         lr_scheduler_type: shape of each stage's schedule, after warm-up.
         warmup_steps: updates of linear warm-up in each stage.
@@ -55,7 +56,7 @@ class CurriculumConfig:
     batch_size: int = ranged(128, at_least=1)
     micro_batch_size: int | None = ranged(None, at_least=1)
     gradient_checkpointing: bool | None = None
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     learning_rate: float = ranged(1e-3, above=0)
     lr_scheduler_type: Schedule = "constant"
     warmup_steps: int = ranged(20, at_least=0)

@@ -14,6 +14,9 @@ _ONLY_STEPS = "intervals are steps: {0}_steps, and 0 for none"
 _NOISE = "noise is the exploration's, and the model's own dropout is always 0"
 _LOADED = "load the model as you like and give it to the trainer, or give its name"
 _PLAIN = "questions are read and answered by the model itself, since other engines cannot think in hidden states"
+_SAME_OPTIMISERS = {None: "adamw_torch", "adamw_torch_fused": "adamw_torch", "adamw_bnb_8bit": "adamw_8bit"}
+"""transformers' other names of the optimisers."""
+
 _CLIP = "only epsilon and epsilon_high clip the ratio"
 _LOSSES = "loss_type is sum, grpo, dr_grpo or dapo"
 _ENTROPY = "the objective has no entropy term"
@@ -63,7 +66,6 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "auto_find_batch_size": Elsewhere(
         "always on: micro_batch_size is halved where memory runs out", (None, True, False)
     ),
-    "optim": Elsewhere("the optimiser is AdamW", (None, "adamw_torch", "adamw_torch_fused")),
     "adam_epsilon": Elsewhere("AdamW's epsilon is 1e-8", (None, 1e-8)),
     "warmup_ratio": Elsewhere("give warmup_steps"),
     "lr_scheduler_kwargs": Elsewhere("give min_lr_rate"),
@@ -129,6 +131,8 @@ def accepted(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]
         del options["max_steps"]
     if isinstance(options.get("scale_rewards"), bool):
         options["scale_rewards"] = _SCALES[options["scale_rewards"]]
+    if "optim" in options and options["optim"] in _SAME_OPTIMISERS:
+        options["optim"] = _SAME_OPTIMISERS[options["optim"]]
     _steps(options)
     for name, value in given.items():
         elsewhere = ELSEWHERE.get("use_vllm" if name.startswith("vllm_") else name)

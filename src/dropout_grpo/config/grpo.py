@@ -49,6 +49,7 @@ class GRPOOptions:
         min_lr_rate: share of learning_rate at which a linear or cosine schedule ends.
         warmup_steps: updates of linear warm-up.
         weight_decay: weight decay of AdamW.
+        optim: adamw_torch, or adamw_8bit, whose moments take 2 bytes per parameter instead of 8; it needs bitsandbytes.
         adam_beta1: beta1 of AdamW.
         adam_beta2: beta2 of AdamW.
         max_grad_norm: gradients are clipped to this norm.
@@ -106,6 +107,7 @@ class GRPOOptions:
     min_lr_rate: float = ranged(0.0, at_least=0, at_most=1)
     warmup_steps: int = ranged(0, at_least=0)
     weight_decay: float = ranged(0.0, at_least=0)
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
     adam_beta1: float = ranged(0.9, at_least=0, below=1)
     adam_beta2: float = ranged(0.999, at_least=0, below=1)
     max_grad_norm: float = ranged(1.0, above=0)

@@ -146,9 +146,10 @@ class CurriculumTrainer(Trainer):
         if evaluate is None and eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
             evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)
-        if fsdp and config.optimizer == "muon" and processes.size() > 1:
+        if fsdp and config.optimizer != "adamw" and processes.size() > 1:
             raise UserError(
-                "curriculum.optimizer muon needs whole matrices, and fsdp shards them: leave one of them out."
+                f"curriculum.optimizer {config.optimizer} needs whole matrices, and fsdp shards them: "
+                "leave one of them out."
             )
         if not any(problem.steps for problem in problems):
             raise UserError(
@@ -304,6 +305,7 @@ class CurriculumTrainer(Trainer):
                 weight_decay=self.config.weight_decay,
                 betas=(0.9, 0.999),
                 matrices=hidden_matrices(self.model, head) if self.config.optimizer == "muon" else (),
+                eight_bit=self.config.optimizer == "adamw_8bit",
             )
 
     def _batches(self, stage: Stage) -> Iterator[list[int]]:

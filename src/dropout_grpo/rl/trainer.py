@@ -157,6 +157,10 @@ class GRPOTrainer(Trainer):
                 f"reward_weights has {len(config.reward_weights)} numbers for {len(reward_funcs)} reward functions: "
                 "give one each, or none for equal weights."
             )
+        if fsdp and config.optim == "adamw_8bit" and processes.size() > 1:
+            raise UserError(
+                f"{config.named('optim')} adamw_8bit needs whole matrices, and fsdp shards them: leave one of them out."
+            )
         self.args, self.exploration = args, exploration
         self._follower = exploration if isinstance(exploration, FollowsTraining) else FollowsTraining()
         self.sampler = RolloutSampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
@@ -341,6 +345,7 @@ class GRPOTrainer(Trainer):
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 betas=(config.adam_beta1, config.adam_beta2),
+                eight_bit=config.optim == "adamw_8bit",
             )
         if saved is not None:
             restore_optimizer(saved.path, self.optimizer)

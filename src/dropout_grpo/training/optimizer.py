@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dropout_grpo.config.choices import Schedule
 from dropout_grpo.distributed.sharding import sharded_like, updating, whole
 from dropout_grpo.errors import UserError, out_of_memory_is
+from dropout_grpo.training.adamw_8bit import BLOCK, EIGHT_BIT, AdamW8bit
 from dropout_grpo.training.masters import MasterOptimizer, has_master
 from dropout_grpo.training.muon import MuonAdamW
 
@@ -34,10 +35,15 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     matrices: Sequence[nn.Parameter] = (),
+    eight_bit: bool = False,
 ) -> Optimizer:
     """AdamW over the trainable parameters; one-dimensional ones (biases, norms) have no weight decay.
 
     The parameters in ``matrices`` are trained with Muon instead. Of bf16 weights the masters are trained.
+    With ``eight_bit`` AdamW's moments take one byte each.
+
+    Raises:
+        UserError: bitsandbytes is not installed, which ``eight_bit`` needs.
     """
     apart = {id(p) for p in matrices}
     trainable = [p for p in parameters if p.requires_grad]
@@ -51,6 +57,8 @@ def build_optimizer(
         ]
         if muons:
             return MuonAdamW(muons, groups, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
+        if eight_bit:
+            return AdamW8bit(groups, learning_rate=learning_rate, betas=betas)
         # fused runs one kernel per parameter; it exists on CPU and CUDA
         return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
@@ -134,7 +142,8 @@ def update(
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's whole state as named tensors, for safetensors: ``{parameter}.{exp_avg|exp_avg_sq|step}``.
+    """The optimiser's whole state as named tensors, for safetensors: ``{parameter}.{exp_avg|exp_avg_sq|step}``
+    for AdamW.
 
     All processes must call this, since a sharded state is gathered.
     """
@@ -155,10 +164,16 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor
         number, _, name = key.partition(".")
         if not (number.isdecimal() and int(number) < len(parameters) and name):
             raise UserError(f"{key!r} does not belong to the state of an optimiser of {len(parameters)} parameters.")
-        expected = torch.Size(()) if name == "step" else parameters[int(number)].shape
-        if tensor.shape != expected or not tensor.is_floating_point():
+        expected = _state_shape(name, parameters[int(number)])
+        if tensor.shape != expected or not (tensor.is_floating_point() or name in EIGHT_BIT):
             raise UserError(
                 f"{key} is {tensor.dtype} of shape {list(tensor.shape)}, not floating point of shape {list(expected)}."
             )
         loaded["state"].setdefault(int(number), {})[name] = sharded_like(tensor, parameters[int(number)])
     optimizer.load_state_dict(loaded)
+
+
+def _state_shape(name: str, parameter: Tensor) -> torch.Size:
+    if name == "step":
+        return torch.Size(())
+    return torch.Size((math.ceil(parameter.numel() / BLOCK),)) if name.startswith("absmax") else parameter.shape
