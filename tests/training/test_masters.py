@@ -34,7 +34,7 @@ from helpers.tiny_latent import (
 from helpers.tiny_lora import tiny_lora
 
 PLAIN = replace(CONFIG, max_steps=1, beta=0.1)
-GRPO = replace(PLAIN, max_steps=3, save_steps=2, sync_ref_model=True, ref_model_sync_steps=1)
+GRPO = replace(PLAIN, max_steps=3, save_steps=2, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0)
 SFT = CurriculumConfig(
     c_thought=1,
     max_latent_stage=1,
@@ -140,6 +140,8 @@ def test_a_resumed_run_has_the_same_bits(make: Callable[..., Trainer], stops: tu
     assert watch.dtypes == {torch.bfloat16}
     for name, master in whole.model.named_parameters():
         assert torch.equal(halves(master.detach())[0], watch.weights[name])
+    if isinstance(whole, GRPOTrainer):  # updated from the masters after each step
+        assert_same_weights(whole.update.reference.tensors(), weights_of(whole.model))
     saved = load_file(newest_checkpoint(tmp_path / "whole", whole.part) / "model.safetensors")
     state = whole.model.model.state_dict()
     assert saved.keys() <= state.keys()
