@@ -22,8 +22,6 @@ from dropout_grpo.training.optimizer import build_optimizer, load_optimizer_tens
 from helpers.grpo_run import CONFIG, digits, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
-pytest.importorskip("bitsandbytes")
-
 SFT = CurriculumConfig(
     cot_epochs=1, epochs_per_stage=0, final_epochs=0, max_latent_stage=1, c_thought=2, optimizer="adamw_8bit"
 )
@@ -50,6 +48,7 @@ def stepped(model: nn.Module, optimizer: Optimizer, *numbers: int) -> list[Tenso
 @pytest.mark.parametrize("masters", [False, True])
 def test_steps_are_near_adamws_and_a_loaded_state_goes_on(masters: bool) -> None:
     """Moments of fewer than 4,096 elements are float32: those of the norm and the biases."""
+    pytest.importorskip("bitsandbytes")  # not in dev: docs/dependencies.md
     plain, model = (nn.Sequential(nn.Linear(17, 241), nn.LayerNorm(241), nn.Linear(241, 17)) for _ in range(2))
     model.load_state_dict(plain.state_dict())
     start = [p.detach().clone() for p in plain.parameters()]
@@ -81,8 +80,8 @@ def test_steps_are_near_adamws_and_a_loaded_state_goes_on(masters: bool) -> None
         load_optimizer_tensors(second, {"0.absmax1": torch.zeros(16)})
 
 
-def test_it_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with it can be resumed; it is not for shards, and without bitsandbytes it is refused."""
+def test_a_run_with_it_can_be_resumed(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
     config = replace(CONFIG, optim="adamw_8bit", max_steps=2, save_steps=1)
     made = trainer(tmp_path / "grpo", config)
     made.train()
@@ -91,8 +90,13 @@ def test_it_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     sft = CurriculumTrainer(tiny_latent(), SFT, tiny_problems(4, steps=1), tmp_path / "sft")
     sft.train()
     assert isinstance(sft.optimizer, AdamW8bit)
+
+
+def test_it_is_asked_for_by_name_and_refused_for_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without bitsandbytes too."""
     assert GRPOConfig(optim="adamw_bnb_8bit").optim == "adamw_8bit"
     assert GRPOConfig(optim="adamw_torch_fused").optim == GRPOConfig(optim=None).optim == "adamw_torch"
+    config = replace(CONFIG, optim="adamw_8bit")
     with monkeypatch.context() as patched:
         patched.setattr("dropout_grpo.distributed.processes.size", lambda: 2)
         with pytest.raises(UserError, match=r"optim adamw_8bit needs whole matrices, and fsdp shards them"):
