@@ -49,33 +49,28 @@ def test_a_gpu_belongs_to_one_process() -> None:
         devices.require_own_gpus(["a GPU-1", "a GPU-2", "a GPU-1"])
 
 
-def on_one_gpu(count: int) -> str:
-    """What two processes say that found ``count`` GPUs; gloo stands in for NCCL."""
-    patch = pytest.MonkeyPatch()
-    chosen: list[int] = []
-    patch.setattr(torch.cuda, "is_available", lambda: True)
-    patch.setattr(torch.cuda, "device_count", lambda: count)
-    patch.setattr(torch.cuda, "set_device", chosen.append)
-    patch.setattr(torch.cuda, "current_device", lambda: chosen[0])
-    patch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
-    try:
-        devices.require_own_gpus(processes.gather(_identity(count)))
-    except UserError as error:
-        return str(error)
-    finally:
-        patch.undo()
-    return "each has its own"
+def compare_gpus(counts: list[int]) -> list[str]:
+    """What a process says if each finds this many GPUs; gloo stands in for NCCL."""
+    said, chosen = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "set_device", chosen.append)
+        patch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+        patch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
+        for count in counts:
+            torch.cuda.set_device(devices.local_gpu(count))
+            try:
+                devices.require_own_gpus(processes.gather(devices.gpu_identity()))
+                said.append("each has its own")
+            except UserError as error:
+                said.append(str(error))
+    return said
 
 
-def _identity(count: int) -> str:
-    torch.cuda.set_device(devices.local_gpu(count))
-    return devices.gpu_identity()
-
-
-@pytest.mark.parametrize(("count", "said"), [(2, "each has its own"), (1, "ranks 0 and 1 use the same GPU")])
-def test_processes_compare_their_gpus(count: int, said: str, tmp_path: Path) -> None:
-    for message in in_processes(2, on_one_gpu, tmp_path / "out", count):
-        assert message.startswith(said)
+def test_processes_compare_their_gpus(tmp_path: Path) -> None:
+    for own, shared in in_processes(2, compare_gpus, tmp_path / "out", [2, 1]):
+        assert own == "each has its own"
+        assert shared.startswith("ranks 0 and 1 use the same GPU")
 
 
 def test_connected_processes_refuse_to_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ def gradients(rank: int) -> list[torch.Tensor | None]:
     return [p.grad for p in parameters]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_talk(count: int, tmp_path: Path) -> None:
+def test_processes_talk(tmp_path: Path) -> None:
+    count = 3
     said = in_processes(count, talk, tmp_path / "results")
     ranks = range(count)
     for rank in ranks:
@@ -95,6 +96,9 @@ def test_one_process_needs_no_others() -> None:
         assert processes.gather(None) == [None]
 
 
+SHORT = timedelta(seconds=0.3)
+
+
 def die_or_wait() -> None:
     """Rank 1 is killed; the others wait for it in a sum."""
     processes.add_up(1.0)
@@ -105,6 +109,7 @@ def die_or_wait() -> None:
 
 def fail_or_wait() -> None:
     """Rank 1 fails while the others wait for it."""
+    processes._REFUSAL_PATIENCE = SHORT
     if processes.rank() == 1:
         raise UserError("out of memory")
     processes.add_up(1.0)
@@ -113,7 +118,7 @@ def fail_or_wait() -> None:
 def late_or_wait() -> None:
     """Rank 1 is alive and does not respond."""
     if processes.rank() == 1:
-        time.sleep(3)
+        time.sleep(1.5)
     processes.add_up(1.0)
 
 
@@ -121,21 +126,23 @@ def late_or_wait() -> None:
 def test_a_killed_and_a_failed_process_are_noticed(work: Callable[[], None], tmp_path: Path) -> None:
     """By every other one, also by one that does not talk to it directly, within ten seconds."""
     start = time.monotonic()
-    said = in_processes(4, work, tmp_path / "results", may_die=True)
+    said = in_processes(3, work, tmp_path / "results", may_die=True)
     assert time.monotonic() - start < 10
     assert said[1] is None
-    for rank in (0, 2, 3):
-        assert said[rank].startswith(f"rank {rank} of 4 lost another process"), said[rank]
+    for rank in (0, 2):
+        assert said[rank].startswith(f"rank {rank} of 3 lost another process"), said[rank]
         assert "--resume true" in said[rank]
 
 
 def test_a_late_process_is_noticed(tmp_path: Path) -> None:
-    said = in_processes(2, late_or_wait, tmp_path / "results", patience=1.0, may_die=True)
+    said = in_processes(2, late_or_wait, tmp_path / "results", patience=0.5, may_die=True)
     assert said[0].startswith("rank 0 of 2 lost another process")
 
 
 def refuse(together: bool) -> str:
     """What ``connected`` raises if all processes, or only rank 1, refuse something."""
+    if not together:
+        processes._REFUSAL_PATIENCE = SHORT
     rank = processes.rank()
     store = dist.distributed_c10d._get_default_store()
     if rank == 0 and not together:

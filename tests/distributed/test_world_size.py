@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from helpers.several import in_processes
 from helpers.tiny_latent import read_metrics
-from helpers.world_size import answers, asked_to_stop, differing, killed, muon_in_shards, train, train_all, with_faults
+from helpers.world_size import answers, asked_to_stop, differing, killed, refused, train, train_all, with_faults
 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"part": "grpo", "num_iterations": 2},
@@ -59,10 +59,14 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ALL = {**CASES, **SHARDED}
+TWO = (
+    *("grpo", "grpo, one mixed group", "grpo, dynamic sampling and KL", "sft, muon", "sft, float32"),
+    *("grpo, sharded", "grpo, no mixed group, sharded", "sft, sharded", "llama, sharded"),
+)
 FOUR = ("grpo, one mixed group", "sft", "grpo, dynamic sampling and KL, sharded", "llama, sharded")
 
 
-@pytest.mark.parametrize(("count", "names"), [(2, tuple(ALL)), (4, FOUR)])
+@pytest.mark.parametrize(("count", "names"), [(2, TWO), (4, FOUR)])
 def test_every_world_size_gives_the_same_update(
     count: int, names: tuple[str, ...], single: Path, tmp_path: Path
 ) -> None:
@@ -84,11 +88,6 @@ def test_evaluation_is_shared_out_and_every_process_has_all_answers(tmp_path: Pa
     assert [each["problem"]["id"] for each in one] == list(range(7))
     assert len({each["samples"] for each in one}) > 1
     assert in_processes(2, answers, tmp_path / "results") == [one, one]
-
-
-def test_muon_refuses_shards(tmp_path: Path) -> None:
-    """It makes the singular values of a whole matrix equal; on shards its result is another one."""
-    assert "leave one of them out" in in_processes(2, muon_in_shards, tmp_path / "results", tmp_path / "run")[0]
 
 
 def test_faults_are_noticed(single: Path, tmp_path: Path) -> None:
@@ -125,17 +124,25 @@ def test_one_process_is_asked_to_stop_and_all_stop_after_the_same_step(single: P
     assert difference(single / "grpo", tmp_path / "a") < 1e-10
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"learning_rate": 0.5}, r"learning_rate is .* in rank 0 and 0\.5 in rank 1"),
-        ({"seed": 3}, r"seed is 2 in rank 0 and 3 in rank 1"),
-        ({"p": 0.3}, r"exploration\.p is 0\.2 in rank 0 and 0\.3 in rank 1"),
-        ({"reward": "nobody"}, r"reward_funcs is \['digits'\] in rank 0 and \['nobody'\] in rank 1"),
-        ({"weights": 1}, r"the content of model, by its SHA-256, is \w+ in rank 0 and \w+ in rank 1"),
-    ],
-)
-def test_processes_that_were_started_differently_are_told(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"learning_rate": 0.5}, r"learning_rate is .* in rank 0 and 0\.5 in rank 1"),
+    ({"seed": 3}, r"seed is 2 in rank 0 and 3 in rank 1"),
+    ({"p": 0.3}, r"exploration\.p is 0\.2 in rank 0 and 0\.3 in rank 1"),
+    ({"reward": "nobody"}, r"reward_funcs is \['digits'\] in rank 0 and \['nobody'\] in rank 1"),
+    ({"weights": 1}, r"the content of model, by its SHA-256, is \w+ in rank 0 and \w+ in rank 1"),
+]
+
+
+def test_processes_that_were_started_differently_are_told(tmp_path: Path) -> None:
     """Fault: they trained on, each with its own option, and ended with different weights."""
-    for told in in_processes(2, differing, tmp_path / "results", tmp_path / "run", change):
-        assert re.search(rf"started differently: {what}", told)
+    changes = [change for change, _ in REFUSED]
+    for told in in_processes(2, differing, tmp_path / "results", tmp_path / "runs", changes):
+        for message, (_, what) in zip(told, REFUSED, strict=True):
+            assert re.search(rf"started differently: {what}", message)
+
+
+def test_muon_refuses_shards(tmp_path: Path) -> None:
+    """It makes the singular values of a whole matrix equal; on shards its result is another one."""
+    both = [{"part": "sft", "optimizer": "muon", "fsdp": True}]
+    (told,) = in_processes(2, refused, tmp_path / "results", tmp_path / "runs", both)[0]
+    assert "leave one of them out" in told

@@ -2,7 +2,6 @@
 
 import math
 from itertools import combinations
-from statistics import NormalDist
 
 import numpy
 import pytest
@@ -25,14 +24,6 @@ def enumerated_pass_at_k(n: int, c: int, k: int) -> float:
     """The definition: the share of all k-subsets of n answers that hold at least one of the c right ones."""
     subsets = list(combinations([i < c for i in range(n)], k))
     return sum(any(subset) for subset in subsets) / len(subsets)
-
-
-def test_pass_at_k_by_hand() -> None:
-    assert pass_at_k(4, 1, 2) == 0.5  # of the 6 pairs, 3 hold the right answer
-    assert pass_at_k(5, 2, 3) == 0.9  # of the 10 triples, one holds neither
-    assert pass_at_k(8, 0, 8) == 0.0
-    assert pass_at_k(8, 1, 8) == 1.0
-    assert pass_at_k(8, 7, 2) == 1.0  # only one wrong answer: no pair without a right one
 
 
 def test_pass_at_k_is_the_share_of_subsets_and_not_the_plug_in() -> None:
@@ -101,14 +92,9 @@ def test_mcnemar_by_hand() -> None:
         mcnemar(3, -2)
 
 
-@pytest.mark.parametrize(
-    ("wins", "losses"), [(1, 0), (7, 2), (40, 40), (61, 40), (523, 104), (1500, 1400), (4000, 5000)]
-)
+@pytest.mark.parametrize(("wins", "losses"), [(1, 0), (7, 2), (40, 40), (523, 104), (4000, 5000)])
 def test_mcnemar_is_the_exact_binomial_test(wins: int, losses: int) -> None:
     assert mcnemar(wins, losses) == pytest.approx(binomtest(wins, wins + losses, 0.5).pvalue, rel=1e-9)
-
-
-Z = NormalDist().inv_cdf(0.975)
 
 
 def test_wilson_by_hand() -> None:
@@ -120,8 +106,9 @@ def test_wilson_by_hand() -> None:
     assert wilson_interval(10, 10) == (pytest.approx(1 - 0.277533, abs=1e-6), 1.0)
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (1, 7), (806, 2000), (1232, 2000), (2000, 2000)])
+@pytest.mark.parametrize(
+    ("correct", "n", "confidence"), [(0, 1, 0.95), (1, 1, 0.8), (1, 7, 0.95), (806, 2000, 0.99), (2000, 2000, 0.95)]
+)
 def test_wilson_is_scipys(correct: int, n: int, confidence: float) -> None:
     oracle = binomtest(correct, n).proportion_ci(confidence, method="wilson")
     assert wilson_interval(correct, n, confidence) == (
@@ -142,6 +129,7 @@ def test_wilson_refuses(correct: int, n: int, confidence: float) -> None:
 def test_the_mean_of_zeros_and_ones_has_wilsons_interval(correct: int, n: int) -> None:
     found = mean_interval([1.0] * correct + [0.0] * (n - correct))
     assert found == pytest.approx(wilson_interval(correct, n), abs=1e-12)
+    assert mean_interval([0.1] * 3)[1] > 0.5  # rounding leaves equal values a variance, and no certainty
 
 
 def test_the_interval_of_fractions_by_hand() -> None:
@@ -149,20 +137,8 @@ def test_the_interval_of_fractions_by_hand() -> None:
     assert mean_interval([0.25, 0.75, 0.0, 1.0] + [0.5] * 6) == pytest.approx(wilson_interval(20, 40), abs=1e-12)
 
 
-def test_the_interval_of_many_fractions_is_the_normal_one() -> None:
-    values = numpy.random.default_rng(0).beta(2, 5, size=20_000)
-    half = Z * values.std() / math.sqrt(len(values))
-    assert mean_interval(values.tolist()) == pytest.approx((values.mean() - half, values.mean() + half), abs=1e-5)
-
-
-def test_problems_that_are_all_alike_still_have_an_interval() -> None:
-    assert mean_interval([1.0] * 20) == wilson_interval(20, 20)
-    assert mean_interval([0.5] * 10) == pytest.approx(wilson_interval(5, 10), abs=1e-12)
-    assert mean_interval([0.1] * 3)[1] > 0.5  # rounding leaves them a variance, and no certainty
-
-
-@pytest.mark.parametrize(("k", "least"), [(1, 0.93), (4, 0.93), (8, 0.93)])
-def test_the_interval_of_pass_at_k_covers(k: int, least: float) -> None:
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_the_interval_of_pass_at_k_covers(k: int) -> None:
     """Of 8 answers to each of 60 problems, some hard and some easy: 95 % of the intervals hold the expected pass@k."""
     generator = numpy.random.default_rng(k)
     rates = generator.beta(0.4, 0.8, size=(2000, 60))
@@ -175,7 +151,7 @@ def test_the_interval_of_pass_at_k_covers(k: int, least: float) -> None:
         lo, hi = mean_interval(row.tolist())
         assert 0 <= lo < row.mean() < hi <= 1
         covered += lo <= expected <= hi
-    assert least < covered / 2000 < 0.97
+    assert 0.93 < covered / 2000 < 0.97
 
 
 @pytest.mark.parametrize(("values", "message"), [([], "no problems"), ([0.5, 1.5], "1.5"), ([-0.1], "-0.1")])
@@ -195,20 +171,10 @@ def test_mean_interval_refuses(values: list[float], message: str) -> None:
 def test_paired_interval_of_worked_examples(
     counts: tuple[int, int, int, int], expected: tuple[float, float], digits: int
 ) -> None:
-    assert tuple(round(end, digits) for end in paired_interval(*counts)) == expected
-
-
-def test_paired_interval_turns_round_with_the_models() -> None:
-    lo, hi = paired_interval(30, 9, 4, 17)
-    assert paired_interval(30, 4, 9, 17) == pytest.approx((-hi, -lo), abs=1e-12)
-    assert lo < 5 / 60 < hi
-
-
-def test_paired_interval_where_the_models_agree() -> None:
-    lo, hi = paired_interval(40, 0, 0, 60)
-    assert lo == pytest.approx(-hi)
-    assert 0 < hi < 0.03  # of a hundred problems none told them apart, but it is only a hundred
-    assert paired_interval(0, 0, 0, 10) == pytest.approx((-0.277533, 0.277533), abs=1e-6)  # Wilson's at 0 of 10
+    lo, hi = paired_interval(*counts)
+    assert (round(lo, digits), round(hi, digits)) == expected
+    both, wins, losses, neither = counts
+    assert paired_interval(both, losses, wins, neither) == pytest.approx((-hi, -lo), abs=1e-12)
 
 
 def test_paired_interval_covers() -> None:

@@ -49,14 +49,11 @@ def own(tmp_path: Path) -> str:
 
 
 def test_kinds_by_name() -> None:
-    config = ExplorationConfig(p=0.25, sites=("mlp",), phases=("answer",))
     for kind, expected in (("shared_dropout", SharedDropout), ("per_step_dropout", PerStepDropout)):
         exploration = build_exploration(ExplorationConfig(kind=kind, p=0.25, sites=("mlp",), phases=("answer",)))
         assert type(exploration) is expected
         assert (exploration.p, exploration.sites, exploration.phases) == (0.25, ("mlp",), {"answer"})
     assert isinstance(build_exploration(ExplorationConfig(kind="none", p=0.25)), NoExploration)
-    assert set(KINDS) >= {"shared_dropout", "per_step_dropout", "none"}
-    assert config.options == {}
 
 
 def test_options_come_before_the_common_ones() -> None:
@@ -92,7 +89,7 @@ def test_a_class_in_a_package_of_the_working_folder(tmp_path: Path, monkeypatch:
         ("halves", {}, r"exploration\.kind halves: it must be one of shared_dropout, .*, or your own class"),
         ("shared_dropuot", {}, r"\(did you mean 'shared_dropout'\?\)"),
         ("{own}:Halfs", {}, r"kind '.*own\.py:Halfs': .*own\.py has no class 'Halfs'; it has: .*Halves"),
-        ("nowhere.py:Halves", {}, r"no such file: nowhere\.py; the path is relative to the working folder"),
+        ("nowhere.py:Halves", {}, r"no such file: nowhere\.py"),
         ("no_such_package.x:Halves", {}, r"importing no_such_package\.x failed: ModuleNotFoundError"),
         ("{own}:Halves", {"facter": 2}, r"has no option 'facter' \(did you mean 'factor'\?\); it takes factor, sites"),
         ("{own}:Halves", {}, r"with options {}: TypeError: .*'factor'"),

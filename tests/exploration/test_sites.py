@@ -3,13 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MambaConfig
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.sites import SiteMap
-from dropout_grpo.latent import LatentModel
-from dropout_grpo.latent.tokens import add_latent_tokens
-from helpers.tiny import tiny_model, tiny_tokenizer
+from helpers.tiny import tiny_model
 
 
 def test_an_unknown_projection_is_named_with_the_modules_there_are() -> None:
@@ -35,14 +32,6 @@ def test_a_model_without_one_list_of_layers_is_refused_with_its_children(lists: 
     with pytest.raises(UserError, match=f"found {lists} lists of decoder layers in Strange") as error:
         SiteMap(Strange(), 16, 4)
     assert ", ".join(["norm", "stack0", "stack1"][: lists + 1]) in str(error.value)
-
-
-def test_a_model_without_attention_is_refused() -> None:
-    config = MambaConfig(vocab_size=28, hidden_size=16, num_hidden_layers=1, state_size=4)
-    tokenizer, model = tiny_tokenizer(), AutoModelForCausalLM.from_config(config)
-    add_latent_tokens(model, tokenizer)
-    with pytest.raises(UserError, match="found 0 lists of decoder layers in MambaModel"):
-        LatentModel(model, tokenizer, latent_steps=1)
 
 
 def test_a_config_without_heads_is_refused() -> None:

@@ -41,7 +41,6 @@ ANSWERS = [  # two for each question, as K = 2 rollouts would give
 ]
 SEEDS = torch.tensor([[3, -4], [5, 2**63 - 1], [-(2**63), 8]])
 
-both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
 every_kind = pytest.mark.parametrize("kind", KINDS + EXTRA_KINDS)
 
 KEEPS_ITS_ATTENTION = ("gemma2", "gemma3_text", "mistral", "qwen2_window")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["dropout_grpo.rl.trainer", "dropout_grpo.curriculum.trainer", "peft"])
+_CONTEXT.set_forkserver_preload(["dropout_grpo.cli.main", "dropout_grpo.commands.shared.training", "peft"])
 
 
 def in_processes(

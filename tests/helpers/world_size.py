@@ -101,22 +101,21 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
     trainer.train(resume_from_checkpoint=resume)
 
 
-def differing(run: Path, change: dict[str, Any]) -> str:
-    """The error message of a training whose rank 1 has other options."""
-    try:
-        train(run, {"part": "grpo", **(change if processes.rank() == 1 else {})})
-    except UserError as refused:
-        return str(refused)
-    return "trained"
+def refused(folder: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
+    """The error message of training each case."""
+    messages = []
+    for i, case in enumerate(cases):
+        try:
+            train(folder / str(i), case)
+            messages.append("trained")
+        except UserError as error:
+            messages.append(str(error))
+    return messages
 
 
-def muon_in_shards(folder: Path) -> str:
-    """The error message of training with Muon and sharded weights."""
-    try:
-        train(folder, {"part": "sft", "optimizer": "muon", "fsdp": True})
-    except UserError as refused:
-        return str(refused)
-    return "trained"
+def differing(folder: Path, changes: Sequence[dict[str, Any]]) -> list[str]:
+    """The error messages of trainings whose rank 1 has another option each time."""
+    return refused(folder, [{"part": "grpo", **(change if processes.rank() == 1 else {})} for change in changes])
 
 
 def answers() -> list[dict[str, Any]]:

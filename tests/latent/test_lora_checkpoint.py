@@ -29,7 +29,7 @@ def make(folder: Path, kind: str, base: str) -> LatentModel:
     return tiny_lora_on_raw(folder, kind) if base == "raw" else tiny_lora(folder, kind, trained=True)
 
 
-@pytest.mark.parametrize(("kind", "base"), [("gpt2", "raw"), ("llama", "latent"), ("gemma2", "latent")])
+@pytest.mark.parametrize(("kind", "base"), [("gpt2", "raw"), ("llama", "latent")])
 def test_round_trip_gives_the_same_model_back(kind: str, base: str, tmp_path: Path) -> None:
     model = make(tmp_path, kind, base)
     model.save_pretrained(tmp_path / "adapter")
