@@ -21,6 +21,7 @@ from dropout_grpo.data.formats import Columns
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 
 FEW = {"n_train": 6, "n_grpo": 4, "n_valid": 2, "n_test": 2}
 PROSQA = DataConfig(task="prosqa", prosqa=ProsqaConfig(**FEW))
@@ -97,7 +98,7 @@ SMALL = ModelConfig(n_embd=16, n_layer=1, n_head=2, n_positions=400)
     "data", [PROSQA, DataConfig(word_problems=WordProblemsConfig(max_number=9, **FEW))], ids=["prosqa", "word_problems"]
 )
 def test_a_model_made_from_scratch_knows_the_words_of_its_task(data: DataConfig) -> None:
-    model = fresh_model(SMALL, vocabulary(data), 2, "hidden_state", 0)
+    model = fresh_model(SMALL, starting_tokenizer(SMALL, vocabulary(data)), 2, "hidden_state", 0)
     problems = problems_of(data, ("train", "valid"))
     require_readable(model.tokenizer, data, problems)
     ids, _ = model.encode([p.question for p in problems["train"]])
@@ -110,10 +111,10 @@ def test_a_model_made_from_scratch_knows_the_words_of_its_task(data: DataConfig)
 
 def test_a_model_made_from_scratch_has_the_architecture_that_was_asked_for() -> None:
     for model_type in ("gpt2", "llama"):
-        model = fresh_model(replace(SMALL, model_type=model_type), ["a"], 2, "hidden_state", 0)
+        model = fresh_model(replace(SMALL, model_type=model_type), word_tokenizer(["a"]), 2, "hidden_state", 0)
         assert model.model.config.model_type == model_type
     with pytest.raises(UserError, match="model_type 'lama'"):
-        fresh_model(replace(SMALL, model_type="lama"), ["a"], 2, "hidden_state", 0)
+        fresh_model(replace(SMALL, model_type="lama"), word_tokenizer(["a"]), 2, "hidden_state", 0)
 
 
 def small(data: DataConfig) -> DataConfig:

@@ -100,7 +100,8 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         raise UserError("the demo trains one adapter throughout, and grpo.beta needs a merge before GRPO: set it to 0.")
     clock = Clock()
     problems = clock("data", lambda: problems_of(recipe.data, SPLIT_NAMES))
-    require_readable(starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.data, problems)
+    tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data))
+    require_readable(tokenizer, recipe.data, problems)
     context = Context.start("demo", recipe, exploration, device=default_device(), problems=problems)
     recipe, run = context.recipe, context.run
     if is_main():
@@ -127,7 +128,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         title = f"test of {name}"
         return clock("evaluation", lambda: measure(context, model, test, title, plain_only=plain_only))
 
-    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(context, train, valid, check)))
+    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(context, train, valid, tokenizer, check)))
     before = test_of("the baseline", model)
     nothing = clock("evaluation", lambda: collapse(model, test[:_COLLAPSE_PROBLEMS], recipe.grpo))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.data.problem import Message, Prompt
@@ -99,15 +100,15 @@ def missing_latent_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def add_latent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add the latent tokens that are missing, resize the embeddings, and initialise them from ``<<``, as Coconut does.
 
-    If the tokenizer does not know ``<<``, they are initialised from the mean embedding. A latent token that the
-    tokenizer has and the embeddings lack counts as missing.
+    If the tokenizer does not know ``<<``, they are initialised from the mean embedding, as are all words without one. A
+    latent token that the tokenizer has and the embeddings lack counts as missing.
 
     Raises:
         UserError: the tokenizer would give a latent token the id of a word, because its ids have gaps.
     """
-    table = embedding_table(model)
+    count = len(embedding_table(model))
     vocabulary = tokenizer.get_vocab()
-    new = [token for token in LATENT_TOKENS if vocabulary.get(token, len(table)) >= len(table)]
+    new = [token for token in LATENT_TOKENS if vocabulary.get(token, count) >= count]
     if not new:
         return
     words = {index: word for word, index in vocabulary.items() if word not in new}
@@ -121,9 +122,11 @@ def add_latent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
                 f"get id {index}, which is {words[index]!r}: number its tokens without gaps."
             )
     size = max([*words, *ids]) + 1
-    if size > len(table):
-        model.resize_token_embeddings(size, mean_resizing=False)
-    old = sorted(index for index in words if index < len(table))
+    new_rows = sorted({*ids, *range(count, size)})
+    if size > count:
+        with _NoDraws():
+            model.resize_token_embeddings(size, mean_resizing=False)
+    old = sorted(index for index in words if index < count)
     known = tokenizer.convert_tokens_to_ids("<<")
     has_known = isinstance(known, int) and known != tokenizer.unk_token_id and known in old
     rows = slice(len(old)) if old[-1] == len(old) - 1 else old
@@ -131,7 +134,15 @@ def add_latent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     tables = [embedding_table(model)] + ([] if head is None else [head.weight])
     with torch.no_grad():
         for table in tables:
-            table[ids] = table[known].clone() if has_known else table[rows].mean(0)
+            table[new_rows] = table[known].clone() if has_known else table[rows].mean(0)
+
+
+class _NoDraws(TorchDispatchMode):
+    """Leaves out random initial values: transformers draws them for a whole table, and then copies the old one over."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        draws = func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+        return args[0] if draws else func(*args, **kwargs or {})
 
 
 def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:

@@ -112,7 +112,7 @@ def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedT
 
 def fresh_model(
     config: ModelConfig,
-    words: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
     latent_steps: int,
     thought: str,
     seed: int,
@@ -124,7 +124,7 @@ def fresh_model(
 
     Args:
         config: the model.
-        words: vocabulary of a model made from scratch.
+        tokenizer: its ``starting_tokenizer``, which gets the latent tokens.
         latent_steps: number of thoughts.
         thought: what is fed back.
         seed: seed of the new weights.
@@ -134,7 +134,6 @@ def fresh_model(
     Raises:
         UserError: ``name_or_path`` cannot be loaded, or its tokenizer has no chat template.
     """
-    tokenizer = starting_tokenizer(config, words)
     if config.name_or_path is None:
         model = scratch_model(
             tokenizer,
@@ -146,7 +145,7 @@ def fresh_model(
             seed=seed,
         )
     else:
-        model, tokenizer = load_causal_lm(config.name_or_path)
+        model, _ = load_causal_lm(config.name_or_path, tokenizer=tokenizer)
     add_latent_tokens(model, tokenizer)
     latent = LatentModel(
         model,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from jsonargparse import Namespace
 from transformers import PreTrainedConfig
 
-from dropout_grpo.commands.shared.models import fresh_model
+from dropout_grpo.commands.shared.models import fresh_model, starting_tokenizer
 from dropout_grpo.commands.shared.options import recipe_of
 from dropout_grpo.commands.shared.problems import problems_of
 from dropout_grpo.config.data import DataConfig, WeightedSource
@@ -148,7 +148,9 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
             for part in (model, tokenizer):
                 part.save_pretrained(folder / "base")
         if checkpoint is not None:
-            fresh_model(small.model, [], steps, thought, recipe.seed).save_pretrained(folder / "checkpoint")
+            tokenizer = starting_tokenizer(small.model, [])
+            model = fresh_model(small.model, tokenizer, steps, thought, recipe.seed)
+            model.save_pretrained(folder / "checkpoint")
 
     on_main(write_models)
     if checkpoint is not None:

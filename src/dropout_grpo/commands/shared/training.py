@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from dropout_grpo.commands.shared.context import Context
 from dropout_grpo.commands.shared.measure import all_alike, by_source, measure, require_askable, validation_sets
 from dropout_grpo.commands.shared.model_card import describe_measured
 from dropout_grpo.commands.shared.models import fresh_model, load_model
-from dropout_grpo.commands.shared.problems import place_of, vocabulary
+from dropout_grpo.commands.shared.problems import place_of
 from dropout_grpo.commands.shared.thoughts import kinds_of, thoughts_of_run
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.problem import Problem
@@ -18,7 +20,6 @@ from dropout_grpo.errors import QuestionTooLong, at_place
 from dropout_grpo.evaluation.measures import sample, summarize
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.report import write_report
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics
@@ -33,6 +34,7 @@ def train_curriculum(
     context: Context,
     train: Sequence[Problem],
     valid: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
     check: Callable[[LatentModel], None] = lambda model: None,
 ) -> LatentModel:
     """Train a model through the whole curriculum and save it as the checkpoint ``coconut``.
@@ -41,13 +43,14 @@ def train_curriculum(
         context: the command.
         train: problems with steps.
         valid: problems to validate on.
+        tokenizer: the ``starting_tokenizer`` of the recipe.
         check: called with the untrained model; raises UserError for what would fail after the curriculum.
     """
     recipe, run = context.recipe, context.run
     curriculum = recipe.curriculum
     model = fresh_model(
         recipe.model,
-        vocabulary(recipe.data),
+        tokenizer,
         curriculum.latent_steps,
         curriculum.thought,
         recipe.seed,
@@ -141,6 +144,8 @@ def finish(context: Context, model: LatentModel, valid: Sequence[Problem], part:
     Returns:
         What ``results.json`` has.
     """
+    from dropout_grpo.report import write_report  # imports matplotlib, which a start need not wait for
+
     recipe, run = context.recipe, context.run
     answered = measure(context, model, valid, "validation", plain_only=True)
     files = recipe.data.sources("valid") or (f"{recipe.data.task} valid",)
