@@ -12,7 +12,7 @@ import pytest
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands import data as data_command
-from dropout_grpo.commands.shared.models import fresh_model
+from dropout_grpo.commands.shared.models import fresh_model, starting_tokenizer
 from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
 from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.model import ModelConfig

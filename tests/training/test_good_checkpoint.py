@@ -281,10 +281,10 @@ def test_what_the_system_refuses_to_write_is_named_and_the_old_checkpoint_stays(
     save_checkpoint(tmp_path / "kept", tiny_latent())
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
-    def full(*args: Any) -> None:
+    def full(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    def full_in_rust(*args: Any) -> None:
+    def full_in_rust(*args: Any, **options: Any) -> None:
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     for error in (full, full_in_rust):

@@ -128,7 +128,9 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         title = f"test of {name}"
         return clock("evaluation", lambda: measure(context, model, test, title, plain_only=plain_only))
 
-    model = clock("sft", lambda: finished_or("coconut", lambda: train_curriculum(context, train, valid, tokenizer, check)))
+    model = clock(
+        "sft", lambda: finished_or("coconut", lambda: train_curriculum(context, train, valid, tokenizer, check))
+    )
     before = test_of("the baseline", model)
     nothing = clock("evaluation", lambda: collapse(model, test[:_COLLAPSE_PROBLEMS], recipe.grpo))
 

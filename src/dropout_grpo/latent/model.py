@@ -13,6 +13,7 @@ from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.data.answers import MARKER, answers_match, extract_answer
 from dropout_grpo.data.problem import Prompt
@@ -52,6 +53,7 @@ class LatentModel(Recurrence):
         prompt_format: str | None = None,
         dtype: torch.dtype = torch.float32,
         attn_implementation: str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> "LatentModel":
         """Load a latent model from a folder, a hub name, or a Coconut ``state_dict`` file; an adapter with its base.
 
@@ -66,6 +68,7 @@ class LatentModel(Recurrence):
                 ``latent_config.json``, or ``coconut`` without that file.
             dtype: dtype of the weights.
             attn_implementation: as in transformers; None for its default.
+            tokenizer: that of the folder, hub name or GGUF file, if it is loaded already.
 
         Raises:
             UserError: there is no such checkpoint, latent tokens or ``latent_steps`` are missing, a file is given
@@ -79,6 +82,7 @@ class LatentModel(Recurrence):
             merge=merge,
             dtype=dtype,
             attn_implementation=attn_implementation,
+            tokenizer=tokenizer,
         )
         model = cls(
             parts.model,

@@ -146,8 +146,13 @@ def weights_digest(model: nn.Module) -> str:
 
 def _tensor_digest(name: str, tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(bytes_of(tensor))
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's elements in order, without a copy if it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def code_digest(code: Any) -> str | None:

@@ -9,11 +9,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,6 +23,7 @@ from dropout_grpo.errors import UserError, at_place, reading
 from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.files import sync, write_json, writing
+from dropout_grpo.runs.record import bytes_of
 from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
@@ -68,16 +70,19 @@ def _write(
     with writing(path):
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            save_latent_model(model, draft)
+            save_latent_model(model, draft, card=state is None)
             if optimizer is not None:
                 save_file(dict(optimizer), draft / OPTIMIZER_FILE)
             if reference:
                 save_file(dict(reference), draft / REFERENCE_FILE)
             if state is not None:
                 write_json(draft / STATE_FILE, state)
-                write_json(draft / MANIFEST_FILE, _manifest(draft))
-            for file in draft.rglob("*"):
-                sync(file)
+            with ThreadPoolExecutor() as pool:  # hashes while the system writes
+                synced = pool.map(sync, [*draft.rglob("*")])
+                if state is not None:
+                    manifest = _manifest(draft, {OPTIMIZER_FILE: optimizer, REFERENCE_FILE: reference})
+                    write_json(draft / MANIFEST_FILE, manifest)
+            list(synced)  # raises what a thread has raised
             sync(draft)
         except Exception:
             shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its space back
@@ -132,22 +137,40 @@ def saved_reference(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
+    try:  # read, not mapped: a map would keep the disk space of a checkpoint that is removed
+        with safe_open(file, framework="pt", backend="pread") as content:
+            return dict(content.get_tensors())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file in a folder except the manifest itself."""
+def _manifest(folder: Path, written: Mapping[str, Mapping[str, Tensor] | None] = {}) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in a folder except the manifest itself.
+
+    Args:
+        folder: the checkpoint.
+        written: by name of the file, the tensors that ``save_file`` has just written. Such a file is not read again.
+    """
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
     files.pop(MANIFEST_FILE, None)
-    return {name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for name, file in files.items()}
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(_sha256, files.values(), map(written.get, files))
+    sizes = [file.stat().st_size for file in files.values()]
+    return {name: {"bytes": n, "sha256": d} for name, n, d in zip(files, sizes, digests, strict=True)}
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Path, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 of a file; if its tensors are given, it is that of the file's header and the tensors in memory."""
     with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        if not tensors:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+        length = content.read(8)
+        header = content.read(int.from_bytes(length, "little"))
+    digest = hashlib.sha256(length + header)
+    places = {name: entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"}
+    for name in sorted(places, key=places.__getitem__):
+        digest.update(bytes_of(tensors[name]))
+    return digest.hexdigest()
 
 
 def _json(file: Path) -> dict[str, Any]:

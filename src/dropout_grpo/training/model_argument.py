@@ -109,9 +109,9 @@ def _wrapped(
 ) -> LatentModel:
     """A latent model of a plain one, with new latent tokens if it has none; or the one that a name stands for."""
     if isinstance(model, str | Path):
-        own = _plain_tokenizer(model)
-        if own is None:
-            latent = LatentModel.from_pretrained(model, latent_steps=latent_steps)
+        own = _own_tokenizer(model)
+        if own is None or not missing_latent_tokens(own):
+            latent = LatentModel.from_pretrained(model, latent_steps=latent_steps, tokenizer=own)
             _require_same(latent, tokenizer, latent_steps)
             return latent
         model, _ = load_causal_lm(model, tokenizer=own)
@@ -147,12 +147,11 @@ def _wrapped(
     return LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
 
 
-def _plain_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder, file or hub name if it is a language model without latent tokens; else None."""
+def _own_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder, GGUF file or hub name; None for an adapter or a ``state_dict`` file."""
     if (Path(path).is_file() and gguf_file(path) is None) or is_adapter(path):
         return None
-    tokenizer = load_tokenizer(path)
-    return tokenizer if missing_latent_tokens(tokenizer) else None
+    return load_tokenizer(path)
 
 
 def _require_same(latent: LatentModel, tokenizer: PreTrainedTokenizerBase | None, latent_steps: int | None) -> None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from dropout_grpo.distributed.processes import is_main, on_main
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.io.checkpoint import load_in_place
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.files import writing
 from dropout_grpo.runs.folder import RunFolder
@@ -162,7 +163,9 @@ class Checkpoints:
         Record.from_json(state.get(_RECORD)).require_same(self._record, str(path))
 
     def _load_weights(self, path: Path) -> None:
-        try:
+        if load_in_place(self._model, path):
+            return
+        try:  # a model whose files have other names than its weights, or one that does not fit
             dtype = next(self._model.parameters()).dtype
             self._model.load_state_dict(LatentModel.from_pretrained(path, dtype=dtype).state_dict())
         except RuntimeError as error:

@@ -5,12 +5,13 @@ Two published layouts load as well: a folder with the latent tokens but no ``lat
 """
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +24,14 @@ from dropout_grpo.latent.io.coconut import load_coconut_checkpoint, state_dict_o
 from dropout_grpo.latent.io.codi import is_codi, load_codi_checkpoint
 from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.io.hub import require_known
-from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, load_with_adapter, save_adapter
+from dropout_grpo.latent.io.load_errors import loading
+from dropout_grpo.latent.lora.checkpoint import (
+    fill_adapter,
+    has_adapter,
+    is_adapter,
+    load_with_adapter,
+    save_adapter,
+)
 from dropout_grpo.latent.recurrence import Recurrence
 from dropout_grpo.latent.thought import HiddenStateThought, ProjectionThought
 from dropout_grpo.latent.tokens import COCONUT, latent_tokens
@@ -50,7 +58,9 @@ class LatentParts:
     """Options of the exploration that the checkpoint was post-trained with; None if it was not."""
 
 
-def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | None = None) -> None:
+def save_latent_model(
+    model: Recurrence, path: str | Path, facts: CardFacts | None = None, *, card: bool = True
+) -> None:
     """Write weights, tokenizer and latent config to a folder that transformers can load.
 
     The folder also gets a model card and ``custom_generate``, which adds the thoughts to transformers' own
@@ -60,6 +70,7 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
         model: the model to save.
         path: the folder; created if missing.
         facts: training and results, for the model card.
+        card: whether to write a model card; without one the folder is for a run to resume from.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,13 +79,14 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
     else:
         model.model.save_pretrained(folder, state_dict=whole_state(model.model))
         write_custom_generate(folder)
-        write_card(
-            folder,
-            latent_steps=model.latent_steps,
-            thought=model.thought.kind,
-            prompt_format=model.prompt_format,
-            facts=facts or CardFacts(),
-        )
+        if card:
+            write_card(
+                folder,
+                latent_steps=model.latent_steps,
+                thought=model.thought.kind,
+                prompt_format=model.prompt_format,
+                facts=facts or CardFacts(),
+            )
     model.tokenizer.save_pretrained(folder)
     config: dict[str, Any] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):
@@ -87,6 +99,47 @@ def save_latent_model(model: Recurrence, path: str | Path, facts: CardFacts | No
     parameters = {name: tensor.detach().contiguous() for name, tensor in whole_state(model.thought).items()}
     if parameters:
         save_file(parameters, folder / THOUGHT_WEIGHTS)
+
+
+@torch.no_grad()
+def load_in_place(model: Recurrence, folder: Path) -> bool:
+    """Copy the weights of a saved model into an equal one, tensor by tensor, without a second one in memory.
+
+    Args:
+        model: the model that gets the weights. It is unchanged if they do not fit.
+        folder: written by ``save_latent_model``.
+
+    Returns:
+        Whether they fit: the files have exactly the model's weights, by the same names and with the same shapes.
+
+    Raises:
+        UserError: a file cannot be read, or an adapter does not fit.
+    """
+    if has_adapter(model.model) != is_adapter(folder) or latent_config(folder).get("thought") != model.thought.kind:
+        return False
+    mine = {f"thought.{name}": tensor for name, tensor in model.thought.state_dict().items()}
+    patterns = {"thought.": THOUGHT_WEIGHTS}
+    if not has_adapter(model.model):
+        mine |= model.model.state_dict()
+        patterns[""] = "model*.safetensors"
+    with ExitStack() as opened:
+        saved: dict[str, tuple[Any, str]] = {}
+        for prefix, pattern in patterns.items():
+            for file in folder.glob(pattern):
+                with loading(file):
+                    content = opened.enter_context(safe_open(file, framework="pt", backend="pread"))
+                saved |= {prefix + name: (content, name) for name in content.keys()}  # noqa: SIM118  # not a dict
+        present = {mine[name].data_ptr() for name in saved.keys() & mine.keys()}  # tied weights are saved by one name
+        covered = {name for name, tensor in mine.items() if tensor.data_ptr() in present}
+        if saved.keys() - mine.keys() or mine.keys() - covered:
+            return False
+        if any(list(mine[n].shape) != content.get_slice(name).get_shape() for n, (content, name) in saved.items()):
+            return False
+        for full_name, (content, name) in saved.items():
+            mine[full_name].copy_(content.get_tensor(name))
+    if has_adapter(model.model):
+        fill_adapter(model.model, folder)
+    return True
 
 
 _KINDS = {int: "a whole number", str: "text", dict: "an object"}
@@ -103,6 +156,7 @@ def load_parts(
     merge: bool,
     dtype: torch.dtype,
     attn_implementation: str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> LatentParts:
     """Load the parts of a latent model; see ``LatentModel.from_pretrained``.
 
@@ -136,7 +190,7 @@ def load_parts(
         model, tokenizer = load_with_adapter(path, merge=merge, **options)
         config = latent_config(path)
     else:
-        model, tokenizer = load_causal_lm(path, **options)
+        model, tokenizer = load_causal_lm(path, tokenizer=tokenizer, **options)
         config = latent_config(path)
     latent_tokens(tokenizer, str(path))  # a missing token is the more basic mistake, so it is reported first
     steps = config.get("latent_steps") if latent_steps is None else latent_steps

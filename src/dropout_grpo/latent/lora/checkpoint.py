@@ -114,6 +114,18 @@ def load_with_adapter(
     return model, load_tokenizer(path)
 
 
+def fill_adapter(model: PreTrainedModel, path: str | Path) -> None:
+    """Copy the adapter in a folder into a model that has an equal one.
+
+    Raises:
+        UserError: the adapter cannot be read or does not fit.
+    """
+    try:
+        _fill(model, _load_weights(path))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the adapter {path} does not fit the model that is trained: {error}") from error
+
+
 def _tie_if_equal(model: PreTrainedModel) -> None:
     """Tie embeddings and head again if the adapter did the same to both; otherwise the model keeps both, untied."""
     if torch.equal(model.get_output_embeddings().weight, embedding_table(model)):
