@@ -1,7 +1,10 @@
 """Settings for every test: offline, one thread, no GPU, a known global RNG (which nothing of ours should read)."""
 
 import os
+import shutil
+import tempfile
 
+os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp()  # where GGUF files are converted to
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that needs the network must fail
 
 from collections.abc import Iterator
@@ -51,3 +54,7 @@ def known_attention(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with fixed_attention("products"):
         yield
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["HF_ASSETS_CACHE"])

@@ -143,3 +143,18 @@ def test_inspect_reads_a_gguf_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", "llama")
     actual = inspect(str(tmp_path / "tiny.gguf"), CheckpointOptions())
     assert (actual["class"], actual["latent_tokens_added"]) == ("LlamaForCausalLM", list(LATENT_TOKENS))
+
+
+def test_a_file_is_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_gguf(tmp_path / "once.gguf", "llama", quantized=True)
+    first, tokenizer = load_causal_lm(tmp_path / "once.gguf")
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"{tmp_path}/once.gguf is converted, once: ")
+    monkeypatch.setattr(weights_gguf, "_load", None)
+    again, reloaded = load_causal_lm(tmp_path / "once.gguf", dtype=torch.float64)
+    assert len(caplog.messages) == 1
+    assert_same_weights(dict(again.state_dict()), {n: w.double() for n, w in first.state_dict().items()})
+    assert again.name_or_path == first.name_or_path == str(tmp_path / "once.gguf")
+    assert reloaded.get_vocab() == tokenizer.get_vocab()

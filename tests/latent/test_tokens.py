@@ -56,8 +56,9 @@ def test_missing_tokens_are_named_with_the_place_and_the_remedy() -> None:
 def test_new_tokens_start_from_the_mean_embedding(kind: str) -> None:
     tokenizer, model = tiny_tokenizer(), tiny_model(kind, vocab_size=28)
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    old = [table.detach().clone() for table in tables]
+    old, drawn = [table.detach().clone() for table in tables], torch.get_rng_state()
     add_latent_tokens(model, tokenizer)
+    assert torch.equal(torch.get_rng_state(), drawn)  # nothing is drawn that is then overwritten
     assert latent_tokens(tokenizer, "here") == TOKENS
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     assert (tables[0] is tables[1]) == (kind == "gpt2")

@@ -148,9 +148,8 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
             for part in (model, tokenizer):
                 part.save_pretrained(folder / "base")
         if checkpoint is not None:
-            tokenizer = starting_tokenizer(small.model, [])
-            model = fresh_model(small.model, tokenizer, steps, thought, recipe.seed)
-            model.save_pretrained(folder / "checkpoint")
+            own = starting_tokenizer(small.model, [])
+            fresh_model(small.model, own, steps, thought, recipe.seed).save_pretrained(folder / "checkpoint")
 
     on_main(write_models)
     if checkpoint is not None:

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from dropout_grpo.errors import UserError, reading
-from dropout_grpo.latent.io.gguf import gguf_file, load_gguf, load_gguf_tokenizer
+from dropout_grpo.latent.io.gguf import converted, gguf_file
 from dropout_grpo.latent.io.hub import require_known
 from dropout_grpo.latent.io.load_errors import check_folder, loading, require_whole
 
@@ -33,13 +33,10 @@ def load_causal_lm(
         UserError: there is no such model, it is not a causal language model, or weights are damaged or missing.
     """
     tokenizer = tokenizer or load_tokenizer(path)
-    if file := gguf_file(path):
-        model, missing = load_gguf(file, dtype=dtype, attn_implementation=attn_implementation)
-        _require_all(path, missing)
-        return model, tokenizer
+    file = gguf_file(path)
     with loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path),
+            str(converted(file) if file else path),
             dtype=dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
@@ -48,6 +45,8 @@ def load_causal_lm(
     model, info = loaded
     _require_all(path, sorted(info["missing_keys"]))
     require_whole(path, model.state_dict(), info["unexpected_keys"])
+    if file:
+        model.config.name_or_path = model.name_or_path = str(file)
     return model, tokenizer
 
 
@@ -59,7 +58,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     require_known(path)
     if file := gguf_file(path):
-        return load_gguf_tokenizer(file)
+        path = converted(file)
     check_folder(path)
     with loading(path):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)

@@ -1,15 +1,22 @@
 """Language models from GGUF files (llama.cpp's format), as plain Hugging Face models.
 
 transformers reads the file but marks the model as quantized, and refuses to save it. Here the weights are dequantized
-once, in memory, and copied into a model without that mark: everything saved later is a plain Hugging Face folder.
+and copied into a model without that mark: everything saved later is a plain Hugging Face folder. This takes a minute
+for half a billion weights, so the result is kept as such a folder in Hugging Face's cache.
 """
 
+import hashlib
+import logging
+import os
+import shutil
 import struct
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +29,7 @@ from transformers import (
 from dropout_grpo.errors import UserError
 
 SUFFIX = ".gguf"
+_LOG = logging.getLogger(__name__)
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, struct.error)
 """Exceptions of the parsers for damaged files; they have no specific type."""
@@ -48,13 +56,40 @@ def gguf_file(path: str | Path) -> Path | None:
     return files[0] if files else None
 
 
-def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None) -> tuple[PreTrainedModel, list[str]]:
-    """The model of a GGUF file with all weights dequantized, and the names of weights that the file lacks.
+def converted(file: Path) -> Path:
+    """The plain folder of a GGUF file's model and tokenizer in Hugging Face's cache, written when it is not there yet.
 
-    Args:
-        file: the GGUF file.
-        dtype: dtype of the weights.
-        attn_implementation: as in transformers.
+    It is found by the file's SHA-256, below ``HF_ASSETS_CACHE`` (by default ``~/.cache/huggingface/assets``).
+
+    Raises:
+        UserError: the folder cannot be written, the file is damaged or lacks weights, or see ``_load``.
+    """
+    _source(file)
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    folder = cached_assets_path("dropout-grpo", "gguf", f"{file.stem}-{digest[:16]}")
+    if (folder / "config.json").is_file():
+        return folder
+    model, tokenizer = _load(file), _load_tokenizer(file)
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        if not any(folder.iterdir()):  # else another process was faster
+            draft.rename(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{file} is converted to a plain folder once, and {folder} cannot be written: {error}. Set HF_ASSETS_CACHE "
+            "to a folder with room."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    _LOG.warning("%s is converted, once: its weights in float32 are in %s", file, folder)
+    return folder
+
+
+def _load(file: Path) -> PreTrainedModel:
+    """The model of a GGUF file with all weights dequantized.
 
     Raises:
         UserError: the package gguf or accelerate is missing, the file is damaged, or the architecture is unknown.
@@ -63,7 +98,7 @@ def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
-            dtype=dtype,
+            dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
             trust_remote_code=False,
@@ -73,11 +108,12 @@ def load_gguf(file: Path, *, dtype: torch.dtype, attn_implementation: str | None
         raise _cannot(file, error) from error
     dequantized, info = loaded
     with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, come from the global generator
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(dequantized.state_dict())
     model.generation_config = dequantized.generation_config
-    model.config.name_or_path = model.name_or_path = str(file)
-    return model.eval(), sorted(info["missing_keys"])
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{file} lacks weights: {', '.join(missing[:5])}{' ...' if missing[5:] else ''}.")
+    return model
 
 
 def gguf_architecture(file: Path) -> str:
@@ -93,7 +129,7 @@ def gguf_architecture(file: Path) -> str:
         raise _cannot(file, error) from error
 
 
-def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a GGUF file, with its special tokens and chat template.
 
     Raises:
