@@ -1,7 +1,7 @@
 """Gradient checkpointing: the same results and gradients, and autograd keeps what goes into the layers alone."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
@@ -23,7 +23,6 @@ from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import replay
 from dropout_grpo.latent.shared_prompt import OwnLayer
 from dropout_grpo.latent.tokens import add_latent_tokens
-from dropout_grpo.training.memory import saved_bytes
 from helpers.engine import (
     ALL_PHASES,
     ANSWERS,
@@ -156,6 +155,22 @@ def test_a_second_run_that_extends_the_cache_again_shows(monkeypatch: pytest.Mon
     )
     with pytest.raises(RuntimeError, match="size of tensor"):
         compared(latent_model("gpt2"), LATENT)
+
+
+def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of ``work``, without the model's parameters."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}  # by address
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(sizes.values())
 
 
 def test_what_is_kept_by_hand() -> None:

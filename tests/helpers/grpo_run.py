@@ -64,36 +64,25 @@ def steps_of(tmp_path: Path) -> list[dict[str, float]]:
 
 
 class Replays:
-    """Wraps ``replay`` and ``surrogate`` of the update's module: the seeds replayed, and what was made of them.
-
-    The pass that measures memory before the first update is left out.
-    """
+    """Wraps ``replay`` and ``surrogate`` of the update's module: the seeds replayed, and what was made of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seeds: list[list[list[int]]] = []  # of each call with gradient
         self.surrogates: list[dict[str, Any]] = []
         replay, surrogate = update_module.replay, update_module.surrogate
-        self.measuring, limit = False, GRPOTrainer._limit_micro_batches
-
-        def measured(trainer: GRPOTrainer) -> None:
-            self.measuring = True
-            limit(trainer)
-            self.measuring = False
 
         def watched_replay(model: Any, prompts: Any, seeds: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if torch.is_grad_enabled() and not self.measuring:
+            if torch.is_grad_enabled():
                 self.seeds.append(seeds.tolist())
             return replay(model, prompts, seeds, *args, **kwargs)
 
         def watched_surrogate(logprobs: Tensor, old: Tensor, mask: Tensor, advantages: Tensor, **kwargs: Any) -> Any:
             seen = {"logprobs": logprobs.detach(), "old": old, "mask": mask, "advantages": advantages, **kwargs}
-            if not self.measuring:
-                self.surrogates.append(seen)
+            self.surrogates.append(seen)
             return surrogate(logprobs, old, mask, advantages, **kwargs)
 
         monkeypatch.setattr(update_module, "replay", watched_replay)
         monkeypatch.setattr(update_module, "surrogate", watched_surrogate)
-        monkeypatch.setattr(GRPOTrainer, "_limit_micro_batches", measured)
 
 
 def talkative() -> LatentModel:

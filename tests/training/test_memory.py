@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from dropout_grpo.config.curriculum import CurriculumConfig
-from dropout_grpo.curriculum import trainer as curriculum_trainer
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems, evaluation_batches
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
-from dropout_grpo.rl import trainer as grpo_trainer
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
+from dropout_grpo.training.memory import MicroBatches, total_memory
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
@@ -150,17 +148,6 @@ def test_grpos_gradients_after_a_failure_are_those_of_the_whole(tmp_path: Path, 
     assert seen == pytest.approx(seen_whole, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("at", [1, 2])
-def test_gradients_counted_twice_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    small, _ = gradients_of_grpo(grpo(tmp_path, 2))
-    failing = grpo(tmp_path, 4)
-    monkeypatch.setattr(failing.model, "zero_grad", lambda set_to_none: None)
-    with backward_fails_once(failing.model, at):
-        found, _ = gradients_of_grpo(failing)
-    name = "model.transformer.ln_f.weight"
-    assert not torch.allclose(found[name], small[name], rtol=0.05)
-
-
 def test_a_run_short_of_memory_is_the_run_with_small_micro_batches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,11 +206,6 @@ def test_the_curriculums_gradients_after_a_failure(tmp_path: Path, at: int) -> N
     assert failing._micro_batches.size == 3
     assert seen == loss
     assert all(torch.equal(found[name], expected) for name, expected in small.items())
-
-
-def test_a_micro_batch_has_at_least_one_problem() -> None:
-    with pytest.raises(UserError, match="micro_batch_size=0 must be at least 1"):
-        CurriculumConfig(micro_batch_size=0)
 
 
 @pytest.mark.parametrize(("num_samples", "fits", "kept"), [(0, 3, 2), (3, 6, 6)])
@@ -315,68 +297,6 @@ def test_a_failed_attempt_leaves_random_numbers_and_gradients_as_they_were() -> 
     assert weight.grad is None
 
 
-def test_what_autograd_keeps_is_counted_by_hand() -> None:
-    layer, rows = nn.Linear(4, 3, bias=False), torch.ones(5, 4)
-    # The product keeps its input, 5 x 4 floats, and the weight, a parameter; tanh keeps its output, 5 x 3 floats.
-    assert saved_bytes(lambda: layer(rows).tanh().sum().backward(), layer) == 4 * (5 * 4 + 5 * 3)
-
-
-@pytest.mark.parametrize(
-    ("free", "size"), [(None, 64), (10**9, 64), (64 * 150, 64), (64 * 149, 32), (8 * 150, 8), (1, 4)]
-)
-def test_the_size_is_halved_until_it_fits(free: int | None, size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """A row takes 70 bytes, 105 at the peak, and 0.7 of the memory is used: 150 bytes of free memory per row."""
-    batches = MicroBatches("micro_batch_size", 64)
-    batches.limit(70, free, rows=4)
-    assert batches.size == size
-    said = capsys.readouterr().err
-    assert said.startswith(f"memory: micro_batch_size={size}") == (free is not None)
-    assert ("(6.68e-05 MiB of activations per row, " in said) == (free is not None)
-    assert (" instead of 64, to fit" in said) == (size < 64)
-    assert ("it may not fit" in said) == (free == 1)
-
-
-def test_processes_on_one_machine_share_its_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "meminfo").write_text("MemAvailable:     100 kB\n")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert free_memory(tmp_path) == 25 * 1024
-
-
-def test_free_memory_is_that_of_the_machine_or_of_the_group(tmp_path: Path) -> None:
-    assert free_memory(tmp_path) is None
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n")
-    assert free_memory(tmp_path) == 50 * 1024
-    group = tmp_path / "sys" / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.current").write_text("9000\n")
-    assert free_memory(tmp_path) == 50 * 1024
-    (group / "memory.max").write_text("10000\n")
-    (group / "memory.stat").write_text("anon 1\ninactive_file 500\n")
-    assert free_memory(tmp_path) == 10000 - 9000 + 500
-
-
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_little_memory_makes_small_micro_batches(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = curriculum_trainer if kind == "sft" else grpo_trainer
-    monkeypatch.setattr(module, "free_memory", lambda: 1)
-    if kind == "sft":
-        config = replace(MIXED, cot_epochs=1, epochs_per_stage=0, final_epochs=0)
-        made: Any = CurriculumTrainer(
-            tiny_latent(), config, tiny_problems(7, steps=3), RunFolder(tmp_path, "sft", {}), seed=0
-        )
-    else:
-        made = trainer(tmp_path, replace(CONFIG, max_steps=1))
-    made.train()
-    smallest = 1 if kind == "sft" else CONFIG.num_generations
-    said = capsys.readouterr().err
-    assert f"micro_batch_size={smallest} instead of " in said
-
-
 def test_validation_remembers_the_size_that_memory_forced(capsys: pytest.CaptureFixture[str]) -> None:
     model, config = tiny_latent(), EvaluationConfig(num_samples=0, max_new_tokens=3, batch_size=4)
     batches = evaluation_batches(config)
@@ -385,3 +305,19 @@ def test_validation_remembers_the_size_that_memory_forced(capsys: pytest.Capture
             answer_problems(model, tiny_problems(7), config, batches=batches)
     assert batches.size == 2
     assert capsys.readouterr().err.count("out of memory") == 1
+
+
+def test_the_total_is_that_of_the_machine_or_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free now does not count: the same command has the same sizes."""
+    assert total_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    for free in (1, 99):
+        (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: 100 kB\nMemAvailable: {free} kB\n")
+        assert total_memory(tmp_path) == 100 * 1024
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    for limit, total in (("max", 100 * 1024), ("1000000", 100 * 1024), ("10000", 10000)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        assert total_memory(tmp_path) == total
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes of a launched run share the machine
+    assert total_memory(tmp_path) == 2500

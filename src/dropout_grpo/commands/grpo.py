@@ -24,6 +24,8 @@ def add_options(parser: ArgumentParser) -> None:
     latent = "folder or hub name of a latent model (required, except with --smoke)"
     parser.add_argument("--checkpoint", type=str | None, default=None, help=latent)
     add_config(parser, CheckpointOptions)
+    dry = "print the memory that the training needs on this machine's CPUs, without loading weights, and stop"
+    parser.add_argument("--dry_run", action="store_true", help=dry)
     add_recipe(parser, hidden=UNUSED, first=_FIRST)
 
 
@@ -33,7 +35,12 @@ def run(options: Namespace) -> None:
     from dropout_grpo.commands.shared.context import started
 
     with started(options, UNUSED, ("grpo", "valid")) as recipe:
-        grpo(recipe, options.checkpoint, checkpoint_options_of(options))
+        if options.dry_run:
+            from dropout_grpo.commands.shared.dry_run import grpo_plan
+
+            print(grpo_plan(recipe, options.checkpoint, checkpoint_options_of(options)).table())
+        else:
+            grpo(recipe, options.checkpoint, checkpoint_options_of(options))
 
 
 def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[str, Any]:

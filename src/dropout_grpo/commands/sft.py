@@ -15,6 +15,8 @@ _FIRST = ("recipe", "run_dir", "data.train", "data.valid", "model.name_or_path",
 
 
 def add_options(parser: ArgumentParser) -> None:
+    dry = "print the memory that the training needs on this machine's CPUs, without loading weights, and stop"
+    parser.add_argument("--dry_run", action="store_true", help=dry)
     add_recipe(parser, hidden=UNUSED, first=_FIRST)
 
 
@@ -22,7 +24,12 @@ def run(options: Namespace) -> None:
     from dropout_grpo.commands.shared.context import started
 
     with started(options, UNUSED, ("train", "valid")) as recipe:
-        sft(recipe)
+        if options.dry_run:
+            from dropout_grpo.commands.shared.dry_run import sft_plan
+
+            print(sft_plan(recipe).table())
+        else:
+            sft(recipe)
 
 
 def sft(recipe: Recipe) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class CurriculumConfig:
         micro_batch_size: problems in one forward and backward pass, the whole batch if not given; smaller where memory
             is short.
         gradient_checkpointing: run the decoder layers again in the backward pass instead of keeping what they compute:
-            far less memory, more time, the same bits. Off if not given.
+            far less memory, more time, the same bits. If not given, on where a micro-batch of the smallest size does
+            not fit otherwise.
         optimizer: adamw is Coconut's; adamw_8bit keeps moments of 2 bytes per parameter instead of 8, and needs
             bitsandbytes; muon uses Muon for the matrices inside the model, and a model from scratch learns faster with
             it.

@@ -76,7 +76,8 @@ class GRPOOptions:
         micro_batch_size: rollouts in one forward and backward pass; halved where memory runs out.
         rollout_batch_size: rollouts sampled at once; halved where memory runs out.
         gradient_checkpointing: run the decoder layers again in the backward pass instead of keeping what they compute:
-            far less memory, more time, the same bits. Off if not given.
+            far less memory, more time, the same bits. If not given, on where a micro-batch of the smallest size does
+            not fit otherwise.
         num_generations_eval: answers under masks for each validation problem, for eval/masked_pass@1 and eval/pass@k; 0
             validates the plain network alone.
         eval_steps: number of steps between two validations; 0 for no validation.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -38,10 +38,11 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import weights_digest
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint
 from dropout_grpo.training.loop import Trainer
-from dropout_grpo.training.memory import MicroBatches, free_memory, saved_bytes
+from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import as_latent_model
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule
+from dropout_grpo.training.plan import Work, optimizer_bytes
 from dropout_grpo.training.resume import Saved
 
 Evaluate = Callable[[LatentModel, int, int], float | Mapping[str, float]]
@@ -279,13 +280,35 @@ class CurriculumTrainer(Trainer):
         """The stage; it follows from the step, and is there to be read."""
         return {"stage": self.stage_of(step)[0].index}
 
-    def _limit_micro_batches(self) -> None:
-        """Size the micro-batches by the longest row of all stages that train."""
-        rows = [(stage.index, i) for stage in self.stages if stage.epochs for i in range(len(self.problems))]
-        longest = max(rows, key=lambda row: self._cost(*row))
-        row_bytes = saved_bytes(lambda: self._accumulate([longest], 1, 1), self.model)
-        self._clear_gradients()
-        self._micro_batches.limit(row_bytes, free_memory())
+    def works(self) -> list[Work]:
+        """The update on the longest row of all stages that train, and the validation with the longest answers."""
+        stages = [stage for stage in self.stages if stage.epochs]
+        rows = [(stage.index, i) for stage in stages for i in range(len(self.problems))]
+        stage, longest = max(rows, key=lambda row: self._cost(*row))
+
+        def update(rows: int) -> Tensor:
+            with autocast(self.model.device, self.bf16):
+                return self._loss(self.stages[stage], [longest] * rows)
+
+        works = [
+            Work(name="update", batches=self._micro_batches, rows=1, most=self.config.batch_size, run=update),
+        ]
+        if isinstance(self._evaluate, Validation):
+            steps = max(stage.latent_steps for stage in stages)
+            answer = max(len(answer) for stage in stages for answer in self._answers[stage.index])
+            works.append(self._evaluate.work(self.model, steps, answer))
+        return works
+
+    def optimizer_bytes(self) -> int:
+        """See ``Trainer``."""
+        eight_bit = self.config.optimizer == "adamw_8bit"
+        return optimizer_bytes(self.model.parameters(), self._matrices(), eight_bit=eight_bit)
+
+    def _matrices(self) -> list[nn.Parameter]:
+        """The parameters that are trained with Muon."""
+        if self.config.optimizer != "muon":
+            return []
+        return hidden_matrices(self.model, self.model.model.get_output_embeddings())
 
     def _cost(self, stage: int, problem: int) -> int:
         """Number of positions of a problem when it is shown as in ``stage``."""
@@ -297,14 +320,13 @@ class CurriculumTrainer(Trainer):
         return f"curriculum seed {self.seed}, step {step}, stage {self.stage_of(step)[0].index}"
 
     def _new_optimizer(self) -> Optimizer:
-        head = self.model.model.get_output_embeddings()
         with as_shards(self.model):
             return build_optimizer(
                 self.model.parameters(),
                 learning_rate=self.config.learning_rate,
                 weight_decay=self.config.weight_decay,
                 betas=(0.9, 0.999),
-                matrices=hidden_matrices(self.model, head) if self.config.optimizer == "muon" else (),
+                matrices=self._matrices(),
                 eight_bit=self.config.optimizer == "adamw_8bit",
             )
 

@@ -3,12 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
+
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems, evaluation_batches
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import Exploration, NoExploration
+from dropout_grpo.latent.casts import autocast
+from dropout_grpo.latent.decoding import Sampling
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.rollout import Prompts
+from dropout_grpo.training.plan import Held, Work, sampled
 
 
 class Validation:
@@ -33,7 +39,7 @@ class Validation:
     ) -> None:
         self.sets, self.config, self.seed, self.bf16 = dict(sets), config, seed, bf16
         self.exploration = exploration or NoExploration()
-        self._encoded: dict[str, list[list[int]]] = {}
+        self._encoded: dict[str, list[list[int]]] = {}  # by set
         self._batches = evaluation_batches(config)
 
     def __call__(
@@ -51,8 +57,6 @@ class Validation:
             config = replace(config, latent_steps=latent_steps)
         answered: dict[str, Sequence[ModelAnswers]] = {}
         for name, problems in self.sets.items():
-            if name not in self._encoded:
-                self._encoded[name] = model.tokenize([problem.prompt for problem in problems])
             answered[name] = answer_problems(
                 model,
                 problems,
@@ -61,9 +65,30 @@ class Validation:
                 seed=self.seed,
                 bf16=self.bf16,
                 batches=self._batches,
-                encoded=self._encoded[name],
+                encoded=self._questions(model, name),
             )
         return validation_metrics(answered)
+
+    def _questions(self, model: LatentModel, name: str) -> list[list[int]]:
+        if name not in self._encoded:
+            self._encoded[name] = model.tokenize([problem.prompt for problem in self.sets[name]])
+        return self._encoded[name]
+
+    def work(self, model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None) -> Work:
+        """The validation as a work whose batches must fit in memory; the arguments are those of a call."""
+        samples, length = max(1, self.config.num_samples), max_new_tokens or self.config.max_new_tokens
+        longest = max((row for name in self.sets for row in self._questions(model, name)), key=len)
+
+        def run(rows: int) -> Held:
+            prompts = Prompts(*model.pad([longest] * (rows // samples)))
+            seeds = torch.arange(rows).view(-1, samples)
+            exploration: Exploration = self.exploration if self.config.num_samples else NoExploration()
+            strategy = Sampling(seeds.flatten(), self.config.temperature or 1.0)
+            with autocast(model.device, self.bf16):
+                return sampled(model, prompts, seeds, exploration, strategy, length=length, latent_steps=latent_steps)
+
+        most = samples * sum(map(len, self.sets.values()))
+        return Work(name="evaluation", batches=self._batches, rows=samples, most=most, run=run)
 
 
 def validation_metrics(answered: Mapping[str, Sequence[ModelAnswers]]) -> dict[str, float]:

@@ -80,7 +80,7 @@ def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
         if casts is not None and not is_sharded(model):
             for layer in _layers(model):
                 for name, parameter in layer._parameters.items():
-                    if type(parameter) is not nn.Parameter or parameter.requires_grad:
+                    if not isinstance(parameter, nn.Parameter) or parameter.requires_grad:
                         continue
                     dtype = torch.float32 if widened else kernel_dtype(parameter)
                     if dtype != parameter.dtype:

@@ -119,7 +119,7 @@ class Recurrence(nn.Module):
         return self
 
     def _choose_attention(self) -> None:
-        """Share prompts if the model can and a probe on its device agrees. It cannot be run on the device ``meta``.
+        """Share prompts if the model can and a probe on its device agrees. On the device ``meta`` there is no probe.
 
         Raises:
             UserError: the model gives other results than its own forward pass, both with shared and copied prompts.
@@ -127,6 +127,8 @@ class Recurrence(nn.Module):
         model = self.model
         self.sites.with_attention_weights(self.shares_prefix)
         if model.device.type == "meta":
+            if self.shares_prefix:
+                model.set_attn_implementation(SHARED_PREFIX)
             return
         rows = probe_rows(model)
         try:

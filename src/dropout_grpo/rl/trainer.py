@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from dropout_grpo.config.choices import ParamDtype
@@ -32,11 +32,13 @@ from dropout_grpo.exploration.base import Exploration, FollowsTraining
 from dropout_grpo.exploration.build import options_of, require_exploration
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import fold
-from dropout_grpo.latent.decoding import Generation
+from dropout_grpo.latent.casts import autocast
+from dropout_grpo.latent.decoding import Generation, Sampling
 from dropout_grpo.latent.io.card import CardFacts
 from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.io.hub import push_folder
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.rl.advantage import (
     MovingAverage,
     baseline_advantages,
@@ -46,7 +48,6 @@ from dropout_grpo.rl.advantage import (
 )
 from dropout_grpo.rl.groups import Groups
 from dropout_grpo.rl.logging import Watch, completions_table, rollout_metrics
-from dropout_grpo.rl.objective import Totals
 from dropout_grpo.rl.reference import ReferencePolicy, scheduled_beta
 from dropout_grpo.rl.sampler import RolloutSampler
 from dropout_grpo.rl.update import METRICS, REPLAY_GAPS, PolicyUpdate
@@ -54,9 +55,9 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.training.checkpoint import restore_optimizer, saved_reference
 from dropout_grpo.training.loop import Trainer
-from dropout_grpo.training.memory import free_memory, saved_bytes
 from dropout_grpo.training.model_argument import as_latent_model
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is
+from dropout_grpo.training.plan import Held, Work, sampled
 from dropout_grpo.training.progress import console
 from dropout_grpo.training.resume import Saved
 
@@ -394,23 +395,42 @@ class GRPOTrainer(Trainer):
             )
         console.print(f"max_steps was {before} and is now {now}: {change}.", markup=False)
 
-    def _limit_micro_batches(self) -> None:
-        """Size the micro-batches by a group with the longest question and the longest answers."""
-        k, length = self.config.num_generations, self.config.max_completion_length
+    def reference_model(self) -> nn.Module | None:
+        """See ``Trainer``."""
+        return None if self.update.reference is None else self.update.reference.model
+
+    def works(self) -> list[Work]:
+        """The update and the rollouts of groups with the longest question and the longest answers, and validation."""
+        config, k = self.config, self.config.num_generations
         self._follower.begin_step(1, self.model.sites)
-        zeros = torch.zeros(k, length, device=self.model.device)
-        group = Groups(
-            indices=[0],
-            prompts=self.sampler.longest_prompt(),
-            seeds=torch.arange(k)[None],
-            rewards=torch.zeros(1, k),
-            answers=Generation(token_ids=zeros.long(), mask=zeros == 0, logprobs=zeros, entropy=zeros),
-        )
-        totals = Totals(rollouts=k, tokens=k * length, max_completion_length=length)
-        work = (group, torch.ones(1, k), [torch.tensor([0])], totals, self.config.beta)
-        group_bytes = saved_bytes(lambda: self.update.accumulate(*work), self.model)
-        self._clear_gradients()
-        self.update.batches.limit(group_bytes / k, free_memory(), rows=k)
+
+        def groups(rows: int) -> tuple[Prompts, Tensor]:
+            longest = self.sampler.longest_prompt().select(torch.zeros(rows // k, dtype=torch.int64))
+            return longest, torch.arange(rows).view(-1, k)
+
+        def update(rows: int) -> Tensor:
+            answers = torch.zeros(rows, config.max_completion_length, dtype=torch.int64, device=self.model.device)
+            with autocast(self.model.device, self.bf16):
+                return replay(
+                    self.model, *groups(rows), answers, self.exploration, temperature=config.temperature
+                ).sum()
+
+        def rollouts(rows: int) -> Held:
+            prompts, seeds = groups(rows)
+            strategy = Sampling(seeds.flatten(), config.temperature, config.top_p)
+            with autocast(self.model.device, self.bf16):
+                return sampled(
+                    self.model, prompts, seeds, self.exploration, strategy, length=config.max_completion_length
+                )
+
+        most = k * config.prompts_per_step
+        works = [
+            Work(name="update", batches=self.update.batches, rows=k, most=most, run=update),
+            Work(name="rollouts", batches=self.sampler.batches, rows=k, most=most, run=rollouts),
+        ]
+        if isinstance(self._evaluate, Validation) and config.eval_steps > 0:
+            works.append(self._evaluate.work(self.model))
+        return works
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload the model with its model card to the Hugging Face Hub, and return the address.

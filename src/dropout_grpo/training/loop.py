@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerState
@@ -36,7 +36,8 @@ from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
 from dropout_grpo.training.optimizer import update
-from dropout_grpo.training.progress import Bar
+from dropout_grpo.training.plan import Plan, Work, available_memory, optimizer_bytes, planned, require_fitting
+from dropout_grpo.training.progress import Bar, console
 from dropout_grpo.training.resume import Checkpoints, Saved
 
 
@@ -150,8 +151,8 @@ class Trainer(ABC):
         start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
         done = 0 if saved is None else saved.step
         self.begin(saved)
-        if saved is None and self.model.device.type == "cpu":
-            self._limit_micro_batches()
+        if self.model.device.type == "cpu":
+            self._fit_in_memory()
         title = self.part.replace("_", "-")
         with self.run.tracking(self.part, done), Bar(title, self.max_steps, done) as bar, finishing_updates() as signal:
             callbacks.begin(done, self.optimizer, self.schedule)
@@ -248,8 +249,8 @@ class Trainer(ABC):
         """Make a step, counted from 1; returns its metrics, with ``loss``."""
 
     @abstractmethod
-    def _limit_micro_batches(self) -> None:
-        """Size the micro-batches by the memory of the largest one."""
+    def works(self) -> list[Work]:
+        """The works whose batches must fit in memory, each with the longest rows."""
 
     @abstractmethod
     def where(self, step: int) -> str:
@@ -266,6 +267,10 @@ class Trainer(ABC):
         """State for a checkpoint in addition to weights, optimiser and step, as JSON."""
         return {}
 
+    def reference_model(self) -> nn.Module | None:
+        """The reference of a KL; None if there is none."""
+        return None
+
     def reference_tensors(self) -> dict[str, Tensor]:
         """Weights of a reference model that training has changed."""
         return {}
@@ -274,7 +279,44 @@ class Trainer(ABC):
         """Validate after a step with these metrics; returns what its line of metrics.jsonl holds."""
         return metrics | self.evaluate()
 
+    def matrices(self) -> list[nn.Parameter]:
+        """The parameters that are trained with Muon."""
+        return []
+
     # What the steps of both trainers share.
+
+    def plan(self) -> Plan:
+        """The memory that this training needs, and the sizes of batches that fit; see `plan.py`.
+
+        Where nothing else helps, and the option leaves it open, the model's ``gradient_checkpointing`` is switched on.
+        """
+        return planned(
+            self.model,
+            self.works(),
+            optimizer=optimizer_bytes(self.model.parameters(), self.matrices()),
+            reference=self.reference_model(),
+            gradient_checkpointing=self.config.gradient_checkpointing,
+            available=available_memory(),
+        )
+
+    def dry_run(self) -> Plan:
+        """The plan before a training, also of a model on the device ``meta``. Nothing is trained."""
+        if self.config.gradient_checkpointing is not None:
+            self.model.gradient_checkpointing = self.config.gradient_checkpointing
+        with self.training(), self._precision():
+            return self.plan()
+
+    def _fit_in_memory(self) -> None:
+        """Choose the sizes of batches, and print the plan.
+
+        Raises:
+            UserError: the training does not fit in the machine's memory.
+        """
+        plan = self.plan()
+        for work, size in zip(self.works(), plan.sizes, strict=True):
+            work.batches.size = size.rows
+        console.print(str(plan), markup=False)
+        require_fitting(plan)
 
     @property
     def last_good(self) -> str:

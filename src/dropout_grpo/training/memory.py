@@ -1,7 +1,6 @@
 """Micro-batches that fit in memory: when memory runs out, the size is halved and that part of the step is repeated.
 
-On a CPU there is no exception: the kernel kills the process. There the size is chosen beforehand, from the bytes that
-autograd keeps for one row and the free memory.
+On a CPU there is no exception: the kernel kills the process. There sizes are chosen beforehand, see `plan.py`.
 """
 
 import gc
@@ -12,18 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.latent.graphs import give_back_recordings
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
-_SHARE = 0.7
-"""Share of the free memory that activations may use."""
-
-_PEAK = 1.5
-"""Peak memory of a forward and backward pass, as a multiple of what autograd keeps."""
 
 
 class MicroBatches:
@@ -36,30 +30,6 @@ class MicroBatches:
 
     def __init__(self, option: str, size: int) -> None:
         self.option, self.size = option, size
-
-    def limit(self, row_bytes: float, free: int | None, *, rows: int = 1) -> None:
-        """Halve the size until it fits in the free memory, and print the choice.
-
-        Args:
-            row_bytes: bytes that autograd keeps for one row.
-            free: bytes of free memory; if None (unknown), the size is not changed.
-            rows: the smallest size.
-        """
-        if free is None:
-            return
-        fits = free * _SHARE / (row_bytes * _PEAK) if row_bytes else float("inf")
-        before = self.size
-        while self.size > fits and self.size // 2 >= rows:
-            self.size //= 2
-        choice = f"{self.option}={self.size}"
-        if self.size < before:
-            choice += f" instead of {before}, to fit; the option sets the size to start from"
-        if self.size > fits:
-            choice += "; the smallest possible, and it may not fit"
-        console.print(
-            f"memory: {choice} ({row_bytes / 2**20:.3g} MiB of activations per row, {free / 2**30:.3g} GiB free)",
-            markup=False,
-        )
 
     def fit(
         self, items: int, work: Callable[[int], _T], *, rows: int = 1, clear: Callable[[], None] | None = None
@@ -116,47 +86,18 @@ class MicroBatches:
             )
 
 
-def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of ``work``, without the model's parameters.
+def total_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory of this machine, or of this process's control group if that is less; None if unknown.
 
-    Unlike the size of the process, this does not depend on the allocator or on other processes.
+    What other processes use is not subtracted, so that the same command has the same sizes. The processes of a launched
+    run that share the machine get equal parts.
     """
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    sizes: dict[int, int] = {}  # by address
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        work()
-    return sum(sizes.values())
-
-
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can still allocate, limited by the machine and its control group; None if unknown.
-
-    The processes of a launched run that share the machine get equal parts.
-    """
-    limits = [_free_of_machine(root / "proc/meminfo"), _free_of_group(root / "sys/fs/cgroup")]
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    known = [free // sharing for free in limits if free is not None]
-    return min(known) if known else None
-
-
-def _free_of_machine(meminfo: Path) -> int | None:
-    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
-    return None if match is None else int(match[1]) * 1024
-
-
-def _free_of_group(group: Path) -> int | None:
-    limit, used, details = (group / f"memory.{name}" for name in ("max", "current", "stat"))
-    if not (limit.is_file() and used.is_file()) or not limit.read_text().strip().isdecimal():
-        return None  # no limit
-    cache = re.search(r"inactive_file (\d+)", details.read_text()) if details.is_file() else None  # freed when needed
-    return int(limit.read_text()) - int(used.read_text()) + (int(cache[1]) if cache else 0)
+    meminfo, limit = root / "proc/meminfo", root / "sys/fs/cgroup/memory.max"
+    match = re.search(r"MemTotal:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    known = [] if match is None else [int(match[1]) * 1024]
+    if limit.is_file() and limit.read_text().strip().isdecimal():  # else "max"
+        known.append(int(limit.read_text()))
+    return min(known) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if known else None
 
 
 def _random_states() -> list[Tensor]:

@@ -1,0 +1,148 @@
+"""The plan of a training's memory: parts by hand, fake runs against real ones, and the choice of sizes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dropout_grpo.config.curriculum import CurriculumConfig
+from dropout_grpo.curriculum.trainer import CurriculumTrainer
+from dropout_grpo.errors import UserError
+from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.latent.casts import autocast
+from dropout_grpo.latent.decoding import Sampling
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.rollout import Prompts, replay
+from dropout_grpo.training import loop, plan
+from dropout_grpo.training.fake import Fake, Ledger, NeedsData, fake_weights
+from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.plan import Held, Work, fake_peak, peak, sampled
+from helpers.grpo_run import CONFIG, trainer
+from helpers.tiny_latent import tiny_latent, tiny_problems
+
+
+def test_a_ledger_by_hand() -> None:
+    layer, rows = nn.Linear(4, 3, bias=False), torch.ones(5, 4)
+    with Ledger(layer) as ledger:
+        out = layer(rows).tanh()
+        assert (ledger.live, ledger.peak) == (4 * 5 * 3, 4 * (5 * 3 + 5 * 3))  # product and tanh; the product is freed
+        out.sum().backward()
+        # sum, its gradient (a view), that of tanh, and the weight's, which stays
+        assert ledger.peak == 4 * (5 * 3 + 1 + 1 + 5 * 3 + 3 * 4)
+        assert ledger.live == 4 * (5 * 3 + 3 * 4)
+
+
+def works(model: LatentModel, bf16: bool) -> dict[str, Callable[[int], Tensor | Held]]:
+    ids, masks = model.encode(["Ann has 3 ? ?", "Ann has"])
+    masks_of, exploration = torch.arange(4).view(2, 2), SharedDropout(0.3)
+
+    def update(rows: int) -> Tensor:
+        answers = torch.zeros(4, 3, dtype=torch.int64)
+        with autocast(model.device, bf16):
+            return replay(model, Prompts(ids, masks), masks_of, answers, exploration, temperature=1.0).sum()
+
+    def rollouts(rows: int) -> Held:
+        with autocast(model.device, bf16):
+            strategy = Sampling(masks_of.flatten(), 1.0)
+            return sampled(model, Prompts(ids, masks), masks_of, exploration, strategy, length=3)
+
+    return {"update": update, "rollouts": rollouts}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_fake_run_takes_the_bytes_of_a_real_one(kind: str, bf16: bool, checkpointing: bool) -> None:
+    """To the byte: at the peak, and when the forward pass ends. Two layers stand for four, nearly."""
+    model = tiny_latent(kind, n_layer=4)
+    model.gradient_checkpointing = checkpointing
+    before = dict(model.named_parameters())
+    for run in works(model, bf16).values():
+        real = peak(model, run, 4)
+        with fake_weights(model):
+            assert peak(model, run, 4) == real
+        assert 0.95 * real[0] < fake_peak(model, run, 4) < 1.1 * real[0]
+    assert all(p is before[name] and p.grad is None for name, p in model.named_parameters())
+
+
+def test_a_fake_number_cannot_be_read() -> None:
+    layer = nn.Linear(2, 2)
+    with fake_weights(layer):
+        out = layer(torch.ones(3, 2))
+        assert isinstance(out, Fake)
+        assert (out.shape, out.dtype, out.device.type) == ((3, 2), torch.float32, "cpu")
+        with pytest.raises(NeedsData):
+            bool(out.sum() > 0)
+
+
+def test_the_parts_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(tmp_path, replace(CONFIG, beta=0.1))
+    monkeypatch.setattr(loop, "available_memory", lambda: 10**9)
+    weights = sum({p.data_ptr(): 4 * p.numel() for p in made.model.parameters()}.values())
+    buffers = sum(buffer.nbytes for buffer in made.model.buffers())
+    found = made.plan()
+    assert found.weights == weights + buffers
+    assert (found.gradients, found.optimizer, found.reference) == (weights, 2 * weights, weights)
+    assert found.saving == 4 * max(p.numel() for p in made.model.parameters())
+    update, rollouts = found.sizes
+    assert (update.rows, rollouts.rows) == (CONFIG.micro_batch_size, CONFIG.rollout_batch_size)
+    stays = plan.PROCESS + weights + buffers + 2 * weights + weights
+    assert found.total == stays + max(weights + update.bytes, rollouts.bytes)
+    assert found.fits
+
+
+@pytest.mark.parametrize("room", range(0, 500, 7))
+def test_the_size_is_the_first_half_that_fits(room: int) -> None:
+    """Sizes 64, 32, ... in groups of 4 rows; at most 40 rows are ever there."""
+
+    def needs(rows: int) -> int:
+        return 50 + 5 * rows
+
+    work = Work(name="update", batches=MicroBatches("micro_batch_size", 64), rows=4, most=40, run=lambda rows: Held)
+    size, bytes_ = plan._fitting(work, 64, needs, room)
+    fits = [size for size in (64, 32, 16, 8, 4) if needs(min(size, 40)) <= room]
+    assert size == (fits[0] if fits else 4)
+    assert bytes_ == needs(min(size, 40))
+
+
+def curriculum(folder: Path) -> CurriculumTrainer:
+    config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=0, final_epochs=0)
+    return CurriculumTrainer(tiny_latent(), config, tiny_problems(5, steps=1), folder)
+
+
+@pytest.mark.parametrize("make", [curriculum, trainer])
+def test_what_cannot_fit_is_refused_before_training(
+    make: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(tmp_path)
+    monkeypatch.setattr(loop, "available_memory", lambda: 1000)
+    with pytest.raises(UserError, match=r"needs 0.6 GB, and 0.0 GB .*micro_batch_size \d+ \(was .*\(lora.r\)"):
+        made.train()
+    assert made.model.gradient_checkpointing  # was tried
+    assert all(work.batches.size == work.rows for work in made.works())
+    assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_layers_are_run_again_where_nothing_else_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the bytes of the smallest update with and without checkpointing, the plan switches it on."""
+    made = trainer(tmp_path)
+    model, update = made.model, made.works()[0]
+    without = plan._Needs(model, update)(update.rows)
+    model.gradient_checkpointing = True
+    with_it = plan._Needs(model, update)(update.rows)
+    model.gradient_checkpointing = False
+    assert with_it < without
+    monkeypatch.setattr(loop, "available_memory", lambda: 10**9)
+    free = made.plan()
+    fixed = free.process + free.weights + free.gradients + free.optimizer
+    monkeypatch.setattr(loop, "available_memory", lambda: fixed + (without + with_it) // 2)
+    made.train()
+    said = capsys.readouterr().err
+    assert f"micro_batch_size {update.rows} (was {CONFIG.micro_batch_size}, to fit)" in said
+    assert "gradient_checkpointing" in said
