@@ -57,7 +57,7 @@ from dropout_grpo.training.checkpoint import restore_optimizer, saved_reference
 from dropout_grpo.training.loop import Trainer
 from dropout_grpo.training.model_argument import as_latent_model
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is
-from dropout_grpo.training.plan import Held, Work, sampled
+from dropout_grpo.training.plan import Held, Work, optimizer_bytes, sampled
 from dropout_grpo.training.progress import console
 from dropout_grpo.training.resume import Saved
 
@@ -398,6 +398,10 @@ class GRPOTrainer(Trainer):
     def reference_model(self) -> nn.Module | None:
         """See ``Trainer``."""
         return None if self.update.reference is None else self.update.reference.model
+
+    def optimizer_bytes(self) -> int:
+        """See ``Trainer``."""
+        return optimizer_bytes(self.model.parameters(), eight_bit=self.config.optim == "adamw_8bit")
 
     def works(self) -> list[Work]:
         """The update and the rollouts of groups with the longest question and the longest answers, and validation."""

@@ -36,7 +36,7 @@ from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
 from dropout_grpo.training.optimizer import update
-from dropout_grpo.training.plan import Plan, Work, available_memory, optimizer_bytes, planned, require_fitting
+from dropout_grpo.training.plan import Plan, Work, available_memory, planned, require_fitting
 from dropout_grpo.training.progress import Bar, console
 from dropout_grpo.training.resume import Checkpoints, Saved
 
@@ -279,9 +279,9 @@ class Trainer(ABC):
         """Validate after a step with these metrics; returns what its line of metrics.jsonl holds."""
         return metrics | self.evaluate()
 
-    def matrices(self) -> list[nn.Parameter]:
-        """The parameters that are trained with Muon."""
-        return []
+    @abstractmethod
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimiser's state."""
 
     # What the steps of both trainers share.
 
@@ -293,7 +293,7 @@ class Trainer(ABC):
         return planned(
             self.model,
             self.works(),
-            optimizer=optimizer_bytes(self.model.parameters(), self.matrices()),
+            optimizer=self.optimizer_bytes(),
             reference=self.reference_model(),
             gradient_checkpointing=self.config.gradient_checkpointing,
             available=available_memory(),

@@ -295,21 +295,23 @@ def peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int) -> 
 
 
 def fake_peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int) -> int:
-    """The same peak, on fake tensors. If all layers are alike, two are run and the others are added, in a tenth of the
-    time. What a layer adds at the peak grows a little with their number, so a few percent are missing at most.
+    """The same peak, on fake tensors. If all layers are alike, a few are run, and the others are added.
+
+    What a layer adds may grow a little with their number, since the peak may come at another moment.
     """
     with fake_weights(model):
         layers = len(model.sites.layers)
-        if layers <= _FEW or not _layers_alike(model):
+        if layers <= _MORE or not _layers_alike(model):
             return peak(model, run, rows)[0]
-        with _first_layers(model, 1):
-            one = peak(model, run, rows)
-        with _first_layers(model, 2):
-            two = peak(model, run, rows)
-        return two[0] + (layers - 2) * max(two[0] - one[0], two[1] - one[1])
+        with _first_layers(model, _FEW):
+            few = peak(model, run, rows)
+        with _first_layers(model, _MORE):
+            more = peak(model, run, rows)
+        layer = max(more[0] - few[0], more[1] - few[1]) / (_MORE - _FEW)
+        return more[0] + int((layers - _MORE) * layer)
 
 
-_FEW = 3
+_FEW, _MORE = 2, 5
 
 
 def _layers_alike(model: LatentModel) -> bool:
@@ -349,10 +351,16 @@ def sampled(
     return Held(state=state, more=(length - 1) * position)
 
 
-def optimizer_bytes(parameters: Iterable[Tensor], matrices: Sequence[Tensor] = ()) -> int:
+def optimizer_bytes(parameters: Iterable[Tensor], matrices: Sequence[Tensor] = (), *, eight_bit: bool = False) -> int:
     """Bytes of the state of ``build_optimizer``: AdamW has two numbers for each weight, and Muon one."""
     muon = {id(matrix) for matrix in matrices}
-    return sum(gradient_bytes(p) * (1 if id(p) in muon else 2) for p in parameters if p.requires_grad)
+
+    def state(parameter: Tensor) -> int:
+        if id(parameter) in muon:
+            return gradient_bytes(parameter)
+        return 2 * (parameter.numel() if eight_bit else gradient_bytes(parameter))
+
+    return _each((parameter for parameter in parameters if parameter.requires_grad), state)
 
 
 def _each(tensors: Iterable[Tensor], bytes_of: Callable[[Tensor], int]) -> int:
