@@ -19,10 +19,10 @@ _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
 class Fake(Tensor):
-    """A tensor on a device, without data. ``inner`` is its twin on the device ``meta``, with the same storage size."""
+    """A tensor on a device, without data. ``twin`` is its twin on the device ``meta``, with the same storage size."""
 
-    inner: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    twin: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _known: ClassVar[dict[Any, Any]] = {}  # what an operation returns for these shapes, if it is new memory
 
     @staticmethod
@@ -36,7 +36,7 @@ class Fake(Tensor):
             device=device,
             requires_grad=requires_grad,
         )
-        fake.inner = inner
+        fake.twin = inner
         return fake
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -73,7 +73,7 @@ class NeedsData(RuntimeError):
 def _twin(value: Any, given: dict[int, Tensor]) -> Any:
     """An argument with twins for tensors. ``given`` gets the tensors by the ids of their twins."""
     if isinstance(value, Tensor):
-        inner = value.inner if isinstance(value, Fake) else value.to(_META)
+        inner = value.twin if isinstance(value, Fake) else value.to(_META)
         given[id(inner)] = value
         return inner
     if isinstance(value, torch.device):
@@ -106,7 +106,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:
-    return (tensor.inner if isinstance(tensor, Fake) else tensor).untyped_storage()
+    return (tensor.twin if isinstance(tensor, Fake) else tensor).untyped_storage()
 
 
 class Ledger(TorchDispatchMode):

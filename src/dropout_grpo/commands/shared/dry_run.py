@@ -36,11 +36,12 @@ def sft_plan(recipe: Recipe) -> Plan:
     recipe = settled(recipe, _CPU)
     fix_attention(recipe.attention)
     problems, curriculum = problems_of(recipe.data, ("train", "valid")), recipe.curriculum
-    words, path = vocabulary(recipe.data), recipe.model.name_or_path
+    tokenizer, path = starting_tokenizer(recipe.model, vocabulary(recipe.data)), recipe.model.name_or_path
     if path is None:  # random weights are small
-        model = fresh_model(recipe.model, words, curriculum.latent_steps, curriculum.thought, recipe.seed, device=_CPU)
+        model = fresh_model(
+            recipe.model, tokenizer, curriculum.latent_steps, curriculum.thought, recipe.seed, device=_CPU
+        )
     else:
-        tokenizer = starting_tokenizer(recipe.model, words)
         plain = _without_weights(path)
         add_latent_tokens(plain, tokenizer)
         model = LatentModel(
