@@ -40,6 +40,8 @@ bench: $(READY)  # on an idle machine; see docs/performance.md
 	$(call measure,tiny-cpu,--size tiny)
 	$(call measure,gpt2-cpu,--size gpt2 --repeats 3)
 	$(call measure,smollm2-cpu,--size smollm2 --repeats 3 --num_generations [32])
+	$(call measure,qwen-cpu,--size qwen-0.5b --repeats 3 --num_generations [8] --beside [])
+	$(BIN)/python -m evidence.bench.plan  # docs/scaling.md
 	$(call measure,tiny-cpu-lone,--size tiny $(LONE))
 	$(call measure,gpt2-cpu-lone,--size gpt2 $(LONE))
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)

@@ -7,7 +7,7 @@ from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.errors import UserError
 
 Job = Literal["rollouts", "update", "curriculum", "evaluation"]
-Size = Literal["tiny", "gpt2", "smollm2"]
+Size = Literal["tiny", "gpt2", "smollm2", "qwen-0.5b"]
 OtherWay = Literal["plain", "published", "cot"]
 Axis = Literal["num_generations", "latent_steps"]
 
@@ -30,6 +30,7 @@ _DEFAULTS: dict[str, _Defaults] = {  # batches of the larger sizes make a run of
     "tiny": _Defaults(questions=32, problems=64, micro_batch_size=512, positions=256),
     "gpt2": _Defaults(questions=2, problems=16, micro_batch_size=64, positions=1024),
     "smollm2": _Defaults(questions=2, problems=16, micro_batch_size=64, positions=1024),
+    "qwen-0.5b": _Defaults(questions=2, problems=16, micro_batch_size=16, positions=1024),
 }
 
 
@@ -39,7 +40,8 @@ class BenchConfig:
 
     Args:
         size: tiny is the demo's model (a GPT-2 with 3 layers of width 128), gpt2 has 124 M parameters, smollm2 is a
-            Llama with 135 M (30 layers of width 576, grouped heads, gated MLPs). All have random weights.
+            Llama with 135 M (30 layers of width 576, grouped heads, gated MLPs), qwen-0.5b a Qwen2 with 0.63 billion
+            (24 layers of width 896, an untied head over 151,936 words). All have random weights.
         jobs: rollouts, update, curriculum, evaluation.
         beside: the ways that the engine is compared with: plain (every rollout reads its own prompt), published (one
             row at a time, no cache), cot (chain of thought in tokens, with transformers).

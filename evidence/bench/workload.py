@@ -9,10 +9,18 @@ import random
 from dataclasses import replace
 from functools import cached_property
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.grpo import GRPOOptions
@@ -43,7 +51,7 @@ Their cost does not depend on p.
 """
 
 _SIZES = {"tiny": (128, 3, 4), "gpt2": (768, 12, 12)}  # width, layers, heads
-_WORDS = {"gpt2": 50_257, "smollm2": 49_152}  # the size of the vocabulary
+_WORDS = {"gpt2": 50_257, "smollm2": 49_152, "qwen-0.5b": 151_936}  # the size of the vocabulary
 _OWN_TOKENS = 5  # special tokens of the word tokenizer
 
 
@@ -56,7 +64,8 @@ class Networks:
             words = [str(i) for i in range(_WORDS[setting.size] - _OWN_TOKENS)]
         self.words = words
         self.tokenizer: PreTrainedTokenizerFast = word_tokenizer(words)
-        model = _smollm2(self.tokenizer, setting) if setting.size == "smollm2" else _gpt2(self.tokenizer, setting)
+        build = {"smollm2": _smollm2, "qwen-0.5b": _qwen}.get(setting.size, _gpt2)
+        model = build(self.tokenizer, setting)
         add_latent_tokens(model, self.tokenizer)
         self.model: PreTrainedModel = model
         self.latent(1).to(setting.device)  # moves what it wraps
@@ -91,19 +100,45 @@ def _gpt2(tokenizer: PreTrainedTokenizerFast, setting: Setting) -> PreTrainedMod
 
 def _smollm2(tokenizer: PreTrainedTokenizerFast, setting: Setting) -> PreTrainedModel:
     """SmolLM2-135M's sizes."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=setting.positions,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    return _random(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=setting.positions,
+            tie_word_embeddings=True,
+            **_ids(tokenizer),
+        ),
+        setting,
     )
+
+
+def _qwen(tokenizer: PreTrainedTokenizerFast, setting: Setting) -> PreTrainedModel:
+    """Qwen2.5-0.5B's sizes, with a head of its own."""
+    return _random(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            max_position_embeddings=setting.positions,
+            tie_word_embeddings=False,
+            **_ids(tokenizer),
+        ),
+        setting,
+    )
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+
+
+def _random(config: PreTrainedConfig, setting: Setting) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         torch.manual_seed(setting.seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
@@ -132,7 +167,7 @@ class Workload:
         self.model = networks.endless(setting.latent_steps)
         self.exploration = EXPLORATION
         count = max(setting.questions, setting.problems)
-        self.problems = _problems(setting, networks.words, count)
+        self.problems = problems_of(setting, networks.words, count)
         questions = [p.question for p in self.problems[: setting.questions]]
         self.prompts = Prompts(*self.model.encode(questions))
         ids = torch.arange(setting.questions)
@@ -273,7 +308,8 @@ class Workload:
             self.reference.set_attn_implementation(attention)
 
 
-def _problems(setting: Setting, words: list[str], count: int) -> list[Problem]:
+def problems_of(setting: Setting, words: list[str], count: int) -> list[Problem]:
+    """Problems of the setting's lengths."""
     rng = random.Random(setting.seed)
 
     def text(length: int) -> str:

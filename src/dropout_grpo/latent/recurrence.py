@@ -47,6 +47,9 @@ from dropout_grpo.latent.tokens import (
 _UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of architectures that do not accept input embeddings, a standard cache or positions."""
 
+_LOGIT_OPTIONS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Config entries of models that change their logits after the head."""
+
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -126,7 +129,9 @@ class Recurrence(nn.Module):
         """
         model = self.model
         self.sites.with_attention_weights(self.shares_prefix)
-        if model.device.type == "meta":
+        if model.device.type == "meta":  # the answers of the probe that are likely
+            config = model.config.get_text_config()
+            self._plain_head = all(getattr(config, name, None) in (None, 1.0) for name in _LOGIT_OPTIONS)
             if self.shares_prefix:
                 model.set_attn_implementation(SHARED_PREFIX)
             return

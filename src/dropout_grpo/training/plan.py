@@ -28,7 +28,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
 from dropout_grpo.latent.shared_prompt import cache_tensors
 from dropout_grpo.training.fake import Ledger, NeedsData, fake_weights
-from dropout_grpo.training.masters import gradient_bytes, weight_bytes
+from dropout_grpo.training.masters import gradient_bytes, has_master, weight_bytes
 from dropout_grpo.training.memory import MicroBatches, total_memory
 from dropout_grpo.training.progress import console
 
@@ -249,7 +249,7 @@ class _Needs:
         on_meta = model.device.type == "meta"
         if self._row is None and (on_meta or not (_is_small(model) or is_sharded(model))):
             try:
-                return int(OVERHEAD * fake_peak(model, self._work.run, rows))
+                return int(OVERHEAD * self._fake(rows))
             except (NeedsData, NotImplementedError) as error:
                 name = type(model.model).__name__
                 if on_meta:
@@ -264,21 +264,30 @@ class _Needs:
             self._row = peak(model, self._work.run, self._work.rows)[0] / self._work.rows
         return int(OVERHEAD * self._row * rows)
 
+    def _fake(self, rows: int) -> int:
+        work, trained = self._work, [p for p in self._model.parameters() if p.requires_grad]
+        first = work.name == "update" and rows == work.most and not any(map(has_master, trained))
+        most = fake_peak(self._model, work.run, rows, first=first)
+        return most - _each(trained, gradient_bytes) if first else most
+
 
 def _is_small(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) <= _SMALL
 
 
-def peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int) -> tuple[int, int]:
-    """Bytes at the peak of a work on this many rows, and when its forward pass ends; without weights and gradients.
+def peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int, *, first: bool = False) -> tuple[int, int]:
+    """Bytes at the peak of a work on this many rows, and when its forward pass ends; without weights.
 
-    An update adds its gradients to those that are there, so each is freed when it has been added.
+    A micro-batch adds its gradients to those that are there, so each is freed when it has been added, and none is
+    counted. The ``first`` one makes them while its activations are freed: they are counted.
     """
 
     def added(parameter: Tensor) -> None:
         parameter.grad = None
 
-    own = [] if is_sharded(model) else [p for p in model.parameters() if p.requires_grad]  # FSDP has hooks of its own
+    own = (
+        [] if first or is_sharded(model) else [p for p in model.parameters() if p.requires_grad]
+    )  # FSDP has hooks of its own
     hooks = [parameter.register_post_accumulate_grad_hook(added) for parameter in own]
     try:
         with Ledger(model) as ledger:
@@ -294,7 +303,7 @@ def peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int) -> 
         model.zero_grad(set_to_none=True)
 
 
-def fake_peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int) -> int:
+def fake_peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int, *, first: bool = False) -> int:
     """The same peak, on fake tensors. If all layers are alike, a few are run, and the others are added.
 
     What a layer adds may grow a little with their number, since the peak may come at another moment.
@@ -302,11 +311,11 @@ def fake_peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int
     with fake_weights(model):
         layers = len(model.sites.layers)
         if layers <= _MORE or not _layers_alike(model):
-            return peak(model, run, rows)[0]
+            return peak(model, run, rows, first=first)[0]
         with _first_layers(model, _FEW):
-            few = peak(model, run, rows)
+            few = peak(model, run, rows, first=first)
         with _first_layers(model, _MORE):
-            more = peak(model, run, rows)
+            more = peak(model, run, rows, first=first)
         layer = max(more[0] - few[0], more[1] - few[1]) / (_MORE - _FEW)
         return more[0] + int((layers - _MORE) * layer)
 
