@@ -35,9 +35,13 @@ def measured(size: Size, part: str) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         trainer: Trainer
         if part == "sft":
-            stages = {"cot_epochs": 0, "epochs_per_stage": 0, "final_epochs": 2}
             options = CurriculumConfig(
-                c_thought=1, max_latent_stage=setting.latent_steps, batch_size=setting.problems, **stages
+                c_thought=1,
+                max_latent_stage=setting.latent_steps,
+                cot_epochs=0,
+                epochs_per_stage=0,
+                final_epochs=2,
+                batch_size=setting.problems,
             )
             trainer = CurriculumTrainer(model, options, problems, folder, problems, bf16=setting.bf16)
         else:
