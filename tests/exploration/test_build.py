@@ -112,7 +112,8 @@ def test_factors_of_an_unknown_site_are_refused() -> None:
         pass
 
 
-def test_the_command_line_takes_a_class_of_ones_own(own: str, tmp_path: Path) -> None:
+def test_the_command_line_takes_a_class_of_ones_own(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dropout_grpo.report.page.inline_svg", lambda figure, **options: "")  # figures take long
     tiny_latent().save_pretrained(tmp_path / "checkpoint")
     save_problems(tmp_path / "problems.json", tiny_problems(6))
     words = f"grpo --checkpoint {tmp_path / 'checkpoint'} --run_dir {tmp_path / 'run'} --exploration.kind {own}:Halves "

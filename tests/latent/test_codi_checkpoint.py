@@ -96,7 +96,8 @@ def test_a_state_dict_answers_as_the_model_it_was_saved_from(kind: str, tmp_path
     assert (config["prompt_format"], config["prj_dim"]) == ("codi", 24)
 
 
-def test_it_is_trained_and_measured_like_any_other(tmp_path: Path) -> None:
+def test_it_is_trained_and_measured_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dropout_grpo.report.page.inline_svg", lambda figure, **options: "")  # figures take long
     _, file = saved("gpt2", tmp_path)
     model = loaded_from(file).float()
     GRPOTrainer(model, alternating, CONFIG, tiny_problems(5), run=tmp_path / "run").train()

@@ -117,7 +117,10 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
         load_causal_lm(tmp_path / "tiny.gguf")
 
 
-def test_the_curriculum_starts_from_a_gguf_file_and_its_checkpoint_is_a_plain_folder(tmp_path: Path) -> None:
+def test_the_curriculum_starts_from_a_gguf_file_and_its_checkpoint_is_a_plain_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dropout_grpo.report.page.inline_svg", lambda figure, **options: "")  # figures take long
     write_gguf(tmp_path / "tiny.gguf", "llama")
     problems = [{"question": f"Ann has {n}. And 1?", "steps": [f"<<{n}+1={n + 1}>>"], "answer": n + 1} for n in (1, 2)]
     (tmp_path / "data.json").write_text(json.dumps(problems), encoding="utf-8")
