@@ -22,10 +22,7 @@ from torch.nn import functional as F
 from dropout_grpo.latent.shared_prompt import kernel_dtype
 
 PIECE = 2**21
-"""Logits in a piece: 8 MiB in float32, which stay in a processor's cache from one operation to the next.
-
-So few logits at once are computed by the model itself.
-"""
+"""Logits in a piece on a CPU: 8 MiB in float32, which stay in its cache from one operation to the next."""
 
 KEPT = 2**29
 """Bytes of logits, in the dtype of the products, that are kept for the backward pass. More are computed again.
@@ -35,6 +32,14 @@ Computing again is a fourth product in addition to three. It takes less memory t
 
 _LEAST_WORDS = 1024
 """Words of a piece, however many tokens there are: fewer would make small products."""
+
+
+def largest_piece(device: torch.device) -> int:
+    """Logits in a piece. So few at once are computed by the model itself.
+
+    A GPU gets 32 times as many as a CPU, so that an operation takes longer than its launch.
+    """
+    return PIECE if device.type == "cpu" else 32 * PIECE
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -106,7 +111,7 @@ class _Pieces(torch.autograd.Function):
         chosen = torch.zeros(token_ids.shape, dtype=at_least_float32(dtype), device=hidden.device)
         totals, kept = [], []
         with _as_given(hidden):
-            for words in _pieces(len(hidden), len(weight)):
+            for words in _pieces(hidden, len(weight)):
                 made = _logits(hidden, weight, bias, words)  # [N, P]
                 if keep:
                     kept.append(made)
@@ -131,7 +136,7 @@ class _Pieces(torch.autograd.Function):
         weight_grad = torch.empty_like(weight, dtype=weight_dtype) if ctx.needs_input_grad[1] else None
         bias_grad = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
         with _as_given(hidden):
-            for i, words in enumerate(_pieces(len(hidden), len(weight))):
+            for i, words in enumerate(_pieces(hidden, len(weight))):
                 made = kept[i] if kept else _logits(hidden, weight, bias, words)
                 grad = made.to(total.dtype, copy=bool(kept))  # [N, P], changed in place
                 if ctx.temperature != 1.0:
@@ -154,9 +159,9 @@ def _as_given(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _pieces(tokens: int, words: int) -> Iterator[slice]:
+def _pieces(hidden: Tensor, words: int) -> Iterator[slice]:
     """The vocabulary in pieces. Each row of the weight's gradient is written once."""
-    size = max(_LEAST_WORDS, PIECE // max(tokens, 1))
+    size = max(_LEAST_WORDS, largest_piece(hidden.device) // max(len(hidden), 1))
     return (slice(start, min(start + size, words)) for start in range(0, words, size))
 
 

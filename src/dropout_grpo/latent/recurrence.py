@@ -310,7 +310,7 @@ class Recurrence(nn.Module):
 
         None as well, with a warning, if the model does more to its logits than the head.
         """
-        if positions * self.model.config.get_text_config().vocab_size <= heads.PIECE:
+        if positions * self.model.config.get_text_config().vocab_size <= heads.largest_piece(self.device):
             return None
         if self._plain_head and (table := heads.table_of(self.model.get_output_embeddings())) is not None:
             return table
