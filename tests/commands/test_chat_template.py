@@ -87,6 +87,12 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
         LatentModel(model.model, model.tokenizer, latent_steps=2, prompt_format="alpaca")
 
 
+def test_what_the_template_refuses_is_named(tmp_path: Path) -> None:
+    model = instruct(tmp_path)
+    with pytest.raises(UserError, match="question 2: the chat template refuses the conversation: no tools here"):
+        model.encode([asked("Ann has 3"), [{"role": "tool", "content": "3"}]])
+
+
 def test_rewards_get_rows_as_they_came_and_conversations_as_in_trl(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 

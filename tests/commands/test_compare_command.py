@@ -73,6 +73,17 @@ def test_the_text_lists_wins_and_losses(tmp_path: Path) -> None:
     assert text.count("won:") == 1  # nothing is listed where there is nothing
 
 
+def test_a_long_list_is_cut_in_the_text_and_whole_in_json(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", *(line(i, False, plain="") for i in range(13)))
+    b = run(tmp_path / "b", *(line(i, True) for i in range(13)))
+    text = as_text(compare(a, b))
+    assert "    and 3 more: --json lists all" in text
+    assert text.count("right answer") == 10
+    assert "A: (nothing)  B: ### 0" in text
+    assert len(compare(a, b)["comparisons"][0]["won"]) == 13
+    assert compare(a, b)["comparisons"][0]["mcnemar_p"] == 2 / 2**13
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

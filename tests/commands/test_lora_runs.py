@@ -51,7 +51,7 @@ def common(folder: Path) -> list[str]:
 
 @pytest.mark.filterwarnings("error")
 def test_train_save_merge_continue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options, raw = common(tmp_path), saved_raw_base(tmp_path, "llama")
+    options, raw = common(tmp_path), saved_raw_base(tmp_path)
     weights = load_file(raw / "model.safetensors")
 
     def run(command: str, name: str, *more: str) -> Path:
@@ -116,4 +116,6 @@ def test_an_adapter_from_scratch_is_refused_before_a_run_begins(
 
 def test_grpo_that_goes_on_is_grpo_that_never_stopped(tmp_path: Path) -> None:
     """A new process starts from the base with a fresh adapter."""
-    resumed_like_whole(tmp_path, GRPO, lambda: {"model": tiny_lora(tmp_path / "base"), "reward_funcs": [alternating]})
+    resumed_like_whole(
+        tmp_path, GRPO, lambda: {"model": tiny_lora(tmp_path / "base", "llama"), "reward_funcs": [alternating]}
+    )

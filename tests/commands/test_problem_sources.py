@@ -53,6 +53,8 @@ def test_validation_from_several_files(files: tuple[Path, Path], tmp_path: Path)
     assert by_source(DataConfig(valid=a), alone) == {"": alone}
     with pytest.raises(UserError, match=r"metrics are named by file, and two are named alike \(a, a\)"):
         DataConfig(valid=("one/a.json", "hf:two/a"))
+    with pytest.raises(UserError, match=r"data\.grpo is an empty list"):
+        DataConfig(grpo=())
 
 
 def test_a_run_with_several_validation_files(tmp_path: Path) -> None:

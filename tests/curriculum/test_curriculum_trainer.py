@@ -120,6 +120,14 @@ def test_thoughts_of_a_step_share_its_words_in_turn() -> None:
     assert _share_out(steps, c_thought=1, max_latent_stage=1) == [[5, 6, 7, 8, 9]]
 
 
+def test_thoughts_without_words_to_stand_in_for_predict_nothing(tmp_path: Path) -> None:
+    short = replace(SHORT, steps=("7",))  # fewer words than thoughts
+    bare = replace(LONG, steps=())
+    wide = replace(FROZEN, c_thought=4, thoughts_predict=True)
+    trainer(tmp_path, wide, problems=[short, bare]).train()
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in updates(tmp_path))
+
+
 def test_a_problem_without_steps_is_trained_on_its_answer_in_every_stage(tmp_path: Path) -> None:
     bare, latent, model = replace(LONG, steps=()), tiny_latent(), plain_model()
     trainer(tmp_path, FROZEN, problems=[SHORT, bare]).train()

@@ -151,6 +151,11 @@ def test_a_reward_that_exits_does_not_end_the_run(tmp_path: Path) -> None:
         load_reward(f"{file}:f")
 
 
+def test_a_function_written_in_c_is_called_without_a_check_of_its_parameters() -> None:
+    with pytest.raises(UserError, match=r"reward max: TypeError"):
+        call_reward(max, PROMPTS, COMPLETIONS, COLUMNS)
+
+
 def test_a_column_that_is_not_there() -> None:
     def needs_solution(prompts: list[str], completions: list[str], solution: list[str], **columns: Any) -> Any:
         return [1.0] * len(solution)

@@ -26,7 +26,7 @@ CONFIG = GRPOConfig(
     micro_batch_size=8,
     rollout_batch_size=8,
 )
-TIMES = ("rollout_time", "step_time")
+TIMES = ("rollout_time", "step_time", "seconds")
 
 
 def digits(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:

@@ -66,9 +66,14 @@ def hard_and_easy(prompts: Sequence[str], completions: Sequence[str], **columns:
     return [0.0 if int(prompt.split()[2]) % 2 else value for prompt, value in pairs]
 
 
+def every_other_step(completions: Sequence[str], trainer_state: Any, **columns: Any) -> list[float | None]:
+    """The same for all in steps 1, 3, ..., which a filter skips; 0 and 1 in turn in the others."""
+    return [float(i % 2 * (trainer_state.global_step % 2)) for i in range(len(completions))]
+
+
 MIXED = tiny_problems(16)
 RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "filter": ({"prompts_per_step": 1, "filter_groups": (0.1, 0.9), "beta": 0.1, "max_steps": 8}, {}),
+    "filter": ({"filter_groups": (0.1, 0.9), "beta": 0.1, "max_steps": 8}, {"reward_funcs": [every_other_step]}),
     "dynamic": ({"prompts_per_step": 2, "dynamic_sampling_max_gen_batches": 2, "beta": 0.02}, {}),
     "reference": ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1, "max_steps": 6}, {}),
     "rarely": ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 3, "max_steps": 6}, {}),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from dropout_grpo import GRPOConfig, GRPOTrainer, UserError, exact_answer
 from helpers.tiny import tiny_model, tiny_tokenizer
@@ -89,7 +90,7 @@ def test_an_object_its_tokenizer_and_callbacks(name: str, tmp_path: Path) -> Non
         ),
         train_dataset=ROWS,
         eval_dataset=[{"prompt": "Ann has 1 ?", "solution": "1"}],
-        callbacks=[Seen, EarlyStoppingCallback(early_stopping_patience=5)],
+        callbacks=[Seen, EarlyStoppingCallback(early_stopping_patience=5), TensorBoardCallback],
     )
     output = trainer.train()
     assert Seen.steps == [1, 2]

@@ -13,7 +13,7 @@ import pytest
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.runs.lock import lock_folder
+from dropout_grpo.runs.lock import LOCK_FILE, is_locked, lock_folder
 
 HOLD = """
 import sys, time
@@ -78,6 +78,17 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("dropout_grpo.runs.lock.fcntl.flock", flock)
     with pytest.raises(UserError, match="cannot be locked: No locks available"):
         lock_folder(tmp_path)
+
+
+def test_whether_a_folder_is_locked(tmp_path: Path) -> None:
+    """Looking does not lock it."""
+    assert not is_locked(tmp_path)
+    lock = lock_folder(tmp_path)
+    assert is_locked(tmp_path)
+    del lock
+    assert (tmp_path / LOCK_FILE).exists()
+    assert not is_locked(tmp_path)
+    lock_folder(tmp_path)
 
 
 def test_a_lock_that_lives_until_the_interpreter_ends_is_released_without_a_traceback(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.runs import trackers
 from dropout_grpo.runs.folder import RunFolder
-from helpers.grpo_run import CONFIG, trainer
+from helpers.grpo_run import CONFIG, Stopped, trainer
 from helpers.tiny_latent import read_metrics
 
 pytest.importorskip("accelerate")
@@ -54,10 +54,6 @@ def test_tensorboard_has_the_metrics_of_every_step(tmp_path: Path) -> None:
     assert actual == expected(read_metrics(tmp_path / "run"))
     assert actual["eval/pass@1"] == [(2, 0.25)]
     assert [step for step, _ in actual["reward"]] == [1, 2, 3]
-
-
-class Stopped(Exception):
-    """Simulates a power failure."""
 
 
 def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:

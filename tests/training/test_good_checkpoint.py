@@ -22,8 +22,8 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.training import checkpoint as checkpoint_module
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, load_optimizer_tensors
-from helpers.grpo_run import CONFIG as GRPO, TIMES, alternating
-from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+from helpers.grpo_run import CONFIG as GRPO, Stopped, alternating, steps_of
+from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
 
 SFT = CurriculumConfig(
     c_thought=1, max_latent_stage=1, cot_epochs=2, epochs_per_stage=1, final_epochs=1, batch_size=2, save_steps=1
@@ -48,14 +48,6 @@ def trainer(kind: str, run: Path, model: LatentModel, *, resume: bool = False, *
     return GRPOTrainer(
         model, alternating, config, tiny_problems(5), exploration=SharedDropout(0.2), run=folder, **options
     )
-
-
-def lines(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k not in (*TIMES, "seconds")} for line in read_metrics(run)]
-
-
-class Stopped(Exception):
-    """Simulates a power failure."""
 
 
 def run_until(kind: str, run: Path, step: int) -> None:
@@ -90,7 +82,7 @@ def test_the_trainer_loads_the_weights_of_the_run(reference: Any, tmp_path: Path
     run = shutil.copytree(died, tmp_path / "run")
     model = tiny_latent(seed=5 if kind == "sft" else 0)
     trainer(kind, run, model, resume=True).train(resume_from_checkpoint=True)
-    assert lines(run) == lines(whole)
+    assert steps_of(run) == steps_of(whole)
     assert_same_weights(weights_of(model), weights)
 
 
@@ -159,7 +151,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert f"{kind}-step-4" in said
     assert "the checkpoint is damaged and is not used" in said
     assert f"continuing from {run}/checkpoints/{kind}-step-3" in said
-    assert lines(run) == lines(whole)
+    assert steps_of(run) == steps_of(whole)
     assert_same_weights(weights_of(model), weights)
     assert newest.with_name(f"{kind}-step-4.damaged").exists()
 
@@ -221,10 +213,10 @@ def test_killed_while_it_saves(reference: Any, stop: str, tmp_path: Path, monkey
             patch.setattr(checkpoint_module, target, lambda *a, **o: killed() if first in a else good(*a, **o))
         with pytest.raises(KeyboardInterrupt):
             trainer(kind, run, tiny_latent(), resume=True).train(resume_from_checkpoint=True)
-    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in steps_of(run)] == [1, 2, 3, 4, 5]
     model = tiny_latent()
     trainer(kind, run, model, resume=True).train(resume_from_checkpoint=True)
-    assert lines(run) == lines(whole)
+    assert steps_of(run) == steps_of(whole)
     assert_same_weights(weights_of(model), weights)
     assert not list((run / "checkpoints").glob("*.part"))
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_good_checkpoint import STEPS, lines, trainer
+from test_good_checkpoint import STEPS, trainer
 
 from dropout_grpo.training import interrupt
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates, handled_signals
+from helpers.grpo_run import steps_of
 from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
 
 
@@ -31,12 +32,12 @@ def test_the_update_is_finished_and_saved(kind: str, number: int, status: int, t
         made.train()
     assert stopped.value.status == status
     assert f"after step 3 of {kind}; saved" in str(stopped.value)
-    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+    assert [line["step"] for line in steps_of(tmp_path / "run")] == [1, 2, 3]
     assert (tmp_path / "run" / "checkpoints" / f"{kind}-step-3").is_dir()
     again = tiny_latent()
     trainer(kind, tmp_path / "run", again, resume=True).train(resume_from_checkpoint=True)
-    assert len(lines(tmp_path / "run")) == STEPS[kind]
-    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert len(steps_of(tmp_path / "run")) == STEPS[kind]
+    assert steps_of(tmp_path / "run") == steps_of(tmp_path / "whole")
     assert_same_weights(weights_of(again), weights_of(whole))
 
 

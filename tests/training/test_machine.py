@@ -136,3 +136,4 @@ def test_a_small_batch_on_a_cpu_is_computed_in_float32(monkeypatch: pytest.Monke
     assert bf16_for(CPU) == bf16_for(CPU, rows=16)
     assert bf16_for(CPU, rows=15) == (False, "batches of 15 rows; bf16 on a CPU needs 16, the rows of its tiles")
     assert bf16_or_not(True, CPU, rows=1)
+    assert not bf16_for(torch.device("mps"))[0]

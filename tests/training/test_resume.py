@@ -18,8 +18,8 @@ from dropout_grpo.import_path import load_object
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import weights_digest
-from helpers.grpo_run import CONFIG, TIMES, alternating, constant
-from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
+from helpers.grpo_run import CONFIG, alternating, constant, steps_of
+from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
 
 GRPO = replace(CONFIG, max_steps=4, save_steps=1, save_total_limit=None, lr_scheduler_type="constant")
 SFT = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=2, epochs_per_stage=1, final_epochs=1, batch_size=2)
@@ -30,10 +30,6 @@ def grpo(run: Path | RunFolder, **changed: Any) -> GRPOTrainer:
     problems, config = given.pop("problems", tiny_problems(5)), given.pop("config", GRPO)
     model, rewards = given.pop("model", None) or tiny_latent(), given.pop("rewards", alternating)
     return GRPOTrainer(model, rewards, config, problems, run=run, **given)
-
-
-def lines(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run)]
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +131,14 @@ def test_a_checkpoint_of_an_older_version_can_be_resumed(run: Path) -> None:
         manifest["trainer_state.json"] = _manifest(saved)["trainer_state.json"]
         (saved / "manifest.json").write_text(json.dumps(manifest))
     grpo(run).train(resume_from_checkpoint=True)
-    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+    assert [line["step"] for line in steps_of(run)] == [1, 2, 3, 4]
 
 
 def test_the_named_checkpoint_is_loaded(run: Path) -> None:
-    whole, model = lines(run), tiny_latent()
+    whole, model = steps_of(run), tiny_latent()
     made = grpo(run, model=model)
     made.train(resume_from_checkpoint=str(run / "checkpoints" / "grpo-step-2"))
-    assert lines(run) == whole
+    assert steps_of(run) == whole
     assert made.model is model
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == [
@@ -172,17 +168,17 @@ def test_a_run_grows(tmp_path: Path, schedule: Any, said: str, capsys: pytest.Ca
     capsys.readouterr()
     grown.train(resume_from_checkpoint=True)
     assert said in " ".join(capsys.readouterr().err.split())
-    trained = lines(tmp_path / "short")
+    trained = steps_of(tmp_path / "short")
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
     if schedule == "constant":
-        assert trained == lines(tmp_path / "long")
+        assert trained == steps_of(tmp_path / "long")
         assert_same_weights(weights_of(grown.model), weights_of(made.model))
     else:
         assert [line["learning_rate"] for line in trained] == pytest.approx([0.01, 0.005, 0.005, 0.0025])
     with pytest.raises(UserError, match=r"already has 4 steps of grpo: continue them with train\(resume_from"):
         grown.train()
     grown.train(resume_from_checkpoint=True)  # a finished run is not trained again
-    assert lines(tmp_path / "short") == trained
+    assert steps_of(tmp_path / "short") == trained
 
 
 @pytest.mark.parametrize(
