@@ -76,8 +76,7 @@ def test_the_manifest_has_the_digests_of_the_files_and_a_running_part_has_no_car
     optimizer = build_optimizer(model.parameters(), learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.999))
     sum(weight.square().sum() for weight in model.parameters()).backward()
     optimizer.step()
-    reference = {"b": torch.randn(3, 2).t(), "a": torch.ones(3, dtype=torch.float64)}  # written in another order
-    reference = {name: tensor.contiguous() for name, tensor in reference.items()}
+    reference = {"a": torch.randn(3, 2), "b": torch.ones(3, dtype=torch.float64)}  # float64 is written first
     save_checkpoint(tmp_path / "step", model, optimizer, {"step": 1}, reference)
     files = {
         str(f.relative_to(tmp_path / "step")): f.read_bytes() for f in (tmp_path / "step").rglob("*") if f.is_file()
