@@ -123,7 +123,7 @@ def _named(command: str, model: Path, folder: Path, files: Path) -> list[str]:
 
 
 def _prefixes(command: str) -> tuple[str, ...]:
-    return ("--curriculum.", "--bf16", "--model.") if command == "sft" else ("--grpo.", "--bf16")
+    return ("--param_dtype", "--curriculum.") if command == "sft" else ("--param_dtype", "--grpo.")
 
 
 def run(source: Path, words: list[str], run_dir: Path) -> Ended:

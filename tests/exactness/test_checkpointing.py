@@ -66,7 +66,7 @@ def compared(model: LatentModel, exploration: Exploration) -> tuple[float, float
     return difference(actual.detach(), expected.detach()), differences(gradients(model, actual), wanted)
 
 
-@pytest.mark.parametrize(("kind", "exploration"), CASES, ids=str)
+@pytest.mark.parametrize(("kind", "exploration"), CASES, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(CASES)])
 def test_log_probs_and_gradients_do_not_change(kind: str, exploration: Exploration) -> None:
     assert max(compared(latent_model(kind), exploration)) < 1e-12
 
