@@ -161,8 +161,9 @@ def require_fitting(plan: Plan) -> None:
         assert plan.available is not None
         raise UserError(
             f"this training needs {plan.total / GB:.1f} GB, and {plan.available / GB:.1f} GB of this machine's memory "
-            f"can be used, even with the smallest batches ({plan}). Train an adapter (lora.r), take a smaller model, "
-            "or have shorter questions, fewer thoughts or shorter answers."
+            f"can be used, even with the smallest batches ({plan}). Train an adapter (lora.r), keep the optimiser's "
+            "moments in 8 bits (adamw_8bit), hold weights in bf16 (param_dtype bfloat16), take a smaller model, or "
+            "have shorter questions, fewer thoughts or shorter answers."
         )
 
 
@@ -285,9 +286,8 @@ def peak(model: LatentModel, run: Callable[[int], Tensor | Held], rows: int, *, 
     def added(parameter: Tensor) -> None:
         parameter.grad = None
 
-    own = (
-        [] if first or is_sharded(model) else [p for p in model.parameters() if p.requires_grad]
-    )  # FSDP has hooks of its own
+    counted = first or is_sharded(model)  # FSDP has hooks of its own
+    own = [] if counted else [p for p in model.parameters() if p.requires_grad]
     hooks = [parameter.register_post_accumulate_grad_hook(added) for parameter in own]
     try:
         with Ledger(model) as ledger:
