@@ -150,9 +150,9 @@ class Trainer(ABC):
     def _steps(self, checkpoints: Checkpoints, saved: Saved | None) -> TrainOutput:
         start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
         done = 0 if saved is None else saved.step
-        self.begin(saved)
         if self.model.device.type == "cpu":
-            self._fit_in_memory()
+            self._fit_in_memory()  # first: its trial may begin a step of the exploration, whose state is restored next
+        self.begin(saved)
         title = self.part.replace("_", "-")
         with self.run.tracking(self.part, done), Bar(title, self.max_steps, done) as bar, finishing_updates() as signal:
             callbacks.begin(done, self.optimizer, self.schedule)
@@ -285,14 +285,14 @@ class Trainer(ABC):
 
     # What the steps of both trainers share.
 
-    def plan(self) -> Plan:
+    def plan(self, works: Sequence[Work] | None = None) -> Plan:
         """The memory that this training needs, and the sizes of batches that fit; see `plan.py`.
 
         Where nothing else helps, and the option leaves it open, the model's ``gradient_checkpointing`` is switched on.
         """
         return planned(
             self.model,
-            self.works(),
+            self.works() if works is None else works,
             optimizer=self.optimizer_bytes(),
             reference=self.reference_model(),
             gradient_checkpointing=self.config.gradient_checkpointing,
@@ -312,8 +312,9 @@ class Trainer(ABC):
         Raises:
             UserError: the training does not fit in the machine's memory.
         """
-        plan = self.plan()
-        for work, size in zip(self.works(), plan.sizes, strict=True):
+        works = self.works()
+        plan = self.plan(works)
+        for work, size in zip(works, plan.sizes, strict=True):
             work.batches.size = size.rows
         console.print(str(plan), markup=False)
         require_fitting(plan)

@@ -39,7 +39,6 @@ from helpers.engine import (
 from helpers.grpo_run import CONFIG, resumed_like_whole, steps_of, trainer
 from helpers.oracle import oracle_run
 from helpers.several import in_processes
-from helpers.test_oracle import VALUES
 from helpers.tiny import KINDS
 from helpers.tiny_latent import tiny_latent
 
@@ -51,6 +50,15 @@ PATHS = {"svp": "svp:SVP", "gaussian_v": "gaussian_v:GaussianV"}
 def rival(kind: str, phases: tuple[str, ...] = ("latent",), **options: Any) -> Any:
     """Made from its import path, as on the command line."""
     return build_exploration(ExplorationConfig(kind=f"evidence.rivals.{PATHS[kind]}", phases=phases, options=options))
+
+
+VALUES = {  # kind -> the projection of values, and which of its outputs are values: width 16, or 2 heads of 4 or 8
+    "gpt2": ("transformer.h.{}.attn.c_attn", range(32, 48)),
+    "gpt_neox": ("gpt_neox.layers.{}.attention.query_key_value", [12 * h + 8 + e for h in range(4) for e in range(4)]),
+    "opt": ("model.decoder.layers.{}.self_attn.v_proj", range(16)),
+    **dict.fromkeys(("llama", "qwen2"), ("model.layers.{}.self_attn.v_proj", range(8))),
+    "qwen3": ("model.layers.{}.self_attn.v_proj", range(16)),
+}
 
 
 def with_noise(
