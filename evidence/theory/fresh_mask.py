@@ -72,7 +72,7 @@ def weights_by_library(law: Law, options: dict[str, Any] | None) -> Tensor:
     # One rollout per loss, so that the weights are not divided by the number of rollouts.
     totals = Totals(rollouts=1, tokens=1, max_completion_length=log_ratio.shape[-1])
     mask = law.answer_mask.expand(log_ratio.shape).flatten(0, 2)
-    (slope,) = torch.autograd.grad(-surrogate(new, old, mask, sign, batch=totals, **(options or {})).loss, new)
+    (slope,) = torch.autograd.grad(-surrogate(new, old, mask, sign, totals=totals, **(options or {})).loss, new)
     return (slope * sign[:, None]).view(log_ratio.shape)  # sign is its own inverse
 
 

@@ -52,7 +52,7 @@ def check_kl_gradient(exact: Exact, **options: Any) -> Check:
         law.logprobs.flatten(0, 1),
         law.answer_mask.expand(shape).flatten(0, 1),
         torch.zeros(len(new), dtype=torch.float64),
-        batch=_BATCH,
+        totals=_BATCH,
         beta=1.0,
         ref_logprobs=reference.flatten(0, 1),
         **options,
@@ -142,7 +142,7 @@ def _ascend(*, follows: bool) -> tuple[float, float]:
         rate = logprobs.detach().exp().flatten()
         gains = (_K - 1) / _K * (torch.tensor([1.0, 0.0], dtype=torch.float64) - rate[0])  # E[A | reward]
         new = logprobs.detach().clone().requires_grad_()
-        part = surrogate(new, new.detach(), torch.ones(2, 1), gains, batch=_BATCH, beta=beta, ref_logprobs=reference)
+        part = surrogate(new, new.detach(), torch.ones(2, 1), gains, totals=_BATCH, beta=beta, ref_logprobs=reference)
         (slope,) = torch.autograd.grad(part.loss, new)
         optimizer.zero_grad()
         logprobs.backward(slope * rate[:, None])  # each answer counts with its probability

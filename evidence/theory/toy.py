@@ -139,7 +139,7 @@ def objective_gradient(toy: Toy, rollouts: Rollouts, *, update_seeds: Tensor | N
     )
     totals = Totals(rollouts=rollouts.seeds.numel(), tokens=int(answers.mask.sum()), max_completion_length=LENGTH)
     advantages = group_advantages(rollouts.rewards).flatten()
-    part = surrogate(logprobs, answers.logprobs, answers.mask, advantages, batch=totals, **options)
+    part = surrogate(logprobs, answers.logprobs, answers.mask, advantages, totals=totals, **options)
     log_ratio = ((logprobs - answers.logprobs) * answers.mask).detach()
     return Replayed(gradient=flat_gradient(-part.loss, toy.model), log_ratio=log_ratio)
 

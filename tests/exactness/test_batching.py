@@ -89,7 +89,7 @@ def loss_gradients(model: LatentModel, chunks: list[list[int]], exploration: Exp
         rows = (torch.tensor(groups)[:, None] * 4 + torch.arange(4)).flatten()
         questions = prompts().select(torch.tensor(groups))
         logprobs = logprobs_of(model, questions, SEEDS[groups], TOKENS[rows], exploration)
-        part = surrogate(logprobs, old[rows], USED[rows], ADVANTAGES[rows], batch=batch)
+        part = surrogate(logprobs, old[rows], USED[rows], ADVANTAGES[rows], totals=batch)
         part.loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

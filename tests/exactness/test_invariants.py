@@ -111,7 +111,7 @@ def grpo_gradient(model: LatentModel, exploration: Exploration, temperature: flo
     advantages = group_advantages(rewards)
     batch = Totals(rollouts=6, tokens=int(generation.mask.sum()), max_completion_length=5)
     logprobs = replay(model, prompts(), SEEDS, generation.token_ids, exploration, temperature=1.0)
-    loss = surrogate(logprobs, logprobs.detach(), generation.mask, advantages.flatten(), batch=batch).loss
+    loss = surrogate(logprobs, logprobs.detach(), generation.mask, advantages.flatten(), totals=batch).loss
     squares = [gradient.square().sum() for gradient in torch.autograd.grad(loss, list(model.parameters()))]
     return generation.token_ids, advantages, float(torch.stack(squares).sum().sqrt())
 

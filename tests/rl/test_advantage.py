@@ -184,9 +184,9 @@ def test_the_update_leaves_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert line["completions/unjudged"] == 5
     assert line["reward"] == pytest.approx(4 / 7)
     # 6 rollouts count: 2 of the first group, none of the second, 4 of the third.
-    assert update["batch"].rollouts == 6
+    assert update["totals"].rollouts == 6
     counted = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.bool)
-    assert update["batch"].tokens == int((groups.answers.mask * counted[:, None]).sum())
+    assert update["totals"].tokens == int((groups.answers.mask * counted[:, None]).sum())
     assert int(update["mask"].any(-1).sum()) == 6
     assert sorted(update["advantages"].tolist())[:3] == [-0.5] * 3
 

@@ -63,8 +63,8 @@ def test_lengths_are_counted_with_eos(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 1 <= lengths.min() < lengths.max() == 6
     assert line["completions/mean_length"] == pytest.approx(float(lengths.float().mean()))
     assert (line["completions/min_length"], line["completions/max_length"]) == (lengths.min(), lengths.max())
-    assert batch["batch"].tokens == lengths.sum()
-    assert batch["batch"].rollouts == 12
+    assert batch["totals"].tokens == lengths.sum()
+    assert batch["totals"].rollouts == 12
     assert 0 < line["entropy"] < 3.44  # ln 31
     # Every ratio is 1, so the loss is -(1/12) sum_k A_k L_k, and A is -1/2 and 1/2 in turn.
     assert batch["advantages"].tolist() == [-0.5, 0.5] * 6

@@ -62,7 +62,7 @@ def test_only_groups_that_differ_within_themselves_are_replayed(
     assert line["grad_norm"] > 0
     assert rows == [1, 4, 4, 4]  # the question once, then K rows for two thoughts and the answer
     assert [len(call) for call in replays.seeds] == [1]
-    assert replays.surrogates[0]["batch"].rollouts == 20  # the others count in the denominator all the same
+    assert replays.surrogates[0]["totals"].rollouts == 20  # the others count in the denominator all the same
 
 
 def test_replay_differences_are_of_the_tokens_that_are_replayed(tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_truncated_answers_get_no_gradient_when_masked(
     assert line["completions/clipped_ratio"] == pytest.approx(1 - float(ended.float().mean()))
     assert torch.equal(batch["mask"], mask & ended[:, None])
     assert line["completions/max_length"] == length  # metrics are of what was sampled
-    assert batch["batch"].rollouts == 12
-    assert batch["batch"].tokens == (mask & ended[:, None]).sum()
+    assert batch["totals"].rollouts == 12
+    assert batch["totals"].tokens == (mask & ended[:, None]).sum()
     assert torch.equal(batch["advantages"], torch.tensor([-0.5, 0.5] * 6))  # rewards are of all
 
 

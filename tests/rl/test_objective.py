@@ -15,15 +15,15 @@ OLD = math.log(0.25)
 
 
 def of_ratios(
-    ratios: list[list[float]], advantages: list[float], *, batch: Totals | None = None, **options: Any
+    ratios: list[list[float]], advantages: list[float], *, totals: Totals | None = None, **options: Any
 ) -> tuple[Surrogate, Tensor]:
     """The surrogate of answers whose tokens have these ratios, all real, and its gradient in their log-probs."""
     ratio = torch.tensor(ratios, dtype=torch.float64)
     logprobs = (ratio.log() + OLD).requires_grad_()
     old = torch.full_like(ratio, OLD)
-    batch = batch or Totals(rollouts=len(ratios), tokens=ratio.numel(), max_completion_length=ratio.shape[1])
+    totals = totals or Totals(rollouts=len(ratios), tokens=ratio.numel(), max_completion_length=ratio.shape[1])
     gain = torch.tensor(advantages, dtype=torch.float64)
-    result = surrogate(logprobs, old, torch.ones_like(ratio), gain, batch=batch, **options)
+    result = surrogate(logprobs, old, torch.ones_like(ratio), gain, totals=totals, **options)
     (gradient,) = torch.autograd.grad(result.loss, logprobs)
     return result, gradient
 
@@ -68,7 +68,7 @@ def test_a_ratio_that_overflows(level: str, advantage: float, loss: float, gradi
         torch.full((1, 1), -89.0),
         torch.ones(1, 1),
         torch.tensor([advantage]),
-        batch=batch,
+        totals=batch,
         importance_sampling_level=level,  # type: ignore[arg-type]
     )
     result.loss.backward()
@@ -129,7 +129,7 @@ RAGGED_BATCH = Totals(rollouts=2, tokens=4, max_completion_length=4)
 def test_loss_types_on_ragged_answers(level: Any, loss_type: Any, expected: float) -> None:
     logprobs, gain = torch.full((2, 3), OLD, dtype=torch.float64), torch.tensor([1.0, -2.0])
     options = {"loss_type": loss_type, "importance_sampling_level": level}
-    result = surrogate(logprobs, logprobs, RAGGED, gain, batch=RAGGED_BATCH, **options)
+    result = surrogate(logprobs, logprobs, RAGGED, gain, totals=RAGGED_BATCH, **options)
     assert float(result.loss) == pytest.approx(expected)
 
 
@@ -154,7 +154,7 @@ def test_token_losses_and_kl_as_trl_computes_them(loss_type: Any) -> None:
         old,
         mask,
         advantages,
-        batch=Totals(rollouts=len(mask), tokens=int(mask.sum()), max_completion_length=9),
+        totals=Totals(rollouts=len(mask), tokens=int(mask.sum()), max_completion_length=9),
         epsilon=0.2,
         epsilon_high=0.3,
         loss_type=loss_type,
@@ -180,7 +180,7 @@ def test_weights_have_the_precision_of_the_log_probs(loss_type: Any, third: int)
     batch = Totals(rollouts=3, tokens=6, max_completion_length=7)
     logprobs = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
     gain = torch.ones(3, dtype=torch.float64)
-    loss = surrogate(logprobs, logprobs.detach(), mask, gain, batch=batch, loss_type=loss_type).loss
+    loss = surrogate(logprobs, logprobs.detach(), mask, gain, totals=batch, loss_type=loss_type).loss
     (gradient,) = torch.autograd.grad(loss, logprobs)
     assert gradient.flatten().tolist() == pytest.approx([-1 / third] * 6, rel=1e-15)
 
@@ -205,7 +205,7 @@ def total_of(mask: Tensor) -> Totals:
 def test_padding_contributes_nothing(loss_type: Any, level: Any, garbage: float) -> None:
     logprobs, old, mask, advantages, ref = random_answers()
     options: dict[str, Any] = {"loss_type": loss_type, "importance_sampling_level": level, "beta": 0.1}
-    clean = surrogate(logprobs, old, mask, advantages, batch=total_of(mask), ref_logprobs=ref, **options)
+    clean = surrogate(logprobs, old, mask, advantages, totals=total_of(mask), ref_logprobs=ref, **options)
     (expected,) = torch.autograd.grad(clean.loss, logprobs)
     padded = mask == 0
     assert torch.equal(expected[padded], torch.zeros(int(padded.sum()), dtype=torch.float64))
@@ -215,7 +215,7 @@ def test_padding_contributes_nothing(loss_type: Any, level: Any, garbage: float)
         old.masked_fill(padded, -garbage),
         mask,
         advantages,
-        batch=total_of(mask),
+        totals=total_of(mask),
         ref_logprobs=ref.masked_fill(padded, 7.0),
         **options,
     )
@@ -235,7 +235,7 @@ def test_micro_batches_add_up_to_the_whole(loss_type: Any, level: Any) -> None:
         parts = [
             surrogate(
                 logprobs[rows], old[rows], mask[rows], advantages[rows],
-                batch=batch_of(mask[rows]), ref_logprobs=ref[rows], **options,
+                totals=batch_of(mask[rows]), ref_logprobs=ref[rows], **options,
             )
             for rows in torch.arange(len(mask)).split(split)
         ]  # fmt: skip
@@ -261,7 +261,7 @@ def test_gradient_at_the_old_policy_is_the_policy_gradient(level: Any) -> None:
     advantages = torch.tensor([0.75, -0.25, 1.5, -2.0], dtype=torch.float64)
     logprobs = logits.log_softmax(-1)[tokens]
     batch = Totals(rollouts=4, tokens=6, max_completion_length=2)
-    loss = surrogate(logprobs, logprobs.detach(), mask, advantages, batch=batch, importance_sampling_level=level).loss
+    loss = surrogate(logprobs, logprobs.detach(), mask, advantages, totals=batch, importance_sampling_level=level).loss
     (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
     # d log softmax_a / d logits = onehot(a) - pi, summed over an answer's tokens, by hand
     pi = logits.detach().softmax(-1)
@@ -277,7 +277,7 @@ def test_gradient_is_the_finite_difference(loss_type: Any, level: Any) -> None:
 
     def loss(x: Tensor) -> Tensor:
         return surrogate(
-            x, old, mask, advantages, batch=total_of(mask), ref_logprobs=ref,
+            x, old, mask, advantages, totals=total_of(mask), ref_logprobs=ref,
             loss_type=loss_type, importance_sampling_level=level, beta=0.1,
         ).loss  # fmt: skip
 

@@ -51,7 +51,7 @@ def test_the_update_is_the_mean_over_the_kept_groups(tmp_path: Path, monkeypatch
     made.train()
     assert replays.seeds == [groups.seeds[1:2].tolist()]
     (update,) = replays.surrogates
-    assert update["batch"].rollouts == 4
+    assert update["totals"].rollouts == 4
     assert update["advantages"].tolist() == [0.5, 0.5, -0.5, -0.5]
     (line,) = read_metrics(tmp_path)
     found = [line[f"groups/{name}"] for name in ("sampled", "mixed", "kept", "step_skipped")]

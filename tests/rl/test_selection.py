@@ -56,8 +56,8 @@ def test_the_first_mixed_groups_make_the_update(
     expected = rollout_seeds(2, 1, torch.tensor(longest_first), 4)
     assert replays.seeds == [expected.tolist()]
     (update,) = replays.surrogates
-    assert update["batch"].rollouts == 4 * len(kept)  # not of all sampled
-    assert update["batch"].tokens == update["mask"].sum()
+    assert update["totals"].rollouts == 4 * len(kept)  # not of all sampled
+    assert update["totals"].tokens == update["mask"].sum()
     assert update["advantages"].tolist() == [0.75, -0.25, -0.25, -0.25] * len(kept)
     (line,) = read_metrics(tmp_path / "run")
     seen = [i for i in mixed if i < 2 * batches]

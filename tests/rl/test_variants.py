@@ -119,4 +119,4 @@ def test_reinforce_subtracts_the_mean_of_earlier_steps(tmp_path: Path, monkeypat
         expected = torch.tensor(rewards[step], dtype=torch.float32)[orders[step]] - baselines[step]
         expected = expected[expected != 0]
         assert update["advantages"].tolist() == pytest.approx(expected.tolist())
-        assert update["batch"].rollouts == 4  # all sampled count in the mean
+        assert update["totals"].rollouts == 4  # all sampled count in the mean

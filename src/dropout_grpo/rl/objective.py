@@ -41,7 +41,7 @@ class Surrogate:
     clipped_high: Tensor  # [], number of answer tokens
 
 
-def token_weight(mask: Tensor, loss_type: LossType, batch: Totals, dtype: torch.dtype) -> Tensor:
+def token_weight(mask: Tensor, loss_type: LossType, totals: Totals, dtype: torch.dtype) -> Tensor:
     """Weight of each answer token in the loss, [R, L] of type ``dtype`` from the answer mask [R, L].
 
     ``sum`` sums tokens and averages rollouts (the default here). As in TRL, ``grpo`` averages within an answer first,
@@ -49,12 +49,12 @@ def token_weight(mask: Tensor, loss_type: LossType, batch: Totals, dtype: torch.
     """
     weight = mask.to(dtype)
     if loss_type == "sum":
-        return weight / batch.rollouts
+        return weight / totals.rollouts
     if loss_type == "grpo":
-        return weight / mask.sum(-1, keepdim=True).clamp(min=1) / batch.rollouts
+        return weight / mask.sum(-1, keepdim=True).clamp(min=1) / totals.rollouts
     if loss_type == "dr_grpo":
-        return weight / batch.rollouts / batch.max_completion_length
-    return weight / batch.tokens
+        return weight / totals.rollouts / totals.max_completion_length
+    return weight / totals.tokens
 
 
 def kl_estimate(gap: Tensor, estimator: KLEstimator, delta: float) -> Tensor:
@@ -88,7 +88,7 @@ def surrogate(
     mask: Tensor,
     advantages: Tensor,
     *,
-    batch: Totals,
+    totals: Totals,
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     importance_sampling_level: ImportanceSamplingLevel = "token",
@@ -105,7 +105,7 @@ def surrogate(
         old_logprobs: the same at the time when the answer was sampled, [R, L].
         mask: 1 for answer tokens, [R, L].
         advantages: A_k, [R].
-        batch: totals that normalise the loss.
+        totals: totals that normalise the loss.
         epsilon: the ratio is clipped to [1 - epsilon, 1 + epsilon_high].
         epsilon_high: epsilon when None.
         importance_sampling_level: ``token`` for one ratio per token, or ``sequence`` for the product over all tokens,
@@ -128,7 +128,7 @@ def surrogate(
     ratio = torch.where(gain < 0, log_ratio, log_ratio.clamp(max=beyond)).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + high)
     objective = torch.minimum(ratio * gain, clipped * gain)  # [R, L] or [R, 1]
-    weight = token_weight(mask, loss_type, batch, objective.dtype)
+    weight = token_weight(mask, loss_type, totals, objective.dtype)
     if importance_sampling_level == "sequence":
         # There is one ratio per answer. It counts once under "sum", and has TRL's token weights otherwise.
         weight = weight.amax(-1, keepdim=True) if loss_type == "sum" else weight.sum(-1, keepdim=True)
@@ -138,7 +138,7 @@ def surrogate(
         assert ref_logprobs is not None, "beta > 0 needs the reference's log-probabilities"
         gap = torch.where(mask, ref_logprobs - logprobs, torch.zeros_like(logprobs))
         estimate = kl_estimate(gap, kl_estimator, kl_delta)
-        loss = loss + beta * (estimate * token_weight(mask, loss_type, batch, estimate.dtype)).sum()
+        loss = loss + beta * (estimate * token_weight(mask, loss_type, totals, estimate.dtype)).sum()
         kl = estimate.sum().detach()
     with torch.no_grad():
         low = (ratio < 1 - epsilon) & (gain < 0) & mask

@@ -142,7 +142,7 @@ class PolicyUpdate:
                 old_logprobs,
                 used,
                 advantages[some].flatten().to(logprobs),
-                batch=totals,
+                totals=totals,
                 beta=0.0 if ref_logprobs is None else beta,
                 ref_logprobs=ref_logprobs,
             )
