@@ -36,6 +36,7 @@ STEPS = 3
 """Updates of a command. The first is not counted."""
 
 _VALIDATED = 16
+_COMMAND = [sys.executable, "-m", "dropout_grpo"]
 
 _SFT = "sft --curriculum.cot_epochs 0 --curriculum.max_latent_stage 1 --curriculum.save_stages false"
 _GRPO = f"grpo --grpo.max_steps {STEPS} --grpo.beta 0.01 --grpo.max_completion_length 32 --exploration.phases [latent]"
@@ -94,7 +95,15 @@ def against(
         finally:
             _git("worktree", "remove", "--force", str(there))
     jobs = {name: {v: summary(runs) for v, runs in both.items()} for name, both in ended.items()}
-    facts = {"commit_before": commit, "model": model.name, "rounds": rounds, "old": old, "new": new, "longest": longest}
+    facts = {
+        "kind": "against",
+        "commit_before": commit,
+        "model": model.name,
+        "rounds": rounds,
+        "old": old,
+        "new": new,
+        "longest": longest,
+    }
     print(json.dumps({**facts, "jobs": jobs, "ratios": ratios(jobs), **provenance()}, indent=1))
 
 
@@ -133,8 +142,7 @@ def run(source: Path, words: list[str], run_dir: Path) -> Ended:
     log.parent.mkdir(parents=True, exist_ok=True)
     began, peak, first_line = time.monotonic(), 0, 0.0
     with log.open("w", encoding="utf-8") as file:
-        command = [sys.executable, "-m", "dropout_grpo", *words]
-        process = subprocess.Popen(command, cwd=source, env=environment, stdout=file, stderr=file)
+        process = subprocess.Popen([*_COMMAND, *words], cwd=source, env=environment, stdout=file, stderr=file)
         while process.poll() is None:
             peak = max(peak, _peak(process.pid))
             if not first_line and metrics.is_file() and metrics.stat().st_size:

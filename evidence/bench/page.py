@@ -12,7 +12,17 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evidence.bench.tables import ARM_LABELS, AXIS_LABELS, OF_CASES, OF_SIZES, OF_SWEEPS, OF_TESTS, Result, tables
+from evidence.bench.tables import (
+    ARM_LABELS,
+    AXIS_LABELS,
+    OF_CASES,
+    OF_COMMITS,
+    OF_SIZES,
+    OF_SWEEPS,
+    OF_TESTS,
+    Result,
+    tables,
+)
 from evidence.pages.blocks import fill_file, unknown_block
 from evidence.pages.figures import BLUE, ORANGE, save
 
@@ -32,7 +42,7 @@ def block(results: Mapping[str, Result], name: str) -> str:
         UserError: there is no table of that name for the kind of result.
     """
     file, _, table = name.rpartition(".")
-    known = tables(results[file]) if file in results else OF_CASES | OF_SIZES | OF_SWEEPS | OF_TESTS
+    known = tables(results[file]) if file in results else OF_CASES | OF_SIZES | OF_SWEEPS | OF_TESTS | OF_COMMITS
     if table not in known:
         raise unknown_block(name, [f"{file}.{known_table}" for known_table in known])
     return known[table](results[file]) if file in results else _NO_RESULT

@@ -155,6 +155,19 @@ def sizes(result: Result) -> str:
     return _table(columns, rows)
 
 
+def against(result: Result) -> str:
+    """Seconds and peak memory of an older commit and of the one that was measured."""
+    rows = []
+    for job, both in result["jobs"].items():
+        for key, name in (("update", job), ("step", "with rollouts"), ("peak", "peak of the command, GB")):
+            old, new = both["old"][key], both["new"][key]
+            if old and new:
+                scale = 1e9 if key == "peak" else 1.0
+                rows.append([name, f"{old / scale:.1f}", f"{new / scale:.1f}", f"{old / new:.2f}"])
+    columns = ["seconds, or GB", f"commit {result['commit_before']}", f"commit {result['commit'][:7]}", "ratio"]
+    return table(columns, rows)
+
+
 OF_CASES: dict[str, Callable[[Result], str]] = {
     "machine": machine,
     "ratios": ratios,
@@ -165,11 +178,13 @@ OF_CASES: dict[str, Callable[[Result], str]] = {
 OF_TESTS: dict[str, Callable[[Result], str]] = {"tests": outcomes}
 OF_SIZES: dict[str, Callable[[Result], str]] = {"sizes": sizes}
 OF_SWEEPS: dict[str, Callable[[Result], str]] = {"machine": machine, "lines": lines}
+OF_COMMITS: dict[str, Callable[[Result], str]] = {"against": against}
 
 
 def tables(result: Result) -> dict[str, Callable[[Result], str]]:
     """The tables that can be made from a result, by name."""
-    return {"cases": OF_CASES, "sweep": OF_SWEEPS, "tests": OF_TESTS, "sizes": OF_SIZES}[result["kind"]]
+    kinds = {"cases": OF_CASES, "sweep": OF_SWEEPS, "tests": OF_TESTS, "sizes": OF_SIZES, "against": OF_COMMITS}
+    return kinds[result["kind"]]
 
 
 def render(result: Result) -> str:
