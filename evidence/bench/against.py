@@ -40,7 +40,7 @@ _COMMAND = [sys.executable, "-m", "dropout_grpo"]
 
 _SFT = "sft --curriculum.cot_epochs 0 --curriculum.max_latent_stage 1 --curriculum.save_stages false"
 _GRPO = f"grpo --grpo.max_steps {STEPS} --grpo.beta 0.01 --grpo.max_completion_length 32 --exploration.phases [latent]"
-JOBS = {"curriculum update": _SFT.split(), "grpo step": _GRPO.split()}
+JOBS = {"curriculum update": _SFT.split(), "GRPO update": _GRPO.split()}
 """Commands and their options but for recipe, model, files and run folder."""
 
 
