@@ -38,7 +38,7 @@ def update(work: Workload, rows: int) -> float:
             torch.full_like(logprobs, old),
             torch.ones_like(logprobs),
             work.advantages.flatten()[few.cpu()].to(logprobs),
-            batch=total,
+            totals=total,
         )
         part.loss.backward()
         loss += float(part.loss.detach())

@@ -55,7 +55,7 @@ def update(work: Workload, rows: int) -> float:
             made.logprobs[row : row + 1],
             made.mask[row : row + 1],
             work.advantages.flatten()[row : row + 1].to(logprobs),
-            batch=total,
+            totals=total,
         )
         part.loss.backward()
         loss += float(part.loss.detach())

@@ -97,7 +97,7 @@ def test_data_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "file").write_text("")
     few = [f"--word_problems.n_{split}=1" for split in ("train", "grpo", "valid", "test")]
     assert main(["data", "--out", str(tmp_path / "file"), *few]) == 2
-    assert "cannot be made: File exists" in capsys.readouterr().err
+    assert "cannot be created: File exists" in capsys.readouterr().err
 
 
 def test_asking_for_the_thoughts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("hello")
     with pytest.raises(UserError, match="is a file: choose another path"):
         RunFolder(tmp_path / "run", "grpo", Config())
-    with pytest.raises(UserError, match=r"run/below cannot be made: Not a directory; choose another path"):
+    with pytest.raises(UserError, match=r"run/below cannot be created: Not a directory; choose another path"):
         RunFolder(tmp_path / "run" / "below", "grpo", Config())
 
 

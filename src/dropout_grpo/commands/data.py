@@ -64,7 +64,7 @@ def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
         The files written, with their numbers of problems.
 
     Raises:
-        UserError: a file exists, the folder cannot be made, or the task has too few problems.
+        UserError: a file exists, the folder cannot be created, or the task has too few problems.
     """
     from dropout_grpo.commands.shared.problems import problems_of
 
@@ -81,7 +81,7 @@ def write_variations(out: Path, options: VaryOptions) -> dict[Path, int]:
         The file written, with its number of problems.
 
     Raises:
-        UserError: the file exists, the folder cannot be made, or no problem can be varied.
+        UserError: the file exists, the folder cannot be created, or no problem can be varied.
     """
     assert options.vary is not None, "there is a source"
     target = out / "vary.json"
@@ -105,7 +105,7 @@ def _write(out: Path, made: Mapping[Path, Sequence[Problem]]) -> dict[Path, int]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another.") from error
+        raise UserError(f"--out {out} cannot be created: {error.strerror}; choose another.") from error
     drafts = {file: file.with_name(f".{file.stem}.part.json") for file in made}
     try:  # all or none: a file that a full disk has cut would be in the way of the next try
         for file, problems in made.items():

@@ -100,7 +100,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"run folder {self.path} cannot be made: {error.strerror}; choose another path.") from error
+            raise UserError(f"run folder {self.path} cannot be created: {error.strerror}; choose another path.") from error
         self._lock = None if joins else lock_folder(self.path)
         if resume and (self.path / CONFIG_FILE).is_file():
             self._check_same(record, written)
