@@ -100,7 +100,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"run folder {self.path} cannot be created: {error.strerror}; choose another path.") from error
+            reason = f"{error.strerror}; choose another path."
+            raise UserError(f"run folder {self.path} cannot be created: {reason}") from error
         self._lock = None if joins else lock_folder(self.path)
         if resume and (self.path / CONFIG_FILE).is_file():
             self._check_same(record, written)
