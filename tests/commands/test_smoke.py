@@ -74,7 +74,7 @@ def test_grpo_takes_two_steps_of_exactly_the_papers_objective(elsewhere: Path, m
     for update in replays.surrogates:
         names = ("epsilon", "epsilon_high", "loss_type", "kl_estimator", "kl_delta", "importance_sampling_level")
         assert [update[name] for name in names] == [0.1, 0.12, "grpo", "k3_huber", 5.0, "token"]
-        assert update["batch"].rollouts == 8
+        assert update["totals"].rollouts == 8
         assert update["ref_logprobs"] is not None
 
 
