@@ -14,10 +14,10 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from dropout_grpo.errors import UserError, reading
+from dropout_grpo.errors import reading
 from dropout_grpo.latent.io.gguf import converted, gguf_file
 from dropout_grpo.latent.io.hub import require_known
-from dropout_grpo.latent.io.load_errors import check_folder, loading, require_whole
+from dropout_grpo.latent.io.load_errors import check_folder, loading, require_all, require_whole
 
 
 def load_causal_lm(
@@ -43,7 +43,7 @@ def load_causal_lm(
             trust_remote_code=False,
         )
     model, info = loaded
-    _require_all(path, sorted(info["missing_keys"]))
+    require_all(path, sorted(info["missing_keys"]))
     require_whole(path, model.state_dict(), info["unexpected_keys"])
     if file:
         model.config.name_or_path = model.name_or_path = str(file)
@@ -84,13 +84,3 @@ def file_of(path: str | Path, name: str) -> str | None:
     """
     require_known(path)
     return None if Path(path).is_file() else cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
-
-
-def some(names: list[str]) -> str:
-    """The first five of some names."""
-    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-
-
-def _require_all(path: str | Path, missing: list[str]) -> None:
-    if missing:
-        raise UserError(f"{path} lacks weights: {some(missing)}.")

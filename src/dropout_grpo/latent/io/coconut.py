@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io.causal_lm import load_causal_lm, some
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
+from dropout_grpo.latent.io.load_errors import some
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_tied, untie
 
 INNER, DUPLICATE, WRAPPED = "base_causallm.", "embedding.weight", "model_state_dict"

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import struct
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.io.load_errors import require_all
 
 SUFFIX = ".gguf"
 _LOG = logging.getLogger(__name__)
@@ -65,8 +67,8 @@ def converted(file: Path) -> Path:
         UserError: the folder cannot be written, the file is damaged or lacks weights, or see ``_load``.
     """
     _source(file)
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    facts = file.stat()
+    digest = _digest(file.resolve(), facts.st_size, facts.st_mtime_ns)
     folder = cached_assets_path("dropout-grpo", "gguf", f"{file.stem}-{digest[:16]}")
     if (folder / "config.json").is_file():
         return folder
@@ -86,6 +88,13 @@ def converted(file: Path) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
     _LOG.warning("%s is converted, once: its weights in float32 are in %s", file, folder)
     return folder
+
+
+@lru_cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file of this size, last changed at this time: tokenizer and weights ask for it in turn."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _load(file: Path) -> PreTrainedModel:
@@ -111,8 +120,7 @@ def _load(file: Path) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(dequantized.state_dict())
     model.generation_config = dequantized.generation_config
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{file} lacks weights: {', '.join(missing[:5])}{' ...' if missing[5:] else ''}.")
+    require_all(file, sorted(info["missing_keys"]))
     return model
 
 

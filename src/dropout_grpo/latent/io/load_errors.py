@@ -94,6 +94,17 @@ def _reason(error: BaseException) -> str:
     return f"a file of it is malformed ({type(error).__name__}: {text})."
 
 
+def some(names: list[str]) -> str:
+    """The first five of some names."""
+    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+
+
+def require_all(path: str | Path, missing: list[str]) -> None:
+    """Check that the model lacks no weight; the message names the first ones."""
+    if missing:
+        raise UserError(f"{path} lacks weights: {some(missing)}.")
+
+
 def require_whole(path: str | Path, known: Iterable[str], unexpected: Iterable[str]) -> None:
     """Check that the checkpoint has no weights of layers that are missing in the config: the model would be truncated.
 

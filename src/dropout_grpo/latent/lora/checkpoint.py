@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm, load_tokenizer, some
+from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm, load_tokenizer
+from dropout_grpo.latent.io.load_errors import some
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_tied, untie
 
 if TYPE_CHECKING:
