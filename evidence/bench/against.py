@@ -10,7 +10,6 @@ command, with loading, saving and the report.
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.runs.files import METRICS_FILE
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics
+from evidence.bench.memory import peak_of
 from evidence.places import ROOT
 
 STEPS = 3
@@ -144,7 +144,7 @@ def run(source: Path, words: list[str], run_dir: Path) -> Ended:
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen([*_COMMAND, *words], cwd=source, env=environment, stdout=file, stderr=file)
         while process.poll() is None:
-            peak = max(peak, _peak(process.pid))
+            peak = max(peak, peak_of(Path(f"/proc/{process.pid}/status")))
             if not first_line and metrics.is_file() and metrics.stat().st_size:
                 first_line = time.monotonic() - began
             time.sleep(0.02)
@@ -166,16 +166,6 @@ def _updates(lines: Sequence[Mapping[str, Any]]) -> list[float]:
         return [line["step_time"] - line["rollout_time"] for line in lines]
     seconds = [0.0, *(line["seconds"] for line in lines)]  # since the training began
     return [after - before for before, after in pairwise(seconds)]
-
-
-def _peak(pid: int) -> int:
-    """The peak of a process in bytes; 0 if it has just ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else 0
 
 
 def summary(runs: Sequence[Ended]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Linux's VmHWM, because ``ru_maxrss`` of a child starts from the memory of its pa
 
 import gc
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -54,11 +55,21 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "peak resident memory of a fresh process", "before": before, "peak": peak_resident()}
 
 
+def peak_of(status: Path) -> int:
+    """Peak resident memory of a process in bytes, from its ``status`` in Linux's /proc; 0 if it has just ended."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
 def peak_resident() -> int:
     """Peak resident memory of this process in bytes."""
     if _STATUS.is_file():
-        line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        peak = peak_of(_STATUS)
+        assert peak, "Linux gives VmHWM of a process that runs"
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 

@@ -63,14 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan, folder, choice_seeds = replace(_tenth(plan), seeds=TRIAL_SEEDS), out / "records", TRIAL_SEEDS
     try:
         run_seeds(plan.only(["choice"], choice_seeds), out, folder, "choice", options.workers)
-        without, with_masks = chosen(plan, read_records(folder, "choice"))
+        choices = read_records(folder, "choice")
+        without, with_masks = chosen(plan, choices)
         print(f"chosen: {without} and {with_masks}", file=sys.stderr)
         run_seeds(tested(plan, without, with_masks), out, folder, "seed", options.workers)
     except (UserError, OSError) as error:
         print(f"experiment: error: {error}", file=sys.stderr)
         sys.exit(2)
     records = read_records(folder, "seed")
-    print("\n\n".join(block(plan, read_records(folder, "choice"), records) for block in BLOCKS.values()))
+    print("\n\n".join(block(plan, choices, records) for block in BLOCKS.values()))
 
 
 def _tenth(plan: Plan) -> Plan:

@@ -5,7 +5,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from dropout_grpo.commands.shared.options import CURRICULUM_ONLY, add_config, add_recipe, checkpoint_options_of
+from dropout_grpo.commands.shared.options import (
+    CURRICULUM_ONLY,
+    add_config,
+    add_dry_run,
+    add_recipe,
+    checkpoint_options_of,
+)
 from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
@@ -24,8 +30,7 @@ def add_options(parser: ArgumentParser) -> None:
     latent = "folder or hub name of a latent model (required, except with --smoke)"
     parser.add_argument("--checkpoint", type=str | None, default=None, help=latent)
     add_config(parser, CheckpointOptions)
-    dry = "print the memory that the training needs on this machine's CPUs, without loading weights, and stop"
-    parser.add_argument("--dry_run", action="store_true", help=dry)
+    add_dry_run(parser)
     add_recipe(parser, hidden=UNUSED, first=_FIRST)
 
 

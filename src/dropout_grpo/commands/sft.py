@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from dropout_grpo.commands.shared.options import GRPO_ONLY, SAMPLES_ONLY, add_recipe
+from dropout_grpo.commands.shared.options import GRPO_ONLY, SAMPLES_ONLY, add_dry_run, add_recipe
 from dropout_grpo.config.recipe import Recipe
 
 HELP = "train a latent model through Coconut's curriculum"
@@ -15,8 +15,7 @@ _FIRST = ("recipe", "run_dir", "data.train", "data.valid", "model.name_or_path",
 
 
 def add_options(parser: ArgumentParser) -> None:
-    dry = "print the memory that the training needs on this machine's CPUs, without loading weights, and stop"
-    parser.add_argument("--dry_run", action="store_true", help=dry)
+    add_dry_run(parser)
     add_recipe(parser, hidden=UNUSED, first=_FIRST)
 
 

@@ -25,8 +25,11 @@ _LENGTH = "max_steps"  # of GRPO; it may be raised on resuming, which makes the 
 _MAY_CHANGE = frozenset(
     # Options of any section that change no weight on resuming: where a run is, what is kept in memory, and how often
     # something is written.
-    ("run_dir", "resume", "report_to", "fsdp", "eval_steps", "save_steps", "save_total_limit", "log_completions")
-) | {"gradient_checkpointing"}
+    (
+        *("run_dir", "resume", "report_to", "fsdp", "gradient_checkpointing"),
+        *("eval_steps", "save_steps", "save_total_limit", "log_completions"),
+    )
+)
 
 _OWN_NAMES = "exploration.options."  # sections whose names are the user's, so that a new name is a difference
 _MOST_THREADS = 16

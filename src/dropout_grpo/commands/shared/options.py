@@ -36,6 +36,12 @@ def add_config(parser: ArgumentParser, config: type[Any], section: str | None = 
     _show_ranges(parser, config, "" if section is None else f"{section}.")
 
 
+def add_dry_run(parser: ArgumentParser) -> None:
+    """Add ``--dry_run`` of a training; see ``dry_run.py``."""
+    plan = "print the memory that the training needs on this machine's CPUs, without loading weights, and stop"
+    parser.add_argument("--dry_run", action="store_true", help=plan)
+
+
 def add_recipe(parser: ArgumentParser, *, hidden: Collection[str], first: Sequence[str]) -> None:
     """Add all options of a recipe, ``--recipe``, ``--smoke`` and ``--device``; see ``recipe_of``.
 
