@@ -84,10 +84,9 @@ def _tenth(plan: Plan) -> Plan:
 
 
 def tested(plan: Plan, without: str, with_masks: str) -> Plan:
-    """The part of the plan whose runs the tests need, with every table made by default."""
+    """The part of the plan whose runs the tests need."""
     arms = [without, with_masks, *GREEDY, FRESH, HELD, f"demo_{without}", f"demo_{with_masks}"]
-    part = plan.only(["choice", "greedy", "holding", "demo"], [], arms)
-    return replace(part, tables={name: replace(table, optional=False) for name, table in part.tables.items()})
+    return plan.only(["choice", "greedy", "holding", "demo"], [], arms)
 
 
 def run_seeds(plan: Plan, out: Path, folder: Path, kind: str, workers: int) -> None:
@@ -95,7 +94,7 @@ def run_seeds(plan: Plan, out: Path, folder: Path, kind: str, workers: int) -> N
     left = [seed for seed in plan.seeds if not (folder / f"{kind}-{seed}.json").is_file()]
     bf16 = bf16_or_not(load_recipe(plan.recipe).bf16, default_device())
     for start in range(0, len(left), workers):
-        few = plan.only([], left[start : start + workers])
+        few = replace(plan, seeds=tuple(left[start : start + workers]))
         for each in plan_rounds(few, out):
             run_round(each, workers=workers, threads=1, extra=["--bf16", str(bf16).lower()])
         for seed in few.seeds:

@@ -144,12 +144,31 @@ def test_the_choice_takes_the_most_solved_then_the_lowest_temperature_p_and_phas
 
 
 def test_the_tests_need_these_runs(plan: Plan) -> None:
-    part = experiment.tested(plan, "none_t075", "latent_005_t050").only([], [201])
+    part = experiment.tested(plan, "none_t075", "latent_005_t050")
     assert list(part.of_kind("baseline")) == ["study", "demo"]
     assert set(part.of_kind("arm")) == {
         *("none_t075", "latent_005_t050", "demo_none_t075", "demo_latent_005_t050"),
         *("prompt_005_t000", "prompt_010_t000", "fresh_020_t100", "latent_020_t100"),
     }
+
+
+def test_every_run_of_a_seed_without_a_record_runs(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[set[str]] = []
+    monkeypatch.setattr(experiment, "run_round", lambda lines, **_: rounds.append(set(lines)))
+    monkeypatch.setattr(experiment, "record_seed", lambda plan, out, seed: {"runs": list(plan.runs)})
+    (tmp_path / "choice-102.json").write_text("{}", encoding="utf-8")
+    experiment.run_seeds(plan.only(["choice"], [101, 102, 103, 104]), tmp_path, tmp_path, "choice", 2)
+    names = ["study", *plan.tables["choice"].rows]
+    tests = [{line for line in lines if line.endswith("_t100-test")} for lines in rounds]
+    together = {f"seed{seed}/{noise}_t100-test" for seed in (101, 103) for noise in NOISES}
+    assert [part for part in tests if part] == [together, _of_seed(together, 101, 104)]
+    for seed in (101, 103, 104):
+        assert json.loads((tmp_path / f"choice-{seed}.json").read_text("utf-8"))["runs"] == names
+        assert {f"seed{seed}/{name}" for name in names} <= set().union(*rounds)
+
+
+def _of_seed(lines: set[str], old: int, new: int) -> set[str]:
+    return {line.replace(f"seed{old}/", f"seed{new}/") for line in lines if line.startswith(f"seed{old}/")}
 
 
 def test_the_line_through_the_differences(plan: Plan) -> None:
