@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
 SHARDED = {f"{name}, sharded": {**case, "fsdp": True} for name, case in CASES.items() if "muon" not in name}
 SHARDED["llama, sharded"] = {"part": "sft", "kind": "llama_tied", "fsdp": True, "gradient_checkpointing": True}
 SHARDED["grpo, dynamic sampling and KL, sharded"]["gradient_checkpointing"] = True
+SHARDED["sft, sharded"]["pieces"] = SHARDED["llama, sharded"]["pieces"] = 7
 SINGLE = {**CASES, "llama": {"part": "sft", "kind": "llama_tied"}}
 OWN = ("rollout_time", "step_time", "seconds", "replay/imbalance")
 

@@ -21,6 +21,7 @@ from dropout_grpo.latent.head import table_of, token_logprobs
 from dropout_grpo.latent.lora.adapter import adapter_off
 from dropout_grpo.latent.probe import has_plain_head, probe_rows
 from dropout_grpo.latent.rollout import replay
+from dropout_grpo.training.masters import with_masters
 from helpers import grpo_run
 from helpers.engine import ANSWERS, SEEDS, difference, differences, gradients, latent_model, prompts
 from helpers.families import tiny
@@ -179,6 +180,36 @@ def test_a_replay_in_pieces_is_the_replay(kind: str, monkeypatch: pytest.MonkeyP
         assert difference(actual[0], same[0]) < 1e-12
         assert differences(actual[1], same[1]) < 1e-12
     assert torch.equal(results(MASK)[0] == 0, MASK == 0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_replay_with_masters_is_no_less_exact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-probabilities of bf16 weights are the same. Gradients, summed in float32, have the plain way's errors."""
+    tokens = torch.tensor(ANSWERS)
+
+    def results(model: LatentModel) -> list[Tensor]:
+        model.zero_grad()
+        logprobs = replay(model, prompts(), SEEDS, tokens, MASKS, temperature=0.8, mask=MASK)
+        weights = torch.linspace(-1.0, 2.0, logprobs.numel()).view_as(logprobs)
+        for half in weights.tril(), weights.triu(1):  # of two micro-batches
+            logprobs = replay(model, prompts(), SEEDS, tokens, MASKS, temperature=0.8, mask=MASK)
+            (logprobs * half).sum().backward()
+        return [logprobs.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    model, wide = latent_model(kind, torch.float32), latent_model(kind)
+    with with_masters(model):
+        with torch.no_grad():
+            for parameter, rounded in zip(wide.parameters(), model.parameters(), strict=True):
+                parameter.copy_(rounded)
+        exact, plain = results(wide), results(model)
+        in_pieces(monkeypatch)
+        actual = results(model)
+    assert difference(actual[0], plain[0]) < 1e-6 < difference(actual[0], exact[0])
+    assert {gradient.dtype for gradient in actual} == {torch.float32}
+    lost, allowed = (
+        sum((a - b).square().sum() for a, b in zip(found, exact, strict=True)).sqrt() for found in (actual, plain)
+    )
+    assert 0 < lost < 1.1 * allowed
 
 
 def gradients_of(model: LatentModel) -> dict[str, Tensor]:

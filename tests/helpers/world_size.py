@@ -19,6 +19,7 @@ from dropout_grpo.distributed import processes
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.latent import head
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
@@ -69,10 +70,15 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
     Args:
         run: the run folder.
         case: ``part`` (sft or grpo), ``kind`` of model, ``dtype``, ``fsdp``, ``reward``, ``lora``, ``bf16``, ``p``,
-            ``seed``, ``weights`` (their seed); the rest are options of the config.
+            ``seed``, ``weights`` (their seed), ``pieces`` (words of a piece of the head); the rest are options of the
+            config.
         resume: continue the run in the folder.
     """
     case = dict(case)
+    if words := case.pop("pieces", None):
+        with patch.multiple(head, PIECE=0, _LEAST_WORDS=words):
+            train(run, case, resume=resume)
+        return
     part, kind, dtype = case.pop("part"), case.pop("kind", "gpt2"), getattr(torch, case.pop("dtype", "float64"))
     fsdp, bf16, reward = case.pop("fsdp", False), case.pop("bf16", False), REWARDS[case.pop("reward", "digits")]
     base, p, seed = case.pop("lora", None), case.pop("p", 0.2), case.pop("seed", 2)
