@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared import measure as command
 from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.evaluation import answering
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.evaluation.measures import measure_answers, summarize
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.build import options_of
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.rollout import Prompts
 from helpers.eval_run import MASKS, OPTIONS, SEED, evaluate, problems, save_checkpoint, save_files
 from helpers.tiny_latent import tiny_latent
 
@@ -91,6 +94,23 @@ def test_json_is_one_object_and_all_else_goes_to_standard_error(
     out, err = capfd.readouterr()
     assert f"{file}: pass@1 60.0 % [23.1, 88.2], " in out
     assert "pass@1" not in err
+
+
+def test_batches_are_halved_until_they_fit_in_memory(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: only a training had a plan, so what measures it was killed by the kernel."""
+    (file, _), think, asked = save_files(tmp_path), answering.think_in_groups, list[int]()
+
+    def watched(model: LatentModel, prompts: Prompts, seeds: Tensor, *args: Any, **options: Any) -> Any:
+        asked.append(seeds.numel())
+        return think(model, prompts, seeds, *args, **options)
+
+    monkeypatch.setattr(answering, "think_in_groups", watched)
+    monkeypatch.setattr("dropout_grpo.evaluation.validation.available_memory", lambda: 0)
+    assert evaluate(checkpoint, [file], tmp_path / "run") == 0
+    assert "memory: evaluation.batch_size 3 (was 6, to fit)" in capfd.readouterr().err  # one problem with 3 masks
+    assert asked == [3] * 5
 
 
 @pytest.mark.parametrize(

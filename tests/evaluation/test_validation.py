@@ -46,3 +46,12 @@ def test_questions_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     validate = Validation(sets, EvaluationConfig(num_samples=0), seed=0, bf16=False)
     assert validate(model) == validate(model)
     assert seen == [2, 3]
+
+
+@pytest.mark.parametrize(("told", "stage", "asked"), [(5, None, 5), (5, 1, 1), (None, None, 2)])
+def test_its_trial_has_the_thoughts_of_a_call(told: int | None, stage: int | None, asked: int) -> None:
+    model = tiny_latent(latent_steps=2)
+    validate = Validation(
+        {"": tiny_problems(2)}, EvaluationConfig(latent_steps=told, num_samples=0), seed=0, bf16=False
+    )
+    assert validate.work(model, stage).run(2).state.latent_step == asked

@@ -14,7 +14,9 @@ from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Sampling
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts
-from dropout_grpo.training.plan import Held, Work, sampled
+from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.plan import Held, Work, available_memory, planned, sampled
+from dropout_grpo.training.progress import console
 
 
 class Validation:
@@ -52,9 +54,7 @@ class Validation:
             latent_steps: number of thoughts, where it is not the model's own.
             max_new_tokens: maximum number of answer tokens; the config's when None.
         """
-        config = replace(self.config, max_new_tokens=max_new_tokens or self.config.max_new_tokens)
-        if latent_steps not in (None, model.latent_steps):
-            config = replace(config, latent_steps=latent_steps)
+        config = self._asked(model, latent_steps, max_new_tokens)
         answered: dict[str, Sequence[ModelAnswers]] = {}
         for name, problems in self.sets.items():
             answered[name] = answer_problems(
@@ -69,6 +69,10 @@ class Validation:
             )
         return validation_metrics(answered)
 
+    def _asked(self, model: LatentModel, latent_steps: int | None, max_new_tokens: int | None) -> EvaluationConfig:
+        config = replace(self.config, max_new_tokens=max_new_tokens or self.config.max_new_tokens)
+        return config if latent_steps in (None, model.latent_steps) else replace(config, latent_steps=latent_steps)
+
     def _questions(self, model: LatentModel, name: str) -> list[list[int]]:
         if name not in self._encoded:
             self._encoded[name] = model.tokenize([problem.prompt for problem in self.sets[name]])
@@ -76,19 +80,38 @@ class Validation:
 
     def work(self, model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None) -> Work:
         """The validation as a work whose batches must fit in memory; the arguments are those of a call."""
-        samples, length = max(1, self.config.num_samples), max_new_tokens or self.config.max_new_tokens
+        config = self._asked(model, latent_steps, max_new_tokens)
+        samples, length, steps = max(1, config.num_samples), config.max_new_tokens, config.latent_steps
         longest = max((row for name in self.sets for row in self._questions(model, name)), key=len)
 
         def run(rows: int) -> Held:
             prompts = Prompts(*model.pad([longest] * (rows // samples)))
             seeds = torch.arange(rows).view(-1, samples)
-            exploration: Exploration = self.exploration if self.config.num_samples else NoExploration()
-            strategy = Sampling(seeds.flatten(), self.config.temperature or 1.0)
+            exploration: Exploration = self.exploration if config.num_samples else NoExploration()
+            strategy = Sampling(seeds.flatten(), config.temperature or 1.0)
             with autocast(model.device, self.bf16):
-                return sampled(model, prompts, seeds, exploration, strategy, length=length, latent_steps=latent_steps)
+                return sampled(model, prompts, seeds, exploration, strategy, length=length, latent_steps=steps)
 
         most = samples * sum(map(len, self.sets.values()))
         return Work(name="evaluation", batches=self._batches, rows=samples, most=most, run=run)
+
+
+def planned_batches(
+    model: LatentModel,
+    problems: Sequence[Problem],
+    config: EvaluationConfig,
+    exploration: Exploration | None = None,
+    *,
+    bf16: bool = False,
+) -> MicroBatches:
+    """Batches for ``answer_problems``, with its arguments. On a CPU the size is halved until it fits in memory."""
+    work = Validation({"": problems}, config, exploration, seed=0, bf16=bf16).work(model)
+    if model.device.type == "cpu":
+        (size,) = planned(model, [work], optimizer=0, reference=None, available=available_memory()).sizes
+        if size.rows < size.before:
+            console.print(f"memory: {size.choice}", markup=False)
+        work.batches.size = size.rows
+    return work.batches
 
 
 def validation_metrics(answered: Mapping[str, Sequence[ModelAnswers]]) -> dict[str, float]:

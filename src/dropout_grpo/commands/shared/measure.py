@@ -11,6 +11,7 @@ from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems
+from dropout_grpo.evaluation.validation import planned_batches
 from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.training.progress import Bar
@@ -31,15 +32,18 @@ def measure(
     config = context.recipe.evaluation
     if plain_only:
         config = replace(config, num_samples=0)
+    exploration = None if plain_only else context.exploration
+    batches = planned_batches(model, problems, config, exploration, bf16=context.bf16)
     with Bar(title, len(problems)) as bar:
         return answer_problems(
             model,
             problems,
             config,
-            exploration=None if plain_only else context.exploration,
+            exploration=exploration,
             seed=context.seed,
             bf16=context.bf16,
             progress=bar.reach,
+            batches=batches,
         )
 
 

@@ -1,5 +1,6 @@
 """The two trainings that commands are made of, the curriculum and a GRPO run from a model, and what follows them."""
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -75,6 +76,8 @@ def train_curriculum(
         )
     check(model)
     trainer.train(resume_from_checkpoint=recipe.resume)
+    del trainer
+    gc.collect()  # its callback holds it: what follows has the memory of the optimiser's state
     save_checkpoint(run.checkpoint("coconut"), model)
     return model
 
