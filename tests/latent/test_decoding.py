@@ -1,5 +1,8 @@
 """The choice of the next token: by seeds, in agreement with the probabilities, and exactly under the average policy."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +11,7 @@ from transformers import TopPLogitsWarper
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import stream, uniform
 from dropout_grpo.latent import LatentModel, decoding
-from dropout_grpo.latent.decoding import AverageOverMasks, Sampling
+from dropout_grpo.latent.decoding import AverageOverMasks, Greedy, Sampling, next_token
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
 from dropout_grpo.latent.state import LatentState
 from helpers.tiny_latent import tiny_latent
@@ -109,6 +112,13 @@ def test_temperature_divides_the_logits_before_a_token_is_drawn() -> None:
         torch.testing.assert_close(generation.logprobs[:, 0], expected.gather(1, generation.token_ids)[:, 0])
         assert torch.equal(generation.token_ids[:, 0], strategy.choose(expected, 0))
         torch.testing.assert_close(generation.entropy[:, 0], -(expected.exp() * expected).sum(-1))
+
+
+def test_a_word_that_is_ruled_out_adds_no_entropy() -> None:
+    model = SimpleNamespace(logits=lambda *_: (logs([0.5, 0.0, 0.5], [0.0, 1.0, 0.0])[:, None], None))
+    _, token = next_token(model, None, None, 0, strategy=Greedy(), noise=None)  # type: ignore[arg-type]
+    assert token.entropy.tolist() == pytest.approx([math.log(2), 0.0])
+    assert str(token.entropy[1].item()) == "0.0"  # in metrics.jsonl
 
 
 def test_average_over_masks_by_hand() -> None:

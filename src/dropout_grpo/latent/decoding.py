@@ -236,7 +236,7 @@ def next_token(
     logprobs = at_temperature(logits[:, -1], strategy.temperature).log_softmax(-1)  # [B, V]
     chosen = strategy.choose(logprobs, position)
     logprob = logprobs.gather(-1, chosen[:, None]).squeeze(-1)
-    entropy = torch.special.entr(logprobs.exp()).sum(-1)
+    entropy = 0.0 - logprobs.exp().mul_(logprobs).nansum(-1)  # not -0.0; where a logit is -inf, 0 times -inf
     return state, NextToken(ids=chosen, logprobs=logprob, entropy=entropy, strategy=strategy.after(logprob))
 
 
