@@ -16,7 +16,7 @@ from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.rl.trainer import GRPOTrainer
-from dropout_grpo.training.adamw_8bit import AdamW8bit
+from dropout_grpo.training.adamw_8bit import AdamW8bit, eight_bit_parameters
 from dropout_grpo.training.masters import master_of, set_master, with_masters
 from dropout_grpo.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from helpers.grpo_run import CONFIG, digits, trainer
@@ -27,9 +27,13 @@ SFT = CurriculumConfig(
 )
 
 
-def optimizer_of(model: nn.Module, *, eight_bit: bool = True) -> Optimizer:
+def optimizer_of(model: nn.Module, name: str = "adamw_8bit") -> Optimizer:
     return build_optimizer(
-        model.parameters(), learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.99), eight_bit=eight_bit
+        model.parameters(),
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        betas=(0.9, 0.99),
+        eight_bit=eight_bit_parameters(model, name),
     )
 
 
@@ -47,12 +51,16 @@ def stepped(model: nn.Module, optimizer: Optimizer, *numbers: int) -> list[Tenso
 
 @pytest.mark.parametrize("masters", [False, True])
 def test_steps_are_near_adamws_and_a_loaded_state_goes_on(masters: bool) -> None:
-    """Moments of fewer than 4,096 elements are float32: those of the norm and the biases."""
+    """Moments of fewer than 4,096 elements are float32, those of the norm and the biases, and those of embeddings."""
     pytest.importorskip("bitsandbytes")  # not in dev: docs/dependencies.md
-    plain, model = (nn.Sequential(nn.Linear(17, 241), nn.LayerNorm(241), nn.Linear(241, 17)) for _ in range(2))
+
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Linear(17, 241), nn.LayerNorm(241), nn.Linear(241, 17), nn.Embedding(17, 241))
+
+    plain, model = made(), made()
     model.load_state_dict(plain.state_dict())
     start = [p.detach().clone() for p in plain.parameters()]
-    expected = stepped(plain, optimizer_of(plain, eight_bit=False), 1, 2, 3, 4)
+    expected = stepped(plain, optimizer_of(plain, "adamw"), 1, 2, 3, 4)
     twin = copy.deepcopy(model)
     with ExitStack() as held:
         for each in (model, twin) if masters else ():
@@ -68,6 +76,7 @@ def test_steps_are_near_adamws_and_a_loaded_state_goes_on(masters: bool) -> None
     for end, same, wanted, before in zip(model.parameters(), twin.parameters(), expected, start, strict=True):
         assert torch.equal(end, same)
         assert 0 < (end - wanted).abs().max() < 0.05 * (wanted - before).abs().max() or end.ndim == 1
+    assert (end - wanted).abs().max() < 1e-6, "the embedding"
     assert {name: (t.dtype, t.numel()) for name, t in tensors.items() if name.startswith("0.")} == {
         "0.step": (torch.float32, 1),
         "0.state1": (torch.uint8, 17 * 241),
@@ -75,9 +84,18 @@ def test_steps_are_near_adamws_and_a_loaded_state_goes_on(masters: bool) -> None
         "0.absmax1": (torch.float32, 17),  # 4097 / 256, rounded up
         "0.absmax2": (torch.float32, 17),
     }
-    assert tensors["2.state1"].dtype == torch.float32
+    assert {tensors[name].dtype for name in ("2.state1", "2.state2", "3.state1")} == {torch.float32}
     with pytest.raises(UserError, match=r"0\.absmax1 is torch.float32 of shape \[16\], not .* of shape \[17\]"):
         load_optimizer_tensors(second, {"0.absmax1": torch.zeros(16)})
+
+
+def test_the_plan_counts_its_moments(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "grpo", replace(CONFIG, optim="adamw_8bit"))
+    sft = CurriculumTrainer(tiny_latent(), SFT, tiny_problems(4, steps=1), tmp_path / "sft")
+    for each in (made, sft):
+        sizes = {name: p.numel() for name, p in each.model.named_parameters()}
+        tables = sum(size for name, size in sizes.items() if name.endswith(("wte.weight", "wpe.weight")))
+        assert each.optimizer_bytes() == 8 * tables + 2 * (sum(sizes.values()) - tables)
 
 
 def test_a_run_with_it_can_be_resumed(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import encode_answers, encode_steps, pad_left, pad_right
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import weights_digest
+from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint
 from dropout_grpo.training.loop import Trainer
 from dropout_grpo.training.memory import MicroBatches
@@ -301,14 +302,13 @@ class CurriculumTrainer(Trainer):
 
     def optimizer_bytes(self) -> int:
         """See ``Trainer``."""
-        eight_bit = self.config.optimizer == "adamw_8bit"
-        return optimizer_bytes(self.model.parameters(), self._matrices(), eight_bit=eight_bit)
+        return optimizer_bytes(self.model.parameters(), **self._apart())
 
-    def _matrices(self) -> list[nn.Parameter]:
-        """The parameters that are trained with Muon."""
-        if self.config.optimizer != "muon":
-            return []
-        return hidden_matrices(self.model, self.model.model.get_output_embeddings())
+    def _apart(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that are trained with Muon, and those whose moments are held in 8 bits."""
+        model, optimizer = self.model, self.config.optimizer
+        matrices = hidden_matrices(model, model.model.get_output_embeddings()) if optimizer == "muon" else []
+        return {"matrices": matrices, "eight_bit": eight_bit_parameters(model, optimizer)}
 
     def _cost(self, stage: int, problem: int) -> int:
         """Number of positions of a problem when it is shown as in ``stage``."""
@@ -326,8 +326,7 @@ class CurriculumTrainer(Trainer):
                 learning_rate=self.config.learning_rate,
                 weight_decay=self.config.weight_decay,
                 betas=(0.9, 0.999),
-                matrices=self._matrices(),
-                eight_bit=self.config.optimizer == "adamw_8bit",
+                **self._apart(),
             )
 
     def _batches(self, stage: Stage) -> Iterator[list[int]]:

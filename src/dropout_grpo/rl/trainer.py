@@ -53,6 +53,7 @@ from dropout_grpo.rl.sampler import RolloutSampler
 from dropout_grpo.rl.update import METRICS, REPLAY_GAPS, PolicyUpdate
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import code_digest, weights_digest
+from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, saved_reference
 from dropout_grpo.training.loop import Trainer
 from dropout_grpo.training.model_argument import as_latent_model
@@ -346,7 +347,7 @@ class GRPOTrainer(Trainer):
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 betas=(config.adam_beta1, config.adam_beta2),
-                eight_bit=config.optim == "adamw_8bit",
+                eight_bit=eight_bit_parameters(self.model, config.optim),
             )
         if saved is not None:
             restore_optimizer(saved.path, self.optimizer)
@@ -401,7 +402,8 @@ class GRPOTrainer(Trainer):
 
     def optimizer_bytes(self) -> int:
         """See ``Trainer``."""
-        return optimizer_bytes(self.model.parameters(), eight_bit=self.config.optim == "adamw_8bit")
+        eight_bit = eight_bit_parameters(self.model, self.config.optim)
+        return optimizer_bytes(self.model.parameters(), eight_bit=eight_bit)
 
     def works(self) -> list[Work]:
         """The update and the rollouts of groups with the longest question and the longest answers, and validation."""

@@ -1,12 +1,14 @@
 """AdamW with 8-bit moments, from bitsandbytes (Dettmers et al. 2021, arXiv 2110.02861): 2 bytes per parameter, not 8.
 
-Moments of tensors with fewer than 4,096 elements are float32. bitsandbytes computes on CPU and CUDA.
+Moments of embeddings are float32, as in transformers, and those of tensors with fewer than 4,096 elements. bitsandbytes
+computes on CPU and CUDA.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from dropout_grpo.errors import UserError
@@ -21,11 +23,20 @@ _TABLES = {"state1": ("qmap1", "dynamic"), "state2": ("qmap2", "udynamic")}
 """For each moment, the names of the table that its 8-bit codes index: in the state, and in bitsandbytes."""
 
 
+def eight_bit_parameters(model: nn.Module, optimizer: str) -> list[nn.Parameter]:
+    """The parameters whose moments the optimiser of this name holds in 8 bits: ``adamw_8bit`` all but embeddings."""
+    if optimizer != "adamw_8bit":
+        return []
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    return [p for p in model.parameters() if id(p) not in tables]
+
+
 class AdamW8bit(Optimizer):
     """bitsandbytes' AdamW, with a state that consists of tensors that can be saved.
 
     Args:
         groups: parameter groups.
+        eight_bit: the parameters whose moments are held in 8 bits; those of the others are float32.
         learning_rate: learning rate of all groups.
         betas: betas of AdamW.
 
@@ -33,7 +44,14 @@ class AdamW8bit(Optimizer):
         UserError: bitsandbytes is not installed.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], *, learning_rate: float, betas: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        eight_bit: Sequence[nn.Parameter],
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+    ) -> None:
         try:
             from bitsandbytes.optim import AdamW8bit as Theirs
         except ImportError as error:
@@ -41,7 +59,16 @@ class AdamW8bit(Optimizer):
                 "the optimiser adamw_8bit needs bitsandbytes, which is not installed: pip install "
                 "'dropout-grpo[adamw-8bit]'."
             ) from error
-        self._inner = Theirs([group for group in groups if group["params"]], lr=learning_rate, betas=betas)
+
+        small = {id(p) for p in eight_bit}
+
+        class Mixed(Theirs):  # type: ignore[misc, valid-type]
+            # Their own way is a global table of ids, which outlives the parameters.
+            def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+                bits = 8 if id(group["params"][pindex]) in small else 32
+                return super().get_config(gindex, pindex, group) | {"optim_bits": bits}
+
+        self._inner = Mixed([group for group in groups if group["params"]], lr=learning_rate, betas=betas)
         super().__init__(self._inner.param_groups, {})  # the same groups, whose rates a schedule changes
 
     @torch.no_grad()

@@ -35,17 +35,17 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     matrices: Sequence[nn.Parameter] = (),
-    eight_bit: bool = False,
+    eight_bit: Sequence[nn.Parameter] = (),
 ) -> Optimizer:
     """AdamW over the trainable parameters; one-dimensional ones (biases, norms) have no weight decay.
 
     The parameters in ``matrices`` are trained with Muon instead. Of bf16 weights the masters are trained.
-    With ``eight_bit`` AdamW's moments take one byte each.
+    If there are parameters in ``eight_bit``, AdamW is bitsandbytes', and their moments take one byte each.
 
     Raises:
         UserError: bitsandbytes is not installed, which ``eight_bit`` needs.
     """
-    apart = {id(p) for p in matrices}
+    apart, small = ({id(p) for p in some} for some in (matrices, eight_bit))
     trainable = [p for p in parameters if p.requires_grad]
 
     def build(weights: Sequence[nn.Parameter]) -> Optimizer:
@@ -58,7 +58,8 @@ def build_optimizer(
         if muons:
             return MuonAdamW(muons, groups, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
         if eight_bit:
-            return AdamW8bit(groups, learning_rate=learning_rate, betas=betas)
+            few = [w for p, w in zip(trainable, weights, strict=True) if id(p) in small]
+            return AdamW8bit(groups, few, learning_rate=learning_rate, betas=betas)
         # fused runs one kernel per parameter; it exists on CPU and CUDA
         return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 

@@ -360,14 +360,16 @@ def sampled(
     return Held(state=state, more=(length - 1) * position)
 
 
-def optimizer_bytes(parameters: Iterable[Tensor], matrices: Sequence[Tensor] = (), *, eight_bit: bool = False) -> int:
+def optimizer_bytes(
+    parameters: Iterable[Tensor], *, matrices: Sequence[Tensor] = (), eight_bit: Sequence[Tensor] = ()
+) -> int:
     """Bytes of the state of ``build_optimizer``: AdamW has two numbers for each weight, and Muon one."""
-    muon = {id(matrix) for matrix in matrices}
+    muon, small = ({id(parameter) for parameter in some} for some in (matrices, eight_bit))
 
     def state(parameter: Tensor) -> int:
         if id(parameter) in muon:
             return gradient_bytes(parameter)
-        return 2 * (parameter.numel() if eight_bit else gradient_bytes(parameter))
+        return 2 * (parameter.numel() if id(parameter) in small else gradient_bytes(parameter))
 
     return _each((parameter for parameter in parameters if parameter.requires_grad), state)
 
