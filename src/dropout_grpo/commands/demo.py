@@ -111,7 +111,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     train, grpo, valid, test = (problems[name] for name in SPLIT_NAMES)
 
     def check(model: LatentModel) -> None:
-        grpo_trainer(context, model, grpo, valid, "dropout_grpo")
+        grpo_trainer(recipe, run, exploration, model, grpo, valid, "dropout_grpo")
         require_askable(model, test, "test", recipe)
 
     def finished_or(name: str, make: Callable[[], LatentModel]) -> LatentModel:

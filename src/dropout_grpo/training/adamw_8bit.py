@@ -62,7 +62,7 @@ class AdamW8bit(Optimizer):
 
         small = {id(p) for p in eight_bit}
 
-        class Mixed(Theirs):  # type: ignore[misc, valid-type]
+        class Mixed(Theirs):
             # Their own way is a global table of ids, which outlives the parameters.
             def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
                 bits = 8 if id(group["params"][pindex]) in small else 32

@@ -129,19 +129,19 @@ class Trainer(ABC):
             Interrupted: the process was asked to stop; a checkpoint has been saved.
         """
         require_trainable(self.model, self.param_dtype)
-        if self.config.gradient_checkpointing is not None:
-            self.model.gradient_checkpointing = self.config.gradient_checkpointing
         with self.training():
             return self._train(resume_from_checkpoint)
 
     def _train(self, resume_from_checkpoint: bool | str | Path | None) -> TrainOutput:
         checkpoints, saved = self._resumed(resume_from_checkpoint)
         start_together(self.model, sharded=self.fsdp)
-        with self._precision():
+        with self._as_trained():
             return self._steps(checkpoints, saved)
 
-    def _precision(self) -> AbstractContextManager[None]:
-        """In which precision the weights are held while steps are made."""
+    def _as_trained(self) -> AbstractContextManager[None]:
+        """While steps are made: whether layers run again, and in which precision the weights are held."""
+        if self.config.gradient_checkpointing is not None:
+            self.model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.param_dtype == "bfloat16":
             return with_masters(self.model)
         halves = self.bf16 and has_adapter(self.model.model) and not self.fsdp  # FSDP wants weights of one dtype
@@ -301,9 +301,7 @@ class Trainer(ABC):
 
     def dry_run(self) -> Plan:
         """The plan before a training, also of a model on the device ``meta``. Nothing is trained."""
-        if self.config.gradient_checkpointing is not None:
-            self.model.gradient_checkpointing = self.config.gradient_checkpointing
-        with self.training(), self._precision():
+        with self.training(), self._as_trained():
             return self.plan()
 
     def _fit_in_memory(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo import old_names
 from dropout_grpo.config.checkpoint import CheckpointOptions
@@ -14,7 +14,8 @@ from dropout_grpo.config.model import ModelConfig
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm, load_tokenizer
+from dropout_grpo.latent.io.load_errors import loading
 from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.lora.adapter import require_peft
 from dropout_grpo.latent.lora.checkpoint import is_adapter
@@ -129,11 +130,12 @@ def fresh_model(
         thought: what is fed back.
         seed: seed of the new weights.
         chat_template: whether questions go through the tokenizer's chat template.
-        device: ``default_device()`` if None.
+        device: ``default_device()`` if None. A named model has no weights on the device ``meta``.
 
     Raises:
         UserError: ``name_or_path`` cannot be loaded, or its tokenizer has no chat template.
     """
+    device = device or default_device()
     if config.name_or_path is None:
         model = scratch_model(
             tokenizer,
@@ -144,6 +146,8 @@ def fresh_model(
             model_type=config.model_type,
             seed=seed,
         )
+    elif device.type == "meta":
+        model = without_weights(config.name_or_path)
     else:
         model, _ = load_causal_lm(config.name_or_path, tokenizer=tokenizer)
     add_latent_tokens(model, tokenizer)
@@ -155,7 +159,17 @@ def fresh_model(
         seed=seed,
         prompt_format=_prompt_format(chat_template),
     )
-    return latent.to(device or default_device())
+    return latent.to(device)
+
+
+def without_weights(path: str | Path) -> PreTrainedModel:
+    """The model that a folder's or hub name's config.json describes, on the device ``meta``."""
+    if file_of(path, "config.json") is None:
+        raise UserError(f"{path} has no config.json, from which --dry_run takes the sizes of a model: give a folder.")
+    with loading(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
 
 
 def refuse_lora_from_scratch(recipe: Recipe) -> None:

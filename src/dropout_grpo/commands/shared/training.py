@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.commands.shared.context import Context
@@ -13,15 +14,18 @@ from dropout_grpo.commands.shared.model_card import describe_measured
 from dropout_grpo.commands.shared.models import fresh_model, load_model
 from dropout_grpo.commands.shared.problems import place_of
 from dropout_grpo.commands.shared.thoughts import kinds_of, thoughts_of_run
+from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import load_reward
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import QuestionTooLong, at_place
 from dropout_grpo.evaluation.measures import sample, summarize
+from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.rl.trainer import GRPOTrainer
+from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.training.checkpoint import save_checkpoint
@@ -29,6 +33,55 @@ from dropout_grpo.training.progress import console, tell
 
 _SAMPLED = 32
 """Validation problems that are answered under masks after GRPO, for the report."""
+
+
+def curriculum_trainer(
+    recipe: Recipe,
+    run: RunFolder | str,
+    device: torch.device,
+    train: Sequence[Problem],
+    valid: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+) -> CurriculumTrainer:
+    """A trainer of the curriculum with a new model, whose options and problems have been checked.
+
+    Args:
+        recipe: the options; ``bf16`` is decided.
+        run: the run folder.
+        device: where the model computes; on ``meta`` it has no weights, for a dry run.
+        train: problems with steps.
+        valid: problems to validate on.
+        tokenizer: the ``starting_tokenizer`` of the recipe.
+
+    Raises:
+        UserError: names the option or the problem.
+    """
+    curriculum = recipe.curriculum
+    model = fresh_model(
+        recipe.model,
+        tokenizer,
+        curriculum.latent_steps,
+        curriculum.thought,
+        recipe.seed,
+        chat_template=recipe.data.chat_template,
+        device=device,
+    )
+    if recipe.lora.r is not None:
+        model = add_lora(model, recipe.lora, seed=recipe.seed)
+    require_askable(model, valid, "valid", recipe)
+    with at_place(place_of(recipe.data, "train"), QuestionTooLong):
+        return CurriculumTrainer(
+            model,
+            curriculum,
+            train,
+            run,
+            validation_sets(recipe.data, valid),
+            seed=recipe.seed,
+            bf16=bool(recipe.bf16),
+            param_dtype=recipe.param_dtype,
+            fsdp=recipe.fsdp,
+            evaluation=recipe.evaluation,
+        )
 
 
 def train_curriculum(
@@ -40,55 +93,34 @@ def train_curriculum(
 ) -> LatentModel:
     """Train a model through the whole curriculum and save it as the checkpoint ``coconut``.
 
-    Args:
-        context: the command.
-        train: problems with steps.
-        valid: problems to validate on.
-        tokenizer: the ``starting_tokenizer`` of the recipe.
-        check: called with the untrained model; raises UserError for what would fail after the curriculum.
+    The arguments are those of ``curriculum_trainer``. ``check`` is called with the untrained model, and raises
+    UserError for what would fail after the curriculum.
     """
-    recipe, run = context.recipe, context.run
-    curriculum = recipe.curriculum
-    model = fresh_model(
-        recipe.model,
-        tokenizer,
-        curriculum.latent_steps,
-        curriculum.thought,
-        recipe.seed,
-        chat_template=recipe.data.chat_template,
-        device=context.device,
-    )
-    if recipe.lora.r is not None:
-        model = add_lora(model, recipe.lora, seed=recipe.seed)
-    require_askable(model, valid, "valid", recipe)
-    with at_place(place_of(recipe.data, "train"), QuestionTooLong):
-        trainer = CurriculumTrainer(
-            model,
-            curriculum,
-            train,
-            run,
-            validation_sets(recipe.data, valid),
-            seed=context.seed,
-            bf16=context.bf16,
-            param_dtype=recipe.param_dtype,
-            fsdp=recipe.fsdp,
-            evaluation=recipe.evaluation,
-        )
+    trainer = curriculum_trainer(context.recipe, context.run, context.device, train, valid, tokenizer)
+    model = trainer.model
     check(model)
-    trainer.train(resume_from_checkpoint=recipe.resume)
+    trainer.train(resume_from_checkpoint=context.recipe.resume)
     del trainer
     gc.collect()  # its callback holds it: what follows has the memory of the optimiser's state
-    save_checkpoint(run.checkpoint("coconut"), model)
+    save_checkpoint(context.run.checkpoint("coconut"), model)
     return model
 
 
 def grpo_trainer(
-    context: Context, model: LatentModel, problems: Sequence[Problem], valid: Sequence[Problem], part: str
+    recipe: Recipe,
+    run: RunFolder | str,
+    exploration: Exploration,
+    model: LatentModel,
+    problems: Sequence[Problem],
+    valid: Sequence[Problem],
+    part: str,
 ) -> GRPOTrainer:
     """A GRPO trainer whose options, problems and reward functions have been checked.
 
     Args:
-        context: the command; its exploration is used.
+        recipe: the options; ``bf16`` is decided.
+        run: the run folder.
+        exploration: where the randomness of the latent phase comes from.
         model: the policy.
         problems: questions with answers.
         valid: problems to validate on.
@@ -97,7 +129,6 @@ def grpo_trainer(
     Raises:
         UserError: names the option, the problem or the reward function.
     """
-    recipe = context.recipe
     rewards = [load_reward(path) for path in recipe.reward_funcs]
     require_askable(model, valid, "valid", recipe)
     with at_place(place_of(recipe.data, "grpo"), QuestionTooLong):
@@ -107,10 +138,10 @@ def grpo_trainer(
             recipe.grpo,
             problems,
             validation_sets(recipe.data, valid),
-            exploration=context.exploration,
-            run=context.run,
-            seed=context.seed,
-            bf16=context.bf16,
+            exploration=exploration,
+            run=run,
+            seed=recipe.seed,
+            bf16=bool(recipe.bf16),
             param_dtype=recipe.param_dtype,
             fsdp=recipe.fsdp,
             evaluation=recipe.evaluation,
@@ -128,7 +159,9 @@ def train_grpo(
     if recipe.resume and recipe.grpo.save_steps == 0 and on_main(finished.is_dir):  # it has no steps to go on from
         console.print(f"{part} is finished: {finished}", markup=False)
         return load_model(finished, device=context.device)
-    grpo_trainer(context, model, problems, valid, part).train(resume_from_checkpoint=recipe.resume)
+    grpo_trainer(recipe, context.run, context.exploration, model, problems, valid, part).train(
+        resume_from_checkpoint=recipe.resume
+    )
     save_checkpoint(finished, model)
     on_main(lambda: _warn_of_collapse(context, part))
     return model
