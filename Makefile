@@ -58,9 +58,10 @@ rivals: $(READY)  # one more table of the study, on other sources of exploration
 gpu: $(READY)  # tests, real sizes and speed on a GPU, in 8 minutes; see docs/gpu.md
 	$(BIN)/python -m evidence.bench.gpu; status=$$?; $(MAKE) docs && exit $$status
 
-gsm8k: $(READY)  # a real model on GSM8K; DATA is the folder with the problem files; continues an interrupted run
+PLAN ?= gsm8k$(if $(MODEL),-0.5b)
+gsm8k: $(READY)  # a real model on GSM8K; DATA has the problem files, MODEL is a name or path; continues an interrupted run
 	@test -n "$(DATA)" || { echo "Name the folder with GSM8K's files: make gsm8k DATA=..."; exit 2; }
-	$(BIN)/python -m evidence.studies.study --settings evidence/studies/gsm8k.yaml --data $(DATA)
+	$(BIN)/python -m evidence.studies.study --settings evidence/studies/$(PLAN).yaml --data $(DATA) $(if $(MODEL),--model $(MODEL))
 	$(MAKE) docs
 
 $(READY): pyproject.toml constraints.txt

@@ -25,11 +25,19 @@ SPLIT_NAMES = ("short-test", "valid", "grpo", "train")
 
 _HELD_OUT = 500
 _SHORT_VALID, _SHORT_TEST = 200, 500
-_MOST_STEPS, _MOST_CHARACTERS = 2, 180
+
+MOST = (2, 180)
+"""Steps, and characters of the question, that a problem to train on has at most."""
 
 
-def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
+def write_files(data: Path, out: Path, *, seed: int = 0, most: tuple[int, int] = MOST) -> None:
     """Write the problem files of the study to a folder, once; there is no test of short problems without their file.
+
+    Args:
+        data: folder with GSM8K's files.
+        out: folder to write to.
+        seed: seed of the division and of the variations.
+        most: like ``MOST``.
 
     Raises:
         UserError: GSM8K's training or test file is missing.
@@ -42,7 +50,7 @@ def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
     gsm8k = load_problems(data / TRAIN)
     valid = load_problems(data / VALID, require_steps=False) if (data / VALID).is_file() else gsm8k[-_HELD_OUT:]
     short = load_problems(data / SHORT) if (data / SHORT).is_file() else []
-    splits = split(gsm8k, valid, short, seed=seed)
+    splits = split(gsm8k, valid, short, seed=seed, most=most)
     out.mkdir(parents=True, exist_ok=True)
     for name in SPLIT_NAMES:
         if splits[name]:
@@ -50,7 +58,12 @@ def write_files(data: Path, out: Path, *, seed: int = 0) -> None:
 
 
 def split(
-    gsm8k: Sequence[Problem], valid: Sequence[Problem], short: Sequence[Problem], *, seed: int
+    gsm8k: Sequence[Problem],
+    valid: Sequence[Problem],
+    short: Sequence[Problem],
+    *,
+    seed: int,
+    most: tuple[int, int] = MOST,
 ) -> dict[str, list[Problem]]:
     """Divide and vary the problems; no question of one file is in another.
 
@@ -59,6 +72,7 @@ def split(
         valid: GSM8K's problems to validate on; they are removed from ``gsm8k``.
         short: problems of one or two steps; may be empty.
         seed: seed of the division and of the variations.
+        most: like ``MOST``.
     """
     held_out = {key(p) for p in valid}
     long = [p for p in gsm8k if key(p) not in held_out]
@@ -66,7 +80,7 @@ def split(
     random.Random(seed).shuffle(few)
     short_valid, short_test = few[:_SHORT_VALID], few[_SHORT_VALID : _SHORT_VALID + _SHORT_TEST]
     short_train = few[_SHORT_VALID + _SHORT_TEST :]
-    train = [p for p in (*long, *short_train) if fits(p)]
+    train = [p for p in (*long, *short_train) if fits(p, most)]
     trained = {key(p) for p in train}
     splits = {
         "train": train,
@@ -77,9 +91,10 @@ def split(
     return {name: [replace(p, id=i, extra={}) for i, p in enumerate(problems)] for name, problems in splits.items()}
 
 
-def fits(problem: Problem) -> bool:
+def fits(problem: Problem, most: tuple[int, int]) -> bool:
     """Whether the problem has steps, but not too many, and a question that is not too long."""
-    return 1 <= len(problem.steps) <= _MOST_STEPS and len(problem.question) <= _MOST_CHARACTERS
+    steps, characters = most
+    return 1 <= len(problem.steps) <= steps and len(problem.question) <= characters
 
 
 def distinct(problems: Iterable[Problem]) -> list[Problem]:
@@ -100,9 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with GSM8K's files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    of = ("STEPS", "CHARACTERS")
+    parser.add_argument("--most", type=int, nargs=2, default=MOST, metavar=of, help="of a problem to train on")
     options = parser.parse_args(argv)
     try:
-        write_files(options.data, options.out)
+        write_files(options.data, options.out, most=tuple(options.most))
     except UserError as error:
         sys.exit(f"gsm8k_data: error: {error}")
 

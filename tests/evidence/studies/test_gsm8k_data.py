@@ -56,6 +56,13 @@ def test_sizes_steps_and_ids(made: dict[str, list[Problem]]) -> None:
         assert not any(p.extra for p in problems)
 
 
+def test_a_larger_plan_takes_longer_problems() -> None:
+    gsm8k = [problem(name, 1 + i % 6) for i, name in enumerate(NAMES)]
+    questions = [p.question for p in split(gsm8k, [], [], seed=0, most=(3, len(gsm8k[2].question)))["train"]]
+    assert questions == [p.question for p in (*gsm8k[:3], *gsm8k[6:9])]  # 1, 2 and 3 steps
+    assert not split(gsm8k, [], [], seed=0, most=(3, 20))["train"]
+
+
 def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
@@ -71,7 +78,7 @@ def test_files_are_written_once_and_missing_ones_named(tmp_path: Path) -> None:
     (data / "gsm8k_train.jsonl").write_text(text, encoding="utf-8")
     (data / "gsm8k_test.jsonl").write_text(text, encoding="utf-8")
     (data / "gsm8k_aug_valid.json").write_text(json.dumps([{**lines[0], "steps": [], "answer": "41"}]))
-    main([str(data), "--out", str(out)])
+    main([str(data), "--out", str(out), "--most", "2", "180"])
     assert {file.stem for file in out.glob("*.json")} == set(SPLIT_NAMES) - {"short-test"}  # no short problems
     assert len(load_problems(out / "train.json")) == 11
     (data / "gsm8k_train.jsonl").unlink()

@@ -3,10 +3,12 @@
 import pytest
 from scipy import stats
 
+from dropout_grpo.evaluation.statistics import compare, mcnemar, paired_interval
 from evidence.places import RESULTS_FOLDER
 from evidence.redo_pages import pages_of_results
 from evidence.studies import recompute
-from evidence.studies.over_seeds import Comparison, comparisons_table, distinct, holm, paired, t_interval
+from evidence.studies.over_seeds import Comparison, comparisons_table, detectable, distinct, holm, paired, t_interval
+from evidence.studies.record import compare_shares
 from evidence.studies.tables import pairs
 
 
@@ -42,6 +44,35 @@ def test_holm_by_hand() -> None:
     assert holm([0.7]) == [0.7]
 
 
+def test_the_detectable_difference_is_found_in_four_cases_of_five() -> None:
+    """By enumeration of McNemar's exact test: 1,319 problems, of which 10 % differ."""
+    n, differ = 1319, 132
+    low, high = paired_interval(200, differ // 2, differ // 2, n - 200 - differ)
+    found = detectable((low, high))
+    wins = stats.binom(differ, 0.5 + found * n / differ / 2)
+    power = sum(wins.pmf(w) for w in range(differ + 1) if mcnemar(w, differ - w) <= 0.05)
+    assert 0.75 < power < 0.85
+    assert found == pytest.approx(2.8016 * (differ / n / n) ** 0.5, rel=0.03)
+
+
+def test_shares_of_seeds_by_hand() -> None:
+    """Differences 0, -1/2, 1, 0, 1/2: their mean is 0.2; two problems are won and one is lost, 2 x 4 / 8 = 1."""
+    result = compare_shares([1.0, 1.0, 0.0, 0.0, 0.5], [1.0, 0.5, 1.0, 0.0, 1.0])
+    assert (result["wins"], result["losses"], result["mcnemar_p"]) == (2, 1, 1.0)
+    assert result["difference"] == pytest.approx(0.2)
+    low, high = result["ci95"]
+    assert -1 < low < 0.2 < high < 1
+    many = compare_shares([0.5] * 10_000, [0.5, 1.0] * 5_000)  # mean 1/4, standard deviation 1/4
+    assert many["ci95"] == pytest.approx([0.25 - 1.96 * 0.0025, 0.25 + 1.96 * 0.0025], abs=1e-5)
+
+
+def test_shares_of_single_networks_are_compared_as_their_answers() -> None:
+    first, second = [True, False, False, False, True, False] * 9, [True, True, False, True, False, False] * 9
+    expected, result = compare(first, second), compare_shares([*map(float, first)], [*map(float, second)])
+    assert {**result, "ci95": None} == {**expected, "ci95": None}
+    assert result["ci95"] == pytest.approx(expected["ci95"], abs=0.02)
+
+
 def test_a_pair_counts_once() -> None:
     forth = Comparison(arm="a", other="b", of_arm=[0.6, 0.5], of_other=[0.5, 0.5])
     back = Comparison(arm="b", other="a", of_arm=[0.5, 0.5], of_other=[0.6, 0.5])
@@ -65,8 +96,8 @@ def test_pairs_of_one_seed_are_corrected_for_all_rows() -> None:
     one = {"file": "a/test.json", "difference": 0.036, "ci95": [0.009, 0.063], "wins": 32, "losses": 14}
     files = {"x y": [{**one, "mcnemar_p": 0.011}], "x z": [{**one, "mcnemar_p": 0.5}]}
     lines = pairs({"pairs": files, "names": {"x": "X", "y": "Y", "z": "Z"}}).splitlines()
-    assert lines[0].endswith("| McNemar p | p, Holm |")
-    assert lines[2] == "| X | Y | test.json | 3.6 | 0.9 to 6.3 | 32 | 14 | 0.011 | 0.022 |"
+    assert lines[0].endswith("| McNemar p | p, Holm | smallest difference found in 80 % of cases, points |")
+    assert lines[2] == "| X | Y | test.json | 3.6 | 0.9 to 6.3 | 32 | 14 | 0.011 | 0.022 | 3.9 |"  # 2.7 x 2.80 / 1.96
 
 
 def test_the_pages_show_what_the_records_give() -> None:

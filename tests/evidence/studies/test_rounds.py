@@ -1,8 +1,11 @@
 """Rounds of commands: what is run, resumed and timed; ProsQA's and GSM8K's commands made small, and their tables."""
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +18,13 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import load_causal_lm
 from evidence.studies import rounds, study
 from evidence.studies.plan import SETTINGS
-from evidence.studies.rounds import finished, read_rounds, run_round
+from evidence.studies.plots import draw
+from evidence.studies.recompute import Report, recompute
+from evidence.studies.rounds import execute, finished, name_of, read_rounds, run_round
 from evidence.studies.tables import block, read_record
 from helpers.tiny_gguf import write_gguf
 
+ARMS = ("temperature", "masks-sampled", "masks-greedy", "masks-greedy-prompt")
 GRPO = " --grpo.max_steps 2 --grpo.prompts_per_step 2 --grpo.num_generations 2 --grpo.eval_steps 1"
 
 
@@ -28,23 +34,49 @@ def settings(name: str) -> dict[str, Any]:
     return result
 
 
-def run(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(content: dict[str, Any], folder: Path, *options: str) -> dict[str, Any]:
     """The record of a study with these settings, whose run folders, data and record are in a folder."""
     (folder / "small.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    words = ["--settings", str(folder / "small.yaml"), "--data", str(folder), "--out", str(folder / "runs" / "x")]
+    words = [
+        "--settings",
+        str(folder / "small.yaml"),
+        "--data",
+        str(folder),
+        "--out",
+        str(folder / "runs" / "x"),
+        *options,
+    ]
     study.main([*words, "--record", str(folder / content["record"]), "--workers", "1"])
     record: dict[str, Any] = json.loads((folder / content["record"]).read_text("utf-8"))
     return record
 
 
-@pytest.mark.parametrize("name", ["prosqa", "gsm8k", "demo"])
+@pytest.mark.parametrize("name", ["prosqa", "gsm8k", "gsm8k-0.5b", "demo"])
 def test_recipes_have_the_options_of_every_command(name: str) -> None:
-    for lines in read_rounds(settings(name) | {"two_processes_if_alone": False}, "runs/x", "data"):
+    for lines in read_rounds(settings(name) | {"two_processes_if_alone": False}, "runs/x", "data", "model"):
         for words in lines.values():
             options = dict(pairwise(words))
             if "--recipe" in options:
                 own = {"--recipe", "--checkpoint", "--files", "--latent_steps"}
                 load_recipe(options["--recipe"], {n[2:]: options[n] for n in options if n[:2] == "--" and n not in own})
+
+
+@pytest.mark.parametrize(("name", "most"), [("gsm8k", 2.0), ("gsm8k-0.5b", 12.0)])
+def test_a_plan_has_the_hours_of_every_round(name: str, most: float, capsys: pytest.CaptureFixture[str]) -> None:
+    content = settings(name)
+    assert list(content["hours"]) == [name_of(lines) for lines in content["rounds"]]
+    total = sum(content["hours"].values())
+    assert total <= most
+    study.main(["--settings", str(SETTINGS.with_name(f"{name}.yaml")), "--model", "any", "--plan"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2 + len(content["rounds"])].startswith(f"| together | {total:.2f} |")
+    assert lines[-1].startswith(f"Planned for {content['machine']}. Here: ")
+
+
+def test_a_plan_of_any_model_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["--settings", str(SETTINGS.with_name("gsm8k-0.5b.yaml"))])
+    assert "gsm8k-0.5b.yaml has no model of its own: give a hub name, folder or GGUF" in capsys.readouterr().err
 
 
 def problems(count: int, first: int) -> list[Problem]:
@@ -94,6 +126,8 @@ def test_what_is_recorded_of_gsm8k_and_the_tables(gsm8k: tuple[dict[str, Any], P
     assert record["runs"]["masks-sampled"]["mixed_groups"][0] >= 0
     assert "--files '[DATA/gsm8k_test.json," in record["commands"]["eval-words"]  # the user's folder stays private
     assert (folder / "runs" / "x-sft.log").is_file()
+    kept = {file.name for file in (folder / "runs" / "x-sft" / "checkpoints").iterdir()}
+    assert kept == {"coconut", "sft-stage-0", "sft-stage-1", "sft-stage-2"}  # and none to resume from
     assert list(record["seconds"])[:2] == ["sft", "masks-sampled+temperature"]
     hours = {"sft": 7200.0, "masks-sampled+temperature": 1800.0, "eval-coconut": 360.0, "eval-words": 720.0}
     text = json.dumps({**record, "cores": 2, "seconds": hours})
@@ -116,6 +150,59 @@ def test_a_finished_study_runs_nothing_and_records_the_same(
     monkeypatch.setattr(rounds, "execute", lambda *_: pytest.fail("nothing is left to run"))
     again = run(yaml.safe_load((folder / "small.yaml").read_text("utf-8")), folder)
     assert {**again, "seconds": 0} == {**record, "seconds": 0}
+
+
+def as_published(problem: Problem) -> str:
+    """A line of GSM8K's files."""
+    return json.dumps({"question": problem.question, "answer": f"{problem.steps[0]}\n#### {problem.answer}"})
+
+
+@pytest.mark.slow
+def test_the_plan_of_half_a_billion_from_files_and_a_model_to_tables(tmp_path: Path) -> None:
+    """All its commands as they are, but for sizes: from GSM8K's files and a GGUF file."""
+    write_gguf(tmp_path / "tiny.gguf", "qwen2")
+    for name, count, first in (("train", 12, 10), ("test", 5, 60)):
+        lines = map(as_published, problems(count, first))
+        (tmp_path / f"gsm8k_{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    save_problems(tmp_path / "gsm8k_aug_valid.json", problems(2, 10))
+    save_problems(tmp_path / "mawps_asdiva_train.coconut.json", problems(710, 1000))
+    save_problems(tmp_path / "svamp.json", problems(4, 70))
+    small = settings("gsm8k-0.5b")
+    for command in ("sft", "grpo", "pilot", "eval"):
+        small["short"][command] += " --data.max_problems 5"
+    small["short"]["sft"] += " --curriculum.batch_size 4"
+    small["short"]["grpo"] += GRPO
+    for lines in small["rounds"]:
+        for name, line in lines.items():  # the tiny model has 128 positions
+            lines[name] = line.replace("max_steps 25", "max_steps 2").replace("max_new_tokens 100", "max_new_tokens 9")
+    record = run(small, tmp_path, "--model", str(tmp_path / "tiny.gguf"))
+    assert record["model"]["name"] == "tiny.gguf"
+    assert record["commands"]["model"].startswith("python -m evidence.studies.gsm8k_weights tiny.gguf --out ")
+    assert record["problems"]["short-test"] == 500
+    assert [(name, [e["n"] for e in es]) for name, es in record["evaluations"].items()] == [
+        ("words-before", [5]),
+        *((arm, [5, 4, 5]) for arm in ("words", "coconut", *ARMS)),
+    ]
+    for arm in ARMS:
+        for measured in record["evaluations"][arm]:
+            assert measured["pass@1"]["value"] == pytest.approx(sum(measured["by_seed"]) / 2)
+    assert {name for name in record["runs"] if name[-2:] in ("-1", "-2")} == {
+        f"{arm}-{seed}" for arm in (*ARMS, "deterministic") for seed in (1, 2)
+    }
+    assert len(record["transformers"]["equal"]) == 6
+    assert set(record["transformers"]["equal"].values()) == {5}
+    assert [len(tests) for tests in record["pairs"].values()] == [2] * 6
+    block_name, page = "gsm8k-qwen.pairs", tmp_path / "page.md"
+    page.write_text(f"<!-- begin: {block_name} -->\n\n{block(tmp_path, block_name)}\n\n<!-- end: {block_name} -->\n")
+    assert recompute([page], tmp_path) == Report(compared=2 * 12, differing=[])
+    assert "| masks, p = 0.05 | valid.json | 5 |" in block(tmp_path, "gsm8k-qwen.pilots")
+    notes = block(tmp_path, "gsm8k-qwen.notes")
+    assert "30 of 30 answers of 6 checkpoints are the same" in notes
+    assert "; held masks, sampled answers 0 and 0 %;" in notes
+    assert "Seed 0, of GRPO 1 and 2;" in notes
+    assert "| temperature alone, seed 2 | step 2 |" in block(tmp_path, "gsm8k-qwen.curve")
+    draw(tmp_path)
+    assert "held masks, sampled answers" in (tmp_path / "gsm8k-qwen.svg").read_text("utf-8")
 
 
 def test_every_demo_is_a_record_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,6 +273,23 @@ def test_a_command_that_is_alone_gets_two_processes_where_there_are_several_core
     assert list(read_rounds(content, "x", "data")) == [{"sft": torchrun}, {"a": two, "b": two}]
     monkeypatch.setattr(rounds.os, "cpu_count", lambda: 1)
     assert next(read_rounds(content, "x", "data")) == {"sft": ["dropout-grpo", "sft"]}
+
+
+def test_a_command_with_several_threads_has_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There they sleep while they wait for each other, which torch cannot learn later."""
+    ran: list[tuple[list[str], str]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
+        ran.append((command, env["OMP_NUM_THREADS"]))
+        return SimpleNamespace(returncode=7)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert execute(["dropout-grpo", "no-such-command"], tmp_path / "log", 1) == 2
+    assert not ran
+    assert execute(["dropout-grpo", "eval", "--x", "1"], tmp_path / "log", 2) == 7
+    assert ran == [([sys.executable, "-m", "dropout_grpo", "eval", "--x", "1"], "2")]
 
 
 def test_a_failed_command_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
