@@ -19,28 +19,27 @@ _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
 class Fake(Tensor):
-    """A tensor on a device, without data. ``twin`` is its twin on the device ``meta``, with the same storage size."""
+    """A tensor on the CPU, without data. ``twin`` is its twin on the device ``meta``, with the same storage size."""
 
     twin: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _known: ClassVar[dict[Any, Any]] = {}  # what an operation returns for these shapes, if it is new memory
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device, requires_grad: bool = False) -> "Fake":
+    def __new__(cls, twin: Tensor) -> "Fake":
         fake: Fake = torch.Tensor._make_wrapper_subclass(
             cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device=device,
-            requires_grad=requires_grad,
+            twin.size(),
+            strides=twin.stride(),
+            storage_offset=twin.storage_offset(),
+            dtype=twin.dtype,
+            device=_CPU,
         )
-        fake.twin = inner
+        fake.twin = twin
         return fake
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"Fake({tuple(self.shape)}, {self.dtype}, {self.device})"
+        return f"Fake({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -48,19 +47,19 @@ class Fake(Tensor):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             raise NeedsData(f"{args[0]} has no data that could be read")
-        given: dict[int, Tensor] = {}  # by the twin's id
-        args, kwargs = _twin(list(args), given), _twin(kwargs or {}, given)
-        device = next(value.device for value in given.values() if isinstance(value, Fake))
-        key = (func, _key(args), _key(list(kwargs.items())))
+        kwargs = kwargs or {}
+        key = (func, _key(args), _key(tuple(kwargs.items())))
         if (known := cls._known.get(key)) is not None:
             shape, stride, dtype = known
-            return Fake(torch.empty_strided(shape, stride, dtype=dtype, device=_META), device)
+            return Fake(torch.empty_strided(shape, stride, dtype=dtype, device=_META))
+        given: dict[int, Tensor] = {}  # by the twin's id
+        args, kwargs = _twin(args, given), _twin(kwargs, given)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and id(out) not in given:
             storages = {_storage(value)._cdata for value in _tensors([args, *kwargs.values()])}
             if out.untyped_storage()._cdata not in storages and out.untyped_storage().nbytes() == out.nbytes:
                 cls._known[key] = (out.shape, out.stride(), out.dtype)
-        return _faked(out, given, device)
+        return _faked(out, given)
 
 
 class NeedsData(RuntimeError):
@@ -83,12 +82,12 @@ def _twin(value: Any, given: dict[int, Tensor]) -> Any:
     return type(value)([_twin(item, given) for item in value]) if type(value) in (list, tuple) else value
 
 
-def _faked(value: Any, given: dict[int, Tensor], device: torch.device) -> Any:
+def _faked(value: Any, given: dict[int, Tensor]) -> Any:
     """A result with fake tensors for twins."""
     if isinstance(value, Tensor):
         same = given.get(id(value))  # an operation in place
-        return Fake(value, device) if same is None else same
-    return type(value)([_faked(item, given, device) for item in value]) if type(value) in (list, tuple) else value
+        return Fake(value) if same is None else same
+    return type(value)([_faked(item, given) for item in value]) if type(value) in (list, tuple) else value
 
 
 def _key(value: Any) -> Any:
@@ -157,7 +156,7 @@ def fake_weights(model: nn.Module) -> Iterator[None]:
                 before.append((holder, name, tensor))
                 if id(tensor) not in made:
                     inner = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
-                    fake: Tensor = Fake(inner, _CPU)
+                    fake: Tensor = Fake(inner)
                     is_weight = holder is module._parameters
                     made[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
     try:

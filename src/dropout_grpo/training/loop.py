@@ -285,14 +285,14 @@ class Trainer(ABC):
 
     # What the steps of both trainers share.
 
-    def plan(self, works: Sequence[Work] | None = None) -> Plan:
+    def plan(self) -> Plan:
         """The memory that this training needs, and the sizes of batches that fit; see `plan.py`.
 
         Where nothing else helps, and the option leaves it open, the model's ``gradient_checkpointing`` is switched on.
         """
         return planned(
             self.model,
-            self.works() if works is None else works,
+            self.works(),
             optimizer=self.optimizer_bytes(),
             reference=self.reference_model(),
             gradient_checkpointing=self.config.gradient_checkpointing,
@@ -310,10 +310,9 @@ class Trainer(ABC):
         Raises:
             UserError: the training does not fit in the machine's memory.
         """
-        works = self.works()
-        plan = self.plan(works)
-        for work, size in zip(works, plan.sizes, strict=True):
-            work.batches.size = size.rows
+        plan = self.plan()
+        for size in plan.sizes:
+            size.batches.size = size.rows
         console.print(str(plan), markup=False)
         require_fitting(plan)
 

@@ -76,10 +76,13 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """The size that was chosen for a work: ``rows`` at once, which take ``bytes`` while they are worked on."""
+    """The size that was chosen for a work: ``rows`` at once, which take ``bytes`` while they are worked on.
+
+    ``batches`` had ``before`` rows, and gets these if the plan is carried out.
+    """
 
     name: str
-    option: str
+    batches: MicroBatches
     rows: int
     before: int
     bytes: int
@@ -87,7 +90,9 @@ class Size:
     @property
     def choice(self) -> str:
         """The option with its value."""
-        return f"{self.option} {self.rows}" + (f" (was {self.before}, to fit)" if self.rows < self.before else "")
+        return f"{self.batches.option} {self.rows}" + (
+            f" (was {self.before}, to fit)" if self.rows < self.before else ""
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,18 +204,16 @@ def planned(
         if reference is None
         else _each((p for p in reference.parameters() if id(p) not in shared), weight_bytes),
     }
-    room = None
-    if available is not None:
-        room = available - sum(stays.values()) + stays["gradients"]
     sizes = []
     for work in works:
-        goes = None if room is None else room - (stays["gradients"] if work.name == "update" else 0)
+        beside = sum(bytes_ for name, bytes_ in stays.items() if name != "gradients" or work.name == "update")
+        goes = None if available is None else available - beside
         before = work.batches.size
         rows, needed = _fitting(work, before, _Needs(model, work), goes)
         if work.name == "update" and gradient_checkpointing is None and goes is not None and needed > goes:
             model.gradient_checkpointing = True
             rows, needed = _fitting(work, before, _Needs(model, work), goes)
-        sizes.append(Size(name=work.name, option=work.batches.option, rows=rows, before=before, bytes=needed))
+        sizes.append(Size(name=work.name, batches=work.batches, rows=rows, before=before, bytes=needed))
     return Plan(
         available=available,
         **stays,
@@ -231,7 +234,7 @@ def _fitting(work: Work, size: int, needs: Callable[[int], int], room: int | Non
         return size, most
     least = needs(work.rows)
     slope = (most - least) / (used(size) - work.rows)
-    while size // 2 >= work.rows and (used(size) > work.rows) and least + slope * (used(size) - work.rows) > room:
+    while size // 2 >= work.rows and least + slope * (used(size) - work.rows) > room:
         size //= 2
     while (bytes_ := needs(used(size))) > room and size // 2 >= work.rows:
         size //= 2
