@@ -1,5 +1,6 @@
 """Resuming from Python: what a run was made from is compared, a named checkpoint is loaded, and a run can grow."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -205,6 +206,15 @@ def test_the_digest_of_weights_sees_every_value_name_and_dtype() -> None:
         last = list(model.parameters())[-1]
         last.view(-1)[-1] = torch.nextafter(last.view(-1)[-1], torch.tensor(9.0))  # one bit
     assert weights_digest(model) != digest
+
+
+def test_the_digest_of_weights_is_that_of_the_tensors_in_order() -> None:
+    """Of their digests in the order of the model, though the largest tensor is hashed first."""
+    tensors = [torch.ones(1), torch.arange(6.0).view(2, 3)]
+    headers = [b"0 torch.float32 [1]", b"1 torch.float32 [2, 3]"]
+    parts = [hashlib.sha256(h + t.numpy().tobytes()).hexdigest() for h, t in zip(headers, tensors, strict=True)]
+    expected = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    assert weights_digest(torch.nn.ParameterList(tensors)) == expected
 
 
 def test_what_would_train_without_a_word_is_refused(tmp_path: Path) -> None:

@@ -139,12 +139,14 @@ def require_equal_processes(record: Record) -> None:
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of all parameters, with their names, dtypes and shapes.
 
-    The tensors are hashed in parallel, so that a billion parameters take seconds.
+    The tensors are hashed in parallel, so that a billion parameters take seconds. The largest are the first, so that
+    none is left to one thread at the end.
     """
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        digests = list(pool.map(_tensor_digest, *zip(*model.named_parameters(), strict=True)))
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    largest_first = sorted(model.named_parameters(), key=lambda named: named[1].nbytes, reverse=True)
+    names, tensors = zip(*largest_first, strict=True)
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        digests = dict(zip(names, pool.map(_tensor_digest, names, tensors), strict=True))
+    return hashlib.sha256("\n".join(digests[name] for name, _ in model.named_parameters()).encode()).hexdigest()
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> str:
