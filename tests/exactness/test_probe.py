@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel, probe
+from dropout_grpo.latent.state import LatentState
 from dropout_grpo.latent.tokens import add_latent_tokens
 from helpers.families import tiny
 from helpers.oracle import oracle_run
@@ -81,6 +82,20 @@ def test_without_the_probe_its_answers_are_wrong(monkeypatch: pytest.MonkeyPatch
     assert model.shares_prefix
     with pytest.raises(AssertionError):
         assert_equals_own_forward(model, built("nemotron")[0])
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*a shared prompt")
+def test_one_thought_at_a_wrong_position_is_noticed(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = LatentModel._inputs
+
+    def shifted(self: LatentModel, state: LatentState, *args: Any) -> Any:
+        cache, inputs = right(self, state, *args)
+        return cache, inputs | {"position_ids": inputs["position_ids"] + (state.latent_step == wrong)}
+
+    monkeypatch.setattr(LatentModel, "_inputs", shifted)
+    with pytest.raises(UserError, match=r"cannot be used: .*other hidden states"):
+        LatentModel(*built("llama"), latent_steps=2)
 
 
 def test_a_model_that_neither_way_fits_is_refused_by_name() -> None:

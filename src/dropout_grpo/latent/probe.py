@@ -29,18 +29,27 @@ def probe_rows(model: PreTrainedModel) -> list[list[int]]:
 
 @torch.no_grad()
 def own_hidden(model: PreTrainedModel, thought: Callable[[Tensor], Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
-    """Last hidden states [R, D] after ``PROBE_STEPS`` thoughts by the model's own forward pass.
+    """Hidden states [R, 1 + ``PROBE_STEPS``, D] after a prompt and each thought by the model's own forward pass.
 
-    It runs one row at a time, without a cache.
+    The thoughts are made from ``fed_back``, so one pass without a cache gives all of them. It runs one row at a time.
     """
     hidden = []
-    for row in rows:
-        inputs = model.get_input_embeddings()(torch.tensor([list(row)], device=model.device))  # [1, S, D]
-        for _ in range(PROBE_STEPS):
-            last = model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1:]
-            inputs = torch.cat([inputs, thought(last)], dim=1)
-        hidden.append(model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, -1])
+    for row, states in zip(rows, fed_back(model, rows), strict=True):
+        prompt = model.get_input_embeddings()(torch.tensor([list(row)], device=model.device))  # [1, S, D]
+        inputs = torch.cat([prompt, *(thought(state[None]) for state in states.split(1))], dim=1)
+        hidden.append(model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, len(row) - 1 :])
     return torch.stack(hidden)
+
+
+@torch.no_grad()
+def fed_back(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    """What thoughts are made from in the probe instead of hidden states: the embeddings of words [R, PROBE_STEPS, D].
+
+    If they are given, every step can be compared by itself, and an error of one step is not hidden by the next.
+    """
+    words = torch.tensor([row[:PROBE_STEPS] for row in rows], device=model.device)
+    embeddings: Tensor = model.get_input_embeddings()(words)
+    return embeddings
 
 
 def agrees(hidden: Tensor, expected: Tensor) -> bool:

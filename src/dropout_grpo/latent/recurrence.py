@@ -30,7 +30,7 @@ from dropout_grpo.latent.attention_choice import without_cudnn
 from dropout_grpo.latent.casts import frozen_weights_cast
 from dropout_grpo.latent.checkpointing import checkpointed, switched_off
 from dropout_grpo.latent.padding import padding_sees_itself
-from dropout_grpo.latent.probe import PROBE_STEPS, agrees, has_plain_head, own_hidden, probe_rows
+from dropout_grpo.latent.probe import agrees, fed_back, has_plain_head, own_hidden, probe_rows
 from dropout_grpo.latent.shared_prompt import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
 from dropout_grpo.latent.state import LatentState, extended, share_cache
 from dropout_grpo.latent.thought import build_thought
@@ -140,7 +140,7 @@ class Recurrence(nn.Module):
             expected = own_hidden(model, self.thought, rows)
         except _UNFIT as error:
             raise UserError(f"{self._kind} cannot be run from input embeddings: {_line(error)}") from error
-        self._plain_head = has_plain_head(model, rows[0])
+        self._plain_head = has_plain_head(model, rows[0][:1])  # one position, for speed
         if self.shares_prefix:
             model.set_attn_implementation(SHARED_PREFIX)
             if self._differs(rows, expected) is None:
@@ -161,12 +161,17 @@ class Recurrence(nn.Module):
     @torch.no_grad()
     def _differs(self, rows: list[list[int]], expected: Tensor) -> str | None:
         """How the results of the probe in one left-padded batch differ from the expected ones; None if they do not."""
+        hidden = []
         try:
             state = self.read(*pad_left(rows, self.tokens.pad, self.device)).repeat(2)  # groups of two rollouts
-            hidden = self.think_eagerly(state, PROBE_STEPS).hidden[:, 0]  # [2 * R, D]
+            hidden.append(state.hidden)
+            for given in fed_back(self.model, rows).repeat_interleave(2, dim=0).split(1, dim=1):  # [2 * R, 1, D]
+                state = self.think_eagerly(replace(state, hidden=given), 1)
+                hidden.append(state.hidden)
         except _UNFIT as error:
             return f"fails ({_line(error)})"
-        same = agrees(hidden, expected.repeat_interleave(2, dim=0))
+        steps = zip(hidden, expected.repeat_interleave(2, dim=0).split(1, dim=1), strict=True)
+        same = all(agrees(actual, own) for actual, own in steps)
         return None if same else "gives other hidden states than without"
 
     @property
