@@ -1,5 +1,6 @@
 """Threads sleep while waiting, freed memory is reused, and bf16 is chosen by the hardware, never by a timing."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dropout_grpo.training.machine import bf16_for, bf16_or_not, threads_for, wait_asleep
+from dropout_grpo.training.machine import bf16_for, bf16_or_not, imports_kept, threads_for, wait_asleep
 from helpers.tiny import tiny_model
 
 PRODUCTS = """
@@ -137,3 +138,20 @@ def test_a_small_batch_on_a_cpu_is_computed_in_float32(monkeypatch: pytest.Monke
     assert bf16_for(CPU, rows=15) == (False, "batches of 15 rows; bf16 on a CPU needs 16, the rows of its tiles")
     assert bf16_or_not(True, CPU, rows=1)
     assert not bf16_for(torch.device("mps"))[0]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_collections_leave_out_what_the_first_imports_made(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that has imported torch, as this one, nothing changes."""
+    if first:
+        monkeypatch.delitem(sys.modules, "torch")
+    frozen = gc.get_freeze_count()
+    try:
+        with imports_kept():
+            made = [[]]
+            assert gc.isenabled() is not first
+        assert gc.isenabled()
+        assert (gc.get_freeze_count() > frozen) is first
+        assert any(each is made for each in gc.get_objects()) is not first  # objects that a collection looks at
+    finally:
+        gc.unfreeze()

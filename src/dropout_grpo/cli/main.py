@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -18,7 +19,7 @@ from dropout_grpo.config.needs import WithoutEffect, within
 from dropout_grpo.config.recipe_file import instantiated, require_sections
 from dropout_grpo.errors import LostProcess, UserError, nearest
 from dropout_grpo.training.interrupt import handled_signals
-from dropout_grpo.training.machine import keep_freed_memory, wait_asleep
+from dropout_grpo.training.machine import imports_kept, keep_freed_memory, wait_asleep
 from dropout_grpo.training.progress import console, results_are_json
 
 _UNTIL_SEEN = 2.0
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, options = _parsed(parser, parsers, words)
         wait_asleep()
         keep_freed_memory()
-        _prepare(options)
+        with imports_kept():
+            _prepare(name, options)
         with handled_signals():
             if _reads_recipe(name) or os.environ.get("RANK", "0") == "0":
                 commands()[name].run(options)
@@ -70,11 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prepare(options: Namespace) -> None:
+def _prepare(name: str, options: Namespace) -> None:
     """Import torch and transformers, which takes seconds and is done before the signals have handlers."""
     from transformers.utils import logging as transformers_logging
 
     from dropout_grpo.distributed.device import choose_device
+
+    if _reads_recipe(name):
+        import_module("dropout_grpo.commands.shared.context")  # which imports most of what such a command needs
 
     # Progress bars and advice of transformers would break ours; its warnings and errors stay.
     transformers_logging.disable_progress_bar()

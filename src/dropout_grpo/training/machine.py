@@ -5,6 +5,7 @@ docs/performance.md has the measurements. torch is imported inside functions, si
 """
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -74,6 +75,24 @@ def threads_for(model: "PreTrainedModel", rows: int) -> Iterator[None]:
     few = model.device.type == "cpu" and rows * weights / layers <= _FEW_PRODUCTS
     with number_of_threads(1 if few else torch.get_num_threads()):
         yield
+
+
+@contextmanager
+def imports_kept() -> Iterator[None]:
+    """Collect no garbage inside the block, and leave what it imports out of all later collections.
+
+    torch and transformers make a million objects that stay. Every full collection would look at all of them: while they
+    are imported, and later in every step of a training. Nothing changes if torch is imported already.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def keep_freed_memory() -> bool:
