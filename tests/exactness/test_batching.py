@@ -78,6 +78,27 @@ def test_a_sampled_answer_is_the_same_in_any_company(kind: str, copy_prompts: bo
     assert sampled(prompts(), SEEDS + 1) != together
 
 
+@pytest.mark.parametrize(("kind", "exploration"), [("gpt2", HELD), ("qwen3", EVERYWHERE), ("qwen3", READING)])
+def test_padding_does_not_run(kind: str, exploration: Exploration) -> None:
+    """Layers run the tokens of prompts, and of answers up to the last one that counts; results are those of all."""
+    model = latent_model(kind)
+    used = USED & (torch.arange(5) != 1)  # a token that does not count is seen by those after it
+    seen: list[int] = []
+    model.sites.layers[0].register_forward_hook(lambda module, args, output: seen.append(output.shape[:2].numel()))
+
+    def results(mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        logprobs = replay(model, prompts(), SEEDS, TOKENS, exploration, temperature=0.9, mask=mask)
+        logprobs = logprobs if mask is not None else torch.where(used, logprobs, 0.0)
+        return logprobs.detach(), gradients(model, logprobs)
+
+    (all_of_it, expected), (actual, by_name) = results(None), results(used)
+    torch.testing.assert_close(actual, all_of_it, rtol=0, atol=1e-12)
+    assert differences(by_name, expected) < 1e-12
+    prompt = 12 * 6 if "prompt" in exploration.phases else 6 + 2 + 4  # with noise it is a rollout's own, padded
+    answers = int(USED.sum()) - int((USED.sum(1) == 2).sum())  # of 2 tokens the second does not count
+    assert seen == [prompt, 12, 12, 12 * 5, prompt, 12, 12, answers]
+
+
 def loss_gradients(model: LatentModel, chunks: list[list[int]], exploration: Exploration) -> dict[str, Tensor]:
     """Of the whole objective, summed up over micro-batches of groups as the trainer does."""
     batch = Totals(rollouts=12, tokens=int(USED.sum()), max_completion_length=5)

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Cache
 
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel
 from dropout_grpo.latent.casts import autocast, frozen_weights_cast, keeping_casts
 from dropout_grpo.latent.rollout import replay, roll_out, think_in_groups
-from dropout_grpo.latent.shared_prompt import ComputedCache, cache_tensors
+from dropout_grpo.latent.shared_prompt import cache_tensors, kernel_dtype
 from helpers.engine import ANSWERS, SEEDS, latent_model, prompts
 from helpers.fake_cuda import fake_cuda
 from helpers.grpo_run import CONFIG, trainer
@@ -164,8 +163,8 @@ def test_the_cache_holds_what_the_attention_computes_with(
 ) -> None:
     """Rotary positions make keys float32; rounding them before they are kept changes no bit of a result."""
     actual = []
-    for update in (ComputedCache.update, Cache.update):
-        monkeypatch.setattr(ComputedCache, "update", update)
+    for dtype_of in (kernel_dtype, lambda tensor: tensor.dtype):
+        monkeypatch.setattr("dropout_grpo.latent.shared_prompt.kernel_dtype", dtype_of)
         model = latent_model(kind, torch.float32, copy_prompts=copy_prompts)
         with torch.no_grad(), autocast(CPU, True):
             state, noise = think_in_groups(model, prompts(), SEEDS, MASKS)
@@ -176,6 +175,7 @@ def test_the_cache_holds_what_the_attention_computes_with(
     assert actual[0][0] == {torch.bfloat16}
     assert actual[1][0] == ({torch.bfloat16} if kind == "gpt2" else {torch.float32})
     assert torch.equal(actual[0][1], actual[1][1])
+    monkeypatch.undo()
     state = latent_model(kind, torch.float64).read(prompts().input_ids, prompts().attention_mask)
     with torch.autocast("cpu", torch.bfloat16):
         after = latent_model(kind, torch.float64).think(state, 1)

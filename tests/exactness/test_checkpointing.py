@@ -174,14 +174,14 @@ def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
 
 
 def test_what_is_kept_by_hand() -> None:
-    """Of each layer: inputs of 3 x 6 prompt positions, and of 2 thoughts and 4 answer tokens of 6 rows; keys and values
-    of the prompts, of 1 thought and of 2. All are 16 wide, in float64."""
+    """Of each layer: inputs of 6 + 2 + 4 prompt tokens, and of 2 thoughts and 4 answer tokens of 6 rows; keys and
+    values of 3 x 6 prompt positions, of 1 thought and of 2. All are 16 wide, in float64."""
     kept = {}
     for n_layer in (2, 4):
         model = latent_model("gpt2", n_layer=n_layer)
         model.gradient_checkpointing = True
         kept[n_layer] = saved_bytes(lambda model=model: replayed(model, NoExploration()), model)
-    inputs, keys_and_values = 3 * 6 + 6 * 2 + 6 * 4, 2 * (3 * 6 + 6 * 1 + 6 * 2)
+    inputs, keys_and_values = 12 + 6 * 2 + 6 * 4, 2 * (3 * 6 + 6 * 1 + 6 * 2)
     assert kept[4] - kept[2] == 2 * (inputs + keys_and_values) * 16 * 8
     model.gradient_checkpointing = False
     assert saved_bytes(lambda: replayed(model, NoExploration()), model) > 5 * kept[4]

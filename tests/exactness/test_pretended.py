@@ -212,7 +212,8 @@ def test_a_token_decoded_step_by_step_waits_once() -> None:
 
 
 def test_what_a_micro_batch_waits_for(tmp_path: Path) -> None:
-    """It waits for the longest prompt and for whether there is padding, and copies indices, seeds and advantages."""
+    """It waits for the longest prompt, for whether there is padding and for the number of tokens of prompts and of
+    answers, and copies indices, seeds and advantages."""
     seen = []
     with pretended() as crossings:
         for groups in (2, 1):  # of 4 groups: 2 micro-batches, then 4
@@ -222,4 +223,4 @@ def test_what_a_micro_batch_waits_for(tmp_path: Path) -> None:
             crossings.clear()
             made_by.update.backward(sampled, group_advantages(sampled.rewards))
             seen.append(Counter(crossings))
-    assert seen[1] - seen[0] == {"_local_scalar_dense": 2 * 2, "copy to the device": 2 * 4}
+    assert seen[1] - seen[0] == {"_local_scalar_dense": 2 * 2, "nonzero": 2 * 2, "copy to the device": 2 * 4}

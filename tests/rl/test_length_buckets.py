@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent import LatentModel, LatentState
 from dropout_grpo.latent.rollout import Prompts
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.groups import Groups
@@ -32,14 +33,12 @@ def read(model: LatentModel) -> Iterator[list[tuple[int, int]]]:
     """Rows and positions of every prompt batch that is read."""
     seen: list[tuple[int, int]] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows, positions = kwargs["inputs_embeds"].shape[:2]
-        if positions > 3:  # a prompt, and no thought or answer
-            seen.append((rows, positions))
+    def note(ids: Tensor, *others: Any) -> LatentState:
+        seen.append((ids.shape[0], ids.shape[1]))
+        return LatentModel.read(model, ids, *others)
 
-    handle = model.model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
-    yield seen
-    handle.remove()
+    with mock.patch.object(model, "read", note):
+        yield seen
 
 
 def step(of: GRPOTrainer) -> tuple[Groups, dict[str, Tensor], list[tuple[int, int]]]:

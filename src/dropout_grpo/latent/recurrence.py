@@ -29,6 +29,7 @@ from dropout_grpo.latent import head as heads
 from dropout_grpo.latent.attention_choice import without_cudnn
 from dropout_grpo.latent.casts import frozen_weights_cast
 from dropout_grpo.latent.checkpointing import checkpointed, switched_off
+from dropout_grpo.latent.packing import Packing, packing_of
 from dropout_grpo.latent.padding import padding_sees_itself
 from dropout_grpo.latent.probe import agrees, fed_back, has_plain_head, own_hidden, probe_rows
 from dropout_grpo.latent.shared_prompt import SHARED_PREFIX, CopiedCache, own_cache, prefix_of, shares_prefix
@@ -222,25 +223,28 @@ class Recurrence(nn.Module):
         """
         assert input_ids.shape == attention_mask.shape, "ids and mask differ in shape"
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        cache = own_cache() if self.shares_prefix else CopiedCache(config=self.model.config)
+        packing = packing_of(attention_mask) if self.shares_prefix and noise is None else None
+        cache = own_cache(packing=packing) if self.shares_prefix else CopiedCache(config=self.model.config)
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("prompt", 0, positions)
+        embeds = self.model.get_input_embeddings()(input_ids if packing is None else packing.pack(input_ids))
+        inputs: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": positions}
+        if packing is not None:
+            padding = (attention_mask == 0)[:, None, None]  # [B, 1, 1, S]
+            seen = _causal(0, packing.length, embeds).masked_fill(padding, torch.finfo(embeds.dtype).min)
+            inputs = {"attention_mask": seen, "position_ids": packing.pack(positions), "packing": packing}
         with self._noisy(noise, "prompt", 0), padding_sees_itself(self.sites.layers, attention_mask):
             output = self.model.get_decoder()(
-                inputs_embeds=self.model.get_input_embeddings()(input_ids),
-                attention_mask=attention_mask,
-                position_ids=positions,
-                use_cache=True,
-                **{self._cache_name: cache},
-                **_keyword(by_key),
+                inputs_embeds=embeds, use_cache=True, **inputs, **{self._cache_name: cache}, **_keyword(by_key)
             )
+        hidden = output.last_hidden_state if packing is None else packing.pad(output.last_hidden_state)
         prefix = None
         if self.shares_prefix:
             prefix, cache = prefix_of(cache, attention_mask), own_cache()
             attention_mask = attention_mask[:, :0]
         return LatentState(
             cache=cache,
-            hidden=output.last_hidden_state[:, -1:],
+            hidden=hidden[:, -1:],
             attention_mask=attention_mask,
             next_position=positions[:, -1:] + 1,
             prefix=prefix,
@@ -263,9 +267,13 @@ class Recurrence(nn.Module):
         return state
 
     @contextmanager
-    def _noisy(self, noise: Noise | None, phase: str, step: int) -> Iterator[Mapping[str, Tensor]]:
+    def _noisy(
+        self, noise: Noise | None, phase: str, step: int, packing: Packing | None = None
+    ) -> Iterator[Mapping[str, Tensor]]:
         """Apply the noise to the model's modules in a forward pass. The caller applies the thought's factors."""
         factors = {} if noise is None else noise.factors(phase, step)
+        if packing is not None:
+            factors = {name: packing.spread(factor) for name, factor in factors.items()}
 
         @contextmanager
         def around(part: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -297,15 +305,20 @@ class Recurrence(nn.Module):
             noise: applied if it is on in the answer phase.
         """
         inputs = torch.cat([self.end_marker(state.rows), token_ids[:, :-1]], dim=1)  # [B, L]
+        packing = None
+        if mask is not None and state.prefix is not None and not isinstance(noise, OwnHooks):
+            packing = packing_of(mask.flip(-1).cumsum(-1).flip(-1))  # a token sees all tokens before it
         table = self.head_in_pieces(token_ids.numel())
         if table is None:
-            logits, _ = self.logits(state, inputs, noise)
-            logits = heads.at_temperature(logits, temperature)
-            logprobs = -nn.functional.cross_entropy(logits.flatten(0, 1), token_ids.flatten(), reduction="none")
-            logprobs = logprobs.view_as(token_ids)
+            output, _ = self._answer(self.model, state, inputs, noise, packing)
+            logits = heads.at_temperature(output.logits, temperature).flatten(0, 1)
+            words = token_ids if packing is None else packing.pack(token_ids)
+            logprobs = -nn.functional.cross_entropy(logits, words.flatten(), reduction="none").view_as(words)
+            logprobs = logprobs if packing is None else packing.pad(logprobs)
             return logprobs if mask is None else logprobs.masked_fill(mask == 0, 0.0)
-        output, _ = self._answer(self.model.get_decoder(), state, inputs, noise)
-        hidden, words = output.last_hidden_state.flatten(0, 1), token_ids.flatten()  # [B * L, D], [B * L]
+        output, _ = self._answer(self.model.get_decoder(), state, inputs, noise, packing)
+        hidden = output.last_hidden_state if packing is None else packing.pad(output.last_hidden_state)
+        hidden, words = hidden.flatten(0, 1), token_ids.flatten()  # [B * L, D], [B * L]
         counted = torch.arange(len(words), device=words.device) if mask is None else mask.flatten().nonzero().squeeze(1)
         logprobs = heads.token_logprobs(table, hidden[counted], words[counted, None], temperature).squeeze(1)
         return logprobs.new_zeros(words.shape).index_copy(0, counted, logprobs).view_as(token_ids)
@@ -336,20 +349,28 @@ class Recurrence(nn.Module):
         return output.logits, state
 
     def _answer(
-        self, network: nn.Module, state: LatentState, token_ids: Tensor, noise: Noise | None
+        self,
+        network: nn.Module,
+        state: LatentState,
+        token_ids: Tensor,
+        noise: Noise | None,
+        packing: Packing | None = None,
     ) -> tuple[Any, LatentState]:
-        """The output of the model or its decoder for ``token_ids`` [B, L], and the state after them."""
+        """The output, packed or not, of the model or its decoder for ``token_ids`` [B, L], and the state after them."""
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("answer", 0, key_positions(state, token_ids.shape[1]))
-        with self._noisy(noise, "answer", 0):
-            cache, inputs = self._inputs(state, self.model.get_input_embeddings()(token_ids), by_key)
+        with self._noisy(noise, "answer", 0, packing):
+            ids = token_ids if packing is None else packing.pack(token_ids)
+            cache, inputs = self._inputs(state, self.model.get_input_embeddings()(ids), by_key, packing)
             output = network(**inputs)
         return output, _advanced(state, cache, token_ids.shape[1])
 
-    def _inputs(self, state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor]) -> tuple[Cache, dict[str, Any]]:
-        """A cache for old and new positions, and the arguments of the forward pass for embeddings [B, L, D]."""
-        length = embeds.shape[1]
-        cache = share_cache(state.cache)
+    def _inputs(
+        self, state: LatentState, embeds: Tensor, by_key: Mapping[str, Tensor], packing: Packing | None = None
+    ) -> tuple[Cache, dict[str, Any]]:
+        """A cache for all positions, and the arguments of the forward pass for embeddings [B, L, D], or packed."""
+        length = embeds.shape[1] if packing is None else packing.length
+        cache: Any = share_cache(state.cache)
         inputs = {
             "inputs_embeds": embeds,
             "attention_mask": extended(state.attention_mask, length),
@@ -361,6 +382,9 @@ class Recurrence(nn.Module):
         if state.prefix is not None:  # a model that copies its prompts does not get the keyword
             own = state.attention_mask.shape[1]
             inputs |= {"prefix": state.prefix, "attention_mask": _causal(own, length, embeds)}
+        if packing is not None:
+            cache.packing = packing
+            inputs |= {"packing": packing, "position_ids": packing.pack(inputs["position_ids"])}
         return cache, inputs
 
 

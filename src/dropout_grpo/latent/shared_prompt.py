@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from dropout_grpo.latent.attention_choice import Choice, attention_in_use
+from dropout_grpo.latent.packing import Packing
 
 SHARED_PREFIX = "shared_prefix"
 """The name of this attention in transformers' registry."""
@@ -68,24 +69,32 @@ class OwnLayer(DynamicLayer):
 
 
 class ComputedCache(Cache):
-    """Holds keys and values in the dtype in which the attention computes.
+    """Holds keys and values in the dtype in which the attention computes, and in padded rows.
 
     Under autocast rotary positions make keys float32. They would take twice the memory, and a cast in every later step.
     """
 
+    packing: Packing | None = None
+    """How the positions of the next forward pass are packed."""
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of one layer, [B, N, L, E] each; returns all of it."""
+        """Append the keys and values of one layer, [B, N, L, E] each, or packed; returns all of it."""
         dtype = kernel_dtype(key_states)
-        return super().update(key_states.to(dtype), value_states.to(dtype), *args, **kwargs)
+        new = key_states.to(dtype), value_states.to(dtype)
+        if self.packing is not None:
+            new = self.packing.pad_heads(new[0]), self.packing.pad_heads(new[1])
+        return super().update(*new, *args, **kwargs)
 
 
 class CopiedCache(ComputedCache, DynamicCache):
     """The cache of a model that keeps its own attention; its layers are those of the model's config."""
 
 
-def own_cache(layers: Sequence[CacheLayerMixin] = ()) -> Cache:
+def own_cache(layers: Sequence[CacheLayerMixin] = (), packing: Packing | None = None) -> Cache:
     """A cache for a row's own positions, empty if no layers are given."""
-    return ComputedCache(layers=list(layers)) if layers else ComputedCache(layer_class_to_replicate=OwnLayer)
+    cache = ComputedCache(layers=list(layers)) if layers else ComputedCache(layer_class_to_replicate=OwnLayer)
+    cache.packing = packing
+    return cache
 
 
 def prefix_of(cache: Cache, attention_mask: Tensor) -> Prefix:
@@ -132,6 +141,7 @@ def shared_prefix_attention(
     dropout: float = 0.0,
     prefix: Prefix | None = None,
     key_factors: Sequence[Tensor] | None = None,
+    packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query [B, H, L, E], key and value [B, N, T, E] -> [B, L, H, E].
@@ -147,8 +157,13 @@ def shared_prefix_attention(
         prefix: the prompt that the rows of a group share, or None.
         key_factors: for each layer the factors of the attention weights, [B, H, S + T] or longer, applied after the
             softmax. The prefix's keys come first.
+        packing: how the new positions are packed, if they are: then query and result are.
         **kwargs: other arguments that a model passes; not used.
     """
+    if packing is not None:
+        query, more = packing.pad_heads(query), {"prefix": prefix, "key_factors": key_factors, **kwargs}
+        output, _ = shared_prefix_attention(module, query, key, value, attention_mask, scaling, dropout, **more)
+        return packing.pack(output), None
     assert dropout == 0.0, "the model's own dropout is on"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if prefix is None and key_factors is None and attention_in_use(query.device.type) == "sdpa":
