@@ -35,19 +35,20 @@ _NUMBER = re.compile(r"-?\$?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 _BATCH = 64
 
 
-def words(model: str, file: str, out: Path, max_new_tokens: int = 256) -> None:
+def words(model: str, file: str, out: Path, problems: int | None = None, max_new_tokens: int = 320) -> None:
     """Chain of thought of a chat model before any training; writes what an eval run has.
 
     Args:
         model: folder, GGUF file or hub name.
         file: problems.
         out: run folder.
+        problems: number of problems, the first ones; all if None.
         max_new_tokens: number of tokens of an answer at most.
     """
     dtype = torch.bfloat16 if bf16_for(torch.device("cpu"))[0] else torch.float32
     network, tokenizer = load_causal_lm(model, dtype=dtype)
-    problems = load_problems(file, require_steps=False)
-    by_length = sorted(problems, key=lambda problem: len(problem.question))
+    asked = load_problems(file, require_steps=False, max_problems=problems)
+    by_length = sorted(asked, key=lambda problem: len(problem.question))
     answered: list[ModelAnswers] = []
     while rest := by_length[len(answered) :]:
         turns = [[{"role": "user", "content": f"{p.question}\n{INSTRUCTION}"}] for p in rest[:_BATCH]]
@@ -57,7 +58,7 @@ def words(model: str, file: str, out: Path, max_new_tokens: int = 256) -> None:
             ModelAnswers(problem=p, plain=marked(text), plain_length=length, plain_clipped=length == max_new_tokens)
             for p, (text, length) in zip(rest, said, strict=False)
         ]
-        print(f"{len(answered)} of {len(problems)}", file=sys.stderr, flush=True)
+        print(f"{len(answered)} of {len(asked)}", file=sys.stderr, flush=True)
     answered.sort(key=lambda answer: answer.problem.id)
     write_json(out / MEASURES_FILE, {"ci95": CI95, "evaluations": [{"file": file, **measure_answers(answered)}]})
     write_text(out / SAMPLES_FILE, "".join(f"{json.dumps(sample(file, answer))}\n" for answer in answered))
