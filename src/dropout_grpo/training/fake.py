@@ -23,7 +23,8 @@ class Fake(Tensor):
 
     twin: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    _known: ClassVar[dict[Any, Any]] = {}  # what an operation returns for these shapes, if it is new memory
+    _known: ClassVar[dict[Any, Any]] = {}  # what an operation returns for these shapes, if it is no view
+    _IN_PLACE: ClassVar[str] = "its first argument"
 
     @staticmethod
     def __new__(cls, twin: Tensor) -> "Fake":
@@ -50,12 +51,16 @@ class Fake(Tensor):
         kwargs = kwargs or {}
         key = (func, _key(args), _key(tuple(kwargs.items())))
         if (known := cls._known.get(key)) is not None:
+            if known is cls._IN_PLACE:
+                return args[0]
             shape, stride, dtype = known
             return Fake(torch.empty_strided(shape, stride, dtype=dtype, device=_META))
         given: dict[int, Tensor] = {}  # by the twin's id
         args, kwargs = _twin(args, given), _twin(kwargs, given)
         out = func(*args, **kwargs)
-        if isinstance(out, Tensor) and id(out) not in given:
+        if args and out is args[0]:
+            cls._known[key] = cls._IN_PLACE
+        elif isinstance(out, Tensor) and id(out) not in given:
             storages = {_storage(value)._cdata for value in _tensors([args, *kwargs.values()])}
             if out.untyped_storage()._cdata not in storages and out.untyped_storage().nbytes() == out.nbytes:
                 cls._known[key] = (out.shape, out.stride(), out.dtype)
@@ -124,7 +129,10 @@ class Ledger(TorchDispatchMode):
                 self._known[_storage(tensor.grad)._cdata] = _storage(tensor.grad)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        if Fake in types:
+            out = Fake.__torch_dispatch__(func, types, args, kwargs)
+        else:
+            out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
             storage = _storage(tensor)
             key, size = storage._cdata, storage.nbytes()
