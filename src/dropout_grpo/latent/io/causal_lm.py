@@ -14,10 +14,10 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from dropout_grpo.errors import reading
+from dropout_grpo.errors import UserError, reading
 from dropout_grpo.latent.io.gguf import converted, gguf_file
 from dropout_grpo.latent.io.hub import require_known
-from dropout_grpo.latent.io.load_errors import check_folder, loading, require_all, require_whole
+from dropout_grpo.latent.io.load_errors import check_folder, json_object, loading, require_all, require_whole
 
 
 def load_causal_lm(
@@ -60,11 +60,15 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if file := gguf_file(path):
         path = converted(file)
     check_folder(path)
-    with loading(path):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-        if _is_generic(path) and type(tokenizer) is not PreTrainedTokenizerFast:
-            # AutoTokenizer prefers the class of the model's type, such as Qwen2's, which splits words differently.
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
+    try:
+        with loading(path):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            if _is_generic(path) and type(tokenizer) is not PreTrainedTokenizerFast:
+                # AutoTokenizer prefers the class of the model's type, such as Qwen2's, which splits words differently.
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
+    except UserError:
+        json_object(Path(path) / "tokenizer.json")  # a plainer message, if it is damaged; parsing it takes 0.2 seconds
+        raise
     return tokenizer
 
 

@@ -15,10 +15,10 @@ from dropout_grpo.errors import UserError, reading
 
 _OBJECTS = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("latent_config.json", "adapter_config.json"),
 )
-"""Files of a checkpoint that are JSON objects."""
+"""Small files of a checkpoint that are JSON objects."""
 
 _MAX_LAYERS, _MAX_SIZE = 10_000, 10**9
 
@@ -31,16 +31,26 @@ def check_folder(path: str | Path) -> None:
     """
     for name in _OBJECTS:
         file = Path(path) / name
-        if not file.is_file():
-            continue
-        with reading(file):
-            content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise UserError(f"{file} must be a JSON object: the checkpoint is damaged.")
-        if name.endswith("index.json"):
+        content = json_object(file)
+        if name.endswith("index.json") and file.is_file():
             _check_index(file, content)
         if name == "config.json":
             _check_sizes(file, content)
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is no such file.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    if not file.is_file():
+        return {}
+    with reading(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must be a JSON object: the checkpoint is damaged.")
+    return content
 
 
 def _check_index(file: Path, content: dict[str, Any]) -> None:
