@@ -6,8 +6,8 @@ happens.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,7 @@ from dropout_grpo.runs.record import Record
 from dropout_grpo.training.callbacks import OURS, Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
+from dropout_grpo.training.machine import return_freed_memory
 from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
@@ -145,7 +146,7 @@ class Trainer(ABC):
         if self.param_dtype == "bfloat16":
             return with_masters(self.model)
         halves = self.bf16 and has_adapter(self.model.model) and not self.fsdp  # FSDP wants weights of one dtype
-        return held_in_bf16(self.model) if halves else nullcontext()
+        return _halved(self.model) if halves else nullcontext()
 
     def _steps(self, checkpoints: Checkpoints, saved: Saved | None) -> TrainOutput:
         start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
@@ -396,3 +397,12 @@ def _require_masters(model: LatentModel, *, fsdp: bool) -> None:
         )
     if fsdp and processes.size() > 1:
         raise UserError("param_dtype bfloat16 keeps whole weights, and fsdp shards them: leave one of them out.")
+
+
+@contextmanager
+def _halved(model: LatentModel) -> Iterator[None]:
+    """Frozen weights held in bf16. What malloc keeps of float32 weights or activations has no room for the others."""
+    with held_in_bf16(model):
+        return_freed_memory()
+        yield
+        return_freed_memory()
