@@ -19,6 +19,7 @@ from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.training import memory
 from dropout_grpo.training.memory import MicroBatches, total_memory
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
@@ -321,3 +322,38 @@ def test_the_total_is_that_of_the_machine_or_of_the_group(tmp_path: Path, monkey
         assert total_memory(tmp_path) == total
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes of a launched run share the machine
     assert total_memory(tmp_path) == 2500
+
+
+def test_more_than_the_plan_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resident bytes by hand. Where little goes back, the limit grows, so that it is not tried after every batch."""
+    batches, resident = MicroBatches("micro_batch_size", 4), [120, 80, 120, 110, 120, 130, 100]
+    gone_back = []
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: gone_back.append(len(resident)))
+    monkeypatch.setattr(memory, "resident_memory", lambda: resident.pop(0))
+    batches.give_back()  # without a plan
+    assert (gone_back, len(resident)) == ([], 7)
+    batches.planned = 100
+    batches.give_back()  # 120, then 80
+    assert (gone_back, batches.planned) == ([6], 100)
+    batches.give_back()  # 120, then 110
+    assert (gone_back, batches.planned) == ([6, 4], 121)
+    batches.give_back()  # 120
+    assert gone_back == [6, 4]
+    batches.give_back()  # 130, then 100
+    assert (gone_back, batches.planned) == ([6, 4, 1], 121)
+
+
+def test_every_micro_batch_of_a_training_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 groups of 4 in micro-batches of 2 groups, for 3 steps; 5 problems, 2 at a time, for an epoch."""
+    limits = list[int | None]()
+    monkeypatch.setattr(MicroBatches, "give_back", lambda batches: limits.append(batches.planned))
+    grpo = trainer(tmp_path / "grpo", reward_funcs=[alternating])
+    grpo.train()
+    assert limits == [grpo.plan().total] * 6
+    limits.clear()
+    options = CurriculumConfig(
+        c_thought=1, max_latent_stage=2, cot_epochs=1, epochs_per_stage=0, final_epochs=0, micro_batch_size=2
+    )
+    sft = CurriculumTrainer(tiny_latent(), options, tiny_problems(5, steps=2), tmp_path / "sft")
+    sft.train()
+    assert limits == [sft.plan().total] * 3

@@ -21,7 +21,7 @@ from dropout_grpo.training import loop, plan
 from dropout_grpo.training.fake import Fake, Ledger, NeedsData, fake_weights
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.plan import Held, Work, fake_peak, peak, sampled
-from helpers.grpo_run import CONFIG, trainer
+from helpers.grpo_run import CONFIG, alternating, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
 
@@ -154,3 +154,15 @@ def test_layers_are_run_again_where_nothing_else_helps(
     said = capsys.readouterr().err
     assert f"micro_batch_size {update.rows} (was {CONFIG.micro_batch_size}, to fit)" in said
     assert "gradient_checkpointing" in said
+
+
+def test_freed_memory_goes_back_when_large_tensors_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step, before the optimiser has a state, and after that; then malloc keeps what it has."""
+    made, moments = trainer(tmp_path, reward_funcs=[alternating]), list[int | None]()
+
+    def seen() -> None:
+        moments.append(len(made.optimizer.state) if hasattr(made, "optimizer") else None)
+
+    monkeypatch.setattr(loop, "return_freed_memory", seen)
+    made.train()
+    assert moments == [None, 0, len([p for p in made.model.parameters() if p.requires_grad])]

@@ -386,6 +386,7 @@ class CurriculumTrainer(Trainer):
                     part = self._loss(self.stages[index], rows[start : start + size]) / tokens
                 part.backward()
                 loss += float(part.detach())
+                self._micro_batches.give_back()
         return loss
 
     def _mixed_stages(self, stage: Stage, batch: list[int], step: int) -> list[int]:

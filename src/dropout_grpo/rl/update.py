@@ -150,4 +150,5 @@ class PolicyUpdate:
             gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
             numbers = (part.loss, part.kl, part.clipped_low, part.clipped_high, gap.sum(), used.sum(), gap.max())
             sums.append(torch.stack([number.detach().double() for number in numbers]))
+            self.batches.give_back()
         return torch.stack(sums).tolist()  # one wait for the device

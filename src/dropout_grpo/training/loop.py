@@ -99,6 +99,7 @@ class Trainer(ABC):
         self._encoded, self._batch_sizes, self._evaluate, self._start = encoded, batches, evaluate, start
         self._record: Record | None = None
         self._checkpoints: Checkpoints | None = None
+        self._has_updated = False
         self._callbacks = Callbacks(
             callbacks,
             arguments(
@@ -153,6 +154,7 @@ class Trainer(ABC):
         done = 0 if saved is None else saved.step
         if self.model.device.type == "cpu":
             self._fit_in_memory()  # first: its trial may begin a step of the exploration, whose state is restored next
+            return_freed_memory()  # what loading has left has no room for large tensors
         self.begin(saved)
         title = self.part.replace("_", "-")
         with self.run.tracking(self.part, done), Bar(title, self.max_steps, done) as bar, finishing_updates() as signal:
@@ -313,7 +315,7 @@ class Trainer(ABC):
         """
         plan = self.plan()
         for size in plan.sizes:
-            size.batches.size = size.rows
+            size.batches.size, size.batches.planned = size.rows, plan.total
         console.print(str(plan), markup=False)
         require_fitting(plan)
 
@@ -328,8 +330,15 @@ class Trainer(ABC):
         return float(self.schedule.get_last_lr()[0])
 
     def _update(self, loss: float, where: str) -> float:
-        """Clip the gradients, step, and advance the schedule; returns the gradient's norm. See ``optimizer.update``."""
-        return update(
+        """Clip the gradients, step, and advance the schedule; returns the gradient's norm. See ``optimizer.update``.
+
+        The first step allocates the optimiser's state, whose tensors are larger than the free blocks that activations
+        leave to malloc. So these go back to the kernel before it, and those that the step leaves after it.
+        """
+        first, self._has_updated = not self._has_updated, True
+        if first:
+            return_freed_memory()
+        norm = update(
             self.model,
             self.optimizer,
             self.schedule,
@@ -339,6 +348,9 @@ class Trainer(ABC):
             last_good=self.last_good,
             around=self._callbacks.optimizer_step,
         )
+        if first:
+            return_freed_memory()
+        return norm
 
     def _clear_gradients(self) -> None:
         self.model.zero_grad(set_to_none=True)

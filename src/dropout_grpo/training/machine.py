@@ -6,11 +6,13 @@ docs/performance.md has the measurements. torch is imported inside functions, si
 
 import ctypes
 import gc
+import mmap
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -115,6 +117,12 @@ def return_freed_memory() -> None:
     """Return freed memory to the kernel now, so that another process has room for it. Does nothing without glibc."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process has now; 0 if the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE if statm.is_file() else 0
 
 
 def bf16_or_not(setting: bool | None, device: "torch.device", rows: int | None = None) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.latent.graphs import give_back_recordings
+from dropout_grpo.training.machine import resident_memory, return_freed_memory
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
@@ -30,6 +31,17 @@ class MicroBatches:
 
     def __init__(self, option: str, size: int) -> None:
         self.option, self.size = option, size
+        self.planned: int | None = None  # bytes of the whole process by its plan
+
+    def give_back(self) -> None:
+        """Return freed memory to the kernel if the process has more than its plan says. For the end of a micro-batch.
+
+        malloc keeps freed memory to use it again. Micro-batches differ in length, so the next tensors may not fit where
+        the last ones were. Where it helps little, the plan is too low, and a greater size becomes the limit.
+        """
+        if self.planned is not None and resident_memory() > self.planned:
+            return_freed_memory()
+            self.planned = max(self.planned, resident_memory() * 11 // 10)
 
     def fit(
         self, items: int, work: Callable[[int], _T], *, rows: int = 1, clear: Callable[[], None] | None = None
