@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from dropout_grpo.latent.graphs import forget_recordings
-from dropout_grpo.training.machine import keep_freed_memory, return_freed_memory
+from dropout_grpo.training.machine import freed_memory_kept, keep_freed_memory, return_freed_memory
 from evidence.bench import arms
 from evidence.bench.config import Job, Setting
 from evidence.bench.workload import Networks, Workload
@@ -51,7 +51,8 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
     arm = arms.build(task["arm"], work, task["job"], task["attention"])
     arm.prepare()
     before = peak_resident()
-    arm.run()
+    with freed_memory_kept():
+        arm.run()
     return {"kind": "peak resident memory of a fresh process", "before": before, "peak": peak_resident()}
 
 

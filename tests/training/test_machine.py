@@ -79,27 +79,41 @@ MEMORY = """
 import resource
 from pathlib import Path
 import torch
-from dropout_grpo.training.machine import keep_freed_memory, return_freed_memory
+from dropout_grpo.training.machine import freed_memory_kept, keep_freed_memory, return_freed_memory
 
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 assert keep_freed_memory()
 start = resident()
-for _ in range(20):  # until holes of the right size are there
-    torch.ones(2**24)  # 64 MiB
-before = faults()
-for _ in range(4):
-    torch.ones(2**24)
-faulted, kept = faults() - before, resident() - start
+with freed_memory_kept():
+    activation = torch.ones(2**24)  # 64 MiB
+weights = torch.ones(2**24)
+del activation
+with freed_memory_kept():
+    activation = torch.ones(2**24 - 2**10)  # malloc looks for a little more than what is asked for
+both = resident() - start
+del weights
+one = resident() - start
+del activation
+with freed_memory_kept():
+    for _ in range(20):  # until holes of the right size are there
+        torch.ones(2**24)
+    before = faults()
+    for _ in range(4):
+        torch.ones(2**24)
+    faulted, kept = faults() - before, resident() - start
 return_freed_memory()
-print(faulted, kept, resident() - start)
+print(both, one, faulted, kept, resident() - start)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its malloc is another")
 def test_freed_memory_is_used_again_and_returned_on_request() -> None:
+    """What is allocated outside has memory of its own, which goes back by itself."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    faulted, kept, left = map(int, run.stdout.split())
+    both, one, faulted, kept, left = map(int, run.stdout.split())
+    assert both < 2**27 + 2**24
+    assert one < 2**26 + 2**24
     assert faulted < 100  # 4 times 16,384 pages of 4 KiB otherwise
     assert kept > 2**25
     assert left < 2**24

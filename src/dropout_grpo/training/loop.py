@@ -6,8 +6,8 @@ happens.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +32,7 @@ from dropout_grpo.runs.record import Record
 from dropout_grpo.training.callbacks import OURS, Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
-from dropout_grpo.training.machine import return_freed_memory
+from dropout_grpo.training.machine import freed_memory_kept, return_freed_memory
 from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
@@ -138,7 +138,10 @@ class Trainer(ABC):
         checkpoints, saved = self._resumed(resume_from_checkpoint)
         start_together(self.model, sharded=self.fsdp)
         with self._as_trained():
-            return self._steps(checkpoints, saved)
+            try:
+                return self._steps(checkpoints, saved)
+            finally:
+                return_freed_memory()  # of activations, before weights are float32 again
 
     def _as_trained(self) -> AbstractContextManager[None]:
         """While steps are made: whether layers run again, and in which precision the weights are held."""
@@ -147,14 +150,13 @@ class Trainer(ABC):
         if self.param_dtype == "bfloat16":
             return with_masters(self.model)
         halves = self.bf16 and has_adapter(self.model.model) and not self.fsdp  # FSDP wants weights of one dtype
-        return _halved(self.model) if halves else nullcontext()
+        return held_in_bf16(self.model) if halves else nullcontext()
 
     def _steps(self, checkpoints: Checkpoints, saved: Saved | None) -> TrainOutput:
         start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
         done = 0 if saved is None else saved.step
         if self.model.device.type == "cpu":
             self._fit_in_memory()  # first: its trial may begin a step of the exploration, whose state is restored next
-            return_freed_memory()  # what loading has left has no room for large tensors
         self.begin(saved)
         title = self.part.replace("_", "-")
         with self.run.tracking(self.part, done), Bar(title, self.max_steps, done) as bar, finishing_updates() as signal:
@@ -332,25 +334,20 @@ class Trainer(ABC):
     def _update(self, loss: float, where: str) -> float:
         """Clip the gradients, step, and advance the schedule; returns the gradient's norm. See ``optimizer.update``.
 
-        The first step allocates the optimiser's state, whose tensors are larger than the free blocks that activations
-        leave to malloc. So these go back to the kernel before it, and those that the step leaves after it.
+        The first step allocates the optimiser's state, which malloc keeps apart from what is freed soon.
         """
         first, self._has_updated = not self._has_updated, True
-        if first:
-            return_freed_memory()
-        norm = update(
-            self.model,
-            self.optimizer,
-            self.schedule,
-            loss=loss,
-            max_grad_norm=self.config.max_grad_norm,
-            where=where,
-            last_good=self.last_good,
-            around=self._callbacks.optimizer_step,
-        )
-        if first:
-            return_freed_memory()
-        return norm
+        with nullcontext() if first else freed_memory_kept():
+            return update(
+                self.model,
+                self.optimizer,
+                self.schedule,
+                loss=loss,
+                max_grad_norm=self.config.max_grad_norm,
+                where=where,
+                last_good=self.last_good,
+                around=self._callbacks.optimizer_step,
+            )
 
     def _clear_gradients(self) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -409,12 +406,3 @@ def _require_masters(model: LatentModel, *, fsdp: bool) -> None:
         )
     if fsdp and processes.size() > 1:
         raise UserError("param_dtype bfloat16 keeps whole weights, and fsdp shards them: leave one of them out.")
-
-
-@contextmanager
-def _halved(model: LatentModel) -> Iterator[None]:
-    """Frozen weights held in bf16. What malloc keeps of float32 weights or activations has no room for the others."""
-    with held_in_bf16(model):
-        return_freed_memory()
-        yield
-        return_freed_memory()

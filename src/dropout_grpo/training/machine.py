@@ -24,8 +24,12 @@ _SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": _SPINS, "KMP_BLOCKT
 
 _FEW_PRODUCTS = 4_000_000  # multiplications per layer and position that one thread does alone
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 _NEVER = 2**31 - 1
+_LARGE = 2**20  # bytes
+_MAPPINGS = 65536  # glibc's default
+
+_may_keep = _keeping = False  # what was asked of malloc in this process
 
 _CPU_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")  # with them bf16 is about twice as fast
 _CPU_ROWS = 16  # with fewer, converting the weights costs more than the faster product saves
@@ -98,19 +102,40 @@ def imports_kept() -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc's malloc reuse freed memory in this process.
-
-    By default malloc maps new memory for every large tensor and unmaps it when the tensor is freed, and the kernel
-    clears each page. This takes a tenth of the time of a training step on a CPU, for models of the demo's size and of
-    GPT-2's. In exchange the process keeps its peak memory. The command line calls this; the library does not.
+    """Let ``freed_memory_kept`` have its effect in this process. The command line calls this; the library does not.
 
     Returns:
         False without glibc: nothing has changed.
     """
+    global _may_keep
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    _may_keep = bool(mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_MMAP_THRESHOLD, _LARGE))
+    return _may_keep
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Inside the block glibc's malloc uses freed memory again, in a process that has called ``keep_freed_memory``.
+
+    By default malloc maps new memory for every large tensor and unmaps it when the tensor is freed, and the kernel
+    clears each page. This takes a tenth of the time of a training step on a CPU, for models of the demo's size and of
+    GPT-2's. In exchange the process keeps the peak of its activations.
+
+    What lives longer, such as weights and the optimiser's state, is best allocated outside the block: each large tensor
+    then has a mapping of its own. Between activations it would leave holes that the next ones do not fit into.
+    """
+    global _keeping
+    if not _may_keep or _keeping:
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    _keeping = bool(mallopt(_M_MMAP_MAX, 0))
+    try:
+        yield
+    finally:
+        _keeping = not mallopt(_M_MMAP_MAX, _MAPPINGS)
 
 
 def return_freed_memory() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.latent.graphs import give_back_recordings
-from dropout_grpo.training.machine import resident_memory, return_freed_memory
+from dropout_grpo.training.machine import freed_memory_kept, resident_memory, return_freed_memory
 from dropout_grpo.training.progress import console
 
 _T = TypeVar("_T")
@@ -66,7 +66,8 @@ class MicroBatches:
         while True:
             size = min(max(1, self.size // rows), items)
             try:
-                return work(size)
+                with freed_memory_kept():
+                    return work(size)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
