@@ -31,6 +31,7 @@ from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import Record
 from dropout_grpo.training.callbacks import OURS, Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.embeddings import make_dense, rows_as_gradients
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
 from dropout_grpo.training.machine import freed_memory_kept, return_freed_memory
 from dropout_grpo.training.masters import masters_as_weights, with_masters
@@ -159,7 +160,12 @@ class Trainer(ABC):
             self._fit_in_memory()  # first: its trial may begin a step of the exploration, whose state is restored next
         self.begin(saved)
         title = self.part.replace("_", "-")
-        with self.run.tracking(self.part, done), Bar(title, self.max_steps, done) as bar, finishing_updates() as signal:
+        with (
+            self.run.tracking(self.part, done),
+            Bar(title, self.max_steps, done) as bar,
+            finishing_updates() as signal,
+            rows_as_gradients(self.model),
+        ):
             callbacks.begin(done, self.optimizer, self.schedule)
             for step in range(done + 1, self.max_steps + 1):
                 callbacks.begin_step(step, first=step == done + 1)
@@ -336,6 +342,7 @@ class Trainer(ABC):
 
         The first step allocates the optimiser's state, which malloc keeps apart from what is freed soon.
         """
+        make_dense(self.model)
         first, self._has_updated = not self._has_updated, True
         with nullcontext() if first else freed_memory_kept():
             return update(
