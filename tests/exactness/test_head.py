@@ -17,10 +17,11 @@ from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.latent import LatentModel, head
 from dropout_grpo.latent.casts import autocast
-from dropout_grpo.latent.head import table_of, token_logprobs
+from dropout_grpo.latent.head import Table, table_of, token_logprobs
 from dropout_grpo.latent.lora.adapter import adapter_off
 from dropout_grpo.latent.probe import has_plain_head, probe_rows
 from dropout_grpo.latent.rollout import replay
+from dropout_grpo.training.fake import Ledger
 from dropout_grpo.training.masters import with_masters
 from helpers import grpo_run
 from helpers.engine import ANSWERS, SEEDS, difference, differences, gradients, latent_model, prompts
@@ -302,3 +303,16 @@ def test_an_adapters_rows_of_the_head(kind: str, tmp_path: Path, monkeypatch: py
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert max(map(difference, results(), expected)) < 1e-12
+
+
+def test_with_masters_the_weights_gradient_is_float32_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tensor of 4 bytes per element, which becomes the gradient, and none in bf16 beside it."""
+    in_pieces(monkeypatch, 1024)
+    weight = nn.Parameter(torch.randn(2**14, 16).bfloat16())
+    weight.grad_dtype = torch.float32
+    hidden = torch.randn(2, 16).bfloat16().requires_grad_()
+    with Ledger(nn.ParameterList([weight])) as ledger:
+        token_logprobs(Table(weight), hidden, torch.tensor([[3], [7]])).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+    assert 4 * weight.numel() < ledger.peak < 5 * weight.numel()

@@ -104,7 +104,9 @@ class _Pieces(torch.autograd.Function):
         dtype: torch.dtype,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        ctx.dtypes, ctx.temperature = (hidden.dtype, weight.dtype), temperature
+        # The weight's gradient is float32 from the start where it is accumulated so, as with masters.
+        wanted = getattr(weight, "grad_dtype", None) if weight.is_leaf else None
+        ctx.dtypes, ctx.temperature = (hidden.dtype, wanted or weight.dtype), temperature
         hidden = hidden.to(dtype)
         if keep:  # one cast for both passes, as autocast's
             weight = weight.to(dtype)
