@@ -103,18 +103,16 @@ def test_weights_are_float32_again_also_after_an_error() -> None:
 
 
 RESIDENT = """
-from pathlib import Path
 from torch import nn
 from dropout_grpo.latent.casts import held_in_bf16
-from dropout_grpo.training.machine import keep_freed_memory
+from dropout_grpo.training.machine import keep_freed_memory, resident_memory
 
-resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 assert keep_freed_memory()
 model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8))).requires_grad_(False)  # 128 MiB
-before = resident()
+before = resident_memory()
 with held_in_bf16(model):
-    inside = resident()
-print(before - inside, resident() - before)
+    inside = resident_memory()
+print(before - inside, resident_memory() - before)
 """
 
 

@@ -77,23 +77,21 @@ def test_a_busy_process_slows_products_in_proportion() -> None:
 
 MEMORY = """
 import resource
-from pathlib import Path
 import torch
-from dropout_grpo.training.machine import freed_memory_kept, keep_freed_memory, return_freed_memory
+from dropout_grpo.training.machine import freed_memory_kept, keep_freed_memory, resident_memory, return_freed_memory
 
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 assert keep_freed_memory()
-start = resident()
+start = resident_memory()
 with freed_memory_kept():
     activation = torch.ones(2**24)  # 64 MiB
 weights = torch.ones(2**24)
 del activation
 with freed_memory_kept():
     activation = torch.ones(2**24 - 2**10)  # malloc looks for a little more than what is asked for
-both = resident() - start
+both = resident_memory() - start
 del weights
-one = resident() - start
+one = resident_memory() - start
 del activation
 with freed_memory_kept():
     for _ in range(20):  # until holes of the right size are there
@@ -101,9 +99,9 @@ with freed_memory_kept():
     before = faults()
     for _ in range(4):
         torch.ones(2**24)
-    faulted, kept = faults() - before, resident() - start
+    faulted, kept = faults() - before, resident_memory() - start
 return_freed_memory()
-print(both, one, faulted, kept, resident() - start)
+print(both, one, faulted, kept, resident_memory() - start)
 """
 
 

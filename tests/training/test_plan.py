@@ -169,3 +169,20 @@ def test_the_optimisers_state_is_not_between_activations(tmp_path: Path, monkeyp
     monkeypatch.setattr(loop, "freed_memory_kept", kept)
     made.train()
     assert states == [len([p for p in made.model.parameters() if p.requires_grad])] * (CONFIG.max_steps - 1)
+
+
+def test_nor_is_that_of_a_stages_new_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three stages of two updates, each with an optimiser of its own: the second update of each stage is inside."""
+    options = CurriculumConfig(
+        c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=1, batch_size=3
+    )
+    made, states = CurriculumTrainer(tiny_latent(), options, tiny_problems(5, steps=2), tmp_path), []
+
+    @contextmanager
+    def kept() -> Iterator[None]:
+        states.append(len(made.optimizer.state) > 0)
+        yield
+
+    monkeypatch.setattr(loop, "freed_memory_kept", kept)
+    made.train()
+    assert states == [True] * 3

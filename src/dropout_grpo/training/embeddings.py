@@ -28,9 +28,8 @@ def rows_as_gradients(model: nn.Module) -> Iterator[None]:
         and module.weight.requires_grad
         and module.weight.numel() >= LARGE
         and not module.sparse
+        and not is_sharded(model)
     ]
-    if is_sharded(model):
-        tables = []
     for table in tables:
         table.sparse = True
     try:

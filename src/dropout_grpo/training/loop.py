@@ -100,7 +100,7 @@ class Trainer(ABC):
         self._encoded, self._batch_sizes, self._evaluate, self._start = encoded, batches, evaluate, start
         self._record: Record | None = None
         self._checkpoints: Checkpoints | None = None
-        self._has_updated = False
+        self._stepped: Optimizer | None = None  # the optimiser of the last update
         self._callbacks = Callbacks(
             callbacks,
             arguments(
@@ -340,10 +340,10 @@ class Trainer(ABC):
     def _update(self, loss: float, where: str) -> float:
         """Clip the gradients, step, and advance the schedule; returns the gradient's norm. See ``optimizer.update``.
 
-        The first step allocates the optimiser's state, which malloc keeps apart from what is freed soon.
+        An optimiser's first step allocates its state, which malloc keeps apart from what is freed soon.
         """
         make_dense(self.model)
-        first, self._has_updated = not self._has_updated, True
+        first, self._stepped = self._stepped is not self.optimizer, self.optimizer
         with nullcontext() if first else freed_memory_kept():
             return update(
                 self.model,
