@@ -12,18 +12,21 @@ import json
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from jsonargparse import CLI
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dropout_grpo.commands.merge import merge
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.errors import UserError
 from dropout_grpo.evaluation.answering import ModelAnswers
 from dropout_grpo.evaluation.measures import measure_answers, sample
 from dropout_grpo.evaluation.statistics import CI95
 from dropout_grpo.latent.io.causal_lm import load_causal_lm
+from dropout_grpo.latent.lora.checkpoint import is_adapter
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import ANSWER_PREFIX
 from dropout_grpo.runs.files import MEASURES_FILE, RESULTS_FILE, SAMPLES_FILE, write_json, write_text
@@ -69,7 +72,7 @@ def same(checkpoints: list[str], file: str, out: Path, problems: int = 100, max_
     """Compare answers by transformers' ``generate`` with ours, both greedy, in float32 and without masks.
 
     Args:
-        checkpoints: folders of latent models.
+        checkpoints: folders of latent models; an adapter is merged into its base first, as ``dropout-grpo merge`` does.
         file: problems.
         out: run folder.
         problems: number of problems, the first ones.
@@ -78,11 +81,15 @@ def same(checkpoints: list[str], file: str, out: Path, problems: int = 100, max_
     questions = [p.question for p in load_problems(file, require_steps=False, max_problems=problems)]
     equal = {}
     for checkpoint in checkpoints:
-        ours = LatentModel.from_pretrained(checkpoint).answer(questions, max_new_tokens)
-        network = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        prompts = [f"{question}\n" for question in questions]
-        theirs = _generate(network, tokenizer, prompts, max_new_tokens, checkpoint)
+        with TemporaryDirectory() as merged:
+            folder = checkpoint
+            if is_adapter(checkpoint):
+                merge(checkpoint, Path(folder := merged))
+            ours = LatentModel.from_pretrained(folder).answer(questions, max_new_tokens)
+            network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            prompts = [f"{question}\n" for question in questions]
+            theirs = _generate(network, tokenizer, prompts, max_new_tokens, folder)
         equal[checkpoint] = sum(a == b for a, (b, _) in zip(ours, theirs, strict=True))
         print(f"{checkpoint}: {equal[checkpoint]} of {len(questions)} answers are equal", file=sys.stderr, flush=True)
     write_json(out / RESULTS_FILE, {"problems": len(questions), "equal": equal, **provenance()})

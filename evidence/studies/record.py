@@ -217,8 +217,9 @@ def record_rounds(
                 record["runs"][name]["steps"] = len(mixed)
         elif measures := read_measures(folder):
             record["pilots"][name] = measures["evaluations"]
-        elif name == "transformers":
-            record["transformers"] = read_results(folder)
+        elif name.startswith("transformers") and (same := read_results(folder)):
+            before = record["transformers"].get("equal", {})
+            record["transformers"] = {**same, "equal": before | same["equal"]}
     record["evaluations"] = {arm: evaluated(folders) for arm, folders in arms.items()}
     tested = settings.get("tested")
     record["pairs"] = {

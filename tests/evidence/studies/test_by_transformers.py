@@ -12,6 +12,7 @@ from evidence.studies import by_transformers
 from evidence.studies.by_transformers import marked, same, words
 from helpers.tiny_gguf import write_gguf
 from helpers.tiny_latent import tiny_latent
+from helpers.tiny_lora import tiny_lora_on_raw
 
 PROBLEMS = [Problem(id=i, question=f"Ann has {i} ? ?", steps=(), answer=str(i)) for i in range(3, 9)]
 
@@ -43,6 +44,15 @@ def test_equal_answers_are_counted(tmp_path: Path) -> None:
     good, bad = (results["equal"][str(folder)] for folder in folders)
     assert (results["problems"], good) == (5, 5)
     assert bad < 5
+
+
+def test_an_adapter_is_merged_first(tmp_path: Path) -> None:
+    """A base without latent tokens, as a Coconut by ``sft --lora.r`` has."""
+    save_problems(tmp_path / "test.json", PROBLEMS)
+    adapter = tmp_path / "adapter"
+    tiny_lora_on_raw(tmp_path, "llama").save_pretrained(adapter)
+    same([str(adapter)], str(tmp_path / "test.json"), tmp_path / "run", max_new_tokens=6)
+    assert read_results(tmp_path / "run")["equal"] == {str(adapter): 6}
 
 
 def test_words_of_a_chat_model_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

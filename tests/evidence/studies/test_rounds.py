@@ -167,14 +167,15 @@ def test_the_plan_of_half_a_billion_from_files_and_a_model_to_tables(tmp_path: P
     save_problems(tmp_path / "gsm8k_aug_valid.json", problems(2, 10))
     save_problems(tmp_path / "mawps_asdiva_train.coconut.json", problems(710, 1000))
     save_problems(tmp_path / "svamp.json", problems(4, 70))
-    small = settings("gsm8k-0.5b")
+    small = settings("gsm8k-0.5b") | {"two_processes_if_alone": False}
     for command in ("sft", "grpo", "pilot", "eval"):
         small["short"][command] += " --data.max_problems 5"
     small["short"]["sft"] += " --curriculum.batch_size 4"
     small["short"]["grpo"] += GRPO
+    small["short"]["rate-pilot"] = small["short"]["rate-pilot"].replace("max_steps 25", "max_steps 2")
     for lines in small["rounds"]:
         for name, line in lines.items():  # the tiny model has 128 positions
-            lines[name] = line.replace("max_steps 25", "max_steps 2").replace("max_new_tokens 100", "max_new_tokens 9")
+            lines[name] = line.replace("max_new_tokens 100", "max_new_tokens 9")
     record = run(small, tmp_path, "--model", str(tmp_path / "tiny.gguf"))
     assert record["model"]["name"] == "tiny.gguf"
     assert record["commands"]["model"].startswith("python -m evidence.studies.gsm8k_weights tiny.gguf --out ")
@@ -189,7 +190,7 @@ def test_the_plan_of_half_a_billion_from_files_and_a_model_to_tables(tmp_path: P
     assert {name for name in record["runs"] if name[-2:] in ("-1", "-2")} == {
         f"{arm}-{seed}" for arm in (*ARMS, "deterministic") for seed in (1, 2)
     }
-    assert len(record["transformers"]["equal"]) == 6
+    assert len(record["transformers"]["equal"]) == 5
     assert set(record["transformers"]["equal"].values()) == {5}
     assert [len(tests) for tests in record["pairs"].values()] == [2] * 6
     block_name, page = "gsm8k-qwen.pairs", tmp_path / "page.md"
@@ -197,7 +198,7 @@ def test_the_plan_of_half_a_billion_from_files_and_a_model_to_tables(tmp_path: P
     assert recompute([page], tmp_path) == Report(compared=2 * 12, differing=[])
     assert "| masks, p = 0.05 | valid.json | 5 |" in block(tmp_path, "gsm8k-qwen.pilots")
     notes = block(tmp_path, "gsm8k-qwen.notes")
-    assert "30 of 30 answers of 6 checkpoints are the same" in notes
+    assert "25 of 25 answers of 5 checkpoints are the same" in notes
     assert "; held masks, sampled answers 0 and 0 %;" in notes
     assert "Seed 0, of GRPO 1 and 2;" in notes
     assert "| temperature alone, seed 2 | step 2 |" in block(tmp_path, "gsm8k-qwen.curve")
