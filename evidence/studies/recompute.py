@@ -1,8 +1,8 @@
-"""``python -m evidence.studies.recompute``: every p-value of the results' pages, from the records.
+"""``python -m evidence.studies.recompute``: every p-value in the tables of the results' pages, from the records.
 
 It reads the tables as they stand on ``docs/RESULTS.md`` and on the pages in ``docs/results``, takes the values of each
-seed (or the wins and losses of a single seed) from the records there, and tests them with scipy's ``ttest_rel`` and
-``binomtest``, not with the functions that made the tables. It ends with 1 if a number on a page is another one.
+seed (or the wins and losses where there is one seed) from the records there, and tests them with scipy's ``ttest_rel``
+and ``binomtest``, not with the functions that made the tables. It ends with 1 if a number on a page is another one.
 """
 
 import json
@@ -19,6 +19,7 @@ from evidence.places import RESULTS_FOLDER
 from evidence.redo_pages import pages_of_results
 
 _BLOCK = re.compile(r"<!-- begin: (?P<name>[\w.-]+) -->\n(?P<text>.*?)<!-- end: (?P=name) -->", re.DOTALL)
+_P = ("p", "these networks: McNemar p")
 _DEMO = {"baseline": "Coconut baseline", "dropout_grpo": "Dropout-GRPO", "temperature_only": "temperature only"}
 
 Rows = list[dict[str, str]]
@@ -38,8 +39,7 @@ def recompute(pages: Sequence[Path], folder: Path) -> Report:
     for page in pages:
         for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
             for rows in tables(match["text"]):
-                expected = _expected(match["name"], rows, folder)
-                for row, (column, p) in _cells(rows, expected):
+                for row, column, p in _cells(rows, match["name"], folder):
                     compared += 1
                     if row[column] != f"{p:.2g}":
                         where = ", ".join(list(row.values())[:3])
@@ -56,29 +56,35 @@ def tables(text: str) -> list[Rows]:
     return result
 
 
-def _cells(rows: Rows, expected: Sequence[tuple[str, float]]) -> Iterator[tuple[dict[str, str], tuple[str, float]]]:
-    """Each p-value and its corrected one, with the row that shows it; rows without a p-value are passed over."""
-    shown = [row for row in rows if row.get("p, Holm")]
-    for row, (column, p), corrected in zip(shown, expected, _holm([p for _, p in expected]), strict=True):
-        yield row, (column, p)
-        yield row, ("p, Holm", corrected)
+def _cells(rows: Rows, block: str, folder: Path) -> Iterator[tuple[dict[str, str], str, float]]:
+    """Each row, column and value of a p-value and of its corrected one; rows without a p-value are passed over."""
+    column = next((name for name in _P if name in rows[0]), None)
+    if column is None:
+        return
+    shown, p_values = [row for row in rows if row[column]], _expected(block, rows, folder)
+    columns = {column: p_values, column.replace("McNemar ", "") + ", Holm": _holm(p_values)}
+    for name, values in columns.items():
+        if name in rows[0]:
+            yield from ((row, name, p) for row, p in zip(shown, values, strict=True))
 
 
-def _expected(block: str, rows: Rows, folder: Path) -> list[tuple[str, float]]:
-    """The column of the p-value and its value, for every row that has one."""
+def _expected(block: str, rows: Rows, folder: Path) -> list[float]:
+    """The p-value of every row that has one."""
     record, function, *table = block.split(".")
-    if "p, Holm" not in rows[0]:
-        return []
-    if "McNemar p" in rows[0]:
-        return [("McNemar p", _sign_test(int(row["wins"]), int(row["losses"]))) for row in rows]
+    if record == "demo" and function == "gains":
+        return [_sign_test(demo["comparison"]) for demo in _demos(folder)]
+    if function == "pairs":
+        return [_sign_test(test) for tests in _read(folder / f"{record}.json")["pairs"].values() for test in tests]
     if function == "samples":
         shares = [drawn["by_seed"] for drawn in _read(folder / f"{record}.json")["samples"].values()]
-        return [("p", _t_test(shares[0], share)) for share in shares[1:]]
+        return [_t_test(shares[0], share) for share in shares[1:]]
     if record == "experiment":
         by_seed = _experiment(folder / record)
+    elif record == "demo":
+        by_seed = {label: [demo[key]["pass@1"] for demo in _demos(folder)] for key, label in _DEMO.items()}
     else:
-        by_seed = _demos(folder) if record == "demo" else _arms(_read(folder / f"{record}.json"), *table)
-    return [("p", _t_test(by_seed[row["compared with"]], by_seed[row["arm"]])) for row in rows]
+        by_seed = _arms(_read(folder / f"{record}.json"), *table)
+    return [_t_test(by_seed[row["compared with"]], by_seed[row["arm"]]) for row in rows]
 
 
 def _arms(study: Mapping[str, Any], table: str) -> dict[str, Sequence[float]]:
@@ -88,9 +94,8 @@ def _arms(study: Mapping[str, Any], table: str) -> dict[str, Sequence[float]]:
     return {**starts, **{arm["label"]: arm["by_seed"] for arm in arms}}
 
 
-def _demos(folder: Path) -> dict[str, Sequence[float]]:
-    demos = [_read(file) for file in sorted(folder.glob("demo-seed*.json"))]
-    return {label: [demo[key]["pass@1"] for demo in demos] for key, label in _DEMO.items()}
+def _demos(folder: Path) -> list[Mapping[str, Any]]:
+    return [_read(file) for file in sorted(folder.glob("demo-seed*.json"))]
 
 
 def _experiment(folder: Path) -> dict[str, Sequence[float]]:
@@ -107,8 +112,9 @@ def _t_test(first: Sequence[float], second: Sequence[float]) -> float:
     return 1.0 if list(first) == list(second) else float(stats.ttest_rel(second, first).pvalue)
 
 
-def _sign_test(wins: int, losses: int) -> float:
+def _sign_test(test: Mapping[str, Any]) -> float:
     """McNemar's exact test: wins among wins and losses, against one half; 1 if there are none."""
+    wins, losses = test["wins"], test["losses"]
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 

@@ -212,7 +212,8 @@ def pairs(record: Record) -> str:
     The last column is the smallest difference that the test finds in 80 % of cases, at this disagreement.
     """
     columns = ["from", "to", "file", "difference, points", "these networks: 95 % interval", "wins", "losses"]
-    columns += ["McNemar p", "p, Holm", "smallest difference found in 80 % of cases, points"]
+    columns += ["these networks: McNemar p", "these networks: p, Holm"]
+    columns.append("smallest difference found in 80 % of cases, points")
     tests = [(names.split(), test) for names, files in record["pairs"].items() for test in files]
     rows = []
     for ((a, b), c), adjusted in zip(tests, holm([c["mcnemar_p"] for _, c in tests]), strict=True):
@@ -296,13 +297,13 @@ def demo_arms(demos: Sequence[Demo]) -> str:
 
 def demo_gains(demos: Sequence[Demo]) -> str:
     """Dropout-GRPO against the baseline, problem by problem, and the collapse without masks."""
-    columns = ["seed", "test problems", "gain, points", "wins", "losses", "this network: McNemar p"]
+    columns = ["seed", "test problems", "gain, points", "wins", "losses", "these networks: McNemar p"]
     columns += ["collapse: groups without reward variance", "collapse: gradient norm"]
     rows = []
     for demo in demos:
         pair, collapse = demo["comparison"], demo["collapse"]
         gain = percent(demo["dropout_grpo"]["pass@1"] - demo["baseline"]["pass@1"])
-        row = [demo["seed"], demo["n_test"], gain, pair["wins"], pair["losses"], f"{pair['mcnemar_p']:.1g}"]
+        row = [demo["seed"], demo["n_test"], gain, pair["wins"], pair["losses"], short_p(pair["mcnemar_p"])]
         rows.append([*row, collapse["frac_reward_zero_std"], collapse["grad_norm"]])
     return table(columns, rows)
 

@@ -3,7 +3,8 @@
 A mask has the shape [rollout, 1, features] and the values 0 and 1/(1-p). It is the same for every position and latent
 step of a rollout. Multiplying a layer's output features by it equals masking the columns of that layer's weight matrix,
 so a rollout under its mask is a rollout under one sample of the weights (Gal and Ghahramani 2016; the paper, section on
-the variational posterior). This does not hold for a fresh mask at every step (``PerStepDropout``), an ablation.
+the variational posterior). This does not hold for the sites ``thought`` and ``attention_weights``, which mask no
+weights (docs/theory.md), nor for a fresh mask at every step (``PerStepDropout``), an ablation.
 """
 
 from collections.abc import Iterable

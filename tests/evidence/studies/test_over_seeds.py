@@ -1,5 +1,8 @@
 """Statistics over seeds: hand-worked values, scipy's own test, and the pages that show them."""
 
+import json
+from pathlib import Path
+
 import pytest
 from scipy import stats
 
@@ -96,7 +99,8 @@ def test_pairs_of_one_seed_are_corrected_for_all_rows() -> None:
     one = {"file": "a/test.json", "difference": 0.036, "ci95": [0.009, 0.063], "wins": 32, "losses": 14}
     files = {"x y": [{**one, "mcnemar_p": 0.011}], "x z": [{**one, "mcnemar_p": 0.5}]}
     lines = pairs({"pairs": files, "names": {"x": "X", "y": "Y", "z": "Z"}}).splitlines()
-    assert lines[0].endswith("| McNemar p | p, Holm | smallest difference found in 80 % of cases, points |")
+    tested = "| these networks: McNemar p | these networks: p, Holm |"
+    assert lines[0].endswith(f"{tested} smallest difference found in 80 % of cases, points |")
     assert lines[2] == "| X | Y | test.json | 3.6 | 0.9 to 6.3 | 32 | 14 | 0.011 | 0.022 | 3.9 |"  # 2.7 x 2.80 / 1.96
 
 
@@ -104,3 +108,16 @@ def test_the_pages_show_what_the_records_give() -> None:
     report = recompute.recompute(pages_of_results(), RESULTS_FOLDER)
     assert report.differing == []
     assert report.compared > 300
+
+
+def test_a_wrong_number_on_a_page_is_found(tmp_path: Path) -> None:
+    """Also where the page's own counts would give it: wins and losses are those of the record."""
+    test = {"file": "test.json", "difference": 0.1, "ci95": [0.0, 0.2], "wins": 9, "losses": 1, "mcnemar_p": 22 / 1024}
+    record = {"pairs": {"x y": [test]}, "names": {"x": "X", "y": "Y"}}
+    (tmp_path / "one.json").write_text(json.dumps(record), encoding="utf-8")
+    page = tmp_path / "page.md"
+    for shown, differing in ((test, 0), ({**test, "losses": 2, "mcnemar_p": 0.065}, 2)):
+        text = pairs({**record, "pairs": {"x y": [shown]}})
+        page.write_text(f"<!-- begin: one.pairs -->\n\n{text}\n\n<!-- end: one.pairs -->\n", encoding="utf-8")
+        report = recompute.recompute([page], tmp_path)
+        assert (report.compared, len(report.differing)) == (2, differing)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dropout_grpo.exploration.base import NoExploration
+from dropout_grpo.exploration.dropout import PerStepDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.decoding import AverageOverMasks
 from dropout_grpo.latent.model import LatentModel
@@ -143,6 +144,12 @@ def test_surrogate_and_ratio_fail_if_the_mask_is_drawn_anew(exact, monkeypatch):
     assert not check_ratio(exact, seed=0).holds
 
 
+def test_surrogate_fails_if_the_mask_is_not_held(exact):
+    fresh = replace(exact.toy, exploration=PerStepDropout(0.25, sites=exact.toy.exploration.sites))
+    gradient, ratio = check_surrogate(replace(exact, toy=fresh), seed=0, batches=1)
+    assert (gradient.holds, ratio.holds) == (False, True)  # it is replayed all the same
+
+
 def test_filtered_fails_for_a_filter_of_another_range(exact, monkeypatch):
     monkeypatch.setattr(
         reweighted, "select_groups", lambda rewards, **_: select_groups(rewards, mixed=False, mean_range=(0.3, 0.95))
@@ -180,6 +187,13 @@ def test_coupling_fails_if_the_mask_is_drawn_again_under_the_old_answer(exact, m
     assert abs(reused.value) < 0.1  # no fall at all
 
 
+def test_fresh_fails_if_both_steps_share_their_seeds(exact, monkeypatch):
+    monkeypatch.setattr(variance, "rollout_seeds", lambda seed, step, ids, k: rollout_seeds(seed, step // 2, ids, k))
+    _, fresh = coupling(exact, batches=10)
+    assert not fresh.holds
+    assert fresh.value < 1e-6
+
+
 def test_baseline_fails_for_another_baseline(exact, monkeypatch):
     monkeypatch.setattr(variance, "less_the_mean", lambda rewards, mean: rewards - 2 * mean)
     assert not check_baseline(exact).holds
@@ -212,6 +226,11 @@ def test_no_clip_is_noticed(exact, monkeypatch):
         return values if min is not None and max is not None else clamp(values, min, max)
 
     monkeypatch.setattr(torch.Tensor, "clamp", one_sided)
+    assert not verdicts(exact)["bias"]
+
+
+def test_the_wrong_side_of_the_clip_is_noticed(exact, monkeypatch):
+    monkeypatch.setattr(torch, "minimum", torch.maximum)
     assert not verdicts(exact)["bias"]
 
 
