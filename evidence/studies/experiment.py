@@ -44,7 +44,11 @@ GREEDY = ("prompt_005_t000", "prompt_010_t000")
 HELD, FRESH = "latent_020_t100", "fresh_020_t100"
 
 Record = Mapping[str, Any]
-"""The record of a seed: for each run the problems that it solved, mixed groups, entropy and seconds."""
+"""The record of a seed: for each run the problems that it solved, mixed groups, entropy, the share of updates whose
+gradient was clipped, and seconds."""
+
+_MAX_GRAD_NORM = 1.0
+"""That of all runs, the default."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,11 +111,13 @@ def record_seed(plan: Plan, out: Path, seed: int) -> dict[str, Any]:
     def measured(run: Run) -> dict[str, Any]:
         where, metrics = places(out, seed), read_metrics(places(out, seed).run(run.name))
         mixed, entropy = mixed_groups(metrics), [line["entropy"] for line in metrics if "entropy" in line]
+        norms = [line["grad_norm"] for line in metrics if "grad_norm" in line]
         return {
             "label": label(run),
             "solved": packed(solved(where.test(run.name))),
             "mixed": fmean(mixed) if mixed else None,
             "entropy": entropy[-1] if entropy else None,
+            "clipped": fmean(norm > _MAX_GRAD_NORM for norm in norms),
             "seconds": seconds_of(where.run(run.name)),
         }
 
@@ -252,13 +258,15 @@ def _test_problems(plan: Plan, seed: int) -> Sequence[Any]:
 
 
 def notes(plan: Plan, choices: Sequence[Record], records: Sequence[Record]) -> str:
-    """Seeds, commits and machines."""
-    every = [*choices, *records]
+    """Seeds, hours, commits, and how often gradients were clipped."""
+    every, arms = [*choices, *records], plan.of_kind("arm")
     commits = sorted({commit for record in every for commit in record["run_commits"]})
     hours = sum(run["seconds"] for record in every for run in record["runs"].values()) / 3600
+    clipped = fmean(run["clipped"] for record in records for name, run in record["runs"].items() if name in arms)
     return (
         f"Seeds of the choice: {_seeds(choices)}; of the tests: {_seeds(records)}. {hours:.1f} core hours of training; "
-        f"commits {', '.join(commits)}."
+        f"commits {', '.join(commits)}. In the arms of the tests gradients were clipped in {percent(clipped)} % of the "
+        "updates."
     )
 
 

@@ -121,7 +121,10 @@ def _solved(count: int, of: int = 4) -> str:
 
 def _record(seed: int, **counts: int) -> dict[str, Any]:
     """A record in which each run has solved so many of four problems, and has as many tenths of mixed groups."""
-    runs = {name: {"label": name, "solved": _solved(n), "mixed": n / 10, "seconds": 1} for name, n in counts.items()}
+    runs = {
+        name: {"label": name, "solved": _solved(n), "mixed": n / 10, "clipped": n / 4, "seconds": 1}
+        for name, n in counts.items()
+    }
     return {"seed": seed, "runs": runs, "run_commits": ["abc"]}
 
 
@@ -195,6 +198,14 @@ def test_parts_of_the_problems(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> N
         ["| baseline right", "2", "100.0", "100.0", "+0.00"],
         ["| baseline wrong", "6", "0.0", "66.7", "+66.67"],
     ]
+
+
+def test_the_notes_count_the_arms_clipped_updates(plan: Plan) -> None:
+    """3/4 and 1/4 of two arms' updates; the baseline is no arm of GRPO."""
+    records = [_record(seed, study=4, none_t100=3, latent_005_t100=1) for seed in (201, 202)]
+    notes = experiment.notes(plan, [], records)
+    assert notes.startswith("Seeds of the choice: ; of the tests: 201, 202. 0.0 core hours of training; commits abc.")
+    assert notes.endswith("In the arms of the tests gradients were clipped in 50.0 % of the updates.")
 
 
 def test_nothing_is_tested_before_all_seeds_have_run(plan: Plan, tmp_path: Path) -> None:
