@@ -12,17 +12,22 @@ from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.data.rewards import exact_answer
 from dropout_grpo.rl.trainer import GRPOTrainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
+from helpers.tiny_lora import LORA, tiny_lora_on_raw
 
 SFT = {"batch_size": 4, "c_thought": 1, "max_latent_stage": 2}
 GRPO = {"prompts_per_step": 2, "num_generations": 4, "max_completion_length": 3}
 
 
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", ["sft", "grpo", "grpo with an adapter"])
 def test_the_plan_needs_no_weights(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, problems = tiny_latent("llama"), tiny_problems(4, steps=2)
+    command, _, adapter = command.partition(" ")
+    model, problems = (
+        tiny_lora_on_raw(tmp_path, "llama") if adapter else tiny_latent("llama"),
+        tiny_problems(4, steps=2),
+    )
     folder, data, run = tmp_path / "model", tmp_path / "problems.json", tmp_path / "run"
     model.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):
+    for file in tmp_path.glob("**/*.safetensors"):
         file.unlink()
     rows = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
     data.write_text(json.dumps(rows))
@@ -39,3 +44,14 @@ def test_the_plan_needs_no_weights(command: str, tmp_path: Path, capsys: pytest.
     for name, size in expected.parts.items():
         assert float(table[name].split()[0]) == pytest.approx(size / 1e9, abs=0.01), name
     assert not run.exists()
+
+
+def test_another_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_lora_on_raw(tmp_path, "llama").save_pretrained(tmp_path / "model")
+    data = tmp_path / "problems.json"
+    data.write_text(json.dumps([{"question": p.question, "answer": p.answer} for p in tiny_problems(4)]))
+    words = ["grpo", "--dry_run", f"--checkpoint={tmp_path / 'model'}", f"--data.grpo={data}", f"--data.valid={data}"]
+    words += [f"--grpo.{name}={value}" for name, value in GRPO.items()]
+    assert main([*words, f"--lora.r={LORA.r}", f"--lora.lora_alpha={LORA.lora_alpha}"]) == 0
+    assert main([*words, "--lora.r=3"]) == 2
+    assert "is an adapter already, with r=2 and lora_alpha=4, and lora asks for another" in capsys.readouterr().err

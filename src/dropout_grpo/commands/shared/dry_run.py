@@ -7,6 +7,7 @@ from dropout_grpo.commands.shared.models import starting_tokenizer, without_weig
 from dropout_grpo.commands.shared.problems import problems_of, vocabulary
 from dropout_grpo.commands.shared.training import curriculum_trainer, grpo_trainer
 from dropout_grpo.config.checkpoint import CheckpointOptions
+from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.build import build_exploration
@@ -14,8 +15,9 @@ from dropout_grpo.latent.attention_choice import fix_attention
 from dropout_grpo.latent.io.causal_lm import load_tokenizer
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.lora.adapter import add_lora
+from dropout_grpo.latent.lora.checkpoint import adapter_config, is_adapter
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import CHAT, COCONUT
+from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens
 from dropout_grpo.training.plan import Plan
 
 _CPU, _META = torch.device("cpu"), torch.device("meta")
@@ -39,7 +41,8 @@ def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Pl
     """The plan of ``dropout-grpo grpo`` on this machine's CPUs.
 
     Raises:
-        UserError: bad options or files, or a checkpoint that is not a folder or hub name of a latent model.
+        UserError: bad options or files, or a checkpoint that is not a folder or hub name of a latent model; of an
+            adapter, that ``lora`` asks for another.
     """
     recipe = settled(recipe, _CPU)
     fix_attention(recipe.attention)
@@ -48,14 +51,22 @@ def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Pl
     steps = written.get("latent_steps") if options.latent_steps is None else options.latent_steps
     if steps is None:
         raise UserError(f"{checkpoint} does not record its latent_steps: give --latent_steps.")
+    adapter = adapter_config(checkpoint) if is_adapter(checkpoint) else None
+    base = checkpoint if adapter is None else str(adapter.base_model_name_or_path)
+    inner, tokenizer = without_weights(base), load_tokenizer(base)
+    if adapter is not None:
+        add_latent_tokens(inner, tokenizer)
     model = LatentModel(
-        without_weights(checkpoint),
-        load_tokenizer(checkpoint),
+        inner,
+        tokenizer,
         latent_steps=steps,
         thought=written.get("thought", "hidden_state"),
         prj_dim=written.get("prj_dim"),
         prompt_format=CHAT if recipe.data.chat_template else written.get("prompt_format", COCONUT),
     )
+    if adapter is not None:
+        of_adapter = LoRAConfig(r=adapter.r, lora_alpha=adapter.lora_alpha, target_modules=(*adapter.target_modules,))
+        model = add_lora(model, of_adapter, seed=recipe.seed)
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
     exploration = build_exploration(recipe.exploration)

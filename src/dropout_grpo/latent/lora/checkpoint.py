@@ -87,7 +87,7 @@ def load_with_adapter(
 
     from dropout_grpo.latent.lora.token_rows import without_copies
 
-    config = _load_config(path)
+    config = adapter_config(path)
     base = str(config.base_model_name_or_path)
     try:
         model, tokenizer = load_causal_lm(base, **options)
@@ -136,7 +136,12 @@ def _tie_if_equal(model: PreTrainedModel) -> None:
         record_tied(model, tied=False)
 
 
-def _load_config(path: str | Path) -> "LoraConfig":
+def adapter_config(path: str | Path) -> "LoraConfig":
+    """The config in an adapter's folder or hub name.
+
+    Raises:
+        UserError: it cannot be read, is not of the kind LORA, or names no base.
+    """
     from peft import LoraConfig, PeftConfig
 
     try:
