@@ -7,7 +7,6 @@ from dropout_grpo.commands.shared.models import starting_tokenizer, without_weig
 from dropout_grpo.commands.shared.problems import problems_of, vocabulary
 from dropout_grpo.commands.shared.training import curriculum_trainer, grpo_trainer
 from dropout_grpo.config.checkpoint import CheckpointOptions
-from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.build import build_exploration
@@ -15,7 +14,7 @@ from dropout_grpo.latent.attention_choice import fix_attention
 from dropout_grpo.latent.io.causal_lm import load_tokenizer
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.lora.adapter import add_lora
-from dropout_grpo.latent.lora.checkpoint import adapter_config, is_adapter
+from dropout_grpo.latent.lora.checkpoint import adapter_config, is_adapter, put_adapter
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens
 from dropout_grpo.training.plan import Plan
@@ -56,6 +55,7 @@ def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Pl
     inner, tokenizer = without_weights(base), load_tokenizer(base)
     if adapter is not None:
         add_latent_tokens(inner, tokenizer)
+        put_adapter(inner, adapter)
     model = LatentModel(
         inner,
         tokenizer,
@@ -64,9 +64,6 @@ def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Pl
         prj_dim=written.get("prj_dim"),
         prompt_format=CHAT if recipe.data.chat_template else written.get("prompt_format", COCONUT),
     )
-    if adapter is not None:
-        of_adapter = LoRAConfig(r=adapter.r, lora_alpha=adapter.lora_alpha, target_modules=(*adapter.target_modules,))
-        model = add_lora(model, of_adapter, seed=recipe.seed)
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
     exploration = build_exploration(recipe.exploration)

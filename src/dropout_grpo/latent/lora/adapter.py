@@ -23,7 +23,7 @@ from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.casts import product_weights
 from dropout_grpo.latent.io.causal_lm import load_tokenizer
-from dropout_grpo.latent.lora.checkpoint import ADAPTER_NAME, has_adapter, is_adapter, peft_config, require_peft
+from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, peft_config, put_adapter, require_peft
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import LatentTokens, missing_latent_tokens
 
@@ -44,9 +44,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
             again, or it has no layers with the names in ``target_modules``.
     """
     require_peft()
-    from peft import LoraConfig, LoraModel
-
-    from dropout_grpo.latent.lora.token_rows import without_copies
+    from peft import LoraConfig
 
     assert config.r is not None, "no adapter is wanted"
     inner = model.model
@@ -66,10 +64,9 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
     with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global generator
         torch.manual_seed(seed)
         try:
-            LoraModel(inner, adapter, ADAPTER_NAME)
+            put_adapter(inner, adapter)
         except ValueError as error:
             raise UserError(f"lora does not fit {model.name}: {error}") from error
-    without_copies(inner, ADAPTER_NAME)
     # A new object finds the wrapped sites.
     adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps, prompt_format=model.prompt_format)
     adapted.thought, adapted.exploration = model.thought, model.exploration

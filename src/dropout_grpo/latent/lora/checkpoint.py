@@ -54,6 +54,20 @@ def peft_config(model: PreTrainedModel) -> "LoraConfig":
     return config
 
 
+def put_adapter(model: PreTrainedModel, config: "LoraConfig") -> None:
+    """Give a model a new adapter.
+
+    Raises:
+        ValueError: the config does not fit the model.
+    """
+    from peft import LoraModel
+
+    from dropout_grpo.latent.lora.token_rows import without_copies
+
+    LoraModel(model, config, ADAPTER_NAME)
+    without_copies(model, ADAPTER_NAME)
+
+
 def is_adapter(path: str | Path) -> bool:
     """True for the folder or hub name of an adapter; False also if there is no such folder."""
     try:
