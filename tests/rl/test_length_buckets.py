@@ -83,3 +83,13 @@ def test_padding_that_a_batch_does_not_need_goes() -> None:
     assert prompts.select(torch.tensor([2, 0])).input_ids.tolist() == [[0, 7], [5, 6]]
     assert prompts.select(torch.tensor([2, 0])).attention_mask.tolist() == [[0, 1], [1, 1]]
     assert prompts.select(torch.tensor([1, 2])).input_ids.tolist() == [[1, 2, 3, 4], [0, 0, 0, 7]]
+
+
+def test_an_even_length_stays_even_and_an_odd_one_odd() -> None:
+    """On a CPU the bits of bf16 products depend on it, and a replay should have the bits of its rollouts."""
+    ids = torch.tensor([[0, 0, 0, 5, 6], [1, 2, 3, 4, 5], [0, 0, 0, 0, 7]])
+    odd, even = Prompts(ids, (ids > 0).long()), Prompts(ids[:, 1:], (ids[:, 1:] > 0).long())
+    assert odd.select(torch.tensor([0, 2])).input_ids.tolist() == [[0, 5, 6], [0, 0, 7]]
+    assert odd.select(torch.tensor([2])).input_ids.tolist() == [[7]]
+    assert even.select(torch.tensor([2])).input_ids.tolist() == [[0, 7]]
+    assert even.select(torch.tensor([2])).select(torch.tensor([0])).attention_mask.tolist() == [[0, 1]]
