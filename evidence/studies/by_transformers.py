@@ -82,9 +82,9 @@ def same(checkpoints: list[str], file: str, out: Path, problems: int = 100, max_
     equal = {}
     for checkpoint in checkpoints:
         with TemporaryDirectory() as merged:
-            folder = checkpoint
-            if is_adapter(checkpoint):
-                merge(checkpoint, Path(folder := merged))
+            folder = merged if is_adapter(checkpoint) else checkpoint
+            if folder == merged:
+                merge(checkpoint, Path(merged))
             ours = LatentModel.from_pretrained(folder).answer(questions, max_new_tokens)
             network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder)

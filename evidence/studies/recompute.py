@@ -19,7 +19,9 @@ from evidence.places import RESULTS_FOLDER
 from evidence.redo_pages import pages_of_results
 
 _BLOCK = re.compile(r"<!-- begin: (?P<name>[\w.-]+) -->\n(?P<text>.*?)<!-- end: (?P=name) -->", re.DOTALL)
-_P = ("p", "these networks: McNemar p")
+_CORRECTED = {"p": "p, Holm", "these networks: McNemar p": "these networks: p, Holm"}
+"""The columns of p-values, and those of the corrected ones."""
+
 _DEMO = {"baseline": "Coconut baseline", "dropout_grpo": "Dropout-GRPO", "temperature_only": "temperature only"}
 
 Rows = list[dict[str, str]]
@@ -58,11 +60,11 @@ def tables(text: str) -> list[Rows]:
 
 def _cells(rows: Rows, block: str, folder: Path) -> Iterator[tuple[dict[str, str], str, float]]:
     """Each row, column and value of a p-value and of its corrected one; rows without a p-value are passed over."""
-    column = next((name for name in _P if name in rows[0]), None)
+    column = next((name for name in _CORRECTED if name in rows[0]), None)
     if column is None:
         return
     shown, p_values = [row for row in rows if row[column]], _expected(block, rows, folder)
-    columns = {column: p_values, column.replace("McNemar ", "") + ", Holm": _holm(p_values)}
+    columns = {column: p_values, _CORRECTED[column]: _holm(p_values)}
     for name, values in columns.items():
         if name in rows[0]:
             yield from ((row, name, p) for row, p in zip(shown, values, strict=True))
@@ -81,7 +83,8 @@ def _expected(block: str, rows: Rows, folder: Path) -> list[float]:
     if record == "experiment":
         by_seed = _experiment(folder / record)
     elif record == "demo":
-        by_seed = {label: [demo[key]["pass@1"] for demo in _demos(folder)] for key, label in _DEMO.items()}
+        demos = _demos(folder)
+        by_seed = {label: [demo[key]["pass@1"] for demo in demos] for key, label in _DEMO.items()}
     else:
         by_seed = _arms(_read(folder / f"{record}.json"), *table)
     return [_t_test(by_seed[row["compared with"]], by_seed[row["arm"]]) for row in rows]

@@ -20,7 +20,7 @@ from dropout_grpo.latent.io.load_errors import some
 from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_tied, untie
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, LoraModel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_NAME = "default"
@@ -54,8 +54,8 @@ def peft_config(model: PreTrainedModel) -> "LoraConfig":
     return config
 
 
-def put_adapter(model: PreTrainedModel, config: "LoraConfig") -> None:
-    """Give a model a new adapter.
+def put_adapter(model: PreTrainedModel, config: "LoraConfig") -> "LoraModel":
+    """Give a model a new adapter; returns PEFT's object around the two.
 
     Raises:
         ValueError: the config does not fit the model.
@@ -64,8 +64,9 @@ def put_adapter(model: PreTrainedModel, config: "LoraConfig") -> None:
 
     from dropout_grpo.latent.lora.token_rows import without_copies
 
-    LoraModel(model, config, ADAPTER_NAME)
+    tuner = LoraModel(model, config, ADAPTER_NAME)
     without_copies(model, ADAPTER_NAME)
+    return tuner
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -97,10 +98,6 @@ def load_with_adapter(
         UserError: PEFT or the base is missing, or the adapter is damaged or does not fit the base.
     """
     require_peft()
-    from peft import LoraModel
-
-    from dropout_grpo.latent.lora.token_rows import without_copies
-
     config = adapter_config(path)
     base = str(config.base_model_name_or_path)
     try:
@@ -114,11 +111,10 @@ def load_with_adapter(
     if tied:
         untie(model)  # or what an adapter adds to the head would be added to the embeddings too
     try:
-        tuner = LoraModel(model, config, ADAPTER_NAME)
+        tuner = put_adapter(model, config)
         _fill(model, weights)
     except Exception as error:  # PEFT raises almost any type for an odd config
         raise UserError(f"the adapter {path} does not fit its base {base}: {error}") from error
-    without_copies(model, ADAPTER_NAME)
     if merge:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
