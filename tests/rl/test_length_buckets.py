@@ -55,9 +55,8 @@ def test_only_neighbours_in_length_share_a_batch(tmp_path: Path) -> None:
     groups, _, seen = step(of)
     assert sorted(lengths) == [length for length in range(min(lengths), max(lengths) + 1) for _ in range(2)]
     assert groups.indices != sorted(groups.indices), "they would come sorted anyway"
-    longest = max(lengths)
-    pairs = [(2, length + (longest - length) % 2) for length in range(longest, min(lengths) - 1, -1)]
-    assert seen == [*pairs, *pairs]  # rollouts, update; see test_an_even_length_stays_even_and_an_odd_one_odd
+    pairs = [(2, length + length % 2) for length in range(max(lengths), min(lengths) - 1, -1)]
+    assert seen == [*pairs, *pairs]  # rollouts, update
     assert 12 * max(lengths) > 1.2 * sum(lengths), "there would have been little to pad"
 
 
@@ -85,11 +84,14 @@ def test_padding_that_a_batch_does_not_need_goes() -> None:
     assert prompts.select(torch.tensor([1, 2])).input_ids.tolist() == [[1, 2, 3, 4], [0, 0, 0, 7]]
 
 
-def test_an_even_length_stays_even_and_an_odd_one_odd() -> None:
+def test_lengths_are_even() -> None:
     """On a CPU the bits of bf16 products depend on it, and a replay should have the bits of its rollouts."""
-    ids = torch.tensor([[0, 0, 0, 5, 6], [1, 2, 3, 4, 5], [0, 0, 0, 0, 7]])
-    odd, even = Prompts(ids, (ids > 0).long()), Prompts(ids[:, 1:], (ids[:, 1:] > 0).long())
-    assert odd.select(torch.tensor([0, 2])).input_ids.tolist() == [[0, 5, 6], [0, 0, 7]]
-    assert odd.select(torch.tensor([2])).input_ids.tolist() == [[7]]
-    assert even.select(torch.tensor([2])).input_ids.tolist() == [[0, 7]]
-    assert even.select(torch.tensor([2])).select(torch.tensor([0])).attention_mask.tolist() == [[0, 1]]
+    model = tiny_latent()
+    pad = model.tokens.pad
+    ids, mask = model.pad([[5, 6, 7], [8]])
+    assert ids.tolist() == [[pad, 5, 6, 7], [pad, pad, pad, 8]]
+    assert mask.tolist() == [[0, 1, 1, 1], [0, 0, 0, 1]]
+    assert model.pad([[5, 6], [8]])[0].tolist() == [[5, 6], [pad, 8]]
+    prompts = Prompts(ids, mask)
+    assert prompts.select(torch.tensor([1])).input_ids.tolist() == [[pad, 8]]
+    assert prompts.select(torch.tensor([1, 0])).attention_mask.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1]]

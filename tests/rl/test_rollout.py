@@ -50,7 +50,7 @@ def decoder_calls(model: LatentModel) -> Iterator[list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize(
-    ("exploration", "read"), [(NoExploration(), (1, 6 + 5 + 7)), (LATENT, (1, 6 + 5 + 7)), (EVERYWHERE, (12, 7))]
+    ("exploration", "read"), [(NoExploration(), (1, 6 + 5 + 7)), (LATENT, (1, 6 + 5 + 7)), (EVERYWHERE, (12, 8))]
 )
 def test_a_question_is_read_once_unless_the_mask_is_on_while_reading(
     exploration: Exploration, read: tuple[int, int]

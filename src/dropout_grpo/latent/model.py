@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.data.answers import MARKER, answers_match, extract_answer
@@ -247,14 +247,19 @@ class LatentModel(Recurrence):
         return self.tokenize(questions)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Ids [B, S] and mask [B, S] of prompts, padded on the left.
+        """Ids [B, S] and mask [B, S] of prompts, padded on the left to an even S.
+
+        On a CPU attention in bf16 over an odd number of positions rounds differently. With even lengths a row has the
+        same bits in every batch.
 
         Raises:
             UserError: there are no rows.
         """
         if not rows:
             raise UserError("there are no questions to encode: give at least one.")
-        return pad_left(rows, self.tokens.pad, self.device)
+        ids, mask = pad_left(rows, self.tokens.pad, self.device)
+        odd = ids.shape[1] % 2
+        return nn.functional.pad(ids, (odd, 0), value=self.tokens.pad), nn.functional.pad(mask, (odd, 0))
 
     def check_length(self, rows: Sequence[Sequence[int]], room: int) -> None:
         """Check that every prompt leaves room for ``room`` more positions.

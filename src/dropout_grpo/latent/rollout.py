@@ -18,15 +18,11 @@ class Prompts:
     attention_mask: Tensor  # [N, S]
 
     def select(self, rows: Tensor) -> "Prompts":
-        """The questions with these indices, without padding that none of them needs, but for one position at times.
-
-        The length stays even or odd: on a CPU a bf16 product over an odd number of positions rounds differently, and
-        a replay should have the bits of its rollouts.
-        """
+        """The questions with these indices, padded to an even length like ``LatentModel.pad``, so that bits stay."""
         rows = rows.to(self.input_ids.device)
         ids, mask = self.input_ids[rows], self.attention_mask[rows]
         longest = int(mask.sum(-1).max())
-        length = longest + (mask.shape[1] - longest) % 2
+        length = longest + longest % 2
         return Prompts(input_ids=ids[:, -length:], attention_mask=mask[:, -length:])
 
     def longest_first(self) -> Tensor:
