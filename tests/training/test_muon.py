@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dropout_grpo.training.muon import MuonAdamW, hidden_matrices
+from dropout_grpo.training.muon import Float32Muon, MuonAdamW, hidden_matrices
 from dropout_grpo.training.optimizer import (
     build_optimizer,
     build_schedule,
@@ -14,6 +14,12 @@ from dropout_grpo.training.optimizer import (
     optimizer_tensors,
 )
 from helpers.tiny_latent import tiny_latent
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["bf16", "float32"])
+def _fast_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any machine, Muon as with fast products in bf16 and as without."""
+    monkeypatch.setattr("dropout_grpo.training.muon.bf16_for", lambda device: (request.param, "the test"))
 
 
 def both(matrix: nn.Parameter, vector: nn.Parameter, *, learning_rate: float = 0.1, decay: float = 0.0) -> MuonAdamW:
@@ -58,6 +64,22 @@ def test_every_direction_of_a_matrix_moves_as_far_and_a_vector_moves_as_with_ada
     assert torch.all(moved.diagonal() < 1.3 * size)
     assert (moved - torch.diag(moved.diagonal())).abs().max() < 0.05 * size
     assert (vector.detach() - 1.0).tolist() == pytest.approx([-0.1, 0.1, -0.1], rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_in_float32_it_is_torchs_muon_but_for_rounding(shape: tuple[int, int]) -> None:
+    after = []
+    for muon in (torch.optim.Muon, Float32Muon):
+        generator = torch.Generator().manual_seed(0)
+        matrix = nn.Parameter(torch.randn(shape, generator=generator))
+        optimizer = muon([matrix], lr=0.3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            matrix.grad = torch.randn(shape, generator=generator)
+            optimizer.step()
+        after.append(matrix.detach())
+    expected, found = after
+    assert torch.allclose(found, expected, rtol=0, atol=0.01)
+    assert not torch.equal(found, expected), "in bf16 too"
 
 
 def test_the_schedule_and_the_decay_reach_both() -> None:
