@@ -192,3 +192,20 @@ def test_what_cannot_be_bf16_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("dropout_grpo.distributed.processes.size", lambda: 2)
     with pytest.raises(UserError, match=r"keeps whole weights, and fsdp shards them: leave one of them out"):
         sft(tmp_path / "shards", fsdp=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"), [({}, "param_dtype float32"), ({"param_dtype": None, "bf16": True}, "bf16 false")]
+)
+def test_a_processor_that_is_slow_in_bf16_is_named(
+    options: dict[str, Any],
+    remedy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    warning = f"warning: bf16 is slow on this device: the reason. With {remedy} products are in float32."
+    for fast in (True, False):
+        monkeypatch.setattr("dropout_grpo.training.loop.bf16_for", lambda device, fast=fast: (fast, "the reason"))
+        grpo(tmp_path / str(fast), args=PLAIN, **options).train()
+        assert (warning in capsys.readouterr().err) is not fast

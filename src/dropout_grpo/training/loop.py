@@ -33,7 +33,7 @@ from dropout_grpo.training.callbacks import OURS, Callbacks, arguments
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.embeddings import make_dense, rows_as_gradients
 from dropout_grpo.training.interrupt import Interrupted, finishing_updates
-from dropout_grpo.training.machine import freed_memory_kept, return_freed_memory
+from dropout_grpo.training.machine import bf16_for, freed_memory_kept, return_freed_memory
 from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
@@ -138,11 +138,21 @@ class Trainer(ABC):
     def _train(self, resume_from_checkpoint: bool | str | Path | None) -> TrainOutput:
         checkpoints, saved = self._resumed(resume_from_checkpoint)
         start_together(self.model, sharded=self.fsdp)
+        if self.bf16 or self.param_dtype == "bfloat16":
+            self._warn_if_slow()
         with self._as_trained():
             try:
                 return self._steps(checkpoints, saved)
             finally:
                 return_freed_memory()  # of activations, before weights are float32 again
+
+    def _warn_if_slow(self) -> None:
+        fast, reason = bf16_for(self.model.device)
+        if not fast:
+            option = "bf16 false" if self.bf16 else "param_dtype float32"
+            console.print(
+                f"warning: bf16 is slow on this device: {reason}. With {option} products are in float32.", markup=False
+            )
 
     def _as_trained(self) -> AbstractContextManager[None]:
         """While steps are made: whether layers run again, and in which precision the weights are held."""
