@@ -11,7 +11,17 @@ from safetensors.torch import load_file
 
 from helpers.several import in_processes
 from helpers.tiny_latent import read_metrics
-from helpers.world_size import answers, asked_to_stop, differing, killed, refused, train, train_all, with_faults
+from helpers.world_size import (
+    answers,
+    asked_to_stop,
+    differing,
+    killed,
+    refused,
+    stopped_by_callbacks,
+    train,
+    train_all,
+    with_faults,
+)
 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"part": "grpo", "num_iterations": 2},
@@ -123,6 +133,14 @@ def test_one_process_is_asked_to_stop_and_all_stop_after_the_same_step(single: P
     assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1, 2]
     train(tmp_path / "a", {**LONG, "save_steps": 3}, resume=True)
     assert difference(single / "grpo", tmp_path / "a") < 1e-10
+
+
+def test_what_one_process_asks_for_all_do(tmp_path: Path) -> None:
+    """Fault: the others waited for it, or it for them, until all gave up."""
+    case = {"part": "grpo", "save_steps": 0}
+    said = in_processes(2, stopped_by_callbacks, tmp_path / "results", tmp_path / "run", case)
+    assert said == [["grpo-step-1", "grpo-step-2"]] * 2
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

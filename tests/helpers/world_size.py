@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from transformers import TrainerCallback
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
@@ -64,7 +65,7 @@ def nobody(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -
 REWARDS = {reward.__name__: reward for reward in (digits, first_group_alone, nobody)}
 
 
-def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
+def train(run: Path, case: dict[str, Any], *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Trains as the case says; the run folder holds metrics and the checkpoint with the optimiser's state.
 
     Args:
@@ -73,6 +74,7 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
             ``seed``, ``weights`` (their seed), ``pieces`` (words of a piece of the head); the rest are options of the
             config.
         resume: continue the run in the folder.
+        callbacks: callbacks of GRPO.
     """
     case = dict(case)
     if words := case.pop("pieces", None):
@@ -103,6 +105,7 @@ def train(run: Path, case: dict[str, Any], *, resume: bool = False) -> None:
         seed=seed,
         fsdp=fsdp,
         bf16=bf16,
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=resume)
 
@@ -162,6 +165,21 @@ def killed(run: Path, case: dict[str, Any]) -> int:
 def asked_to_stop(run: Path, case: dict[str, Any]) -> int:
     """Only rank 1 gets SIGTERM, in its second step."""
     return train_until(run, case, signal.SIGTERM)
+
+
+class StopsInOneProcess(TrainerCallback):
+    """Rank 1 alone asks for a checkpoint after the first step, and to stop after the second."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if processes.rank() == 1:
+            control.should_save |= state.global_step == 1
+            control.should_training_stop |= state.global_step == 2
+
+
+def stopped_by_callbacks(run: Path, case: dict[str, Any]) -> list[str]:
+    """Trains with a callback that decides in one process; returns the names of the checkpoints."""
+    train(run, case, callbacks=[StopsInOneProcess()])
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def averaged(folder: Path, case: dict[str, Any]) -> None:

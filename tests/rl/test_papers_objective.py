@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import NoExploration, SharedDropout
 from dropout_grpo.latent.rollout import replay
@@ -160,9 +161,14 @@ def test_long_questions_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixtu
     everything = trainer(tmp_path / "a", problems=problems).sampler
     lengths = [len(row) for row in everything.encoded]
     most = sorted(lengths)[5]
-    made = trainer(tmp_path / "b", replace(CONFIG, max_prompt_length=most), problems=problems).sampler
+    made = trainer(
+        tmp_path / "b",
+        GRPOConfig(max_prompt_length=most, num_train_epochs=1, prompts_per_step=2, num_generations=2),
+        problems=problems,
+    )
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= most]
-    assert made.problems == kept
+    assert made.sampler.problems == kept
+    assert (made.max_steps, made.state.max_steps, made.state.num_train_epochs) == (len(kept) // 2, len(kept) // 2, 1)
     assert f"{10 - len(kept)} of 10 GRPO questions have more than max_prompt_length={most} tokens" in (
         capsys.readouterr().err
     )

@@ -158,6 +158,41 @@ def test_a_resumed_run_has_the_same_bits(make: Callable[..., Trainer], stops: tu
         assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("make", [grpo, sft])
+def test_weights_that_start_in_bf16_resume_with_the_masters_of_the_checkpoint(
+    make: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    def start() -> LatentModel:
+        return tiny_latent("llama", dtype=torch.bfloat16, latent_steps=1)
+
+    whole = make(tmp_path / "whole", start())
+    whole.train()
+    first = make(tmp_path / "stopped", start())
+    first.add_callback(Watch(first, 2))
+    first.train()
+    for _ in range(2):  # the second time nothing is left to train
+        again = make(tmp_path / "stopped", start())
+        again.train(resume_from_checkpoint=True)
+        assert_same_weights(weights_of(again.model), weights_of(whole.model))
+    assert any(not torch.equal(p, p.bfloat16().float()) for p in weights_of(whole.model).values())
+
+
+def test_weights_come_back_where_memory_runs_out_while_they_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, halved = tiny_latent(), []
+
+    def fail(parameter: nn.Parameter) -> None:
+        if len(halved) == 2:
+            raise MemoryError
+        halved.append(parameter)
+        halve(parameter)
+
+    monkeypatch.setattr(masters, "halve", fail)
+    before = {name: weight.clone() for name, weight in weights_of(model).items()}
+    with pytest.raises(MemoryError), with_masters(model):
+        pass
+    assert_same_weights(weights_of(model), before)
+
+
 def test_a_reference_of_the_same_weights_has_no_kl(tmp_path: Path) -> None:
     """Bit by bit, in one step; gradients of micro-batches are summed in float32."""
     trainer = grpo(tmp_path, args=PLAIN, bf16=True)

@@ -166,6 +166,39 @@ def test_a_run_short_of_memory_is_the_run_with_small_micro_batches(
     assert said.count("continuing with rollout_batch_size=4.") == 1
 
 
+@contextmanager
+def no_room_without_checkpointing(model: LatentModel) -> Iterator[None]:
+    """A decoder whose activations are kept has no memory; nor has one that runs again with more than 4 rows."""
+
+    def fail(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() and not (model.gradient_checkpointing and kwargs["inputs_embeds"].shape[0] <= 4):
+            raise RuntimeError(WORDS)
+
+    handle = model.model.get_decoder().register_forward_pre_hook(fail, with_kwargs=True)
+    yield
+    handle.remove()
+
+
+def test_layers_run_again_where_not_even_one_group_or_problem_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU nothing is planned. The gradients are those of a machine with more memory."""
+    for make, gradients in ((grpo, gradients_of_grpo), (curriculum, gradients_of_curriculum)):
+        small, seen_small = gradients(make(tmp_path / "small", 1))
+        failing = make(tmp_path / "failing", 3)
+        capsys.readouterr()
+        with no_room_without_checkpointing(failing.model):
+            found, seen = gradients(failing)
+        assert seen == seen_small
+        assert all(torch.equal(found[name], expected) for name, expected in small.items())
+        assert capsys.readouterr().err.count("gradient_checkpointing is on from now on") == 1
+        refused = make(tmp_path / "refused", 1)
+        config = refused.update if isinstance(refused, GRPOTrainer) else refused
+        config.config = replace(config.config, gradient_checkpointing=False)
+        with no_room_without_checkpointing(refused.model), pytest.raises(UserError, match="the smallest value"):
+            gradients(refused)
+
+
 # Coconut's curriculum. Stages of 1 thought each; problems of 1 to 3 steps, shown as in different stages.
 MIXED = CurriculumConfig(c_thought=1, max_latent_stage=2, uniform_prob=0.7, batch_size=7)
 
@@ -320,6 +353,13 @@ def test_the_total_is_that_of_the_machine_or_of_the_group(tmp_path: Path, monkey
     for limit, total in (("max", 100 * 1024), ("1000000", 100 * 1024), ("10000", 10000)):
         (group / "memory.max").write_text(f"{limit}\n")
         assert total_memory(tmp_path) == total
+    (tmp_path / "proc" / "self").mkdir()
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/slurm/job1/step0\n")
+    (group / "slurm" / "job1" / "step0").mkdir(parents=True)
+    (group / "slurm" / "job1" / "memory.max").write_text("9000\n")
+    (group / "slurm" / "job1" / "step0" / "memory.max").write_text("max\n")
+    assert total_memory(tmp_path) == 9000
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/\n")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes of a launched run share the machine
     assert total_memory(tmp_path) == 2500
 

@@ -1,6 +1,7 @@
 """Which parameters Muon gets, how far it moves them, and that it shares schedule and state with AdamW."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dropout_grpo.training.optimizer import (
     optimizer_tensors,
 )
 from helpers.tiny_latent import tiny_latent
+from helpers.tiny_lora import tiny_lora
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["bf16", "float32"])
@@ -115,6 +117,14 @@ def test_state_survives_the_round_trip_bit_for_bit() -> None:
     for a, b, c in zip(whole, pair, forgetful, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapters_own_rows_of_the_embeddings_are_not_among_the_matrices(tied: bool, tmp_path: Path) -> None:
+    model = tiny_lora(tmp_path, "gpt2" if tied else "llama")
+    matrices = {id(matrix) for matrix in hidden_matrices(model, model.model.get_output_embeddings())}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in matrices) == ("lora_" in name), name
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

@@ -104,6 +104,24 @@ def test_the_parts_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found.fits
 
 
+def test_the_longest_row_is_of_any_stage_that_is_shown(tmp_path: Path) -> None:
+    """``uniform_prob`` shows problems in words though no stage of words trains."""
+    config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=0, epochs_per_stage=1, final_epochs=0)
+    problems = tiny_problems(3, steps=2)
+    longest = []
+    for probability in (0.0, 0.5):
+        made = CurriculumTrainer(tiny_latent(), replace(config, uniform_prob=probability), problems, tmp_path)
+        shown: list[int] = []
+        made.model.model.get_decoder().register_forward_pre_hook(
+            lambda module, args, kwargs, shown=shown: shown.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        made.works()[0].run(1)
+        longest.append(max(shown))
+    words = {stage: max(map(len, made._answers[stage])) for stage in (0, 1)}
+    assert longest[1] >= words[0] > words[1]
+    assert longest[0] < longest[1]
+
+
 @pytest.mark.parametrize("room", range(0, 500, 7))
 def test_the_size_is_the_first_half_that_fits(room: int) -> None:
     """Sizes 64, 32, ... in groups of 4 rows; at most 40 rows are ever there."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
@@ -215,6 +216,64 @@ def test_the_digest_of_weights_is_that_of_the_tensors_in_order() -> None:
     parts = [hashlib.sha256(h + t.numpy().tobytes()).hexdigest() for h, t in zip(headers, tensors, strict=True)]
     expected = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     assert weights_digest(torch.nn.ParameterList(tensors)) == expected
+
+
+class Stops(TrainerCallback):
+    """Raises once, at an event after so many steps."""
+
+    def __init__(self, event: str, steps: int) -> None:
+        self.raised, self.steps = False, steps
+        setattr(self, event, self.stop)
+
+    def stop(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == self.steps and not self.raised:
+            self.raised = True
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("event", "steps"), [("on_pre_optimizer_step", 1), ("on_step_end", 2)])
+@pytest.mark.parametrize("planned", [True, False], ids=["planned", "as on CUDA"])
+def test_an_interrupted_trainer_goes_on_like_a_new_one(
+    event: str, steps: int, planned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: gradients of the interrupted update were added to the next one, where no plan's trial cleared them."""
+    if not planned:
+        monkeypatch.setattr(GRPOTrainer, "_fit_in_memory", lambda self: None)
+    whole, stopped = grpo(tmp_path / "whole"), grpo(tmp_path / "stopped", callbacks=[Stops(event, steps)])
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    stopped.train(resume_from_checkpoint=True)
+    assert steps_of(tmp_path / "stopped") == steps_of(tmp_path / "whole")
+    assert_same_weights(weights_of(stopped.model), weights_of(whole.model))
+
+
+def test_a_trainer_that_has_changed_its_model_does_not_start_again(tmp_path: Path) -> None:
+    """Fault: without a checkpoint a resume began at step 1, with the weights that the first steps had left."""
+    options: dict[str, Any] = {"config": replace(GRPO, save_steps=0, save_total_limit=2)}
+    changed = grpo(tmp_path / "changed", callbacks=[Stops("on_step_end", 1)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        changed.train()
+    with pytest.raises(UserError, match=r"no checkpoint of grpo to continue from.*make a new trainer with the model"):
+        changed.train(resume_from_checkpoint=True)
+    whole, fresh = grpo(tmp_path / "whole", **options), grpo(tmp_path / "changed", **options)
+    whole.train()
+    fresh.train(resume_from_checkpoint=True)
+    assert_same_weights(weights_of(fresh.model), weights_of(whole.model))
+
+    failures = [True]
+
+    def fails_once(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        if failures:
+            failures.pop()
+            raise ValueError
+        return alternating(prompts, completions, **columns)
+
+    unchanged = grpo(tmp_path / "unchanged", rewards=fails_once, **options)
+    with pytest.raises(UserError, match="fails_once"):
+        unchanged.train()
+    unchanged.train(resume_from_checkpoint=True)
+    assert_same_weights(weights_of(unchanged.model), weights_of(whole.model))
 
 
 def test_what_would_train_without_a_word_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +40,7 @@ from dropout_grpo.runs.record import weights_digest
 from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint
 from dropout_grpo.training.loop import Trainer
-from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.memory import MicroBatches, checkpointing_instead
 from dropout_grpo.training.model_argument import as_latent_model
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule
@@ -282,9 +283,10 @@ class CurriculumTrainer(Trainer):
         return {"stage": self.stage_of(step)[0].index}
 
     def works(self) -> list[Work]:
-        """The update on the longest row of all stages that train, and the validation with the longest answers."""
+        """The update on the longest row of all stages that are shown, and the validation with the longest answers."""
         stages = [stage for stage in self.stages if stage.epochs]
-        rows = [(stage.index, i) for stage in stages for i in range(len(self.problems))]
+        shown = self.stages if self.config.uniform_prob > 0 else stages
+        rows = [(stage.index, i) for stage in shown for i in range(len(self.problems))]
         stage, longest = max(rows, key=lambda row: self._cost(*row))
 
         def update(rows: int) -> Tensor:
@@ -370,7 +372,10 @@ class CurriculumTrainer(Trainer):
         loss = 0.0
         if mine:
             loss = self._micro_batches.fit(
-                len(mine), lambda size: self._accumulate(mine, size, tokens), clear=self._clear_gradients
+                len(mine),
+                lambda size: self._accumulate(mine, size, tokens),
+                clear=self._clear_gradients,
+                relieve=partial(checkpointing_instead, self.model, self.config.gradient_checkpointing),
             )
         return processes.add_up(loss)[0]
 

@@ -106,7 +106,8 @@ class Watch:
             )
         if len(self._rewards) == _STEPS:
             yield from self._once(
-                f"every rollout of the last {_STEPS} steps has the reward {step['reward']:.4g}, so nothing is learnt. "
+                f"in the last {_STEPS} steps all rollouts of a question had the same reward, {step['reward']:.4g} on "
+                "average, so nothing is learnt. "
                 f"Check the reward function and the answers ({config.named('log_completions')} true prints some)."
             )
         if self._cut == _STEPS:

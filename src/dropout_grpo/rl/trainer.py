@@ -166,6 +166,8 @@ class GRPOTrainer(Trainer):
         self.args, self.exploration = args, exploration
         self._follower = exploration if isinstance(exploration, FollowsTraining) else FollowsTraining()
         self.sampler = RolloutSampler(model, config, exploration, reward_funcs, problems, seed=seed, bf16=bf16)
+        if isinstance(args, GRPOConfig):  # an epoch is of the questions that max_prompt_length leaves
+            config = args.settled(len(self.sampler.problems), processes.size())
         noisy = model.noise(exploration, torch.zeros(1, dtype=torch.int64)) is not None
         if not config.replay and not noisy:
             raise UserError(

@@ -15,7 +15,7 @@ from dropout_grpo.latent.rollout import replay
 from dropout_grpo.rl.groups import Groups, rows_of
 from dropout_grpo.rl.objective import Totals, surrogate
 from dropout_grpo.rl.reference import ReferencePolicy
-from dropout_grpo.training.memory import MicroBatches
+from dropout_grpo.training.memory import MicroBatches, checkpointing_instead
 
 REPLAY_GAPS = ("replay/logprob_diff_max", "replay/logprob_diff_mean")
 METRICS = (
@@ -93,7 +93,13 @@ class PolicyUpdate:
 
         sums = [[0.0] * 7]  # of a process without a group
         if len(mine):
-            sums = self.batches.fit(len(mine), accumulate, rows=k, clear=lambda: self.model.zero_grad(set_to_none=True))
+            sums = self.batches.fit(
+                len(mine),
+                accumulate,
+                rows=k,
+                clear=lambda: self.model.zero_grad(set_to_none=True),
+                relieve=partial(checkpointing_instead, self.model, self.config.gradient_checkpointing),
+            )
         *added, gap_max = zip(*sums, strict=True)
         loss, kl, low, high, gap_sum, tokens = processes.add_up(*(sum(values) for values in added))
         metrics = {

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.training.embeddings import tables_of
 
 EIGHT_BIT = ("state1", "state2")
 """Names of the moments in the state."""
@@ -27,7 +28,7 @@ def eight_bit_parameters(model: nn.Module, optimizer: str) -> list[nn.Parameter]
     """The parameters whose moments the optimiser of this name holds in 8 bits: ``adamw_8bit`` all but embeddings."""
     if optimizer != "adamw_8bit":
         return []
-    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    tables = {id(p) for module in tables_of(model) for p in module.parameters()}
     return [p for p in model.parameters() if id(p) not in tables]
 
 

@@ -38,6 +38,7 @@ OURS, THEIRS = "eval/", "eval_"
 """Prefixes of validation metrics, in a run's files and in transformers' callbacks."""
 
 _BEST = ("best_metric", "best_global_step")
+_FLAGS = ("should_log", "should_evaluate", "should_save", "should_training_stop")
 
 
 class Arguments(SimpleNamespace):
@@ -203,6 +204,13 @@ class Callbacks:
         self._call("on_step_end")
         if self._epoch(step + 1) != self._epoch(step) or step == self.state.max_steps:
             self._call("on_epoch_end")
+
+    def agree(self, signum: int = 0) -> int:
+        """Make what the callbacks of one process ask for what those of all ask for; returns the signal of any."""
+        signum, *asked = map(int, processes.greatest(signum, *(getattr(self.control, flag) for flag in _FLAGS)))
+        for flag, on in zip(_FLAGS, asked, strict=True):
+            setattr(self.control, flag, bool(on))
+        return signum
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Add numbers to ``state.log_history`` and announce them."""

@@ -15,6 +15,11 @@ LARGE = 2**24
 """Elements of a table from which on rows are kept. Smaller tables cost little."""
 
 
+def tables_of(model: nn.Module) -> list[nn.Module]:
+    """A model's embeddings, and an adapter's wrappers of them, which train a few of their rows."""
+    return [m for m in model.modules() if isinstance(getattr(m, "base_layer", m), nn.Embedding)]
+
+
 @contextmanager
 def rows_as_gradients(model: nn.Module) -> Iterator[None]:
     """Inside the block large embeddings that are trained have sparse gradients. ``make_dense`` must follow.

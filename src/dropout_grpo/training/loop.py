@@ -166,6 +166,7 @@ class Trainer(ABC):
     def _steps(self, checkpoints: Checkpoints, saved: Saved | None) -> TrainOutput:
         start, losses, callbacks = time.monotonic(), list[float](), self._callbacks
         done = 0 if saved is None else saved.step
+        self._clear_gradients()  # of a training that was interrupted, or of the caller
         if self.model.device.type == "cpu":
             self._fit_in_memory()  # first: its trial may begin a step of the exploration, whose state is restored next
         self.begin(saved)
@@ -182,9 +183,9 @@ class Trainer(ABC):
                 metrics = self.step(step)
                 losses.append(metrics["loss"])
                 callbacks.end_step(step)
+                callbacks.agree()
                 self._log(step, metrics)
-                # All processes decide together which step is the last.
-                signum = int(processes.greatest(signal() or 0)[0])
+                signum = callbacks.agree(signal() or 0)
                 stops = signum > 0 or callbacks.control.should_training_stop
                 saves = stops or callbacks.control.should_save
                 if saves or step == self.max_steps:
@@ -216,7 +217,10 @@ class Trainer(ABC):
             save_total_limit=self.config.save_total_limit,
             start=self._start,
         )
-        saved = checkpoints.load(resume, logging_steps=self.state.logging_steps)
+        if resume and self.param_dtype == "bfloat16":
+            for parameter in self.model.parameters():  # checkpoints hold the masters
+                parameter.data = parameter.data.float()
+        saved = checkpoints.load(resume, logging_steps=self.state.logging_steps, updated=self._stepped is not None)
         if saved is not None:
             self._callbacks.restore(saved.state, read_metrics(self.run.path, whole_lines=True), self.part)
         return checkpoints, saved

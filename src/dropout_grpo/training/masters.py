@@ -86,8 +86,11 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def halve(parameter: nn.Parameter, *, keep_low: bool = True) -> None:
-    """Make a float32 parameter bf16, with its masters' low bits beside it or without. Its gradient will be float32."""
-    weight, low = halves(parameter.detach().contiguous())
+    """Make a parameter bf16, with its masters' low bits beside it or without. Its gradient will be float32.
+
+    A parameter that is bf16 already becomes its own masters.
+    """
+    weight, low = halves(parameter.detach().float().contiguous())
     parameter.data = weight
     if keep_low:
         setattr(parameter, _LOW, low)
@@ -118,12 +121,12 @@ def with_masters(model: nn.Module) -> Iterator[None]:
         raise UserError(f"param_dtype bfloat16 needs float32 weights, and the model has {others.pop()}: leave it out.")
     try:
         for parameter in parameters:
-            parameter.data = parameter.data.float()
             halve(parameter)
         yield
     finally:
         for parameter in parameters:
-            _join(parameter)
+            if has_master(parameter):  # not if memory ran out before
+                _join(parameter)
 
 
 @contextmanager

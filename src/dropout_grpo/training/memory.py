@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError, is_out_of_memory
 from dropout_grpo.latent.graphs import give_back_recordings
+from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.training.machine import freed_memory_kept, resident_memory, return_freed_memory
 from dropout_grpo.training.progress import console
 
@@ -44,7 +45,13 @@ class MicroBatches:
             self.planned = max(self.planned, resident_memory() * 11 // 10)
 
     def fit(
-        self, items: int, work: Callable[[int], _T], *, rows: int = 1, clear: Callable[[], None] | None = None
+        self,
+        items: int,
+        work: Callable[[int], _T],
+        *,
+        rows: int = 1,
+        clear: Callable[[], None] | None = None,
+        relieve: Callable[[], bool] | None = None,
     ) -> _T:
         """Return ``work(n)``, which processes all items, n at a time. n is halved until memory suffices.
 
@@ -58,6 +65,8 @@ class MicroBatches:
             work: processes all items, n at a time.
             rows: rows per item, which stay together, such as the rollouts of a group.
             clear: discards what a failed attempt has accumulated, such as gradients.
+            relieve: makes an item need less memory where not even one fits, as ``checkpointing_instead`` does; False if
+                it cannot.
 
         Raises:
             UserError: not even one item fits in memory.
@@ -75,7 +84,8 @@ class MicroBatches:
                 if clear is not None:
                     clear()
                 given_back = give_back_recordings()
-                if size <= 1 and not given_back:
+                relieved = size <= 1 and not given_back and relieve is not None and relieve()
+                if size <= 1 and not given_back and not relieved:
                     raise UserError(
                         f"out of memory with {self.option}={rows}, the smallest value: use a smaller model, "
                         "shorter questions and answers, or bf16."
@@ -84,6 +94,8 @@ class MicroBatches:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if relieved:
+                continue
             if given_back:
                 console.print(
                     f"warning: out of memory with {size * rows} rows at once: trying again without the CUDA graphs "
@@ -99,17 +111,35 @@ class MicroBatches:
             )
 
 
+def checkpointing_instead(model: LatentModel, option: bool | None) -> bool:
+    """Switch the model's ``gradient_checkpointing`` on where the option leaves it open; whether that changes anything.
+
+    Args:
+        model: the model that is trained.
+        option: ``gradient_checkpointing`` of the config.
+    """
+    if option is not None or model.gradient_checkpointing:
+        return False
+    model.gradient_checkpointing = True
+    console.print("warning: out of memory with the smallest micro-batch: gradient_checkpointing is on from now on.")
+    return True
+
+
 def total_memory(root: Path = Path("/")) -> int | None:
     """Bytes of memory of this machine, or of this process's control group if that is less; None if unknown.
 
     What other processes use is not subtracted, so that the same command has the same sizes. The processes of a launched
     run that share the machine get equal parts.
     """
-    meminfo, limit = root / "proc/meminfo", root / "sys/fs/cgroup/memory.max"
+    meminfo, groups, own = root / "proc/meminfo", root / "sys/fs/cgroup", root / "proc/self/cgroup"
     match = re.search(r"MemTotal:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
     known = [] if match is None else [int(match[1]) * 1024]
-    if limit.is_file() and limit.read_text().strip().isdecimal():  # else "max"
-        known.append(int(limit.read_text()))
+    path = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE) if own.is_file() else None
+    group = groups / path[1] if path else groups
+    for folder in [group, *group.parents]:  # a group has the limits of the groups around it, too
+        limit = folder / "memory.max"
+        if limit.is_file() and limit.read_text().strip().isdecimal():  # else "max"
+            known.append(int(limit.read_text()))
     return min(known) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if known else None
 
 

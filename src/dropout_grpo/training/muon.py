@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from dropout_grpo.training.embeddings import tables_of
 from dropout_grpo.training.machine import bf16_for
 
 
@@ -23,11 +24,9 @@ def hidden_matrices(model: nn.Module, head: nn.Module | None) -> list[nn.Paramet
         model: any module.
         head: the module that computes logits, or None.
     """
-    tables: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    if head is not None:
-        tables.append(head)
-    apart = {id(p) for table in tables for p in table.parameters()}
-    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in apart]
+    apart = [*tables_of(model), *([] if head is None else [head])]
+    apart_ids = {id(p) for module in apart for p in module.parameters()}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in apart_ids]
 
 
 def orthogonalize(update: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -82,7 +82,7 @@ class Checkpoints:
         self.last_good = start if lacking is None else f"none: {lacking} of the model it started from is not finite"
         """The last good checkpoint, for messages."""
 
-    def load(self, resume: bool | str | Path | None, *, logging_steps: int) -> Saved | None:
+    def load(self, resume: bool | str | Path | None, *, logging_steps: int, updated: bool) -> Saved | None:
         """Load the checkpoint that a training continues from into the model, and drop the metrics after it.
 
         With True it is the newest good checkpoint: damaged ones are reported, renamed to ``NAME.damaged`` and skipped.
@@ -90,13 +90,15 @@ class Checkpoints:
         Args:
             resume: whether to continue the part; or the checkpoint to continue from.
             logging_steps: number of steps between two lines of metrics.
+            updated: whether the model's weights are those of an earlier training of the part, not those it began with.
 
         Returns:
             The checkpoint; None if the part starts from the beginning, since it has not saved one yet.
 
         Raises:
             UserError: the part has been trained and is not resumed; a checkpoint is damaged, of another run, of a part
-                with another record, or does not fit the model; or all are damaged.
+                with another record, or does not fit the model; all are damaged; or there is none, and the weights have
+                changed.
         """
         if not resume:
             on_main(self._require_untrained)
@@ -108,6 +110,11 @@ class Checkpoints:
                 raise UserError(
                     f"no checkpoint of {self._part} in {self._run.path} is good: {'; '.join(damaged)}. Restore one, or "
                     f"remove the folders {self._part}-step-* to start {self._part} again."
+                )
+            if updated:
+                raise UserError(
+                    f"{self._run.path} has no checkpoint of {self._part} to continue from, and the training that was "
+                    "interrupted has changed the model: make a new trainer with the model as it was."
                 )
             self._run.forget_after(self._part, 0)
             self._run.record_length()
