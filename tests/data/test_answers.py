@@ -77,6 +77,7 @@ def test_extract_answer(completion: str, answer: str | None) -> None:
         ("5 percent", "5"),
         ("18 dollars", "18"),
         ("18 millionaires", "18"),
+        ("3 oranges and a pear", "3"),
         ("18 dollars and some cents.", "18"),
         ("18.", "18"),
         ("18 .", "18"),
@@ -109,7 +110,8 @@ def test_canonical_answer(text: str, canonical: str) -> None:
         *("1e9999", "1e999999999", "0x12", "1_000", "nan", "inf", "-", "$", "%", "[18]", "__import__('os')"),
         *("2+2", "2**9", "(18)", "max(3,4)", "18 - 3", "18 x 3", "1/2/3", "1e", "1.2.3", "1 000", "\u0663", "½"),
         *("72, or 73", "72,in total", "3 5/2", "3 1/2/3", "1 2 1/2", "3 1/0", r"\18", r"\boxed{1} \boxed{2}"),
-        *("3 million", "2 dozen eggs", "$5 hundred", "1/2 million"),
+        *("3 million", "2 dozen eggs", "$5 hundred", "1/2 million", "5 thousands", "2 dozens"),
+        *("3 ½", "3 cups ½", "7 ²", "3 and a half", "3 and a half cups", "18 or twenty"),
     ],
 )
 def test_what_is_not_a_number_stays_text(text: str) -> None:

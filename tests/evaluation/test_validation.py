@@ -15,7 +15,7 @@ from helpers.tiny_latent import tiny_latent, tiny_problems
     [
         (None, None, None),  # the model's own
         (5, None, 5),  # GRPO
-        (5, 2, 5),  # the curriculum with its full block
+        (5, 2, 2),  # the curriculum with all its thoughts; fault: 5 in this stage alone
         (5, 1, 1),  # a stage with fewer thoughts
         (0, None, 0),
     ],

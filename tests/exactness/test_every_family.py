@@ -2,11 +2,16 @@
 
 import warnings
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
+import torch
 
+from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.tokens import add_latent_tokens
 from dropout_grpo.runs.files import write_json
 from dropout_grpo.runs.provenance import provenance
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from evidence.pages.models import blocks, equal
 from evidence.places import RESULTS_FOLDER
 from helpers import families
@@ -29,6 +34,24 @@ def test_refusals_and_families_that_are_not_built_say_why() -> None:
     assert "decoder layers" in families.examine("mamba")["why"]
     assert families.examine("blt")["status"] == "not built"
     assert "parameters" in families.examine("blt")["why"]
+
+
+def latent(kind: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> LatentModel:
+    monkeypatch.setattr(families, "SPECIAL", {kind: options})
+    model, tokenizer = families.tiny(kind, torch.float32), word_tokenizer(families.WORDS)
+    add_latent_tokens(model, tokenizer)
+    return LatentModel(model.train(), tokenizer, latent_steps=2)
+
+
+def test_training_mode_draws_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: ``train()`` switched on the noise of a mixture's router, which no seed replays."""
+    model = latent("mixtral", monkeypatch, router_jitter_noise=0.1).train()
+    first, second = (model.think(model.read(*model.encode(["a b c"])), 2).hidden for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_question_longer_than_mpts_positions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert latent("mpt", monkeypatch).max_positions == 64
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ _LONGEST_NUMBER = 200
 
 _MINUS = "-\u2212\u2013\uff0d"  # hyphen (literal in a character class, since it is first), minus, en dash, full width
 _CURRENCY = r"(?: \\?+ [$€£¥] )"  # LaTeX writes \$
+_NUMERALS = "²³¹¼-¾⅐-⅞⁰-⁹₀-₉"  # letters to ``\w``
 _NUMBER = re.compile(
     rf"""
     (?P<sign1>[{_MINUS}+])?+ \ ?+ {_CURRENCY}?+ \ ?+ (?P<sign2>[{_MINUS}+])?+ \ ?+
@@ -25,9 +26,10 @@ _NUMBER = re.compile(
       | \.[0-9]++                                                  # .5
     )
     (?: \ ?+ (?: \\?+ % | {_CURRENCY} ) )?+
-    (?! \ (?:hundred|thousand|million|billion|trillion|dozen)\b )  # 3 million is not 3
+    (?! \ (?:hundred|thousand|million|billion|trillion|dozen)s?\b )  # 3 million is not 3
+    (?! \ (?: and\ an?\ (?:half|third|quarter) | or )\b )            # nor is 3 and a half, nor 3 or 4
     (?! \ (?:[ap]\.?m\b) )                                           # 5 am is not 5 pm
-    (?: ,?+ \  [^\W\d_] [^\d=+*<>\\^]*+ | [ .]*+ )                 # 18 dollars; 72, in total; 18.
+    (?: ,?+ \  [^\W\d_{_NUMERALS}] [^\d=+*<>\\^{_NUMERALS}]*+ | [ .]*+ )  # 18 dollars; 72, in total; 18.
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -71,7 +71,7 @@ class Validation:
 
     def _asked(self, model: LatentModel, latent_steps: int | None, max_new_tokens: int | None) -> EvaluationConfig:
         config = replace(self.config, max_new_tokens=max_new_tokens or self.config.max_new_tokens)
-        return config if latent_steps in (None, model.latent_steps) else replace(config, latent_steps=latent_steps)
+        return config if latent_steps is None else replace(config, latent_steps=latent_steps)
 
     def _questions(self, model: LatentModel, name: str) -> list[list[int]]:
         if name not in self._encoded:

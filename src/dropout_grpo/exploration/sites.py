@@ -4,8 +4,9 @@ Both halves of every decoder layer end in a linear map back to the residual stre
 and the MLP's last projection. Their outputs are the sites ``attention`` and ``mlp`` (together ``residual``, where GPT-2
 has its native dropout). Their inputs are ``heads`` (one factor per head), ``values`` and ``mlp_hidden``. So two modules
 per layer are enough, and they exist in models without any ``nn.Dropout`` (Llama, Qwen). A mixture of experts has no
-single last projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. A norm that
-follows a projection (Gemma 2 and 3) comes after the mask, so the mask is still one of the weight matrix's rows.
+single last projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. If an MLP stands
+beside a mixture of experts (Granite, Gemma 4), both outputs get the same mask. A norm that follows a projection (Gemma 2
+and 3) comes after the mask, so the mask is still one of the weight matrix's rows.
 
 ``values`` has one factor m per value feature. The output of a head is sum_j w_j (m * v_j) = m * sum_j w_j v_j. So
 multiplying this output masks the value projection at all positions that the head attends to, also those of the cached
@@ -30,10 +31,12 @@ THOUGHT_SITE, ATTENTION_WEIGHTS = "thought", "attention_weights"
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUT = ("c_proj", "o_proj", "out_proj", "dense", "wo")
-_NORMS_OF_VALUES = ("attn_sub_norm", "inner_attn_ln", "sub_norm")  # between the heads and their projection (BitNet)
+_NORMS_OF_VALUES = ("attn_sub_norm", "inner_attn_ln", "sub_norm", "groupnorm")  # between the heads and their projection
+_DECAY_BY_VALUES = "dt_proj"  # makes the attention's mask from the values (Doge)
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 _EXPERTS = ("experts", "router", "gate")  # parts of a mixture of experts
-_MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj_out")
+_SHARED_MLP = "shared_mlp"  # in the layer, beside a mixture of experts or alone (Granite)
+_MLP_OUT = ("c_proj", "down_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj_out", "output_linear")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class Site:
     attention weights."""
     path: str = ""
     """The module's name inside the decoder."""
+    beside: nn.Module | None = None
+    """A second module whose output is added to the module's, and multiplied by the same factors."""
 
     def spread(self, factors: Tensor) -> Tensor:
         """Factors [B, 1, count] -> [B, 1, count * repeat], one per feature."""
@@ -66,7 +71,7 @@ class SiteMap:
         decoder: the transformer without its language-model head.
         width: D, the width of the embeddings and of thoughts.
         heads: number of query heads.
-        key_heads: number of key and value heads; ``heads`` when None.
+        key_heads: number of key and value heads of a layer whose attention does not say it; ``heads`` when None.
 
     Raises:
         UserError: there is no list of decoder layers, the number of heads is unknown, or a layer has no projection with
@@ -77,7 +82,7 @@ class SiteMap:
         self.decoder = decoder
         self._why = {  # of kinds that the model may lack
             "mlp_hidden": "its MLP is a mixture of experts",
-            "values": "a norm stands between its heads and their projection, or they do not share values evenly",
+            "values": "its attention does more with values than to average them, or heads do not share them evenly",
             ATTENTION_WEIGHTS: "it keeps its own attention (a sliding window, a soft cap, ...)",
         }
         self._all: list[Site] = [Site(name=THOUGHT_SITE, kind=THOUGHT_SITE, count=width)]
@@ -87,7 +92,6 @@ class SiteMap:
                 f"the config of {type(decoder).__name__} has no num_attention_heads: its heads are unknown."
             )
         self.heads, self.key_heads = heads, key_heads or heads
-        shared_by, uneven = divmod(heads, key_heads or heads)
         paths = {module: path for path, module in decoder.named_modules()}
         for i, layer in enumerate(layers):
             out = _projection(layer, _ATTENTION, _ATTENTION_OUT)
@@ -96,14 +100,19 @@ class SiteMap:
             inner, attended = _widths(out)
             size = inner // heads
             specs = [("attention", attended, 1, 1, out), ("heads", heads, size, 1, out)]
-            if not uneven and not _norm_of_values(layer):
+            shared_by = _shared_by(layer) or (0 if heads % self.key_heads else heads // self.key_heads)
+            if shared_by and heads % shared_by == 0 and not _more_than_averages(layer):
                 specs.append(("values", heads // shared_by * size, shared_by, size, out))
-            down = _projection(layer, _MLP, _MLP_OUT)
+            down, beside = _projection(layer, _MLP, _MLP_OUT), _child(layer, "experts")
+            experts, shared = _block(layer), _child(layer, _SHARED_MLP)
+            if down is None and experts is None and shared is not None:
+                down = _projection(shared, (), _MLP_OUT)
             if down is not None:
                 hidden, moved = _widths(down)
                 specs += [("mlp", moved, 1, 1, down), ("mlp_hidden", hidden, 1, 1, down)]
-            elif (experts := _block(layer)) is not None:  # a mixture of experts: the whole block writes to the residual
+            elif experts is not None:  # a mixture of experts: the whole block writes to the residual
                 specs.append(("mlp", attended, 1, 1, experts))
+                beside = shared
             else:
                 raise _unknown(layer, i, "MLP", _MLP_OUT)
             self._all += [
@@ -115,6 +124,7 @@ class SiteMap:
                     block=block,
                     module=module,
                     path=paths[module],
+                    beside=beside if kind == "mlp" else None,
                 )
                 for kind, n, repeat, block, module in specs
             ]
@@ -180,6 +190,8 @@ class SiteMap:
                     handles.append(site.module.register_forward_pre_hook(_input_hook(factor)))
                 else:
                     handles.append(site.module.register_forward_hook(_output_hook(factor)))
+                    if site.beside is not None:
+                        handles.append(site.beside.register_forward_hook(_output_hook(factor)))
             yield
         finally:
             for handle in handles:
@@ -234,10 +246,24 @@ def _projection(layer: nn.Module, parents: tuple[str, ...], names: tuple[str, ..
     return None
 
 
-def _norm_of_values(layer: nn.Module) -> bool:
-    """Whether there is a norm between the heads' output and its projection."""
-    attentions = [child for name in _ATTENTION if isinstance(child := getattr(layer, name, None), nn.Module)]
-    return any(hasattr(attention, name) for attention in attentions for name in _NORMS_OF_VALUES)
+def _attentions(layer: nn.Module) -> list[nn.Module]:
+    return [child for name in _ATTENTION if (child := _child(layer, name)) is not None]
+
+
+def _child(module: nn.Module, name: str) -> nn.Module | None:
+    return child if isinstance(child := getattr(module, name, None), nn.Module) else None
+
+
+def _shared_by(layer: nn.Module) -> int | None:
+    """Number of query heads that share a value head, which may differ by layer (Gemma 4); None if unknown."""
+    groups = [getattr(attention, "num_key_value_groups", None) for attention in _attentions(layer)]
+    return next((count for count in groups if isinstance(count, int)), None)
+
+
+def _more_than_averages(layer: nn.Module) -> bool:
+    """Whether there is a norm between the heads' output and its projection, or values decide who is attended to."""
+    names = (*_NORMS_OF_VALUES, _DECAY_BY_VALUES)
+    return any(hasattr(attention, name) for attention in _attentions(layer) for name in names)
 
 
 def _block(layer: nn.Module) -> nn.Module | None:

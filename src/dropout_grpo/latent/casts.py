@@ -93,12 +93,12 @@ def frozen_weights_cast(model: nn.Module) -> Iterator[None]:
 
 
 def _cast(casts: dict[int, Cast], parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
-    known = casts.get(id(parameter))
-    if known is not None and known[1] == parameter._version and known[2].dtype == dtype:
+    known, version = casts.get(id(parameter)), 0 if parameter.is_inference() else parameter._version
+    if known is not None and known[1] == version and known[2].dtype == dtype:
         return known[2]
     with torch.inference_mode(False):  # a backward pass may use it later in the block
         cast = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-    casts[id(parameter)] = parameter, parameter._version, cast
+    casts[id(parameter)] = parameter, version, cast
     return cast
 
 

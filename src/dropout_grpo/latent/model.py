@@ -203,7 +203,8 @@ class LatentModel(Recurrence):
         rows of its batch by other factors, and a row's answer must not depend on the others.
         """
         limits = [rope["original_max_position_embeddings"] for rope in self._longropes()]
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT
         return min([*limits, *([] if positions is None else [positions])], default=None)
 
     def _longropes(self) -> list[dict[str, Any]]:

@@ -60,8 +60,8 @@ class Recurrence(nn.Module):
     """A causal LM with ``inputs_embeds``, a cache and positions, and the module that makes thoughts of hidden states.
 
     Args:
-        model: any decoder-only Hugging Face model. Its own dropout is set to zero: noise is an argument here, and
-            ``train()`` and ``eval()`` never switch it.
+        model: any decoder-only Hugging Face model. Its own dropout is set to zero, and it is put in evaluation mode:
+            noise is an argument here, and ``train()`` and ``eval()`` never switch it.
         tokenizer: contains Coconut's three latent tokens.
         latent_steps: n, the number of thoughts before an answer.
         thought: kind of thought: ``hidden_state`` (Coconut), ``projection`` (CODI) or ``pause`` (control).
@@ -101,19 +101,24 @@ class Recurrence(nn.Module):
         self.model = model
         self._cache_name = cache_name(model)
         switch_off_dropout(model)
+        model.eval()  # in training mode mixtures of experts draw noise for their router
         with torch.no_grad():  # call the module: it may do more than look up a row (Gemma scales it)
             latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
         self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
         self.thought.to(model.device)
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_attention_heads", 0)
-        self.sites = SiteMap(model.get_decoder(), width=len(latent), heads=heads, key_heads=_key_heads(config))
+        self.sites = sites_of(model)
         own = model.config._attn_implementation
         self._own_attention = "eager" if own == SHARED_PREFIX else own
         self._gradient_checkpointing = False
         self.shares_prefix = shares_prefix(model)
         self._plain_head = False
         self._choose_attention()
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but the causal LM stays in evaluation mode, in which it draws no noise."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.device
@@ -430,11 +435,21 @@ def _keyword(by_key: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"key_factors": tuple(by_key.values())} if by_key else {}
 
 
+def sites_of(model: PreTrainedModel) -> SiteMap:
+    """The sites of a causal LM, by its config and its modules."""
+    config, width = model.config.get_text_config(), embedding_table(model).shape[1]
+    heads = getattr(config, "num_attention_heads", 0)
+    return SiteMap(model.get_decoder(), width=width, heads=heads, key_heads=_key_heads(config))
+
+
 def _key_heads(config: PreTrainedConfig) -> int | None:
     """Number of value heads; None if every query head has its own."""
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1  # Falcon, GPT-BigCode
-    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    try:
+        return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    except RuntimeError:  # transformers: it differs by layer (Gemma 4), and the layers know it
+        return None
 
 
 def _advanced(state: LatentState, cache: Cache, length: int) -> LatentState:
