@@ -105,6 +105,7 @@ WORKED = Problem(id=0, question="How many?", steps=("<<3+4=7>>", "<<7*200=1400>>
         {"question": "How many?", "answer": SOLUTION},
         {"question": "How many?", "answer": SOLUTION, "steps": None},
         {"prompt": "How many?", "solution": SOLUTION},
+        {"prompt": "How many?", "question": "This was mapped to the prompt.", "answer": SOLUTION},
     ],
 )
 def test_every_route_splits_gsm8ks_solutions(route: Any, row: dict[str, Any], tmp_path: Path) -> None:

@@ -112,7 +112,17 @@ def test_training_adapters_with_peft(name: str, tmp_path: Path) -> None:
         peft_config=peft.LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()
+    notes = tmp_path / "Qwen2-0.5B-GRPO" / "notes.txt"
+    notes.write_text("mine")
     trainer.save_model()
+    trainer.save_model(str(notes.parent))  # TRL's usual last line; fault: it replaced the whole run folder
+    assert notes.read_text() == "mine"
+    assert (notes.parent / "metrics.jsonl").is_file()
+    trainer.save_model(tmp_path / "other")
+    trainer.save_model(tmp_path)
+    assert notes.is_file()
+    for folder in (tmp_path, tmp_path / "other"):
+        assert (folder / "adapter_config.json").is_file()
     assert (tmp_path / "Qwen2-0.5B-GRPO" / "checkpoints" / "grpo" / "adapter_config.json").is_file()
 
 

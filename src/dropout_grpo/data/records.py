@@ -43,11 +43,12 @@ def problems_of_records(
     """The problems of a source's records. A problem's id is its index in it, from 0.
 
     If any record without steps has an answer with ``####``, all records without steps are GSM8K's: their answers are
-    split into steps and answer. Where a record has no column ``question`` or ``answer``, TRL's ``prompt`` and
-    ``solution`` are read. Answers may be numbers; they become text (``18.0`` becomes ``"18"``). Steps without text are
-    dropped, and a warning says how many. A question may be a conversation, a list of ``{"role": ..., "content": ...}``
-    that ends before the assistant's turn. ``Problem.extra`` holds the other columns, and those that were read under
-    another name than ours, as they came; its value is None if a record lacks a column that another record has.
+    split into steps and answer. TRL's ``prompt`` is the question, also beside a column ``question``, and its
+    ``solution`` the answer where there is no column ``answer``. Answers may be numbers; they become text (``18.0``
+    becomes ``"18"``). Steps without text are dropped, and a warning says how many. A question may be a conversation, a
+    list of ``{"role": ..., "content": ...}`` that ends before the assistant's turn. ``Problem.extra`` holds the other
+    columns, and those that were read under another name than ours, as they came; its value is None if a record lacks a
+    column that another record has.
 
     Args:
         records: each with its place, for messages. A record that is a ``Problem`` keeps its id and texts.
@@ -189,9 +190,11 @@ def _with_our_names(record: Any, columns: Columns) -> Any:
     if not isinstance(record, Mapping):
         return record
     named = dict(record)
-    for name, theirs in ((columns.question, PROMPT), (columns.answer, SOLUTION)):
-        if name not in named and theirs in named:
-            named[name] = named[theirs]
+    prompt, ours = named.get(PROMPT), columns.question
+    if prompt is not None and (ours not in named or ours == COCONUT_COLUMNS.question):
+        named[ours] = prompt  # also where scripts for TRL map GSM8K's question to a prompt and keep both
+    if SOLUTION in named and columns.answer not in named:
+        named[columns.answer] = named[SOLUTION]
     return named
 
 

@@ -408,10 +408,21 @@ class Trainer(ABC):
         self._callbacks.pop(callback)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``."""
+        """Write the model as a plain Hugging Face folder, by default into the run folder, as checkpoint ``part``.
+
+        Other files of ``output_dir`` stay. The run folder itself has a ``config.json`` of its own: for it the model
+        goes to the default place, and a message says so.
+        """
         run = self._run.path if isinstance(self._run, RunFolder) else Path(self._run)
+        own = checkpoint_folder(run, self.part)
+        if output_dir is not None and Path(output_dir).resolve() == run.resolve():
+            console.print(f"{run} is the run folder: the model is in {own}.", markup=False)
+            output_dir = None
         with masters_as_weights(self.model):
-            save_checkpoint(checkpoint_folder(run, self.part) if output_dir is None else Path(output_dir), self.model)
+            if output_dir is None:
+                save_checkpoint(own, self.model)
+            else:
+                processes.on_main(lambda: self.model.save_pretrained(output_dir))
 
 
 def _require_masters(model: LatentModel, *, fsdp: bool) -> None:
