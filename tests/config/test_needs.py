@@ -135,8 +135,9 @@ def test_a_constant_reward_and_answers_that_are_all_cut() -> None:
     watch = Watch(GRPOConfig(max_completion_length=5))
     (line,) = steps(watch, 50, lambda step: {"reward_std": 0.0})
     assert "in the last 20 steps all rollouts of a question had the same reward, 0.5 on average" in line
-    (line,) = steps(watch, 50, lambda step: {"completions/clipped_ratio": 1.0})
-    assert "every answer of the last 20 steps was cut at max_completion_length=5" in line
+    assert steps(watch, 50, lambda step: {"completions/clipped_ratio": 0.89}) == []
+    (line,) = steps(watch, 50, lambda step: {"completions/clipped_ratio": 0.9})
+    assert "nearly all answers of the last 20 steps were cut at max_completion_length=5" in line
     assert steps(watch, 50, lambda step: {"completions/clipped_ratio": 1.0, "reward_std": 0.0}) == [], "told once"
     assert steps(Watch(GRPOConfig()), 50, lambda step: {"reward": step % 2, "reward_std": 0.0}) == [], "not constant"
     assert steps(Watch(GRPOConfig()), 19, lambda step: {"completions/clipped_ratio": 1.0}) == []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.data.rewards import CONTEXT
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
@@ -170,3 +171,15 @@ def test_when_metrics_validation_and_checkpoints_are_written(tmp_path: Path) -> 
     saved = LatentModel.from_pretrained(tmp_path / "a" / "checkpoints" / "grpo_masks-step-5")
     assert_same_weights(weights_of(saved), weights_of(after_five))
     assert not (tmp_path / "b" / "checkpoints").exists()
+
+
+def test_the_default_rate_for_few_rollouts_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = GRPOConfig(prompts_per_step=2, num_generations=8)
+    for config, told in (
+        (few, True),
+        (replace(few, learning_rate=1e-5), False),
+        (replace(few, prompts_per_step=5, num_generations=16), False),
+    ):
+        trainer(tmp_path, config)
+        said = "learning_rate is 0.0003, the default for steps of about 1,000 rollouts. With the 16 of this training"
+        assert (said in capsys.readouterr().err) is told

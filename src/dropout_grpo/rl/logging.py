@@ -14,7 +14,7 @@ from dropout_grpo.rl.groups import Groups
 _WIDTH = 60
 """Maximum number of characters shown of a question or an answer."""
 
-_SKIPPED, _STEPS = 10, 20
+_SKIPPED, _STEPS, _MOST = 10, 20, 0.9
 """Number of steps in a row without a kept group, and with equal rewards or cut answers, after which is warned."""
 
 
@@ -94,7 +94,7 @@ class Watch:
         """Warnings after a step with these metrics."""
         config = self._config
         self._skipped = self._skipped + 1 if step.get("groups/step_skipped") else 0
-        self._cut = self._cut + 1 if step["completions/clipped_ratio"] == 1 else 0
+        self._cut = self._cut + 1 if step["completions/clipped_ratio"] >= _MOST else 0
         alike = step["reward_std"] == 0 and self._rewards[-1:] in ([], [step["reward"]])
         self._rewards = [*self._rewards, step["reward"]] if alike else []
         if self._skipped == _SKIPPED and config.filter_groups is not None:
@@ -112,7 +112,7 @@ class Watch:
             )
         if self._cut == _STEPS:
             yield from self._once(
-                f"every answer of the last {_STEPS} steps was cut at {config.named('max_completion_length')}="
+                f"nearly all answers of the last {_STEPS} steps were cut at {config.named('max_completion_length')}="
                 f"{config.max_completion_length}. Raise it, or check that the model ends its answers."
             )
 

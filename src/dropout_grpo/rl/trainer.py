@@ -64,6 +64,9 @@ from dropout_grpo.training.resume import Saved
 
 Evaluate = Callable[[LatentModel], float | Mapping[str, float]]
 
+_FEW = 64
+"""Rollouts of a step for which the default learning rate is too high."""
+
 _UNTAUGHT = (
     " warning: the model has never learnt to think before an answer. Train the curriculum first (CurriculumTrainer, or "
     "dropout-grpo sft): GRPO improves only what a model does sometimes."
@@ -179,6 +182,13 @@ class GRPOTrainer(Trainer):
             console.print(
                 "warning: answers: greedy without exploration makes all rollouts of a question the same, so every "
                 "advantage is 0 and nothing can be learned. Use it only as a control.",
+                markup=False,
+            )
+        rollouts, rate = config.prompts_per_step * config.num_generations, config.learning_rate
+        if rollouts <= _FEW and rate == GRPOOptions.learning_rate and config.max_steps > 2:  # more than --smoke
+            console.print(
+                f"warning: {config.named('learning_rate')} is {rate:g}, the default for steps of about 1,000 rollouts. "
+                f"With the {rollouts} of this training it may ruin the model: give a smaller one, such as 1e-5.",
                 markup=False,
             )
         reference = None
