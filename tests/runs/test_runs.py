@@ -54,7 +54,8 @@ def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(
         UserError,
-        match=r"continue it with --resume true \(in Python: resume_from_checkpoint=True\), or choose another folder",
+        match=r"exists already: continue it with the same command and --resume true "
+        r"\(in Python: resume_from_checkpoint=True\), or choose another folder",
     ):
         RunFolder(tmp_path / "run", "grpo", Config(seed=4))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
