@@ -61,6 +61,17 @@ def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_of_the_command_line_is_not_continued_in_python_nor_the_reverse(tmp_path: Path, resume: bool) -> None:
+    """Fault: an advice to resume, which then failed, where a trainer's default folder held the run of a command."""
+    RunFolder(tmp_path / "command", "grpo", Config()).log({"part": "grpo", "step": 1})
+    with pytest.raises(UserError, match=r"of the command line, .* with run=\.\.\. or output_dir=\.\.\."):
+        RunFolder(tmp_path / "command", "grpo", {"max_steps": 3}, resume=resume)
+    RunFolder(tmp_path / "python", "grpo", {"max_steps": 3}).log({"part": "grpo", "step": 1})
+    with pytest.raises(UserError, match=r"of a trainer in Python, .* another --run_dir"):
+        RunFolder(tmp_path / "python", "grpo", Config(), resume=resume)
+
+
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("hello")
     with pytest.raises(UserError, match="is a file: choose another path"):
