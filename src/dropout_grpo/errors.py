@@ -16,7 +16,8 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-RESUME = "--resume true (in Python: resume_from_checkpoint=True)"
+SAME_COMMAND = "the same command and --resume true"
+RESUME = f"{SAME_COMMAND} (in Python: resume_from_checkpoint=True)"
 """How a run is continued, for messages of the command line and of Python."""
 
 

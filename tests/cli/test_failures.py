@@ -82,7 +82,7 @@ def test_only_commands_that_can_resume_say_so(
 ) -> None:
     failing(KeyboardInterrupt())
     assert main(["sft"]) == 130
-    assert capsys.readouterr().err == "interrupted; continue with --resume true\n"
+    assert capsys.readouterr().err == "interrupted; continue with the same command and --resume true\n"
 
     def ask(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt

@@ -106,6 +106,12 @@ def test_a_learning_rate_of_a_thousand(capsys: pytest.CaptureFixture[str]) -> No
     assert status == 2 or "warning: grpo has collapsed" in told
 
 
+def test_resuming_needs_the_whole_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["grpo", "--run_dir", "run", "--resume", "true"]) == 2
+    told = "missing: --checkpoint. --resume true needs all options that the run began with: add it to the same command."
+    assert told in capsys.readouterr().err
+
+
 def test_a_run_is_made_longer(capsys: pytest.CaptureFixture[str]) -> None:
     assert grpo() == 0
     assert grpo(resume="true", grpo__max_steps="4") == 0

@@ -97,6 +97,7 @@ KNOWN = (
     "grpo ",
     "pass@1 ",
     "report: ",
+    "model: ",
     "valid.txt ",
     "train",
 )

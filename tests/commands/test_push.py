@@ -130,6 +130,46 @@ def test_a_local_base_is_not_published_from_another_folder(
     assert ModelCard.load(run / "checkpoints" / "grpo" / "README.md").data.base_model is None
 
 
+def test_a_card_has_no_path_of_this_machine(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:
+    tiny_latent().save_pretrained(tmp_path / "base")
+    options = {
+        "run_dir": str(tmp_path / "run"),
+        "checkpoint": str(tmp_path / "base"),
+        "data": {
+            "grpo": [{"source": str(tmp_path / "a.json"), "weight": 1.0}],
+            "valid": f"hf:{tmp_path}/b:main@test",
+            "train": "../c.json",
+        },
+        "reward_funcs": [f"{tmp_path}/mine.py:right"],
+    }
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"command": "grpo", "config": options}), encoding="utf-8")
+    push(checkpoint, "me/mine")
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in card
+    assert "Its base is base. " in card
+    expected = """--run_dir run --checkpoint base --data.grpo '[{"source": "a.json", "weight": 1.0}]' """
+    assert f"{expected}--data.valid hf:b:main@test --data.train ../c.json --reward_funcs '[\"mine.py:right\"]'" in card
+
+
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+def test_an_adapter_on_a_local_folder_is_refused(
+    hub: FakeHub, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    """Nobody else could load it, and the path would be public."""
+    config = checkpoint / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}), encoding="utf-8")
+    assert main(["push", str(checkpoint), "me/mine", *more]) == 2
+    said = capsys.readouterr()
+    assert f"is an adapter on {tmp_path / 'base'}, a folder that only this machine has: merge it" in said.err
+    assert f"(dropout-grpo merge {checkpoint} --out FOLDER) and push FOLDER" in said.err
+    assert (said.out, hub.calls) == ("", [])
+    config.write_text(json.dumps({"base_model_name_or_path": "gpt2"}), encoding="utf-8")
+    assert main(["push", str(checkpoint), "me/mine", *more]) == 0
+    config.write_text("{", encoding="utf-8")
+    assert main(["push", str(checkpoint), "me/mine", *more]) == 2
+    assert "adapter_config.json is damaged" in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_the_files_and_the_card(
     hub: FakeHub, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ def gone(pid: int) -> bool:
 
 
 def test_a_failure_is_told_with_its_last_words(tmp_path: Path) -> None:
-    told = r"log: .*UserError: no luck\. Continue with --resume true"
+    told = r"log: .*UserError: no luck\. Continue with the same command and --resume true"
     with second_process(tmp_path / "log", fail) as wait, pytest.raises(UserError, match=told):
         wait()
     assert torch.get_num_threads() == 3

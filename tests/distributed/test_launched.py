@@ -51,7 +51,11 @@ def test_commands_end_together_and_one_process_writes_and_tracks(tmp_path: Path)
     for run in runs:
         assert (run / "report.html").is_file()
     said = (tmp_path / "stdout-0").read_text().splitlines()
-    assert ["report: " in line for line in said] == [False, True, False, True, False]  # of sft and grpo, then --json
+    results, report, model = "pass@1", "report: ", "model: "
+    begins = [results, report, model, results, report, model]  # of sft and grpo, then --json
+    assert [word in line for word, line in zip(begins, said, strict=False)] == [True] * 6
+    assert [Path(line.removeprefix(model)).name for line in said[2:6:3]] == ["coconut", "grpo"]
+    assert all((Path(line.removeprefix(model)) / "model.safetensors").is_file() for line in said[2:6:3])
     assert json.loads(said[-1])["evaluations"][0]["n"] > 0
     assert (tmp_path / "stdout-1").read_text() == ""
     assert (tmp_path / "stderr-0").read_text().count("report: ") == 1  # of eval --json

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dropout_grpo.cli.main import main
 from dropout_grpo.report import watch_report, write_comparison, write_report
 from dropout_grpo.report.page import TEMPLATES
 from dropout_grpo.runs.lock import lock_folder
@@ -334,6 +335,15 @@ def test_thoughts_are_shown_with_what_masks_do_to_them(tmp_path: Path) -> None:
     assert page.tables["Dropout-GRPO: plain answer 4"][1] == ["thought 1", "7\u00a00.61 · 8\u00a00.20", "–", "–"]
 
 
+@pytest.mark.parametrize("more", [[], ["--watch"]])
+def test_out_names_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    run, out = make_run(tmp_path / "run", results=RESULTS), tmp_path / "mine.html"
+    assert main(["report", str(run), "--out", str(out), *more]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert not (run / "report.html").exists()
+
+
 def test_a_watched_run_is_drawn_until_it_ends(tmp_path: Path) -> None:
     """While another process works in the folder, with half a line that it is writing; the last page stays."""
     run = make_run(tmp_path, config=CONFIG)
@@ -351,7 +361,7 @@ def test_a_watched_run_is_drawn_until_it_ends(tmp_path: Path) -> None:
             (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in SFT))
             lock.clear()
 
-    source = watch_report(run, 7, wait).read_text(encoding="utf-8")
+    source = watch_report(run, None, 7, wait).read_text(encoding="utf-8")
     assert waited == [7, 7]
     assert refresh not in source
     assert "Training loss" in source

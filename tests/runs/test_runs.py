@@ -54,10 +54,22 @@ def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(
         UserError,
-        match=r"continue it with --resume true \(in Python: resume_from_checkpoint=True\), or choose another folder",
+        match=r"exists already: continue it with the same command and --resume true "
+        r"\(in Python: resume_from_checkpoint=True\), or choose another folder",
     ):
         RunFolder(tmp_path / "run", "grpo", Config(seed=4))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_of_the_command_line_is_not_continued_in_python_nor_the_reverse(tmp_path: Path, resume: bool) -> None:
+    """Fault: an advice to resume, which then failed, where a trainer's default folder held the run of a command."""
+    RunFolder(tmp_path / "command", "grpo", Config()).log({"part": "grpo", "step": 1})
+    with pytest.raises(UserError, match=r"of the command line, .* with run=\.\.\. or output_dir=\.\.\."):
+        RunFolder(tmp_path / "command", "grpo", {"max_steps": 3}, resume=resume)
+    RunFolder(tmp_path / "python", "grpo", {"max_steps": 3}).log({"part": "grpo", "step": 1})
+    with pytest.raises(UserError, match=r"of a trainer in Python, .* another --run_dir"):
+        RunFolder(tmp_path / "python", "grpo", Config(), resume=resume)
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_signal_saves_and_says_how_to_continue(sft: Killer, number: int, statu
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == status, log.read_text()
-    assert "of sft; saved; continue with --resume true" in log.read_text().replace("\n", " ")
+    assert "of sft; saved; continue with the same command and --resume true" in log.read_text().replace("\n", " ")
     finish([*argv, "--resume", "true"], log)
     assert outcome(run)["metrics"] == sft.expected["metrics"]
 

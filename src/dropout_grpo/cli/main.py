@@ -17,7 +17,7 @@ from dropout_grpo.cli.messages import explain, one_line
 from dropout_grpo.cli.parser import build_parser, commands, with_recipe_paths
 from dropout_grpo.config.needs import WithoutEffect, within
 from dropout_grpo.config.recipe_file import instantiated, require_sections
-from dropout_grpo.errors import LostProcess, UserError, nearest
+from dropout_grpo.errors import SAME_COMMAND, LostProcess, UserError, nearest
 from dropout_grpo.training.interrupt import handled_signals
 from dropout_grpo.training.machine import imports_kept, keep_freed_memory, wait_asleep
 from dropout_grpo.training.progress import console, results_are_json
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         return _complain(explain(str(error), parsers.get("".join(words[:1]))))
     except KeyboardInterrupt as interrupt:
-        hint = "; continue with --resume true" if _reads_recipe("".join(words[:1])) else ""
+        hint = f"; continue with {SAME_COMMAND}" if _reads_recipe("".join(words[:1])) else ""
         console.print(f"{str(interrupt) or 'interrupted'}{hint}", markup=False)
         return getattr(interrupt, "status", 130)
     except LostProcess as error:

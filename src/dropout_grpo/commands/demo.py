@@ -22,7 +22,7 @@ from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.answers import answers_match
 from dropout_grpo.data.files import save_problems
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import SAME_COMMAND, UserError
 from dropout_grpo.runs.files import DATA_FOLDER
 from dropout_grpo.tasks.base import SPLIT_NAMES
 from dropout_grpo.training.interrupt import Interrupted, handled_signals
@@ -275,7 +275,7 @@ def second_process(log: Path, work: Callable[..., None], *args: Any) -> Iterator
         process.join()
         if process.exitcode != 0:
             *_, last = [f"exit status {process.exitcode}", *log.read_text(encoding="utf-8").splitlines()]
-            raise UserError(f"the second process failed, see {log}: {last} Continue with --resume true.")
+            raise UserError(f"the second process failed, see {log}: {last} Continue with {SAME_COMMAND}.")
 
     process.start()
     try:

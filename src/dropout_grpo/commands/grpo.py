@@ -36,7 +36,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     if options.checkpoint is None and not options.smoke:
-        raise UserError("missing: --checkpoint.")
+        hint = " --resume true needs all options that the run began with: add it to the same command."
+        raise UserError(f"missing: --checkpoint.{hint if options.resume else ''}")
     from dropout_grpo.commands.shared.context import started
 
     with started(options, UNUSED, ("grpo", "valid")) as recipe:

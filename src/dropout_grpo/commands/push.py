@@ -1,10 +1,11 @@
 """``dropout-grpo push``: a checkpoint with its model card goes to the Hugging Face Hub."""
 
+import json
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, reading
 
 HELP = "upload a checkpoint with its model card to the Hugging Face Hub"
 
@@ -41,7 +42,8 @@ def push(
         The address of the repository; of a dry run the files with their sizes, and the card.
 
     Raises:
-        UserError: the folder is not a latent checkpoint, the eval run is of another checkpoint, or the upload fails.
+        UserError: the folder is not a latent checkpoint, or an adapter on a folder of this machine; the eval run is of
+            another checkpoint; or the upload fails.
     """
     from dropout_grpo.commands.shared.model_card import describe
     from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG
@@ -49,6 +51,7 @@ def push(
 
     if not (checkpoint / LATENT_CONFIG).is_file():
         raise UserError(f"{checkpoint} has no {LATENT_CONFIG}: give a checkpoint folder that sft, grpo or merge wrote.")
+    _require_public_base(checkpoint)
     describe(checkpoint, eval_run, is_on_hub)
     if dry_run:
         files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
@@ -56,3 +59,20 @@ def push(
         card = (checkpoint / "README.md").read_text(encoding="utf-8")
         return "\n".join([f"to {repo_id}, {'private if new' if private else 'public'}:", *sizes, "", card.rstrip()])
     return push_folder(checkpoint, repo_id, private=private)
+
+
+def _require_public_base(checkpoint: Path) -> None:
+    """Check that a checkpoint is not an adapter on a folder of this machine, which nobody else can load."""
+    from dropout_grpo.latent.lora.checkpoint import ADAPTER_CONFIG
+
+    file = checkpoint / ADAPTER_CONFIG
+    if not file.is_file():
+        return
+    with reading(file):
+        base = str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if Path(base).is_absolute():
+        raise UserError(
+            f"{checkpoint} is an adapter on {base}, a folder that only this machine has: merge it "
+            f"(dropout-grpo merge {checkpoint} --out FOLDER) and push FOLDER; or push the base and write its name on "
+            f"the Hub as base_model_name_or_path into {file}."
+        )

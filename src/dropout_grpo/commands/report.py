@@ -12,7 +12,8 @@ HELP = "write report.html from a run folder, or a page that compares several run
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("run_dirs", type=str, nargs="+", help="the run folder; or two and more to compare")
-    parser.add_argument("--out", type=str, default="comparison.html", help="the page that compares several runs")
+    page = f"the page to write; RUN/{REPORT_FILE} if not given, and comparison.html for several runs"
+    parser.add_argument("--out", type=str | None, default=None, help=page)
     again = "write the page again while the run goes on; the browser loads it again by itself"
     parser.add_argument("--watch", action="store_true", help=again)
 
@@ -22,12 +23,13 @@ def run(options: Namespace) -> None:
     from dropout_grpo.training.progress import console
 
     folders = [Path(folder) for folder in options.run_dirs]
+    out = None if options.out is None else Path(options.out)
     if options.watch:
         if len(folders) > 1:
             raise UserError("--watch writes the page of one run: give one folder.")
-        console.print(f"{folders[0] / REPORT_FILE}: open it in a browser; Ctrl-C ends the watch", markup=False)
-        print(watch_report(folders[0]))
+        console.print(f"{out or folders[0] / REPORT_FILE}: open it in a browser; Ctrl-C ends the watch", markup=False)
+        print(watch_report(folders[0], out))
     elif len(folders) == 1:
-        print(write_report(folders[0]))
+        print(write_report(folders[0], out))
     else:
-        print(write_comparison(folders, Path(options.out)))
+        print(write_comparison(folders, out or Path("comparison.html")))

@@ -32,14 +32,15 @@ WATCH_SECONDS = 20
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(run_dir: Path, *, reload: int | None = None) -> Path:
-    """Write `report.html` into a run folder and return its path. An earlier report is replaced.
+def write_report(run_dir: Path, out: Path | None = None, *, reload: int | None = None) -> Path:
+    """Write the page of a run and return its path. An earlier page is replaced.
 
     Reads config.json, metrics.jsonl, results.json, measures.json, flips.jsonl, thoughts.jsonl and samples.jsonl. The
     parts of an absent file are left out.
 
     Args:
         run_dir: the run folder.
+        out: the page; `report.html` in the run folder if None.
         reload: seconds after which the page loads itself again, of a run that goes on.
 
     Raises:
@@ -60,7 +61,7 @@ def write_report(run_dir: Path, *, reload: int | None = None) -> Path:
             "Give the folder of a run that has started, such as one that `dropout-grpo demo` wrote"
         )
     return _write(
-        run_dir / REPORT_FILE,
+        out or run_dir / REPORT_FILE,
         "run.html",
         **results,
         title=f"dropout-grpo {run.provenance.get('command') or ''}".strip(),
@@ -73,11 +74,14 @@ def write_report(run_dir: Path, *, reload: int | None = None) -> Path:
     )
 
 
-def watch_report(run_dir: Path, every: int = WATCH_SECONDS, wait: Callable[[float], None] = time.sleep) -> Path:
+def watch_report(
+    run_dir: Path, out: Path | None = None, every: int = WATCH_SECONDS, wait: Callable[[float], None] = time.sleep
+) -> Path:
     """Write the report again and again while a process works in the run folder, and once more at its end.
 
     Args:
         run_dir: the run folder.
+        out: the page, as for ``write_report``.
         every: seconds between two reports.
         wait: lets seconds pass.
 
@@ -85,9 +89,9 @@ def watch_report(run_dir: Path, every: int = WATCH_SECONDS, wait: Callable[[floa
         UserError: as ``write_report``.
     """
     while is_locked(run_dir):
-        write_report(run_dir, reload=every)
+        write_report(run_dir, out, reload=every)
         wait(every)
-    return write_report(run_dir)
+    return write_report(run_dir, out)
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:

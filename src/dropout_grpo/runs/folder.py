@@ -53,9 +53,10 @@ class RunFolder:
         joins: True if this process writes a part of a run whose folder its parent process has locked.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is False, or its options or digests differ; another process has
-            locked it; it cannot be created; a tracker is not installed; or the processes of this run differ. A run that
-            stopped before it wrote anything but its config may be replaced.
+        UserError: the folder holds a run and ``resume`` is False, or its options or digests differ, or one of the two
+            is of the command line and the other of a trainer in Python; another process has locked it; it cannot be
+            created; a tracker is not installed; or the processes of this run differ. A run that stopped before it
+            wrote anything but its config may be replaced.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class RunFolder:
         with reading(self.path):
             names = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
         begun = bool(names - _BEFORE_A_RUN) or (bool(names) and not names & _DRAFTS)
+        if begun and (self.path / CONFIG_FILE).is_file():
+            self._require_same_side()
         if begun and not resume:
             raise UserError(
                 f"run folder {self.path} exists already: continue it with {RESUME}, or choose another folder."
@@ -111,6 +114,23 @@ class RunFolder:
         with writing(self.path / CONFIG_FILE):
             write_json(
                 self.path / CONFIG_FILE, {**written, "id": uuid.uuid4().hex[:12], "started": _now(), **provenance()}
+            )
+
+    def _require_same_side(self) -> None:
+        """Check that a command continues a command's run, and a trainer in Python a trainer's: options differ."""
+        try:
+            old, here = "run_dir" in read_config(self.path)["config"], "run_dir" in self._config
+        except UserError:  # no run's config, or a damaged one: told by what follows
+            return
+        if old and not here:
+            raise UserError(
+                f"run folder {self.path} holds a run of the command line, which a trainer in Python cannot continue: "
+                "name another folder, with run=... or output_dir=..."
+            )
+        if here and not old:
+            raise UserError(
+                f"run folder {self.path} holds a run of a trainer in Python, which a command cannot continue: name "
+                "another --run_dir."
             )
 
     def _check_same(self, record: Record, written: dict[str, Any]) -> None:

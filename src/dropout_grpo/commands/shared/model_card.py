@@ -9,7 +9,7 @@ from typing import Any
 
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io.card import CardFacts, Measured, write_card
+from dropout_grpo.latent.io.card import CardFacts, Measured, without_folder, write_card
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.tokens import COCONUT
 from dropout_grpo.runs.files import CONFIG_FILE, checkpoint_folder, flat_options, jsonable, writing
@@ -115,12 +115,21 @@ def _eval_rows(eval_run: Path, checkpoint: Path) -> list[dict[str, Any]]:
 
 
 def _command_line(command: str, options: dict[str, Any]) -> str:
-    """A command line that gives these options: those that differ from the defaults."""
+    """A command line that gives these options: those that differ from the defaults, without this machine's folders."""
     default = flat_options(jsonable(Recipe()))
-    given = {name: value for name, value in flat_options(options).items() if default.get(name) != value}
+    given = {n: _without_folders(value) for n, value in flat_options(options).items() if default.get(n) != value}
     words = [
         word
         for name, value in given.items()
         for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
     ]
     return shlex.join(["dropout-grpo", command, *words])
+
+
+def _without_folders(value: Any) -> Any:
+    """An option's value in which each absolute path is its last name."""
+    if isinstance(value, dict):
+        return {name: _without_folders(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    return without_folder(value) if isinstance(value, str) else value

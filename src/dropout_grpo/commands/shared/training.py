@@ -206,6 +206,7 @@ def finish(context: Context, model: LatentModel, valid: Sequence[Problem], part:
         (low, high), share = row["ci95"], row["pass@1"]
         tell(f"{row['file']}: pass@1 {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; n {row['n']}")
     tell(f"report: {on_main(lambda: str(write_report(run.path)))}")
+    tell(f"model: {run.checkpoint('coconut' if part == 'sft' else part)}")
     return results
 
 

@@ -1,5 +1,6 @@
 """Writes a model card for a checkpoint folder, and ``custom_generate`` for use with plain transformers."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,12 +102,17 @@ def _name_of(folder: Path) -> str:
 def _about(latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> str:
     marker = "The answer is: " if prompt_format == CODI else "### "
     trained = f" It was trained with {facts.method}." if facts.method else ""
-    base = f" Its base is {facts.base}." if facts.base else ""
+    base = f" Its base is {without_folder(facts.base)}." if facts.base else ""
     return (
         f"A language model that reasons in continuous latent space: it reads a question, takes {latent_steps} latent "
         f"steps (thought: {thought}), and answers after `{marker}`.{trained}{base} "
         f"Method: [Dropout-GRPO]({_PAPER}); software: dropout-grpo."
     )
+
+
+def without_folder(text: str) -> str:
+    """Of an absolute path the last name, since its folder holds on this machine only; any other text unchanged."""
+    return re.sub(r"^(hf:)?/(.*/)?(?=.)", r"\1", text)
 
 
 def _licence_of(base: str | None) -> str | None:
