@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, RepoUrl
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.push import push
@@ -23,12 +23,14 @@ class FakeHub:
     def __init__(self) -> None:
         self.calls, self.uploaded = [], {}
 
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> RepoUrl:
         assert exist_ok
+        if repo_id == "bare":
+            repo_id = "me/bare"  # the user who is logged in
         if "/" not in repo_id:
             raise ValueError("Repo id must be in the form 'namespace/repo_name'")
         self.calls.append((repo_id, private))
-        return f"https://hub.example/{repo_id}"
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
 
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
         self.uploaded[repo_id] = {str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()}
@@ -67,7 +69,7 @@ def test_the_folder_goes_up_with_a_card_that_has_the_results(
 ) -> None:
     run = eval_run(tmp_path, checkpoint)
     assert main(["push", str(checkpoint), "me/mine", "--eval_run", str(run), "--private"]) == 0
-    assert capsys.readouterr().out == "https://hub.example/me/mine\n"
+    assert capsys.readouterr().out == "https://huggingface.co/me/mine\n"
     assert hub.calls == [("me/mine", True)]
     needed = {"model.safetensors", "config.json", "latent_config.json", "README.md", "custom_generate/generate.py"}
     assert needed <= hub.uploaded["me/mine"]
@@ -87,6 +89,11 @@ def test_without_an_eval_run_the_card_has_what_the_training_run_measured(hub: Fa
     early = checkpoint.rename(checkpoint.with_name("grpo-step-3"))  # not what the run measured at its end
     push(early, "me/mine")
     assert "valid.json" not in ModelCard.load(early / "README.md").text
+
+
+def test_a_name_alone_is_that_of_the_user_who_is_logged_in(hub: FakeHub, checkpoint: Path) -> None:
+    push(checkpoint, "bare")
+    assert hub.uploaded.keys() == {"me/bare"}
 
 
 def test_another_checkpoints_results_are_refused(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
 
     Args:
         folder: a checkpoint, as ``save_pretrained`` writes it.
-        repo_id: ``user/name`` on the Hub.
+        repo_id: ``user/name`` on the Hub; ``name`` for the user who is logged in.
         private: whether a new repository is private.
 
     Returns:
@@ -74,7 +74,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a dropout-grpo checkpoint")
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload a dropout-grpo checkpoint")
     except Exception as error:  # also of the HTTP library, which differs between versions of huggingface_hub
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(
