@@ -97,6 +97,11 @@ def test_loss_and_gradient_of_each_stage_are_the_oracles(tmp_path: Path) -> None
     assert len({round(loss, 3) for loss in losses}) == 4, "the stages do not differ enough to tell them apart"
 
 
+def test_thoughts_of_a_model_that_caps_its_logits_do_not_predict(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="thoughts_predict: .* does more to its logits than its head"):
+        trainer(tmp_path, replace(FROZEN, thoughts_predict=True), model=tiny_latent("gemma2"))
+
+
 def test_thoughts_predict_the_words_they_stand_in_for(tmp_path: Path) -> None:
     trainer(tmp_path, replace(FROZEN, thoughts_predict=True)).train()
     model, latent = plain_model(), tiny_latent()

@@ -279,7 +279,7 @@ def test_such_a_model_keeps_its_own_logits_and_says_so(monkeypatch: pytest.Monke
     in_pieces(monkeypatch)
     with pytest.warns(UserWarning, match="not those of a plain linear head"):
         assert torch.equal(logprobs(), expected)
-    model._plain_head = True
+    model.plain_head = True
     assert (logprobs() - expected).abs().max() > 1e-4, "the cap does not show"
 
 

@@ -169,6 +169,11 @@ class CurriculumTrainer(Trainer):
         }
         self._shares: list[list[list[int]]] = []  # of each problem, where thoughts predict
         if config.thoughts_predict:
+            if not model.plain_head:
+                raise UserError(
+                    f"thoughts_predict: {model.name} does more to its logits than its head, a cap or a scale, and "
+                    "thoughts are read by the head alone: leave it out for this model."
+                )
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
         model.check_length(self._prompts, longest)

@@ -111,7 +111,8 @@ class Recurrence(nn.Module):
         self._own_attention = "eager" if own == SHARED_PREFIX else own
         self._gradient_checkpointing = False
         self.shares_prefix = shares_prefix(model)
-        self._plain_head = False
+        self.plain_head = False
+        """Whether the model's logits are those of its head alone, without a cap or a scale."""
         self._choose_attention()
 
     def train(self, mode: bool = True) -> Self:
@@ -137,7 +138,7 @@ class Recurrence(nn.Module):
         self.sites.with_attention_weights(self.shares_prefix)
         if model.device.type == "meta":  # the answers of the probe that are likely
             config = model.config.get_text_config()
-            self._plain_head = all(getattr(config, name, None) in (None, 1.0) for name in _LOGIT_OPTIONS)
+            self.plain_head = all(getattr(config, name, None) in (None, 1.0) for name in _LOGIT_OPTIONS)
             if self.shares_prefix:
                 model.set_attn_implementation(SHARED_PREFIX)
             return
@@ -146,7 +147,7 @@ class Recurrence(nn.Module):
             expected = own_hidden(model, self.thought, rows)
         except _UNFIT as error:
             raise UserError(f"{self._kind} cannot be run from input embeddings: {_line(error)}") from error
-        self._plain_head = has_plain_head(model, rows[0][:1])  # one position, for speed
+        self.plain_head = has_plain_head(model, rows[0][:1])  # one position, for speed
         if self.shares_prefix:
             model.set_attn_implementation(SHARED_PREFIX)
             if self._differs(rows, expected) is None:
@@ -335,7 +336,7 @@ class Recurrence(nn.Module):
         """
         if positions * self.model.config.get_text_config().vocab_size <= heads.largest_piece(self.device):
             return None
-        if self._plain_head and (table := heads.table_of(self.model.get_output_embeddings())) is not None:
+        if self.plain_head and (table := heads.table_of(self.model.get_output_embeddings())) is not None:
             return table
         warnings.warn(
             f"{self.name}: its logits are not those of a plain linear head, so all logits of a micro-batch are in "
