@@ -136,5 +136,6 @@ def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[P
         raise UserError(
             f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
             f"would read as {tokenizer.unk_token}: {most_common(words)}; use problems of the task that the tokenizer "
-            "was made for (data.task), or a pretrained model (model.name_or_path)"
+            "was made for (data.task) with the same settings (such as word_problems.max_number), or a pretrained model "
+            "(model.name_or_path)"
         )
