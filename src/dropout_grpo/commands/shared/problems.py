@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from dropout_grpo.config.data import DataConfig, WeightedSource
+from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.needs import changed
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.mixture import Mixture
@@ -32,10 +32,7 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
         )
     unnamed = [name for name, source in given.items() if source is None]
     made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
-    problems = {
-        name: made[name] if source is None else _load(source, data, require_steps=name == "train")
-        for name, source in given.items()
-    }
+    problems = {name: made[name] if source is None else _load(name, data) for name, source in given.items()}
     for measured_on, seen in (("valid", ("train", "grpo")), ("test", ("train", "grpo", "valid"))):
         for name in seen:
             if measured_on in problems and name in problems and given[name] is not None:
@@ -83,11 +80,11 @@ def _normalized(question: str) -> str:
     return " ".join(question.split()).casefold()
 
 
-def _load(source: str | tuple[str | WeightedSource, ...], data: DataConfig, *, require_steps: bool) -> list[Problem]:
-    most = data.max_problems
+def _load(split: str, data: DataConfig) -> list[Problem]:
+    source, most = getattr(data, split), data.max_problems
     if isinstance(source, str):
-        return load_problems(source, columns=data.columns, require_steps=require_steps, max_problems=most)
-    sources = [WeightedSource(source=one) if isinstance(one, str) else one for one in source]
+        return load_problems(source, columns=data.columns, require_steps=split == "train", max_problems=most)
+    sources = data.weighted(split)
     parts = [
         load_problems(one.source, columns=one.columns or data.columns, require_steps=False, max_problems=most)
         for one in sources
