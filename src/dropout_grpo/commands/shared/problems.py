@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.config.data import DataConfig
-from dropout_grpo.config.needs import changed
+from dropout_grpo.config.needs import changed, within
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
@@ -45,9 +45,11 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
     return problems
 
 
-def settings_without_effect(data: DataConfig, wanted: Collection[str]) -> Iterator[str]:
-    """A warning if the built-in task has settings and makes none of the wanted splits."""
-    settings = changed(getattr(data, data.task), f"data.{data.task}")
+def settings_without_effect(data: DataConfig, wanted: Collection[str], typed: Collection[str]) -> Iterator[str]:
+    """A warning if the command line names settings of the built-in task, which makes none of the wanted splits."""
+    settings = [
+        one for one in changed(getattr(data, data.task), f"data.{data.task}") if within(one.split("=")[0], typed)
+    ]
     if settings and wanted and all(getattr(data, name) is not None for name in wanted):
         yield f"warning: {', '.join(settings)}: no effect; all problems of this command come from files."
 
