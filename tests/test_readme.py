@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from dropout_grpo.cli.main import main
 from dropout_grpo.cli.parser import build_parser
-from dropout_grpo.data.files import save_problems
+from dropout_grpo.commands.shared.problems import require_known_words, vocabulary
+from dropout_grpo.config.recipe_file import load_recipe
+from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from helpers.by_path import ROOT
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
@@ -45,6 +49,16 @@ def test_a_command_has_only_options_that_exist(line: str) -> None:
     name, *words = shlex.split(line.replace("...", ""))[1:]
     known = {option for action in parsers[name]._actions for option in action.option_strings}
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+
+
+def test_the_recipes_tokenizer_knows_the_words_of_the_problems_that_are_written(tmp_path: Path) -> None:
+    """Fault: numbers above the recipe's max_number are unknown words."""
+    (line,) = [line for line in COMMANDS if line.startswith("dropout-grpo data")]
+    few = [f"--word_problems.n_{split}=2" for split in ("train", "grpo", "valid")]
+    out = ["--out", str(tmp_path), *few, "--word_problems.n_test=200"]
+    assert main([*shlex.split(line)[1:], *out]) == 0
+    data = load_recipe("word-problems").data
+    require_known_words(word_tokenizer(vocabulary(data)), load_problems(tmp_path / "test.json"), "test")
 
 
 def test_every_command_is_in_the_readme() -> None:

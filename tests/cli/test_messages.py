@@ -19,7 +19,7 @@ from dropout_grpo.cli.main import main
         ("sft --exploration.kind non", "exploration.kind non: it must be one of shared_dropout, "),
         ("sft --exploration.kind non", "(did you mean 'none'?)"),
         ("sft --exploration.sites mlp", "--exploration.sites mlp: it must be a list such as [a,b]."),
-        ("sft --report_to [x]", "--report_to x: it must be a list such as [tensorboard,wandb,trackio]."),
+        ("sft --report_to [x]", "--report_to x: it must be one of tensorboard, wandb, trackio."),
         (
             "sft --grpo.answers greed",
             "--grpo.answers greed: it must be one of sampled, greedy (did you mean 'greedy'?).",
@@ -31,6 +31,12 @@ from dropout_grpo.cli.main import main
         ("evl", "there is no command 'evl' (did you mean 'eval'?); there are demo, data, "),
         ("sft --recipe", "argument --recipe: expected one argument"),
         ("sft --grpo.max_step 3", "(did you mean 'grpo.max_steps'?)"),
+        ("sft --report_to x", "--report_to x: it must be a list such as [tensorboard,wandb,trackio]."),
+        ("sft --recipe {recipe} --grpo.beta many", "error: --grpo.beta many: it must be a finite number."),
+        ("sft --grpo.lr 1", "(did you mean 'grpo.learning_rate'?)"),
+        ("sft --grpo.zzz 1", "unrecognized arguments: --grpo.zzz 1\n"),
+        ("sft --recipe {wrong}", "wrong.yaml: grpo.beta much: it must be a finite number."),
+        ("sft --recipe {recipe}", "recipe.yaml: there is no option 'grpo.max_step' (did"),
         ("sft --recipe {recipe}", "(did you mean 'grpo.max_steps'?)"),
         ("sft --grpo.train_only [a]", "--grpo.train_only is no longer an option: train an adapter (lora.r)"),
         ("sft --max_steps 3", "(did you mean 'grpo.max_steps'?)"),  # by its end
@@ -44,7 +50,8 @@ def test_the_messages_that_jsonargparse_gives_are_understood(
 ) -> None:
     """Fails if a new version of jsonargparse changes the wording of its errors."""
     (tmp_path / "recipe.yaml").write_text("grpo: {max_step: 3}\n")
-    assert main(words.format(recipe=tmp_path / "recipe.yaml").split()) == 2
+    (tmp_path / "wrong.yaml").write_text("grpo: {beta: much}\n")
+    assert main(words.format(recipe=tmp_path / "recipe.yaml", wrong=tmp_path / "wrong.yaml").split()) == 2
     error = capsys.readouterr().err
     assert told in error
     assert "<class" not in error

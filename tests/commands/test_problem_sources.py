@@ -37,6 +37,9 @@ def test_several_sources_each_with_its_columns(files: tuple[Path, Path]) -> None
     assert mixed.weights == (0.8, 0.2)
     assert data.sources("grpo") == (a, b)
     assert (data.sources("valid"), data.sources("train")) == ((a,), ())
+    alike = problems_of(DataConfig(grpo=(a, a), valid=a), ["grpo"])["grpo"]
+    assert isinstance(alike, Mixture)
+    assert alike.weights == (0.5, 0.5)
 
 
 def test_validation_from_several_files(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -94,5 +97,10 @@ def test_on_the_command_line(files: tuple[Path, Path], tmp_path: Path, monkeypat
     recipe.write_text("data:\n  grpo:\n    - source: a.json\n      weight: 3\n    - source: b.json\n", encoding="utf-8")
     assert main(["sft", "--recipe", str(recipe)]) == 0
     assert main(["sft", "--recipe", str(recipe), "--data.grpo", "one.json"]) == 0
+    assert main(["sft", "--data.grpo", "[a.json,b.json]"]) == 0
+    with pytest.raises(
+        UserError, match=r"data\.grpo \[\{sourc: a\}\]: a list has the form \[\{source: a.json,weight: 2\}"
+    ):
+        DataConfig(grpo="[{sourc: a}]")
     expected = (WeightedSource(source="a.json", weight=3.0), WeightedSource(source="b.json"))
-    assert [recipe.data.grpo for recipe in given] == [expected, "one.json"]
+    assert [recipe.data.grpo for recipe in given] == [expected, "one.json", ("a.json", "b.json")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo import GRPOConfig, GRPOTrainer, UserError
-from dropout_grpo.config.from_trl import ELSEWHERE
+from dropout_grpo.config.from_trl import ELSEWHERE, ELSEWHERE_OF_TRAINER
 from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.runs.folder import RunFolder
 from helpers.grpo_run import CONFIG, digits
@@ -85,6 +85,12 @@ def test_values_of_trl_with_the_same_meaning() -> None:
             {"vllm_mode": "colocate"},
             "vllm_mode='colocate' is not supported: questions are read and answered by the model",
         ),
+        (
+            {"torch_empty_cache_steps": 4},
+            "_steps'. If TRL has it, it has no effect here: leave it out",
+        ),
+        ({"ddp_timeout": 1800}, "ddp_timeout=1800 is not supported: it has no effect here and can be left out"),
+        ({"warmup_ratio": 0.1}, "a whole number: the ratio x max_steps x num_iterations"),
         ({"eval_strategy": "epoch"}, "eval_strategy='epoch' is not supported: intervals are steps: eval_steps"),
         ({"eval_strategy": "no", "eval_steps": 5}, "eval_strategy='no' contradicts eval_steps=5"),
         ({"loss_type": "bnpo"}, "loss_type='bnpo' must be one of sum, grpo, dr_grpo, dapo"),
@@ -130,6 +136,22 @@ def test_the_trainers_arguments_and_its_config_must_agree(tmp_path: Path) -> Non
     folder = RunFolder(tmp_path / "run", "grpo", {})
     with pytest.raises(UserError, match="report_to: a RunFolder has its own"):
         make(replace(CONFIG, report_to="tensorboard"), run=folder)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE_OF_TRAINER)
+def test_arguments_of_trls_trainer_are_refused_with_what_is_here(name: str) -> None:
+    """Fault: a TypeError, also for None."""
+    with pytest.raises(UserError, match=f"GRPOTrainer: {name}='mine' is not supported: ") as refused:
+        GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), **{name: "mine"})
+    assert ELSEWHERE_OF_TRAINER[name].here in str(refused.value)
+    for value in ELSEWHERE_OF_TRAINER[name].accepted:
+        made = GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), **{name: value})
+        assert made.processing_class is made.model.tokenizer
+
+
+def test_an_argument_that_no_trainer_has_gets_the_nearest_one() -> None:
+    with pytest.raises(UserError, match=r"no argument 'reward_func' \(did you mean 'reward_funcs'\?\); it has model, "):
+        GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), reward_func=digits)
 
 
 def test_early_stopping_reads_the_metric_that_the_config_names(tmp_path: Path) -> None:

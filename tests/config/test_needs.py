@@ -98,12 +98,14 @@ def test_the_shipped_recipes_set_nothing_in_vain(name: str, command: str) -> Non
 def test_settings_of_a_task_beside_files() -> None:
     tasks = TaskSettings()
     data = DataConfig(grpo="a.json", valid="a.json", word_problems=replace(tasks.word_problems, seed=3, n_valid=7))
-    assert list(settings_without_effect(data, ("grpo", "valid"))) == [
+    typed = ["data.grpo", "data.word_problems.seed", "data.word_problems.n_valid"]
+    assert list(settings_without_effect(data, ("grpo", "valid"), typed)) == [
         "warning: data.word_problems.seed=3, data.word_problems.n_valid=7: no effect; all problems of this command "
         "come from files."
     ]
-    assert list(settings_without_effect(replace(data, grpo=None), ("grpo", "valid"))) == []
-    assert list(settings_without_effect(data, ())) == []
+    assert list(settings_without_effect(replace(data, grpo=None), ("grpo", "valid"), typed)) == []
+    assert list(settings_without_effect(data, (), typed)) == []
+    assert list(settings_without_effect(data, ("grpo", "valid"), ["data.grpo"])) == [], "the recipe's settings"
 
 
 def test_an_option_of_another_command(capsys: pytest.CaptureFixture[str]) -> None:

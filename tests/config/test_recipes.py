@@ -82,5 +82,4 @@ def test_gsm8k_on_qwen_is_the_papers_own_run(parsed: Callable[[str], Recipe]) ->
     assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.min_lr_rate) == (1e-5, "cosine", 0.1)
     assert (grpo.warmup_steps, grpo.weight_decay, grpo.max_grad_norm) == (200, 0.01, 10.0)
     assert [path.rpartition(":")[2] for path in recipe.reward_funcs] == ["exact_answer", "format_penalty"]
-    assert isinstance(recipe.data.grpo, tuple)
-    assert [source.weight for source in recipe.data.grpo] == [0.8, 0.2]
+    assert [source.weight for source in recipe.data.weighted("grpo")] == [0.8, 0.2]

@@ -79,11 +79,14 @@ def test_answers_alone_are_enough_where_steps_are_not_required(tmp_path: Path) -
     assert "record 1" in message
     assert "'steps' is missing" in message
     assert "question, answer" in message.replace("'", "")
+    assert "require_steps=False" in message
 
 
 def test_the_curriculum_refuses_a_file_in_which_no_record_has_steps(tmp_path: Path) -> None:
     path = write(tmp_path, [{"question": "q", "answer": "1", "steps": []}] * 2)
-    assert "'steps' is empty in every record" in error(path)
+    message = error(path)
+    assert "'steps' is empty in every record" in message
+    assert "require_steps=False" in message
     assert len(load_problems(path, require_steps=False)) == 2
 
 
@@ -131,7 +134,7 @@ def test_a_wrong_name_of_a_column_is_told_with_those_that_are_there(tmp_path: Pa
     path = write(tmp_path, [GOOD])
     message = error(path, columns=Columns(question="prompt"))
     assert f"{path}, record 1: field 'prompt' is missing (fields found: 'question', 'steps', 'answer')" in message
-    assert "data.columns.question" in message
+    assert "data.columns.question, which holds for all files (in Python: columns=Columns(question=...))" in message
     assert "data.columns.steps" in error(path, columns=Columns(steps="chain"))
     assert load_problems(path, columns=Columns(steps="chain"), require_steps=False)[0].steps == ()
     with pytest.raises(UserError, match=r"three different columns"):
@@ -170,7 +173,7 @@ def test_a_missing_field_is_named_with_those_found(tmp_path: Path, field: str) -
             '[{"question": "q", "steps": ["s"], "answer": ' + "9" * 5000 + "}]",
             ["not readable as JSON"],
         ),
-        ("a.csv", "question,answer", [".json, .jsonl, .txt", "hf:NAME_OR_FOLDER"]),
+        ("a.csv", "question,answer", [".json, .jsonl, .txt", "hf:FOLDER"]),
         ("a", "[]", [".json, .jsonl, .txt"]),
     ],
 )
@@ -212,3 +215,12 @@ def test_what_cannot_be_saved(tmp_path: Path, name: str, extras: list[dict[str, 
         save_problems(tmp_path / name, problems)
     assert part in str(caught.value)
     assert not (tmp_path / name).exists()
+
+
+def test_a_file_of_another_kind_is_refused_at_once_with_what_works(tmp_path: Path) -> None:
+    """Fault: a pointer to hf:, which then asks the Hub for a dataset of the file's name."""
+    (tmp_path / "a.csv").write_text("question,answer\nq,1\n")
+    assert f"{tmp_path}/a.csv: the name must end in .json" in error(tmp_path / "a.csv")
+    assert f"hf:{tmp_path}/a.csv: {tmp_path}/a.csv is a file, and hf: reads a folder" in error(f"hf:{tmp_path}/a.csv")
+    for source in (tmp_path / "a.csv", f"hf:{tmp_path}/a.csv"):
+        assert "convert it to .jsonl, or put it into a folder of its own and give hf:FOLDER" in error(source)

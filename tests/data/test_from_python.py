@@ -53,6 +53,10 @@ def test_names_of_trl_and_of_ones_own_are_read() -> None:
         ({"train": ROWS}, "one split"),
         (5, "eval_dataset is a number: 5"),
         ([*ROWS, {"question": "no answer"}], "eval_dataset, row 2: field 'answer' is missing"),
+        (
+            [{"prompt": "2 + 3 ?"}],
+            r"row 0: field 'answer' is missing \(fields found: 'prompt'\); rename the right one \(.* rename_column\)",
+        ),
         ([*ROWS, "text"], "eval_dataset, row 2: expected an object"),
         ([{"prompt": [], "answer": "5"}], "row 0: field 'question' is a conversation that must end before"),
         ([{"prompt": [{"role": "assistant", "content": "5"}], "answer": "5"}], "must end before the assistant's turn"),

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.cli.failures import describe
-from dropout_grpo.cli.messages import explain, one_line
+from dropout_grpo.cli.messages import explain, names_in, one_line
 from dropout_grpo.cli.parser import build_parser, commands, with_recipe_paths
 from dropout_grpo.config.needs import WithoutEffect, within
 from dropout_grpo.config.recipe_file import instantiated, require_sections
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except argparse.ArgumentError as error:
-        return _complain(explain(str(error), parsers.get("".join(words[:1]))))
+        return _complain(explain(str(error), parsers.get("".join(words[:1])), words))
     except KeyboardInterrupt as interrupt:
         hint = f"; continue with {SAME_COMMAND}" if _reads_recipe("".join(words[:1])) else ""
         console.print(f"{str(interrupt) or 'interrupted'}{hint}", markup=False)
@@ -97,7 +97,8 @@ def _reads_recipe(name: str) -> bool:
 def _parsed(
     parser: ArgumentParser, parsers: Mapping[str, ArgumentParser], words: Sequence[str]
 ) -> tuple[str, Namespace]:
-    """The command and its options, with sections as dataclasses; ``given`` has those that the user has given.
+    """The command and its options, with sections as dataclasses; ``given`` has those that the user has given, and
+    ``typed`` the names of those on the command line.
 
     Raises:
         UserError: a value that no option can have.
@@ -122,6 +123,7 @@ def _parsed(
             require_sections(arguments[name])
             _warn_of_unused(name, words)
         options = instantiated(parser, arguments)[name]
+        options.typed = names_in(words)
         options.given = parser.parse_args(given, defaults=False)[name].as_dict()
         return name, options
 
@@ -130,8 +132,7 @@ def _warn_of_unused(command: str, words: Sequence[str]) -> None:
     """Name the options of the command line that only other commands use. A recipe may hold them: it is for all."""
     if os.environ.get("RANK", "0") != "0" or "--smoke" in words:  # a smoke run's stand-in has the recipe's model
         return
-    names = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(names_in(words)):
         if within(name, commands()[command].UNUSED):
             console.print(f"warning: --{name}: no effect; {command} does not use it.", markup=False)
 

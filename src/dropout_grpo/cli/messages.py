@@ -4,12 +4,13 @@ Only the option's name and value are read from the message; tests/cli/test_messa
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
+from dropout_grpo.config.needs import within
 from dropout_grpo.errors import nearest
 from dropout_grpo.old_names import REMOVED_OPTIONS
 
@@ -21,12 +22,18 @@ _WRONG_VALUE = re.compile(
 )
 
 
-def explain(message: str, parser: ArgumentParser | None) -> str:
+def names_in(words: Sequence[str]) -> list[str]:
+    """The names of the options among the words of a command line."""
+    return [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
+
+
+def explain(message: str, parser: ArgumentParser | None, words: Sequence[str] = ()) -> str:
     """Rewrite an error message of jsonargparse.
 
     Args:
         message: the message of an ArgumentError.
         parser: the parser of the command; None if there is no such command.
+        words: the words of the command line; an option that is not among them comes from the recipe.
 
     Returns:
         What a wrong value must be, or the message with a suggestion for an unknown option, or else the message itself.
@@ -35,8 +42,11 @@ def explain(message: str, parser: ArgumentParser | None) -> str:
     if (wrong := _WRONG_VALUE.match(message)) and wrong[1] in actions:
         action: Any = actions[wrong[1]]
         kind = getattr(action, "_typehint", None) or getattr(action, "basetype", None)  # of an option; of a section
+        if "Literal[" in message and get_origin(kind) in (tuple, list):
+            kind = get_args(kind)[0]  # it is a list, with an entry that is not one of the choices
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        return f"--{wrong[1]} {wrong[2]}: it must be {_words(kind)}{nearest(wrong[2], choices)}."
+        recipe = "" if within(wrong[1], names_in(words)) else _recipe(words)
+        return f"{recipe or '--'}{wrong[1]} {wrong[2]}: it must be {_words(kind)}{nearest(wrong[2], choices)}."
     if required := re.match(r"the following arguments are required: (.*)", message):
         names = [name.rpartition(".")[2] for name in required[1].split(", ")]
         options = {name for name, action in actions.items() if action.option_strings}
@@ -44,9 +54,17 @@ def explain(message: str, parser: ArgumentParser | None) -> str:
     for name in re.findall(r"(?:option '|--)([\w.-]+)", message):
         if name in REMOVED_OPTIONS:
             return f"--{name} is no longer an option: {REMOVED_OPTIONS[name]}."
+        if unknown := re.match(r"Subcommand '\w+' does not accept option ", message):
+            message = f"{_recipe(words)}there is no option {message[unknown.end() :]}"
         if name not in actions and (near := _near(name, actions)):
             return message + near
     return message
+
+
+def _recipe(words: Sequence[str]) -> str:
+    """The recipe of a command line, as the place of a mistake; empty if none is named."""
+    named = re.findall(r"--recipe[ =](\S+)", " ".join(words))
+    return f"recipe {named[-1]}: " if named else ""
 
 
 def one_line(message: str) -> str:
@@ -69,6 +87,14 @@ def _words(kind: Any) -> str:
 
 
 def _near(name: str, known: Collection[str]) -> str:
-    """A suggestion: the option that ends in the name (exploration.p for p), else the most similar one."""
+    """A suggestion: the option that ends in the name (exploration.p for p), else the most similar one.
+
+    In a section that exists it is one of the section's, whose initials may be given: grpo.learning_rate for grpo.lr.
+    """
+    section, _, last = name.rpartition(".")
+    if section in known:
+        own = {option.rpartition(".")[2]: option for option in known if option.rpartition(".")[0] == section}
+        short = [option for leaf, option in own.items() if "".join(part[0] for part in leaf.split("_")) == last]
+        return f" (did you mean {short[0]!r}?)" if short else nearest(name, tuple(own.values()))
     ends = [option for option in known if option.endswith(f".{name}")]
     return f" (did you mean {ends[0]!r}?)" if len(ends) == 1 else nearest(name, tuple(known))

@@ -50,7 +50,8 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
 
     Args:
         train: file or hf: dataset of problems with steps, for the curriculum.
-        grpo: file or hf: dataset for GRPO, where steps are not needed; or a list of them, each with source and weight.
+        grpo: file or hf: dataset for GRPO, where steps are not needed; or a list of them, each with source and weight,
+            or without weights, [a.json,b.json].
         valid: file or hf: dataset to validate on; or a list of them, whose metrics are eval/NAME/pass@1 by file.
         test: file or hf: dataset to measure on.
         columns: names of the columns in these files and datasets.
@@ -63,7 +64,7 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
     """
 
     train: str | None = None
-    grpo: str | tuple[WeightedSource, ...] | None = None
+    grpo: str | tuple[WeightedSource, ...] | tuple[str, ...] | None = None
     valid: str | tuple[str, ...] | None = None
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
@@ -78,6 +79,11 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
             raise UserError("data.grpo is an empty list: name at least one source, or leave it out.")
         if self.valid == ():
             raise UserError("data.valid is an empty list: name at least one file, or leave it out.")
+        lists = {"grpo": "[{source: a.json,weight: 2},{source: b.json}] or [a.json,b.json]", "valid": "[a.json,b.json]"}
+        for split, form in lists.items():
+            for source in self.sources(split):
+                if source.startswith(("[", "{")):  # a list that cannot be read as one
+                    raise UserError(f"data.{split} {source:.80}: a list has the form {form}.")
         names = self.valid_names
         if len(set(names)) < len(names):
             raise UserError(
@@ -91,7 +97,10 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
 
     def sources(self, split: str) -> tuple[str, ...]:
         """The files and datasets of a split; none if the built-in task makes it."""
+        return tuple(part.source for part in self.weighted(split))
+
+    def weighted(self, split: str) -> tuple[WeightedSource, ...]:
+        """The sources of a split with their weights, which are 1 if not given."""
         given = getattr(self, split)
-        if isinstance(given, tuple):
-            return tuple(part if isinstance(part, str) else part.source for part in given)
-        return () if given is None else (given,)
+        parts = given if isinstance(given, tuple) else () if given is None else (given,)
+        return tuple(WeightedSource(source=part) if isinstance(part, str) else part for part in parts)

@@ -1,6 +1,7 @@
-"""TRL's names for a GRPO config: those that are elsewhere here, and those that are not supported, with the reason.
+"""TRL's names that are elsewhere here, and those that are not supported, with the reason.
 
-One table, from which `GRPOConfig` takes its messages and ``docs/from-trl.md`` its rows. Does not import torch.
+Two tables, from which `GRPOConfig` and `GRPOTrainer` take their messages. ``docs/from-trl.md`` has the rows of the
+config's. Does not import torch.
 """
 
 from collections.abc import Mapping
@@ -18,17 +19,19 @@ _SAME_OPTIMISERS = {None: "adamw_torch", "adamw_torch_fused": "adamw_torch", "ad
 """transformers' other names of the optimisers."""
 
 _CLIP = "only epsilon and epsilon_high clip the ratio"
+_NO_TOOLS = "models answer at once, without tools"
 _LOSSES = "loss_type is sum, grpo, dr_grpo or dapo"
 _ENTROPY = "the objective has no entropy term"
 _HUB = "call trainer.push_to_hub(repo_id)"
 _REPORT = "report_to, and the callbacks of transformers"
+_NO_EFFECT = "it has no effect here and can be left out"
 _DATA = "all questions are in memory, tokenised once"
 _SEED = "seed is the only seed"
 
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """A name that `GRPOConfig` does not have.
+    """A name that `GRPOConfig` or `GRPOTrainer` does not have.
 
     Attributes:
         here: what to do instead.
@@ -56,6 +59,8 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "push_to_hub": Elsewhere(_HUB, _OFF),
     "hub_model_id": Elsewhere(_HUB),
     "hub_private_repo": Elsewhere("call trainer.push_to_hub(repo_id, private=True)"),
+    "hub_strategy": Elsewhere(f"nothing is uploaded during the training: leave it out, and {_HUB}"),
+    "logging_dir": Elsewhere(_NO_EFFECT),
     "data_seed": Elsewhere(_SEED),
     "shuffle_dataset": Elsewhere("questions are always shuffled, by seed", (None, True)),
     "fp16": Elsewhere("bf16 is the only reduced precision", _OFF),
@@ -67,7 +72,9 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
         "always on: micro_batch_size is halved where memory runs out", (None, True, False)
     ),
     "adam_epsilon": Elsewhere("AdamW's epsilon is 1e-8", (None, 1e-8)),
-    "warmup_ratio": Elsewhere("give warmup_steps"),
+    "warmup_ratio": Elsewhere(
+        "give warmup_steps, a whole number: the ratio x max_steps x num_iterations, rounded", (None, 0.0)
+    ),
     "lr_scheduler_kwargs": Elsewhere("give min_lr_rate"),
     "steps_per_generation": Elsewhere("a step samples one batch and makes num_iterations updates with all of it"),
     "generation_batch_size": Elsewhere(
@@ -102,16 +109,28 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "use_adaptive_entropy": Elsewhere(_ENTROPY, _OFF),
     "off_policy_mask_threshold": Elsewhere(_CLIP),
     "use_bias_correction_kl": Elsewhere("kl_estimator is k3, k3_huber or k3_clamp", _OFF),
-    "max_tool_calling_iterations": Elsewhere("models answer at once, without tools"),
+    "max_tool_calling_iterations": Elsewhere(_NO_TOOLS),
     "log_unique_prompts": Elsewhere("log_completions prints whole groups", _OFF),
     "disable_tqdm": Elsewhere("there is no tqdm", (None, True, False)),
     "log_level": Elsewhere("use transformers.logging.set_verbosity"),
     "ddp_find_unused_parameters": Elsewhere("gradients of all processes are added without DDP", (None, True, False)),
+    "ddp_timeout": Elsewhere(_NO_EFFECT),
+    "ddp_backend": Elsewhere(_NO_EFFECT),
     "dataloader_num_workers": Elsewhere(_DATA, (None, 0)),
     "dataloader_pin_memory": Elsewhere(_DATA, (None, True, False)),
     "dataloader_drop_last": Elsewhere(_DATA, (None, True, False)),
 }
 """TRL's and transformers' names that `GRPOConfig` does not have. Names with ``vllm_`` go with ``use_vllm``."""
+
+ELSEWHERE_OF_TRAINER: Mapping[str, Elsewhere] = {
+    "reward_processing_classes": Elsewhere("reward models are not supported: call the model in a reward function"),
+    "optimizers": Elsewhere("the config has optim, learning_rate and lr_scheduler_type", (None, (None, None))),
+    "quantization_config": Elsewhere("weights are not quantised: give peft_config to train an adapter"),
+    "tools": Elsewhere(_NO_TOOLS),
+    "rollout_func": Elsewhere(_PLAIN),
+    "environment_factory": Elsewhere(_NO_TOOLS),
+}
+"""TRL's arguments that `GRPOTrainer` does not have."""
 
 _SCALES = {True: "group", False: "none"}
 
@@ -142,11 +161,34 @@ def accepted(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]
             raise UserError(f"GRPOConfig: {name} is no longer an option: {gone}.")
         if elsewhere is None:
             near = nearest(name, (*known, *ELSEWHERE))
-            raise UserError(f"GRPOConfig has no option {name!r}{near}; docs/from-trl.md has TRL's names.")
-        if value not in elsewhere.accepted:
-            raise UserError(f"GRPOConfig: {name}={value!r:.60} is not supported: {elsewhere.here}.")
+            raise UserError(
+                f"GRPOConfig has no option {name!r}{near}. If TRL has it, it has no effect here: leave it out."
+            )
+        _require_same_meaning("GRPOConfig", name, value, elsewhere)
         del options[name]
     return options
+
+
+def require_accepted(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Check arguments that `GRPOTrainer` does not have.
+
+    Args:
+        given: by name.
+        known: the arguments that it has.
+
+    Raises:
+        UserError: an argument asks for something; the message says what this package has.
+    """
+    for name, value in given.items():
+        if name not in ELSEWHERE_OF_TRAINER:
+            near = nearest(name, (*known, *ELSEWHERE_OF_TRAINER))
+            raise UserError(f"GRPOTrainer has no argument {name!r}{near}; it has {', '.join(known)}.")
+        _require_same_meaning("GRPOTrainer", name, value, ELSEWHERE_OF_TRAINER[name])
+
+
+def _require_same_meaning(owner: str, name: str, value: Any, elsewhere: Elsewhere) -> None:
+    if value not in elsewhere.accepted:
+        raise UserError(f"{owner}: {name}={value!r:.60} is not supported: {elsewhere.here}.")
 
 
 def _steps(options: dict[str, Any]) -> None:

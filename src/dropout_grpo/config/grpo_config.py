@@ -44,7 +44,9 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
         per_device_train_batch_size: answers of one process in one forward and backward pass. A step then has this many
             answers, times ``gradient_accumulation_steps``, times the number of processes: it sets ``prompts_per_step``
             and ``micro_batch_size``, which is at least one group.
-        gradient_accumulation_steps: passes in an update; alone, it divides the answers of ``prompts_per_step``.
+        gradient_accumulation_steps: number of forward and backward passes in an update. Without
+            ``per_device_train_batch_size`` the batch stays ``prompts_per_step`` questions, and is split into this many
+            passes.
         metric_for_best_model: a validation metric such as ``pass@1``, for callbacks.
         greater_is_better: whether more of it is better.
     """

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.data.formats import COCONUT_COLUMNS, TEST_EXAMPLE, Columns, from_gsm8k_aug
-from dropout_grpo.data.hub import HUB_PREFIX, SOURCE_FORM, dataset_records
+from dropout_grpo.data.hub import ANOTHER_FILE, HUB_PREFIX, SOURCE_FORM, dataset_records
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.records import FIELDS, describe, problems_of_records
 from dropout_grpo.errors import UserError
@@ -126,10 +126,8 @@ def _read_text(path: Path) -> str:
         if path.is_dir():
             raise UserError(f"{path} is a folder: give a file in it, or read it as a dataset with hf:{path}@SPLIT")
         if path.suffix not in _SUFFIXES:
-            raise UserError(
-                f"{path}: the name must end in {', '.join(_SUFFIXES)}, which says how it is read; "
-                f"a Hugging Face dataset is written {SOURCE_FORM}"
-            )
+            other = ANOTHER_FILE if path.is_file() else f"a Hugging Face dataset is written {SOURCE_FORM}"
+            raise UserError(f"{path}: the name must end in {', '.join(_SUFFIXES)}, which says how it is read; {other}")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from dropout_grpo.errors import UserError
 
 HUB_PREFIX = "hf:"
 SOURCE_FORM = "hf:NAME_OR_FOLDER[:CONFIG][@SPLIT]"
+ANOTHER_FILE = "convert it to .jsonl, or put it into a folder of its own and give hf:FOLDER"
+"""What to do about a file that is not read by itself, such as .csv or .parquet."""
 _EXAMPLE_SOURCE = "hf:openai/gsm8k:main@train"
 _SOURCE = re.compile(rf"{HUB_PREFIX}(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?(?:@(?P<split>[^@]+))?")
 
@@ -26,6 +29,11 @@ def dataset_records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     match = _SOURCE.fullmatch(source)
     if match is None:
         raise UserError(f"{source!r}: expected {SOURCE_FORM}, for example {_EXAMPLE_SOURCE}")
+    if Path(match["name"]).is_file():
+        raise UserError(
+            f"{source}: {match['name']} is a file, and hf: reads a folder or a dataset of the Hub; leave hf: out for "
+            f".json, .jsonl and .txt, else {ANOTHER_FILE}"
+        )
     try:
         import datasets
     except ImportError as error:

@@ -29,7 +29,20 @@ from dropout_grpo.errors import UserError, at_place
 FIELDS = ("question", "steps", "answer")
 PROMPT, SOLUTION = "prompt", "solution"
 """What TRL's datasets call question and answer."""
+NO_STEPS_NEEDED = (
+    "answers alone are enough for GRPO and evaluation (in Python: load_problems(..., require_steps=False))"
+)
+IN_FILES = (
+    "name the right one with data.columns.{field}, which holds for all files (in Python: "
+    "columns=Columns({field}=...)), or rename it in this one"
+)
+IN_ROWS = "rename the right one (datasets have rename_column), or add it"
+"""What to do about a column that a file or a row lacks."""
 _LOG = logging.getLogger(__name__)
+
+
+class _MissingField(UserError):
+    """A record lacks the column of the field that the message names."""
 
 
 def problems_of_records(
@@ -39,6 +52,7 @@ def problems_of_records(
     *,
     require_steps: bool,
     require_answers: bool = True,
+    remedy: str = IN_FILES,
 ) -> list[Problem]:
     """The problems of a source's records. A problem's id is its index in it, from 0.
 
@@ -57,6 +71,7 @@ def problems_of_records(
         require_steps: True for the curriculum: every record must have a column of steps, and some record must have a
             step. False for training on answers alone: steps may be missing.
         require_answers: False where no record has an answer: they become the empty text.
+        remedy: what to do about a missing column, for the message.
 
     Raises:
         UserError: there are no records, or one is malformed or has an answer that no completion can match. The message
@@ -80,22 +95,31 @@ def problems_of_records(
             record, dropped = without_empty_steps(record, columns)
             empty_steps += dropped
         if not isinstance(record, Problem):
-            record = problem_of(
-                record,
-                index,
-                where,
-                columns,
-                require_steps=require_steps,
-                require_answers=require_answers,
-                original=originals[index][1],
-            )
+            original = originals[index][1]
+            try:
+                record = problem_of(
+                    record,
+                    index,
+                    where,
+                    columns,
+                    require_steps=require_steps,
+                    require_answers=require_answers,
+                    original=original,
+                )
+            except _MissingField as missing:
+                found = ", ".join(map(repr, original)) or "none"
+                name, advice = getattr(columns, field := str(missing)), remedy.format(field=missing)
+                unneeded = f"; {NO_STEPS_NEEDED}" if field == "steps" else ""
+                raise UserError(
+                    f"{where}: field {name!r} is missing (fields found: {found}); {advice}{unneeded}"
+                ) from None
         if require_answers:
             _check_gold(record.answer, where, columns)
         problems.append(record)
     if require_steps and not any(problem.steps for problem in problems):
         raise UserError(
             f"{source}: {columns.steps!r} is empty in every record, so there is no chain of thought to learn from; "
-            "the curriculum needs problems with steps (answers alone are enough for GRPO and evaluation)"
+            f"the curriculum needs problems with steps; {NO_STEPS_NEEDED}"
         )
     if empty_steps:
         _LOG.warning("%s: steps without text were dropped: %d", source, empty_steps)
@@ -142,6 +166,7 @@ def as_problems(
         columns,
         require_steps=require_steps,
         require_answers=answered,
+        remedy=IN_ROWS,
     )
 
 
@@ -230,7 +255,7 @@ def problem_of(
             f'{where}: expected an object {{"{columns.question}": ..., "{columns.answer}": ...}}, '
             f"found {describe(record)}"
         )
-    question = field_of(record, "question", where, columns)
+    question = _field_of(record, "question", columns)
     messages = None
     if isinstance(question, list | tuple):
         messages = _messages(question, where, columns)
@@ -240,7 +265,7 @@ def problem_of(
             f"{where}: field {columns.question!r} must be a string that is not empty, found {describe(question)}"
         )
     # Before the steps, which GSM8K's answers contain: a missing answer is the clearer message.
-    answer = _answer(field_of(record, "answer", where, columns), where, columns) if require_answers else ""
+    answer = _answer(_field_of(record, "answer", columns), where, columns) if require_answers else ""
     read = (columns.question, columns.steps, columns.answer)
     steps = _steps(record, where, columns, required=require_steps)
     extra = {name: value for name, value in record.items() if name not in (*read, *FIELDS)}
@@ -265,15 +290,11 @@ def _messages(turns: Sequence[Any], where: str, columns: Columns) -> tuple[Messa
     return tuple(dict(turn) for turn in turns)
 
 
-def field_of(record: Mapping[str, Any], field: str, where: str, columns: Columns) -> Any:
-    """The value of a problem's field. Raises UserError if the record lacks its column."""
+def _field_of(record: Mapping[str, Any], field: str, columns: Columns) -> Any:
+    """The value of a problem's field. Raises _MissingField if the record lacks its column."""
     name = getattr(columns, field)
     if name not in record:
-        names = ", ".join(repr(key) for key in record) or "none"
-        raise UserError(
-            f"{where}: field {name!r} is missing (fields found: {names}); "
-            f"name the right one with data.columns.{field}, or add it"
-        )
+        raise _MissingField(field)
     return record[name]
 
 
@@ -302,7 +323,7 @@ def _steps(record: Mapping[str, Any], where: str, columns: Columns, *, required:
     name = columns.steps
     if not required and record.get(name) is None:
         return ()
-    steps = field_of(record, "steps", where, columns)
+    steps = _field_of(record, "steps", columns)
     if isinstance(steps, str):  # GSM8K-Aug in some datasets
         marks, rest = split_marks(steps)
         if rest:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.from_trl import require_accepted
 from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.config.grpo_config import GRPOConfig, either
 from dropout_grpo.data.problem import problem_fingerprint
@@ -103,10 +105,11 @@ class GRPOTrainer(Trainer):
         evaluate: validation by another function: of the model, returns pass@1 in [0, 1], or several shares by name.
         callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
         part: name of this part in metrics.jsonl, and of its checkpoints.
+        of_trl: TRL's other arguments, which may only be None; see ``docs/from-trl.md``.
 
     Raises:
-        UserError: no problems, a model with no latent steps, a question too long, or options that contradict the
-            exploration.
+        UserError: an argument that is not supported, no problems, a model with no latent steps, a question too long, or
+            options that contradict the exploration.
     """
 
     SHOWN = ("reward", "loss")
@@ -133,7 +136,9 @@ class GRPOTrainer(Trainer):
         evaluate: Evaluate | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         part: str = "grpo",
+        **of_trl: Any,
     ) -> None:
+        require_accepted(of_trl, tuple(signature(GRPOTrainer).parameters)[:-1])
         args = GRPOConfig() if args is None else args
         if not isinstance(args, GRPOOptions):
             raise UserError(f"args is a {type(args).__name__}: give a dropout_grpo.GRPOConfig.")

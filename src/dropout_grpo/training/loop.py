@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerState
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.config.choices import ParamDtype, TrackerName
@@ -379,6 +379,11 @@ class Trainer(ABC):
     def state(self) -> TrainerState:
         """transformers' state of the training: ``global_step``, ``epoch``, ``log_history``, the best metric."""
         return self._callbacks.state
+
+    @property
+    def processing_class(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.model.tokenizer
 
     def evaluate(self) -> dict[str, float]:
         """Shares of right answers on the validation problems: ``eval/pass@1`` of the plain network; more with masks or

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from dropout_grpo.config.data import DataConfig, WeightedSource
-from dropout_grpo.config.needs import changed
+from dropout_grpo.config.data import DataConfig
+from dropout_grpo.config.needs import changed, within
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
@@ -32,10 +32,7 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
         )
     unnamed = [name for name, source in given.items() if source is None]
     made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
-    problems = {
-        name: made[name] if source is None else _load(source, data, require_steps=name == "train")
-        for name, source in given.items()
-    }
+    problems = {name: made[name] if source is None else _load(name, data) for name, source in given.items()}
     for measured_on, seen in (("valid", ("train", "grpo")), ("test", ("train", "grpo", "valid"))):
         for name in seen:
             if measured_on in problems and name in problems and given[name] is not None:
@@ -48,9 +45,11 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
     return problems
 
 
-def settings_without_effect(data: DataConfig, wanted: Collection[str]) -> Iterator[str]:
-    """A warning if the built-in task has settings and makes none of the wanted splits."""
-    settings = changed(getattr(data, data.task), f"data.{data.task}")
+def settings_without_effect(data: DataConfig, wanted: Collection[str], typed: Collection[str]) -> Iterator[str]:
+    """A warning if the command line names settings of the built-in task, which makes none of the wanted splits."""
+    settings = [
+        one for one in changed(getattr(data, data.task), f"data.{data.task}") if within(one.split("=")[0], typed)
+    ]
     if settings and wanted and all(getattr(data, name) is not None for name in wanted):
         yield f"warning: {', '.join(settings)}: no effect; all problems of this command come from files."
 
@@ -83,11 +82,11 @@ def _normalized(question: str) -> str:
     return " ".join(question.split()).casefold()
 
 
-def _load(source: str | tuple[str | WeightedSource, ...], data: DataConfig, *, require_steps: bool) -> list[Problem]:
-    most = data.max_problems
+def _load(split: str, data: DataConfig) -> list[Problem]:
+    source, most = getattr(data, split), data.max_problems
     if isinstance(source, str):
-        return load_problems(source, columns=data.columns, require_steps=require_steps, max_problems=most)
-    sources = [WeightedSource(source=one) if isinstance(one, str) else one for one in source]
+        return load_problems(source, columns=data.columns, require_steps=split == "train", max_problems=most)
+    sources = data.weighted(split)
     parts = [
         load_problems(one.source, columns=one.columns or data.columns, require_steps=False, max_problems=most)
         for one in sources
@@ -136,5 +135,6 @@ def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[P
         raise UserError(
             f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
             f"would read as {tokenizer.unk_token}: {most_common(words)}; use problems of the task that the tokenizer "
-            "was made for (data.task), or a pretrained model (model.name_or_path)"
+            "was made for (data.task) with the same settings (such as word_problems.max_number), or a pretrained model "
+            "(model.name_or_path)"
         )

@@ -180,9 +180,8 @@ def _few(data: DataConfig, small: DataConfig, split: str) -> list[Problem]:
 
 def _mixed(data: DataConfig, small: DataConfig, folder: Path) -> tuple[WeightedSource, ...]:
     """The sources of a mixture, each with a few problems in a separate file."""
-    assert isinstance(data.grpo, tuple)
     sources = []
-    for i, part in enumerate(data.grpo):
+    for i, part in enumerate(data.weighted("grpo")):
         path = folder / f"grpo-{i}.json"
         one = replace(data, grpo=part.source, columns=part.columns or data.columns)
         if is_main():
