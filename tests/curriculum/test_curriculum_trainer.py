@@ -98,7 +98,7 @@ def test_loss_and_gradient_of_each_stage_are_the_oracles(tmp_path: Path) -> None
 
 
 def test_thoughts_of_a_model_that_caps_its_logits_do_not_predict(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="thoughts_predict: .* does more to its logits than its head"):
+    with pytest.raises(UserError, match=r"thoughts_predict: .* does more to its logits than its head"):
         trainer(tmp_path, replace(FROZEN, thoughts_predict=True), model=tiny_latent("gemma2"))
 
 
