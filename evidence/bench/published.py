@@ -79,7 +79,7 @@ def evaluation(work: Workload, rows: int) -> list[str]:
     texts = []
     with torch.no_grad(), autocast(work.model.device, work.setting.bf16):
         for problem in work.problems[:rows]:
-            ids, _ = work.model.encode([problem.question])
+            ids = torch.tensor(work.model.encode_rows([problem.question]), device=work.model.device)
             tokens, _ = _decode(work, _think(work, ids, None), Greedy())
             texts += work.model.decode(tokens, torch.ones_like(tokens))
     return texts

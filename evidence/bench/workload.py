@@ -168,11 +168,10 @@ class Workload:
         self.exploration = EXPLORATION
         count = max(setting.questions, setting.problems)
         self.problems = problems_of(setting, networks.words, count)
-        questions = [p.question for p in self.problems[: setting.questions]]
-        self.prompts = Prompts(*self.model.encode(questions))
-        ids = torch.arange(setting.questions)
-        self.seeds = rollout_seeds(setting.seed, 1, ids, setting.num_generations)  # [N, K]
-        assert self.prompts.input_ids.shape[1] == setting.prompt_tokens, "a prompt has another length"
+        ids = self.question_ids[: setting.questions]
+        self.prompts = Prompts(ids, torch.ones_like(ids))
+        numbers = torch.arange(setting.questions)
+        self.seeds = rollout_seeds(setting.seed, 1, numbers, setting.num_generations)  # [N, K]
 
     @property
     def reference(self) -> PreTrainedModel:
@@ -231,7 +230,8 @@ class Workload:
     @cached_property
     def question_ids(self) -> Tensor:
         """Token ids of the problems' prompts, [P, S]; all have the same length."""
-        ids, _ = self.model.encode([p.question for p in self.problems])
+        ids = torch.tensor(self.model.encode_rows([p.question for p in self.problems]), device=self.model.device)
+        assert ids.shape[1] == self.setting.prompt_tokens, "a prompt has another length"
         return ids
 
     @cached_property

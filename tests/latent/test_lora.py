@@ -37,10 +37,10 @@ def rollouts(model: LatentModel, exploration: SharedDropout) -> Generation:
 @pytest.mark.parametrize(("kind", "exploration"), [("gpt2", EVERYWHERE), ("llama", LATENT)])
 def test_a_fresh_adapter_changes_nothing(kind: str, exploration: SharedDropout, tmp_path: Path) -> None:
     plain, adapted = LatentModel.from_pretrained(saved_base(tmp_path / "a", kind)), tiny_lora(tmp_path / "b", kind)
-    assert torch.equal(said(plain), said(adapted))
+    torch.testing.assert_close(said(adapted), said(plain))  # on some CPUs bits depend on where tensors lie
     expected, actual = rollouts(plain, exploration), rollouts(adapted, exploration)
     assert torch.equal(expected.token_ids, actual.token_ids)
-    torch.testing.assert_close(actual.logprobs, expected.logprobs)  # on some CPUs bits depend on where tensors lie
+    torch.testing.assert_close(actual.logprobs, expected.logprobs)
 
 
 @pytest.mark.parametrize(
