@@ -168,7 +168,10 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands end where they would begin to compute or write; the options of a recipe have been checked by then."""
     for name in ("sft.sft", "grpo.grpo", "eval.evaluate", "demo.demo", "data.write_data", "data.write_variations"):
         monkeypatch.setattr(f"dropout_grpo.commands.{name}", lambda *args, **options: {})
-    for name in ("ask.ask", "compare.compare", "inspect.inspect", "merge.merge"):
+    monkeypatch.setattr(
+        "dropout_grpo.commands.ask.ask", lambda checkpoint, questions, *args, **options: [{}] * len(questions)
+    )
+    for name in ("compare.compare", "inspect.inspect", "merge.merge"):
         monkeypatch.setattr(f"dropout_grpo.commands.{name}", lambda *args, **options: {})
     for name in ("ask", "compare", "inspect"):
         monkeypatch.setattr(f"dropout_grpo.commands.{name}.as_text", lambda *args, **options: "")

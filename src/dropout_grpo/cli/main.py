@@ -112,7 +112,10 @@ def _parsed(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jsonargparse's notes to developers
         given = with_recipe_paths(words)
-        arguments = parser.parse_args(given)
+        try:
+            arguments = parser.parse_args(given)
+        except OverflowError:  # of jsonargparse: a whole number where a float is asked for
+            raise UserError("an option has a number above 1e308: give a smaller one.") from None
         name = arguments.command
         flags = [action.dest for action in parsers[name]._actions if isinstance(action, argparse._StoreTrueAction)]
         for option, value in arguments[name].items():
