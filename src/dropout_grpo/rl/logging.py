@@ -15,7 +15,8 @@ _WIDTH = 60
 """Maximum number of characters shown of a question or an answer."""
 
 _SKIPPED, _STEPS, _MOST = 10, 20, 0.9
-"""Number of steps in a row without a kept group, and with equal rewards or cut answers, after which is warned."""
+"""Number of steps in a row without a kept group, and with equal rewards or cut answers, after which is warned; and the
+share of a step's answers that counts as all of them."""
 
 
 def rollout_metrics(groups: Groups, truncated: Tensor) -> dict[str, float]:

@@ -84,8 +84,9 @@ class MicroBatches:
                 if clear is not None:
                     clear()
                 given_back = give_back_recordings()
-                relieved = size <= 1 and not given_back and relieve is not None and relieve()
-                if size <= 1 and not given_back and not relieved:
+                smallest = size <= 1 and not given_back
+                relieved = smallest and relieve is not None and relieve()
+                if smallest and not relieved:
                     raise UserError(
                         f"out of memory with {self.option}={rows}, the smallest value: use a smaller model, "
                         "shorter questions and answers, or bf16."

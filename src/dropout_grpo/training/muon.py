@@ -24,9 +24,11 @@ def hidden_matrices(model: nn.Module, head: nn.Module | None) -> list[nn.Paramet
         model: any module.
         head: the module that computes logits, or None.
     """
-    apart = [*tables_of(model), *([] if head is None else [head])]
-    apart_ids = {id(p) for module in apart for p in module.parameters()}
-    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in apart_ids]
+    tables = tables_of(model)
+    if head is not None:
+        tables.append(head)
+    apart = {id(p) for table in tables for p in table.parameters()}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in apart]
 
 
 def orthogonalize(update: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
