@@ -191,3 +191,15 @@ def test_problems_with_other_columns_get_none_for_the_missing_ones() -> None:
 def test_steps_of_python_may_be_a_tuple() -> None:
     (problem,) = as_problems([{"question": "q", "steps": ("a", "", "b"), "answer": "1"}], "train_dataset")
     assert problem.steps == ("a", "b")
+
+
+def test_worked_solutions_are_no_answers_where_none_are_required() -> None:
+    rows = [{"prompt": "q", "solution": "So 7."}, {"prompt": "r", "solution": "### Method\nHence $\\boxed{8}$."}]
+    problems = as_problems(rows, "train_dataset", require_answers=False)
+    assert [(problem.answer, problem.extra["solution"]) for problem in problems] == [("", r["solution"]) for r in rows]
+    with pytest.raises(UserError, match="row 1: no completion can match the answer"):
+        as_problems(rows, "eval_dataset")
+    with pytest.raises(UserError, match="row 0: no completion can match the answer"):
+        as_problems([{"prompt": "q", "answer": "a\nb"}], "train_dataset", require_answers=False)
+    (problem,) = as_problems([{"prompt": "q", "solution": SOLUTION}], "train_dataset", require_answers=False)
+    assert problem.answer == WORKED.answer

@@ -5,6 +5,7 @@ import math
 import sys
 from fractions import Fraction
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -302,6 +303,39 @@ def test_async_functions_run_concurrently_and_objects_are_called() -> None:
     rows = call_rewards([meets, Longer(0.5), Meets()], PROMPTS, COMPLETIONS, COLUMNS, ids)
     lengths = [float(len(completion)) for completion in COMPLETIONS]
     assert rows == [lengths, [1.5, 2.5, 3.5], lengths]
+
+
+def test_async_functions_have_one_event_loop_for_the_whole_training() -> None:
+    one_at_a_time = asyncio.Semaphore(1)  # like a client's session, it belongs to the loop that waited on it first
+
+    async def judge(completions: list[str], **columns: Any) -> list[float]:
+        async with one_at_a_time:
+            await asyncio.sleep(0)
+            return [1.0] * len(completions)
+
+    for _ in range(2):
+        rows = call_rewards([judge, judge], PROMPTS, COMPLETIONS, COLUMNS)
+        assert rows == [[1.0] * len(COMPLETIONS)] * 2
+
+
+def test_when_one_async_function_fails_the_others_are_cancelled() -> None:
+    cancelled = Event()
+
+    async def waits(completions: list[str], **columns: Any) -> list[float]:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return []
+
+    async def fails(completions: list[str], **columns: Any) -> list[float]:
+        await asyncio.sleep(0)
+        raise RuntimeError("no network")
+
+    with pytest.raises(UserError, match="no network"):
+        call_rewards([waits, fails], PROMPTS, COMPLETIONS, COLUMNS)
+    assert cancelled.wait(5)
 
 
 def test_an_async_function_that_fails_is_named_with_its_line() -> None:

@@ -1,5 +1,6 @@
 """The forms of a model that the trainers take, and the refusals of what cannot be trained."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ def test_a_latent_checkpoint_keeps_its_steps_by_name_and_as_an_object(tmp_path: 
         as_latent_model(expected, latent_steps=2)
     with pytest.raises(UserError, match="processing_class is not the tokenizer of"):
         as_latent_model(tmp_path, processing_class=tiny_tokenizer())
+    with_template = deepcopy(expected.tokenizer)
+    with_template.chat_template = "{{ messages[0].content }}"
+    for latent_form in (tmp_path, expected):
+        with pytest.raises(UserError, match=r"another chat_template than the tokenizer of .*, which is used: leave"):
+            as_latent_model(latent_form, processing_class=with_template)
     tiny_latent(thought="pause").save_pretrained(tmp_path / "pause")
     with pytest.raises(UserError, match="thoughts of its own kind: give its name as model"):
         as_latent_model(AutoModelForCausalLM.from_pretrained(tmp_path / "pause"))

@@ -83,7 +83,7 @@ def problems_of_records(
         raise UserError(f"{source}: no problems in it; expected at least one record with question and answer")
     dicts = [record for _, record in named if isinstance(record, dict)]
     prontoqa = any(map(is_prontoqa, dicts))
-    gsm8k = not prontoqa and any(is_gsm8k(record, columns) for record in dicts)
+    gsm8k = require_answers and not prontoqa and any(is_gsm8k(record, columns) for record in dicts)
     problems = []
     empty_steps = 0
     for index, (where, record) in enumerate(named):
@@ -141,8 +141,8 @@ def as_problems(
         name: name of the dataset, for messages, such as ``train_dataset``.
         columns: names of the columns.
         require_steps: as there.
-        require_answers: whether rows must have answers; if not, and no row has a column of answers, all are empty text,
-            as in TRL's datasets, whose reward functions read other columns.
+        require_answers: whether rows must have answers. If not, all are empty text where no row has a column of answers,
+            or where ``solution`` is the only one and holds worked solutions: TRL's reward functions read that column.
 
     Raises:
         UserError: the dataset is empty or not iterable, or a row is not a problem or has an answer that no completion
@@ -159,7 +159,9 @@ def as_problems(
     rows = list(dataset)
     if not rows:
         raise UserError(f"{name} is empty.")
-    answered = require_answers or any(_has_answer(row, columns) for row in rows)
+    answered = require_answers or (
+        any(_has_answer(row, columns) for row in rows) and not any(_is_worked(row, columns) for row in rows)
+    )
     return problems_of_records(
         ((f"{name}, row {i}", row) for i, row in enumerate(rows)),
         name,
@@ -172,6 +174,13 @@ def as_problems(
 
 def _has_answer(row: Any, columns: Columns) -> bool:
     return not isinstance(row, Mapping) or columns.answer in row or SOLUTION in row
+
+
+def _is_worked(row: Any, columns: Columns) -> bool:
+    """Whether a row's only answer is a ``solution`` that no completion can match, and that is not GSM8K's."""
+    if not isinstance(row, Mapping) or columns.answer in row or not isinstance(row.get(SOLUTION), str):
+        return False
+    return not is_gsm8k(_with_our_names(row, columns), columns) and _fault(row[SOLUTION]) is not None
 
 
 def as_sets(dataset: Iterable[Any] | Mapping[str, Iterable[Any]], name: str) -> dict[str, Sequence[Problem]]:
@@ -196,18 +205,20 @@ def check_golds(problems: Sequence[Problem], source: str, columns: Columns) -> N
 
 
 def _check_gold(answer: str, where: str, columns: Columns) -> None:
+    if (fault := _fault(answer)) is not None:
+        raise UserError(
+            f"{where}: no completion can match the answer {reprlib.repr(answer)}: {fault}. Put the bare answer, such as "
+            f"'72', into field {columns.answer!r}, and a worked solution into {columns.steps!r} or another column"
+        )
+
+
+def _fault(answer: str) -> str | None:
+    """Why no completion can match an answer; None if one can."""
     if len(answer.strip().splitlines()) > 1:
-        fault = "it has several lines"
-    elif MARKER in answer:
-        fault = f"it holds {MARKER!r}, the marker before an answer"
-    elif not answers_match(extract_answer(f"{MARKER} {answer}"), answer):
-        fault = "it is empty"
-    else:
-        return
-    raise UserError(
-        f"{where}: no completion can match the answer {reprlib.repr(answer)}: {fault}. Put the bare answer, such as "
-        f"'72', into field {columns.answer!r}, and a worked solution into {columns.steps!r} or another column"
-    )
+        return "it has several lines"
+    if MARKER in answer:
+        return f"it holds {MARKER!r}, the marker before an answer"
+    return None if answers_match(extract_answer(f"{MARKER} {answer}"), answer) else "it is empty"
 
 
 def _with_our_names(record: Any, columns: Columns) -> Any:

@@ -18,10 +18,11 @@ import numbers
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from statistics import fmean, stdev
+from threading import Thread
 from typing import Any
 
 from dropout_grpo.data.answers import MARKER, answers_match, candidates, extract_answer, named_option
@@ -251,10 +252,25 @@ def _concurrently(calls: Mapping[int, Coroutine[Any, Any, Any]]) -> dict[int, An
     """The results of coroutines, by the same keys."""
 
     async def all_results() -> list[Any]:
-        return await asyncio.gather(*calls.values())
+        tasks = [asyncio.create_task(call) for call in calls.values()]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # when one fails, the others have no use
+                task.cancel()
 
-    with ThreadPoolExecutor(1) as thread:  # the main thread of a notebook has an event loop already
-        return dict(zip(calls, thread.submit(asyncio.run, all_results()).result(), strict=True))
+    return dict(zip(calls, asyncio.run_coroutine_threadsafe(all_results(), _event_loop()).result(), strict=True))
+
+
+@cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for all async rewards, as in TRL: clients, sessions and semaphores belong to the loop that used them.
+
+    It has a thread of its own, since the main thread of a notebook has a loop already.
+    """
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
 
 
 @contextmanager

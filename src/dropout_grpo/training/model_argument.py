@@ -160,8 +160,17 @@ def _require_same(latent: LatentModel, tokenizer: PreTrainedTokenizerBase | None
             f"latent_steps={latent_steps} contradicts the model, which has {latent.latent_steps}: leave it out, or set "
             "the model's."
         )
-    if tokenizer is not None and tokenizer.get_vocab() != latent.tokenizer.get_vocab():
+    if tokenizer is None:
+        return
+    if tokenizer.get_vocab() != latent.tokenizer.get_vocab():
         raise UserError(f"processing_class is not the tokenizer of {latent.name}: leave it out.")
+    for name in ("chat_template", "eos_token"):
+        if getattr(tokenizer, name) != getattr(latent.tokenizer, name):
+            raise UserError(
+                f"processing_class has another {name} than the tokenizer of {latent.name}, which is used: leave it "
+                f"out, or save the model with it: model = LatentModel.from_pretrained({latent.name!r}), "
+                f"model.tokenizer.{name} = ..., model.save_pretrained(FOLDER)."
+            )
 
 
 def lora_of(config: Any, model: LatentModel) -> LoRAConfig:
