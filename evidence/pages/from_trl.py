@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from dropout_grpo.config.from_trl import ELSEWHERE
-from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.config.grpo_config import GRPOConfig
 from evidence.pages.blocks import fill_file, unknown_block
 from evidence.pages.markdown import table
@@ -20,8 +19,24 @@ THEIR_DEFAULTS: Mapping[str, Any] = {
     "logging_steps": 10,
     "save_steps": 500,
     "num_completions_to_print": None,
+    "gradient_checkpointing": True,
+    "save_total_limit": None,
+    "num_generations_eval": None,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+    "per_device_train_batch_size": 8,
+    "seed": 42,
+    "bf16": True,
 }
-"""Options that TRL (1.16) has too, with another default."""
+"""Options that TRL (1.16) or transformers has too, with another default."""
+
+_WHAT_NONE_IS = {
+    "gradient_checkpointing": "where memory needs it",
+    "num_train_epochs": "`max_steps` counts",
+    "per_device_train_batch_size": "128 questions a step, each with `num_generations` answers",
+    "seed": "`0`",
+    "bf16": "on a GPU that has it, else `False`",
+}
 
 
 def _documented(config: type[Any]) -> dict[str, str]:
@@ -31,8 +46,11 @@ def _documented(config: type[Any]) -> dict[str, str]:
 
 
 def _defaults() -> str:
-    ours = {option.name: option.default for option in fields(GRPOOptions)}
-    shown = [[f"`{name}`", f"`{theirs}`", f"`{ours[name]}`"] for name, theirs in THEIR_DEFAULTS.items()]
+    ours = {option.name: option.default for option in fields(GRPOConfig)}
+    shown = []
+    for name, theirs in THEIR_DEFAULTS.items():
+        assert (ours[name] is None) == (name in _WHAT_NONE_IS), name
+        shown.append([f"`{name}`", f"`{theirs}`", _WHAT_NONE_IS.get(name, f"`{ours[name]}`")])
     return table(("option", "default in TRL", "default here"), shown)
 
 

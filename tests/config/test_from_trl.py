@@ -25,6 +25,7 @@ K = 8  # num_generations by default
         ({"prompts_per_step": 32, "gradient_accumulation_steps": 4}, 2, (200, 32, 32 * K // 8)),
         ({"prompts_per_step": 32, "num_train_epochs": 2}, 1, (7, 32, 256)),  # 200 / 32 = 6.25
         ({"num_train_epochs": 0.5, "per_device_train_batch_size": 8, "max_steps": -1}, 2, (25, 2, 8)),
+        ({"prompts_per_step": 50, "max_steps": -1}, 1, (6, 50, 256)),  # transformers' three epochs
     ],
 )
 def test_batches_and_epochs_are_calculated(given: dict[str, Any], processes: int, expected: tuple[int, ...]) -> None:

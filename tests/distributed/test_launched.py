@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+from helpers.grpo_run import CONFIG
 from helpers.several import in_processes
+from helpers.tiny_latent import read_metrics
 
 
 def commands(folder: Path) -> list[int]:
@@ -60,3 +62,22 @@ def test_commands_end_together_and_one_process_writes_and_tracks(tmp_path: Path)
     assert (tmp_path / "stdout-1").read_text() == ""
     assert (tmp_path / "stderr-0").read_text().count("report: ") == 1  # of eval --json
     assert "report: " not in (tmp_path / "stderr-1").read_text()
+
+
+def script(folder: Path) -> tuple[int, int, bool]:
+    """What ``torchrun script.py`` does with the Python API: it connects nothing itself."""
+    import dropout_grpo.training.progress as progress
+    from dropout_grpo import GRPOTrainer
+    from dropout_grpo.distributed import processes
+    from helpers.grpo_run import CONFIG, digits
+    from helpers.tiny_latent import tiny_latent, tiny_problems
+
+    made = GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(6), run=folder)
+    done = made.train().global_step
+    return processes.size(), done, progress.console.quiet == (processes.rank() > 0)
+
+
+def test_a_launched_script_joins_its_processes(tmp_path: Path) -> None:
+    said = in_processes(2, script, tmp_path / "results", tmp_path / "run", connect=False)
+    assert said == [(2, CONFIG.max_steps, True)] * 2
+    assert len(read_metrics(tmp_path / "run")) == CONFIG.max_steps  # one run folder, one writer

@@ -1,10 +1,11 @@
-"""Runs a function in several processes that are connected by gloo, as ``torchrun`` would start them."""
+"""Runs a function in several processes, connected by gloo, as ``torchrun`` would start them."""
 
 import multiprocessing
 import os
 import shutil
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ def in_processes(
     *args: Any,
     patience: float = 30.0,
     may_die: bool = False,
+    connect: bool = True,
     **options: Any,
 ) -> list[Any]:
     """Run ``work(*args)`` in ``count`` connected processes; returns the results by rank.
@@ -35,6 +37,7 @@ def in_processes(
         *args: arguments of ``work``.
         **options: keyword arguments of ``work``.
         patience: seconds that a process waits for another.
+        connect: False leaves it to ``work``, with the launcher's variables.
         may_die: a process that was killed is None in the result; else it fails the test.
 
     A process that lost another one has the message as its result.
@@ -44,7 +47,8 @@ def in_processes(
     folder.mkdir(parents=True)
     processes = [
         _CONTEXT.Process(
-            target=_run, args=(rank, count, store.port, folder / str(rank), patience, partial(work, *args, **options))
+            target=_run,
+            args=(rank, count, store.port, folder / str(rank), patience, connect, partial(work, *args, **options)),
         )
         for rank in range(count)
     ]
@@ -61,7 +65,9 @@ def in_processes(
     return [torch.load(file, weights_only=True) if file.is_file() else None for file in files]
 
 
-def _run(rank: int, count: int, port: int, result: Path, patience: float, work: Callable[[], Any]) -> None:
+def _run(
+    rank: int, count: int, port: int, result: Path, patience: float, connect: bool, work: Callable[[], Any]
+) -> None:
     from dropout_grpo.distributed.processes import connected
     from dropout_grpo.errors import LostProcess
 
@@ -69,7 +75,7 @@ def _run(rank: int, count: int, port: int, result: Path, patience: float, work: 
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ.update(place, LOCAL_RANK=str(rank), TORCHELASTIC_USE_AGENT_STORE="True")
     try:
-        with connected(timedelta(seconds=patience)):
+        with connected(timedelta(seconds=patience)) if connect else nullcontext():
             torch.save(work(), result)
     except LostProcess as lost:
         torch.save(str(lost), result)

@@ -19,8 +19,10 @@ from dropout_grpo import (
     UserError,
 )
 from dropout_grpo.config.evaluation import EvaluationConfig
+from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.evaluation.measures import summarize
+from dropout_grpo.latent.lora.checkpoint import peft_config
 from dropout_grpo.rl import trainer as trainer_module
 from helpers.eval_run import SEED, problems
 from helpers.grpo_run import CONFIG, digits, steps_of, talkative, trainer
@@ -217,6 +219,26 @@ def test_push_to_hub_uploads_a_checkpoint_with_a_card(tmp_path: Path, monkeypatc
     ((files, repo_id, private),) = pushed
     assert {"model.safetensors", "README.md", "custom_generate", "latent_config.json"} <= files
     assert (repo_id, private) == ("me/mine", True)
+
+
+def test_an_adapter_is_pushed_with_a_card_and_only_if_others_can_load_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    cards: list[str] = []
+
+    def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
+        cards.append((folder / "README.md").read_text(encoding="utf-8"))
+        return repo_id
+
+    monkeypatch.setattr(trainer_module, "push_folder", push_folder)
+    tiny_latent().save_pretrained(tmp_path / "base")
+    made = GRPOTrainer(tmp_path / "base", digits, CONFIG, ROWS, run=tmp_path / "run", peft_config=LoRAConfig(r=2))
+    with pytest.raises(UserError, match=r"the adapter is on .*base, a folder that only this machine has: call"):
+        made.push_to_hub("me/mine")
+    peft_config(made.model.model).base_model_name_or_path = "org/base"
+    made.push_to_hub("me/mine")
+    assert "base_model: org/base" in cards[0]
 
 
 class WithoutPhases:

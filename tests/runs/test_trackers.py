@@ -109,6 +109,7 @@ class FakePackage(ModuleType):
 def test_each_part_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
     package = FakePackage(name)
     monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.delenv(f"{name.upper()}_PROJECT", raising=False)
     config = {"seed": 3, "grpo": {"beta": 0.02, "epsilon_high": None}, "report_to": [name]}
     run = RunFolder(tmp_path / "demo", "demo", config, report_to=(name,))
     with run.tracking("sft", 0):
@@ -136,6 +137,10 @@ def test_each_part_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
         "seed": 3, "grpo.beta": 0.02, "grpo.epsilon_high": None, "report_to": str([name])
     }  # fmt: skip
     assert len(read_metrics(tmp_path / "demo")) == 4  # JSONL always
+    monkeypatch.setenv(f"{name.upper()}_PROJECT", "mine")
+    with run.tracking("grpo", 1):
+        pass
+    assert package.runs[-1].options["project"] == "mine"
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

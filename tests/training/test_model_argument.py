@@ -86,6 +86,17 @@ def test_what_is_missing_is_named(given: dict[str, Any], message: str) -> None:
         as_latent_model(**{"model": plain(), **given})
 
 
+def test_a_quantised_model_is_refused_before_its_weights_are_changed() -> None:
+    quantised = plain().to(torch.bfloat16)
+    quantised.is_quantized = True  # as transformers marks it
+    with pytest.raises(UserError, match="the weights of GPT2LMHeadModel are quantised"):
+        as_latent_model(quantised, processing_class=tiny_tokenizer(), latent_steps=2)
+    latent = tiny_latent()
+    latent.model.is_quantized = True
+    with pytest.raises(UserError, match="are quantised"):
+        as_latent_model(latent)
+
+
 def test_an_adapter_of_peft(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     folder = saved(tmp_path)

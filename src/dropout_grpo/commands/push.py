@@ -63,6 +63,7 @@ def push(
 
 def _require_public_base(checkpoint: Path) -> None:
     """Check that a checkpoint is not an adapter on a folder of this machine, which nobody else can load."""
+    from dropout_grpo.latent.io.hub import is_local
     from dropout_grpo.latent.lora.checkpoint import ADAPTER_CONFIG
 
     file = checkpoint / ADAPTER_CONFIG
@@ -70,7 +71,7 @@ def _require_public_base(checkpoint: Path) -> None:
         return
     with reading(file):
         base = str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    if Path(base).is_absolute():
+    if is_local(base):
         raise UserError(
             f"{checkpoint} is an adapter on {base}, a folder that only this machine has: merge it "
             f"(dropout-grpo merge {checkpoint} --out FOLDER) and push FOLDER; or push the base and write its name on "

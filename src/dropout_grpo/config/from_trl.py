@@ -18,6 +18,9 @@ _PLAIN = "questions are read and answered by the model itself, since other engin
 _SAME_OPTIMISERS = {None: "adamw_torch", "adamw_torch_fused": "adamw_torch", "adamw_bnb_8bit": "adamw_8bit"}
 """transformers' other names of the optimisers."""
 
+_THEIR_EPOCHS = 3.0
+"""transformers' default."""
+
 _CLIP = "only epsilon and epsilon_high clip the ratio"
 _NO_TOOLS = "models answer at once, without tools"
 _LOSSES = "loss_type is sum, grpo, dr_grpo or dapo"
@@ -56,6 +59,8 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "resume_from_checkpoint": Elsewhere("give it to trainer.train()"),
     "overwrite_output_dir": Elsewhere("a run folder is never replaced: remove it, or choose another", _OFF),
     "run_name": Elsewhere("the run folder's name is the run's"),
+    "project": Elsewhere("set the environment variable WANDB_PROJECT or TRACKIO_PROJECT", (None, "huggingface")),
+    "trackio_space_id": Elsewhere("trackio keeps its files on this machine"),
     "push_to_hub": Elsewhere(_HUB, _OFF),
     "hub_model_id": Elsewhere(_HUB),
     "hub_private_repo": Elsewhere("call trainer.push_to_hub(repo_id, private=True)"),
@@ -85,6 +90,10 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "deepspeed": Elsewhere("give fsdp=True to the trainer, which shards weights, gradients and optimiser state"),
     "model_init_kwargs": Elsewhere(_LOADED),
     "trust_remote_code": Elsewhere("code of a model's repository is never run", _OFF),
+    "cast_lm_head_to_fp32": Elsewhere("log-probs are computed in float32 from the logits", _OFF),
+    "ds3_gather_for_generation": Elsewhere("fsdp shards the weights", (None, True, False)),
+    "pad_to_multiple_of": Elsewhere(_NO_EFFECT),
+    "log_completions_hub_repo": Elsewhere("completions are printed, see log_completions"),
     "disable_dropout": Elsewhere(_NOISE, (None, True, False)),
     "remove_unused_columns": Elsewhere("all columns go to the reward functions", _OFF),
     "chat_template_kwargs": Elsewhere("conversations are written by the tokenizer's chat template as it is"),
@@ -148,6 +157,7 @@ def accepted(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]
     options = dict(given)
     if options.get("max_steps") == -1:  # transformers' default: as num_train_epochs says
         del options["max_steps"]
+        options.setdefault("num_train_epochs", _THEIR_EPOCHS)
     if isinstance(options.get("scale_rewards"), bool):
         options["scale_rewards"] = _SCALES[options["scale_rewards"]]
     if "optim" in options and options["optim"] in _SAME_OPTIMISERS:

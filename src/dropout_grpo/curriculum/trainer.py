@@ -39,9 +39,9 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import weights_digest
 from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint
-from dropout_grpo.training.loop import Trainer
+from dropout_grpo.training.loop import Trainer, join_processes
 from dropout_grpo.training.memory import MicroBatches, checkpointing_instead
-from dropout_grpo.training.model_argument import as_latent_model
+from dropout_grpo.training.model_argument import as_latent_model, bf16_products
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule
 from dropout_grpo.training.plan import Work, optimizer_bytes
@@ -97,7 +97,7 @@ class CurriculumTrainer(Trainer):
         processing_class: the tokenizer of a plain language model that is given as an object.
         peft_config: PEFT's ``LoraConfig`` (``r``, ``lora_alpha``, ``target_modules``), to train an adapter.
         seed: order of the data and of stage mixing, and new weights.
-        bf16: matrix products in bf16.
+        bf16: compute matrix products in bf16; when not given, on a GPU that has units for it.
         param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
             masters, which are the weights after the training.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
@@ -125,7 +125,7 @@ class CurriculumTrainer(Trainer):
         *,
         peft_config: Any = None,
         seed: int = 0,
-        bf16: bool = False,
+        bf16: bool | None = None,
         param_dtype: ParamDtype | None = None,
         fsdp: bool = False,
         evaluation: EvaluationConfig | None = None,
@@ -133,6 +133,7 @@ class CurriculumTrainer(Trainer):
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         part: str = "sft",
     ) -> None:
+        join_processes()
         config = CurriculumConfig() if args is None else args
         if not isinstance(config, CurriculumConfig):
             raise UserError(f"args is a {type(args).__name__}: give a dropout_grpo.CurriculumConfig.")
@@ -145,7 +146,7 @@ class CurriculumTrainer(Trainer):
             peft_config=peft_config,
             seed=seed,
         )
-        bf16 = bf16 and param_dtype != "bfloat16"
+        bf16 = bf16_products(bf16, model, param_dtype)
         if evaluate is None and eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
             evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)

@@ -141,8 +141,8 @@ def as_problems(
         name: name of the dataset, for messages, such as ``train_dataset``.
         columns: names of the columns.
         require_steps: as there.
-        require_answers: whether rows must have answers. If not, all are empty text where no row has a column of answers,
-            or where ``solution`` is the only one and holds worked solutions: TRL's reward functions read that column.
+        require_answers: whether rows must have answers. If not, all are empty text where no row has a column of
+            answers, or where ``solution`` is the only one and holds worked solutions, which TRL's rewards read.
 
     Raises:
         UserError: the dataset is empty or not iterable, or a row is not a problem or has an answer that no completion
@@ -207,8 +207,8 @@ def check_golds(problems: Sequence[Problem], source: str, columns: Columns) -> N
 def _check_gold(answer: str, where: str, columns: Columns) -> None:
     if (fault := _fault(answer)) is not None:
         raise UserError(
-            f"{where}: no completion can match the answer {reprlib.repr(answer)}: {fault}. Put the bare answer, such as "
-            f"'72', into field {columns.answer!r}, and a worked solution into {columns.steps!r} or another column"
+            f"{where}: no completion can match the answer {reprlib.repr(answer)}: {fault}. Put the bare answer, such "
+            f"as '72', into field {columns.answer!r}, and a worked solution into {columns.steps!r} or another column"
         )
 
 

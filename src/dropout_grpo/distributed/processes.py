@@ -8,9 +8,10 @@ Messages are small and go through gloo on the CPU, even if gradients go through 
 before it exchanges gradients. Gloo notices at once that another process is gone, so a GPU rarely waits for one.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -59,8 +60,7 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
         LostProcess: the processes do not meet, or another one is lost.
         UserError: two processes use the same GPU.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-    if dist.is_initialized() or not launched:
+    if dist.is_initialized() or not _launched():
         yield
         return
     on_gpu = default_device().type == "cuda"
@@ -80,6 +80,28 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
             raise SystemExit(2) from error
         raise error if is_main() else UserError(f"rank {rank()}: {error}") from error
     dist.destroy_process_group()
+
+
+def join() -> None:
+    """Join the processes of a launched script until it ends; does nothing where ``connected`` would not.
+
+    Raises:
+        LostProcess: the processes do not meet.
+        UserError: two processes use the same GPU, or the script has connected them without gloo.
+    """
+    if not dist.is_initialized() and _launched():
+        until_the_end = ExitStack()
+        until_the_end.enter_context(connected())
+        atexit.register(until_the_end.close)
+    elif dist.is_initialized() and "gloo" not in dist.get_backend_config():
+        raise UserError(
+            f"torch.distributed was started with {dist.get_backend_config()}, and messages between trainers go through "
+            "gloo: make the trainer first, which starts it, or start it with cpu:gloo,cuda:nccl."
+        )
+
+
+def _launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def _rank_0_tells(store: dist.Store, message: str) -> bool:

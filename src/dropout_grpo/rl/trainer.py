@@ -38,7 +38,8 @@ from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Generation, Sampling
 from dropout_grpo.latent.io.card import CardFacts
 from dropout_grpo.latent.io.checkpoint import save_latent_model
-from dropout_grpo.latent.io.hub import push_folder
+from dropout_grpo.latent.io.hub import is_local, push_folder
+from dropout_grpo.latent.lora.checkpoint import has_adapter, peft_config
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.rl.advantage import (
@@ -57,8 +58,8 @@ from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, saved_reference
-from dropout_grpo.training.loop import Trainer
-from dropout_grpo.training.model_argument import as_latent_model
+from dropout_grpo.training.loop import Trainer, join_processes
+from dropout_grpo.training.model_argument import as_latent_model, bf16_products
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is
 from dropout_grpo.training.plan import Held, Work, optimizer_bytes, sampled
 from dropout_grpo.training.progress import console
@@ -96,7 +97,7 @@ class GRPOTrainer(Trainer):
         exploration: where the randomness of the latent phase comes from; ``SharedDropout(0.1)`` when not given.
         run: where metrics and checkpoints go: a run folder, or its path; ``runs/grpo`` when not given.
         seed: seed of the data order, masks and samples; 0 when not given.
-        bf16: compute matrix products in bf16.
+        bf16: compute matrix products in bf16; when not given, on a GPU that has units for it.
         param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
             masters, which are the weights after the training.
         fsdp: shard weights, gradients and optimiser state over the processes.
@@ -139,13 +140,13 @@ class GRPOTrainer(Trainer):
         **of_trl: Any,
     ) -> None:
         require_accepted(of_trl, tuple(signature(GRPOTrainer).parameters)[:-1])
+        join_processes()
         args = GRPOConfig() if args is None else args
         if not isinstance(args, GRPOOptions):
             raise UserError(f"args is a {type(args).__name__}: give a dropout_grpo.GRPOConfig.")
         beside = args if isinstance(args, GRPOConfig) else GRPOConfig()
         run = either("run", run, "output_dir", beside.output_dir, "runs/grpo")
-        seed, bf16 = either("seed", seed, "seed", beside.seed, 0), either("bf16", bf16, "bf16", beside.bf16, False)
-        bf16 = bf16 and param_dtype != "bfloat16"
+        seed, bf16 = either("seed", seed, "seed", beside.seed, 0), either("bf16", bf16, "bf16", beside.bf16, None)
         if beside.trackers and isinstance(run, RunFolder):
             raise UserError("report_to: a RunFolder has its own: give it to the RunFolder, or give a path as run.")
         exploration = SharedDropout(0.1) if exploration is None else require_exploration(exploration, "exploration")
@@ -160,6 +161,7 @@ class GRPOTrainer(Trainer):
             seed=seed,
             untaught=_UNTAUGHT,
         )
+        bf16 = bf16_products(bf16, model, param_dtype)
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):
@@ -463,9 +465,16 @@ class GRPOTrainer(Trainer):
             private: whether a new repository is private.
 
         Raises:
-            UserError: the upload fails.
+            UserError: the upload fails, or the model is an adapter on a folder of this machine.
         """
+        base = peft_config(self.model.model).base_model_name_or_path if has_adapter(self.model.model) else None
+        if base is not None and is_local(base):
+            raise UserError(
+                f"the adapter is on {base}, a folder that only this machine has: call trainer.save_model(FOLDER), then "
+                f"`dropout-grpo merge FOLDER --out MERGED` and `dropout-grpo push MERGED {repo_id}`; or push the base "
+                "first, and train with its name on the Hub as model."
+            )
         with TemporaryDirectory() as folder:
             path = Path(folder) / repo_id.rpartition("/")[2]
-            save_latent_model(self.model, path, CardFacts(base=self.model.name, method="Dropout-GRPO"))
+            save_latent_model(self.model, path, CardFacts(base=base or self.model.name, method="Dropout-GRPO"))
             return push_folder(path, repo_id, private=private)

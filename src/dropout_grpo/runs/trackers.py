@@ -4,6 +4,7 @@ All are optional. Each part of a run (the curriculum, an arm of GRPO) is a separ
 metric names, so that a chart can overlay two arms.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +34,7 @@ class Trackers:
     """Trackers of one part of a run.
 
     Args:
-        report_to: names of the trackers.
+        report_to: names of the trackers. ``WANDB_PROJECT`` or ``TRACKIO_PROJECT`` names their project.
         folder: the run's folder. TensorBoard writes to its subfolder tensorboard/PART.
         part: name of the part.
         config: nested options, for the trackers that record them.
@@ -69,7 +70,8 @@ class Trackers:
                 same: dict[str, Any] = {"resume": "allow" if done else "never"}
                 if name == "wandb" and run_id is not None:
                     same = {"id": f"{run_id}-{part}", "resume": "allow"}
-                tracker = kind(_PROJECT, name=f"{run}-{part}", group=run, **same)
+                project = os.environ.get(f"{name.upper()}_PROJECT") or _PROJECT
+                tracker = kind(project, name=f"{run}-{part}", group=run, **same)
                 tracker.start()
                 tracker.store_init_configuration(_texts(config))  # TensorBoard would add a second run
             self._trackers.append(tracker)

@@ -43,6 +43,12 @@ from dropout_grpo.training.progress import Bar, console
 from dropout_grpo.training.resume import Checkpoints, Saved
 
 
+def join_processes() -> None:
+    """Join those of a launched script, such as ``torchrun script.py``; only rank 0 prints. See ``processes.join``."""
+    processes.join()
+    console.quiet = console.quiet or not processes.is_main()
+
+
 class Trainer(ABC):
     """The training of one model, as one part of a run. Methods have the names of transformers' Trainer.
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.lora import LoRAConfig
+from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
@@ -19,6 +20,7 @@ from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.lora.checkpoint import is_adapter, require_peft
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens, missing_latent_tokens
+from dropout_grpo.training.machine import bf16_for
 from dropout_grpo.training.progress import console
 
 _LORA = ("r", "lora_alpha", "target_modules")
@@ -55,15 +57,29 @@ def as_latent_model(
         untaught: what to tell of a model whose tokens are new.
 
     Raises:
-        UserError: the model cannot be trained, the tokenizer is missing or another model's, ``latent_steps`` is missing
-            or contradicts the model, or the adapter has settings that are not supported.
+        UserError: the model cannot be trained or is quantised, the tokenizer is missing or another model's,
+            ``latent_steps`` is missing or contradicts the model, or the adapter has settings that are not supported.
     """
     if isinstance(model, LatentModel):
         latent = model
+        _refuse_quantised(latent.model)
+        _require_own_gpu(latent)
         _require_same(latent, processing_class, latent_steps)
     else:
         latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
+
+
+def bf16_products(bf16: bool | None, model: LatentModel, param_dtype: ParamDtype | None) -> bool:
+    """Whether a trainer computes matrix products in bf16: its argument; if None, on a GPU that has bf16 units.
+
+    On a CPU None is float32. With ``param_dtype`` bfloat16 there is nothing to cast.
+    """
+    if param_dtype == "bfloat16":
+        return False
+    if bf16 is None:
+        return model.device.type == "cuda" and model.model.dtype == torch.float32 and bf16_for(model.device)[0]
+    return bf16
 
 
 def require_trainable(model: LatentModel, param_dtype: ParamDtype | None = None) -> None:
@@ -121,6 +137,7 @@ def _wrapped(
         if hasattr(model, "peft_config"):
             remedy = "its base, and the adapter's config as peft_config"
         raise UserError(f"model is a {type(model).__name__}: give {remedy}.")
+    _refuse_quantised(model)
     if tokenizer is None:
         if not model.name_or_path:
             raise UserError(f"processing_class is missing: give the tokenizer of the {type(model).__name__}.")
@@ -145,6 +162,24 @@ def _wrapped(
         add_latent_tokens(model, tokenizer)
         console.print(f"{name} had no latent tokens: Coconut's three are added.{untaught}", markup=False)
     return LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
+
+
+def _refuse_quantised(model: PreTrainedModel) -> None:
+    if getattr(model, "is_quantized", False):
+        raise UserError(
+            f"the weights of {model.name_or_path or type(model).__name__} are quantised, and noise and gradients need "
+            "real ones: load the model without quantization_config, and give peft_config to train an adapter."
+        )
+
+
+def _require_own_gpu(model: LatentModel) -> None:
+    """Check that a model that a script has placed is on the GPU of this process."""
+    if processes.size() > 1 and model.device.type == "cuda" and model.device.index != torch.cuda.current_device():
+        raise UserError(
+            f"rank {processes.rank()}: {model.name} is on {model.device}, and this process has "
+            f"cuda:{torch.cuda.current_device()}: give the model's name, or load it on the CPU and leave placing it to "
+            "the trainer (a PreTrainedModel), or move it to cuda:LOCAL_RANK."
+        )
 
 
 def _own_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:

@@ -79,14 +79,14 @@ def save_latent_model(
     else:
         model.model.save_pretrained(folder, state_dict=whole_state(model.model))
         write_custom_generate(folder)
-        if card:
-            write_card(
-                folder,
-                latent_steps=model.latent_steps,
-                thought=model.thought.kind,
-                prompt_format=model.prompt_format,
-                facts=facts or CardFacts(),
-            )
+    if card:
+        write_card(
+            folder,
+            latent_steps=model.latent_steps,
+            thought=model.thought.kind,
+            prompt_format=model.prompt_format,
+            facts=facts or CardFacts(),
+        )
     model.tokenizer.save_pretrained(folder)
     config: dict[str, Any] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):

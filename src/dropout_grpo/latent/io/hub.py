@@ -33,6 +33,11 @@ def require_known(path: str | Path) -> None:
         raise UserError(f"{path}: there is no such folder here, and {problem}.")
 
 
+def is_local(name: str) -> bool:
+    """Whether a model's name is a path of this machine, with which nobody else can load it."""
+    return Path(name).is_absolute() or Path(name).exists()
+
+
 def is_on_hub(name: str) -> bool:
     """Whether a name is that of a model on the Hub or in its cache; False if the Hub cannot be asked."""
     return bool(_HUB_NAME.fullmatch(name)) and _problem(name) is None
