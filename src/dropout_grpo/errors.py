@@ -105,6 +105,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+LESS_MEMORY = (
+    "A training takes less with an adapter (lora.r; in Python peft_config), moments in 8 bits (adamw_8bit), weights in "
+    "bf16 (param_dtype bfloat16), or shards on several GPUs (fsdp); everything takes less with a smaller model, "
+    "shorter questions, fewer thoughts or shorter answers."
+)
+"""The remedies of all messages about memory."""
+
+
 @contextmanager
 def out_of_memory_is(message: str) -> Iterator[None]:
     """A block in which an out-of-memory error becomes a UserError with this message."""

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dropout_grpo import UserError
+from dropout_grpo import LatentModel, UserError
 from dropout_grpo.config.lora import LoRAConfig
-from dropout_grpo.training.model_argument import as_latent_model, lora_of
+from dropout_grpo.training.model_argument import as_latent_model, lora_of, require_trainable
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_latent import PLAIN_TOKENS, assert_same_weights, tiny_latent, weights_of
 
@@ -23,6 +23,11 @@ def plain(**options: Any) -> PreTrainedModel:
 def saved(folder: Path) -> Path:
     plain().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_saved(folder: Path) -> Path:
+    tiny_latent().save_pretrained(folder)
     return folder
 
 
@@ -105,6 +110,10 @@ def test_an_adapter_of_peft(tmp_path: Path) -> None:
     trained = [name for name, parameter in latent.named_parameters() if parameter.requires_grad]
     assert trained
     assert all("lora" in name or "trainable_tokens" in name for name in trained)
+    halves = LatentModel.from_pretrained(tiny_saved(tmp_path / "latent"), dtype=torch.bfloat16)
+    adapted = as_latent_model(halves, peft_config=config)
+    assert {parameter.dtype for parameter in adapted.parameters()} == {torch.float32}
+    require_trainable(adapted)
     assert lora_of(config, latent) == LoRAConfig(r=3, lora_alpha=5, target_modules=("c_attn",))
     assert lora_of(peft.LoraConfig(), latent) == LoRAConfig(r=8, lora_alpha=8, target_modules=("c_attn",))
     assert lora_of(peft.LoraConfig(r=2, target_modules="all-linear"), latent) == LoRAConfig(r=2, lora_alpha=8)

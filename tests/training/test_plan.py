@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.training import loop, plan
 from dropout_grpo.training.fake import Fake, Ledger, NeedsData, fake_weights
 from dropout_grpo.training.memory import MicroBatches
-from dropout_grpo.training.plan import Held, Work, fake_peak, peak, sampled
+from dropout_grpo.training.plan import Held, Work, fake_peak, lasting, peak, require_room, sampled
 from helpers.grpo_run import CONFIG, alternating, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
@@ -147,7 +148,7 @@ def test_what_cannot_fit_is_refused_before_training(
 ) -> None:
     made = make(tmp_path)
     monkeypatch.setattr(loop, "available_memory", lambda: 1000)
-    with pytest.raises(UserError, match=r"needs 0.6 GB, and 0.0 GB .*micro_batch_size \d+ \(was .*\(lora.r\)"):
+    with pytest.raises(UserError, match=r"needs 0.6 GB, and 0.0 GB .*micro_batch_size \d+ \(was .*\(lora\.r;"):
         made.train()
     assert made.model.gradient_checkpointing  # was tried
     assert all(work.batches.size == work.rows for work in made.works())
@@ -204,3 +205,14 @@ def test_nor_is_that_of_a_stages_new_optimiser(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(loop, "freed_memory_kept", kept)
     made.train()
     assert states == [True] * 3
+
+
+def test_what_a_training_holds_is_compared_with_the_gpu_before_it_begins() -> None:
+    model = tiny_latent()
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    parts = lasting(model, optimizer=8 * weights, reference=deepcopy(model.model))
+    assert parts["gradients"] == parts["reference"] == 4 * weights
+    needed = parts["weights"] + 16 * weights
+    require_room(parts, needed)
+    with pytest.raises(UserError, match=r"needs .* without any batch \(weights .* GB\. A training takes less"):
+        require_room(parts, needed - 1)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -38,7 +39,7 @@ from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
 from dropout_grpo.training.optimizer import update
-from dropout_grpo.training.plan import Plan, Work, available_memory, planned, require_fitting
+from dropout_grpo.training.plan import Plan, Work, available_memory, lasting, planned, require_fitting, require_room
 from dropout_grpo.training.progress import Bar, console
 from dropout_grpo.training.resume import Checkpoints, Saved
 
@@ -175,6 +176,9 @@ class Trainer(ABC):
         self._clear_gradients()  # of a training that was interrupted, or of the caller
         if self.model.device.type == "cpu":
             self._fit_in_memory()  # first: its trial may begin a step of the exploration, whose state is restored next
+        elif self.model.device.type == "cuda" and not self.fsdp:
+            parts = lasting(self.model, optimizer=self.optimizer_bytes(), reference=self.reference_model())
+            require_room(parts, torch.cuda.get_device_properties(self.model.device).total_memory)
         self.begin(saved)
         title = self.part.replace("_", "-")
         with (

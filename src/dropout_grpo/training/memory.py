@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dropout_grpo.errors import UserError, is_out_of_memory
+from dropout_grpo.errors import LESS_MEMORY, UserError, is_out_of_memory
 from dropout_grpo.latent.graphs import give_back_recordings
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.training.machine import freed_memory_kept, resident_memory, return_freed_memory
@@ -88,8 +88,7 @@ class MicroBatches:
                 relieved = smallest and relieve is not None and relieve()
                 if smallest and not relieved:
                     raise UserError(
-                        f"out of memory with {self.option}={rows}, the smallest value: use a smaller model, "
-                        "shorter questions and answers, or bf16."
+                        f"out of memory with {self.option}={rows}, the smallest value. {LESS_MEMORY}"
                     ) from error
             # The traceback, which holds the failed attempt's tensors, is freed only after the except block.
             gc.collect()

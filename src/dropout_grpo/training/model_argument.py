@@ -48,7 +48,8 @@ def as_latent_model(
 
     Args:
         model: a latent model, which is returned as it is; or a plain one, or a folder, GGUF file or hub name, which are
-            placed on ``default_device()``. Weights in half precision become float32.
+            placed on ``default_device()``. Weights in half precision become float32, those of a latent model only if
+            it gets an adapter.
         processing_class: the tokenizer of a plain model; loaded from where the model came from when not given.
         latent_steps: number of thoughts; what a latent model has when not given.
         thought: kind of thought of a plain model.
@@ -65,6 +66,8 @@ def as_latent_model(
         _refuse_quantised(latent.model)
         _require_own_gpu(latent)
         _require_same(latent, processing_class, latent_steps)
+        if peft_config is not None:
+            _in_float32(latent.model)
     else:
         latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
@@ -155,9 +158,7 @@ def _wrapped(
             f"{name} is a plain language model: give latent_steps, the number of thoughts before an answer; the "
             "published GSM8K Coconut has 6."
         )
-    if model.dtype in (torch.bfloat16, torch.float16):
-        console.print(f"{name}: weights of {str(model.dtype)[6:]} are trained in float32.", markup=False)
-        model.float()
+    _in_float32(model)
     if missing_latent_tokens(tokenizer):
         add_latent_tokens(model, tokenizer)
         console.print(f"{name} had no latent tokens: Coconut's three are added.{untaught}", markup=False)
@@ -180,6 +181,13 @@ def _require_own_gpu(model: LatentModel) -> None:
             f"cuda:{torch.cuda.current_device()}: give the model's name, or load it on the CPU and leave placing it to "
             "the trainer (a PreTrainedModel), or move it to cuda:LOCAL_RANK."
         )
+
+
+def _in_float32(model: PreTrainedModel) -> None:
+    if model.dtype in (torch.bfloat16, torch.float16):
+        name = model.name_or_path or type(model).__name__
+        console.print(f"{name}: weights of {str(model.dtype)[6:]} are trained in float32.", markup=False)
+        model.float()
 
 
 def _own_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dropout_grpo.config.choices import Schedule
 from dropout_grpo.distributed.sharding import sharded_like, updating, whole
-from dropout_grpo.errors import UserError, out_of_memory_is
+from dropout_grpo.errors import LESS_MEMORY, UserError, out_of_memory_is
 from dropout_grpo.training.adamw_8bit import BLOCK, EIGHT_BIT, AdamW8bit
 from dropout_grpo.training.masters import MasterOptimizer, has_master
 from dropout_grpo.training.muon import MuonAdamW
@@ -22,10 +22,7 @@ class NonFinite(UserError):
     """A loss, gradient, weight or logit that is NaN or infinite."""
 
 
-_NO_ROOM = (
-    "out of memory in the optimiser's step; the first one allocates its state, with AdamW 8 bytes per parameter. "
-    "Train an adapter (lora), shard over several GPUs (fsdp), or use a smaller model."
-)
+_NO_ROOM = f"out of memory in the optimiser's step; the first one allocates its state. {LESS_MEMORY}"
 
 
 def build_optimizer(

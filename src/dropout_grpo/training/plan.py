@@ -11,7 +11,7 @@ itself: on fake tensors, which take neither memory nor time (`fake.py`). The par
 Sizes follow from the machine's total memory and not from what is free now, so the same command has the same sizes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dropout_grpo.distributed.sharding import is_sharded
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import LESS_MEMORY, UserError
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.decoding import DecodingStrategy, next_token
 from dropout_grpo.latent.model import LatentModel
@@ -166,9 +166,7 @@ def require_fitting(plan: Plan) -> None:
         assert plan.available is not None
         raise UserError(
             f"this training needs {plan.total / GB:.1f} GB, and {plan.available / GB:.1f} GB of this machine's memory "
-            f"can be used, even with the smallest batches ({plan}). Train an adapter (lora.r), keep the optimiser's "
-            "moments in 8 bits (adamw_8bit), hold weights in bf16 (param_dtype bfloat16), take a smaller model, or "
-            "have shorter questions, fewer thoughts or shorter answers."
+            f"can be used, even with the smallest batches ({plan}). {LESS_MEMORY}"
         )
 
 
@@ -193,17 +191,7 @@ def planned(
         available: bytes that the training may use; None if unknown.
         gradient_checkpointing: the option; None switches it on in the model if not even the smallest update fits.
     """
-    shared = {id(parameter) for parameter in model.parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    stays = {
-        "process": int(PROCESS),
-        "weights": _each(model.parameters(), weight_bytes) + _each(model.buffers(), weight_bytes),
-        "gradients": _each(trained, gradient_bytes),
-        "optimizer": optimizer,
-        "reference": 0
-        if reference is None
-        else _each((p for p in reference.parameters() if id(p) not in shared), weight_bytes),
-    }
+    stays = {"process": int(PROCESS), **lasting(model, optimizer=optimizer, reference=reference)}
     sizes = []
     for work in works:
         beside = sum(bytes_ for name, bytes_ in stays.items() if name != "gradients" or work.name == "update")
@@ -221,6 +209,42 @@ def planned(
         sizes=tuple(sizes),
         gradient_checkpointing=model.gradient_checkpointing,
     )
+
+
+def lasting(model: LatentModel, *, optimizer: int, reference: nn.Module | None) -> dict[str, int]:
+    """Bytes of what a training holds from its first update on, by name; activations come on top.
+
+    Args:
+        model: the model, with weights in the dtypes of the training.
+        optimizer: bytes of the optimiser's state.
+        reference: the reference of a KL; None if there is none.
+    """
+    shared = {id(parameter) for parameter in model.parameters()}
+    own = () if reference is None else (p for p in reference.parameters() if id(p) not in shared)
+    return {
+        "weights": _each(model.parameters(), weight_bytes) + _each(model.buffers(), weight_bytes),
+        "gradients": _each((p for p in model.parameters() if p.requires_grad), gradient_bytes),
+        "optimizer": optimizer,
+        "reference": _each(own, weight_bytes),
+    }
+
+
+def require_room(parts: Mapping[str, int], total: int) -> None:
+    """Check that what a training holds fits into a GPU, before rollouts and rewards are paid for.
+
+    Args:
+        parts: see ``lasting``.
+        total: bytes of the GPU.
+
+    Raises:
+        UserError: it does not; gives the parts and the remedies.
+    """
+    if (needed := sum(parts.values())) > total:
+        named = ", ".join(f"{name} {bytes_ / GB:.1f}" for name, bytes_ in parts.items() if bytes_)
+        raise UserError(
+            f"this training needs {needed / GB:.1f} GB without any batch ({named}), and the GPU has {total / GB:.1f} "
+            f"GB. {LESS_MEMORY}"
+        )
 
 
 def _fitting(work: Work, size: int, needs: Callable[[int], int], room: int | None) -> tuple[int, int]:
