@@ -11,6 +11,7 @@ _OUT_OF_MEMORY = re.compile(
     "DefaultCPUAllocator: (can't allocate|not enough) memory"
     "|CUDA error: out of memory"  # torch.AcceleratorError: memory that is not the caching allocator's
     "|CU[A-Z]+_STATUS_(ALLOC_FAILED|INSUFFICIENT_RESOURCES)"  # cuBLAS, cuDNN and others allocate their own memory
+    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling .cublas(Lt)?Create"  # each thread's handle does, at its first product
     "|Failed to CUDA (malloc|calloc)|Cuda failure .{0,20}out of memory"  # NCCL
     "|could not create a primitive"  # oneDNN, the CPU's matrix library, when it gets no memory for its kernels
 )

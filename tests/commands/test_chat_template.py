@@ -1,6 +1,7 @@
 """Conversations and chat templates: what the model reads, what a checkpoint records, what rewards get."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.records import as_problems
 from dropout_grpo.data.rewards import choice_answer, exact_answer, format_penalty
 from dropout_grpo.evaluation.answering import answer_problems
-from dropout_grpo.latent.io.causal_lm import load_causal_lm
-from dropout_grpo.latent.tokens import add_latent_tokens
+from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
+from dropout_grpo.latent.tokens import add_latent_tokens, set_template_variables
 from helpers.grpo_run import CONFIG, digits
 from helpers.tiny import WORDS, tiny_model, tiny_tokenizer
 from helpers.tiny_latent import tiny_latent
@@ -73,6 +74,51 @@ def test_a_prompt_is_the_templates_tokens_and_the_start_marker(tmp_path: Path) -
     assert expected[1] == [*template, model.tokens.start]
     plain = LatentModel(model.model, model.tokenizer, latent_steps=2)
     assert plain.encode_rows(["Ann has 3", asked("Ann has 3")]) == [[*HAS, ID["\n"], START], expected[0]]
+
+
+def test_variables_are_written_into_the_template_and_the_last_value_holds() -> None:
+    """As Jinja reads them: a newline at the template's start stays, and the variables are no arguments of a call."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "\n{{ think }} {{ names }} {{ messages[0].content }}"
+    turns = asked("Ann")
+
+    def written() -> Any:
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+
+    set_template_variables(tokenizer, {"think": True, "names": ["'a' %}", None]})
+    assert written() == "\nTrue [\"'a' %}\", None] Ann"
+    set_template_variables(tokenizer, {"think": False})
+    assert written() == "\nFalse [\"'a' %}\", None] Ann"
+    with pytest.raises(UserError, match="'a b' cannot be the name of a variable"):
+        set_template_variables(tokenizer, {"a b": 1})
+    with pytest.raises(UserError, match="the tokenizer has no chat template"):
+        set_template_variables(tiny_tokenizer(), {"think": True})
+
+
+THINKING = TEMPLATE.replace("'<assistant>'", "'<assistant>' if think is defined and not think else '<system>'")
+
+
+def test_template_variables_of_sft_and_of_trls_config_are_saved(tmp_path: Path) -> None:
+    folder = saved_instruct(tmp_path / "plain")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = THINKING
+    tokenizer.save_pretrained(folder)
+    rows = [{"question": f"Ann has {i}", "steps": [f"{i} + 1"], "answer": str(i + 1)} for i in range(6)]
+    (tmp_path / "problems.json").write_text(json.dumps(rows), encoding="utf-8")
+    files = [f"--data.{split}={tmp_path / 'problems.json'}" for split in ("train", "valid")]
+    small = ["c_thought=1", "max_latent_stage=1", "cot_epochs=0", "epochs_per_stage=1", "final_epochs=0"]
+    learn = [*files, "--bf16=false", f"--model.name_or_path={folder}", *(f"--curriculum.{each}" for each in small)]
+    chat = ["--data.chat_template=true", "--data.chat_template_kwargs={think: false}"]
+    assert main(["sft", *learn, *chat, f"--run_dir={tmp_path / 'sft'}"]) == 0
+    trained = LatentModel.from_pretrained(tmp_path / "sft/checkpoints/coconut")
+    assert trained.encode_rows(["Ann has 3"]) == [[USER, *HAS, TURN, ASSISTANT, START]]
+
+    config = replace(CONFIG, chat_template_kwargs={"think": False})
+    conversations = [{"prompt": asked(f"Ann has {i}"), "answer": "7"} for i in range(5)]
+    made = GRPOTrainer(folder, digits, config, conversations, run=tmp_path / "run", latent_steps=2)
+    assert ASSISTANT in made.sampler.encoded[0]
+    made.save_model(tmp_path / "saved")
+    assert LatentModel.from_pretrained(tmp_path / "saved").encode_rows([asked("Ann has 3")])[0][-2] == ASSISTANT
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:

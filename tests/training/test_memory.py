@@ -276,6 +276,8 @@ def test_evaluation_of_a_problem_that_does_not_fit() -> None:
         "could not create a primitive",
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasLtCreate(&handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "NCCL error in: ProcessGroupNCCL.cpp:3384, unhandled cuda error, NCCL version 2.27.5\n"
         "Last error:\nFailed to CUDA calloc async 4 bytes",

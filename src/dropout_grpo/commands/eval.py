@@ -110,7 +110,7 @@ def evaluate(
     }
     _warn_of_validation_problems(recipe, sets)
     device = default_device()
-    model = load_model(checkpoint, options, chat_template=recipe.data.chat_template, device=device)
+    model = load_model(checkpoint, options, data=recipe.data, device=device)
     if told is not None and recipe.evaluation.num_samples > 0:
         recipe = replace(recipe, exploration=exploration_for(model, told))
         exploration = build_exploration(recipe.exploration)

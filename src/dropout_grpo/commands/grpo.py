@@ -66,7 +66,7 @@ def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[st
     device = default_device()
     exploration = build_exploration(recipe.exploration)
     problems = problems_of(recipe.data, ("grpo", "valid"))
-    model = load_model(checkpoint, options, chat_template=recipe.data.chat_template, device=device)
+    model = load_model(checkpoint, options, data=recipe.data, device=device)
     require_readable(model.tokenizer, recipe.data, problems)
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)

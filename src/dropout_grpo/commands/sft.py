@@ -47,7 +47,7 @@ def sft(recipe: Recipe) -> dict[str, Any]:
     device = default_device()
     refuse_lora_from_scratch(recipe)
     problems = problems_of(recipe.data, ("train", "valid"))
-    tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data))
+    tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data), recipe.data.chat_template_kwargs)
     require_readable(tokenizer, recipe.data, problems)
     context = Context.start("sft", recipe, NoExploration(), device=device, problems=problems)
     start = time.monotonic()

@@ -58,6 +58,8 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
         chat_template: put questions into a user's turn of the tokenizer's chat template, for Instruct models; if not
             given, as the checkpoint was trained. A question that is a conversation, [{"role": "user", "content":
             ...}], always goes through the template.
+        chat_template_kwargs: variables of the chat template, such as {enable_thinking: false} for Qwen3. They are
+            written into the template, and saved with the checkpoint.
         max_problems: number of problems that are read of each file or dataset, the first ones; all if not given.
         max_valid: number of validation problems of each file that are used during training.
         task: the built-in task. The option of the same name, such as prosqa.seed, holds its settings.
@@ -69,6 +71,7 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
     chat_template: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     max_problems: int | None = ranged(None, at_least=1)
     max_valid: int = ranged(500, at_least=1)
     task: TaskName = DEFAULT_TASK

@@ -96,7 +96,6 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "log_completions_hub_repo": Elsewhere("completions are printed, see log_completions"),
     "disable_dropout": Elsewhere(_NOISE, (None, True, False)),
     "remove_unused_columns": Elsewhere("all columns go to the reward functions", _OFF),
-    "chat_template_kwargs": Elsewhere("conversations are written by the tokenizer's chat template as it is"),
     "top_k": Elsewhere("answers are sampled with temperature and top_p", (None, 0)),
     "min_p": Elsewhere("answers are sampled with temperature and top_p"),
     "repetition_penalty": Elsewhere("answers are sampled with temperature and top_p", (None, 1.0)),

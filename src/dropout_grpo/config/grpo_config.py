@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +47,8 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
         gradient_accumulation_steps: number of forward and backward passes in an update. Without
             ``per_device_train_batch_size`` the batch stays ``prompts_per_step`` questions, and is split into this many
             passes.
+        chat_template_kwargs: variables of the chat template, such as ``{"enable_thinking": False}`` for Qwen3. They are
+            written into the template of the model's tokenizer, and saved with it.
         metric_for_best_model: a validation metric such as ``pass@1``, for callbacks.
         greater_is_better: whether more of it is better.
     """
@@ -59,6 +61,7 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
     num_train_epochs: float | None = ranged(None, above=0)
     per_device_train_batch_size: int | None = ranged(None, at_least=1)
     gradient_accumulation_steps: int | None = ranged(None, at_least=1)
+    chat_template_kwargs: Mapping[str, Any] | None = None
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None
 

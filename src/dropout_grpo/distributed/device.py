@@ -84,8 +84,9 @@ def require_own_gpus(identities: Sequence[str]) -> None:
         if identity in first:
             raise UserError(
                 f"ranks {first[identity]} and {rank} use the same GPU: {len(identities)} processes share "
-                f"{len(set(identities))}. Start one process per GPU (--nproc_per_node), or hide the GPUs to compute on "
-                "the CPU (CUDA_VISIBLE_DEVICES= before the command)."
+                f"{len(set(identities))}. Start one process per GPU (--nproc_per_node; a script that connects them "
+                "itself calls torch.cuda.set_device first), or hide the GPUs to compute on the CPU "
+                "(CUDA_VISIBLE_DEVICES= before the command)."
             )
         first[identity] = rank
 

@@ -89,15 +89,19 @@ def join() -> None:
         LostProcess: the processes do not meet.
         UserError: two processes use the same GPU, or the script has connected them without gloo.
     """
-    if not dist.is_initialized() and _launched():
-        until_the_end = ExitStack()
-        until_the_end.enter_context(connected())
-        atexit.register(until_the_end.close)
-    elif dist.is_initialized() and "gloo" not in dist.get_backend_config():
+    if not dist.is_initialized():
+        if _launched():
+            until_the_end = ExitStack()
+            until_the_end.enter_context(connected())
+            atexit.register(until_the_end.close)
+        return
+    if size() > 1 and "gloo" not in dist.get_backend_config():
         raise UserError(
             f"torch.distributed was started with {dist.get_backend_config()}, and messages between trainers go through "
             "gloo: make the trainer first, which starts it, or start it with cpu:gloo,cuda:nccl."
         )
+    if size() > 1 and default_device().type == "cuda":
+        require_own_gpus(gather(gpu_identity()))
 
 
 def _launched() -> bool:

@@ -88,7 +88,7 @@ class Validation:
             prompts = Prompts(*model.pad([longest] * (rows // samples)))
             seeds = torch.arange(rows).view(-1, samples)
             exploration: Exploration = self.exploration if config.num_samples else NoExploration()
-            strategy = Sampling(seeds.flatten(), config.temperature or 1.0)
+            strategy = Sampling(seeds.flatten().to(model.device), config.temperature or 1.0)
             with autocast(model.device, self.bf16):
                 return sampled(model, prompts, seeds, exploration, strategy, length=length, latent_steps=steps)
 

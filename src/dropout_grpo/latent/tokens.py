@@ -1,8 +1,9 @@
 """Coconut's three special tokens, and prompts made of them."""
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -213,6 +214,35 @@ def require_prompt_format(tokenizer: PreTrainedTokenizerBase, prompt_format: str
             "from an Instruct model, set tokenizer.chat_template, or give plain questions."
         )
     return prompt_format
+
+
+_SETS = re.compile(r"\A(?:\{%- set \w+ = .*? \+%\})*")
+
+
+def set_template_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
+    """Set variables of a chat template, such as ``enable_thinking`` of Qwen3, in the template itself.
+
+    They are saved with the tokenizer, so every later use of the model has them. A new value replaces an earlier one.
+
+    Args:
+        tokenizer: changed in place.
+        variables: values by name: texts, numbers, truth values, None, and lists and dicts of them.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or several, or a name cannot be a variable's.
+    """
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        has = "no chat template" if template is None else "several chat templates"
+        raise UserError(f"chat_template_kwargs: the tokenizer has {has}: set tokenizer.chat_template to one.")
+    if wrong := [name for name in variables if not name.isidentifier()]:
+        raise UserError(f"chat_template_kwargs: {wrong[0]!r} cannot be the name of a variable.")
+    sets = _SETS.match(template)
+    assert sets is not None, "the pattern matches nothing too"
+    new = "".join(
+        f"{{%- set {name} = {value!r} +%}}" for name, value in variables.items()
+    )  # Jinja reads these literals
+    tokenizer.chat_template = template[: sets.end()] + new + template[sets.end() :]
 
 
 def encode_questions(

@@ -42,6 +42,7 @@ from dropout_grpo.latent.io.hub import is_local, push_folder
 from dropout_grpo.latent.lora.checkpoint import has_adapter, peft_config
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
+from dropout_grpo.latent.tokens import set_template_variables
 from dropout_grpo.rl.advantage import (
     MovingAverage,
     baseline_advantages,
@@ -162,6 +163,8 @@ class GRPOTrainer(Trainer):
             untaught=_UNTAUGHT,
         )
         bf16 = bf16_products(bf16, model, param_dtype)
+        if beside.chat_template_kwargs:
+            set_template_variables(model.tokenizer, beside.chat_template_kwargs)
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):
@@ -442,7 +445,7 @@ class GRPOTrainer(Trainer):
 
         def rollouts(rows: int) -> Held:
             prompts, seeds = groups(rows)
-            strategy = Sampling(seeds.flatten(), config.temperature, config.top_p)
+            strategy = Sampling(seeds.flatten().to(self.model.device), config.temperature, config.top_p)
             with autocast(self.model.device, self.bf16):
                 return sampled(
                     self.model, prompts, seeds, self.exploration, strategy, length=config.max_completion_length

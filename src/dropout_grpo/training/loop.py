@@ -331,7 +331,7 @@ class Trainer(ABC):
             optimizer=self.optimizer_bytes(),
             reference=self.reference_model(),
             gradient_checkpointing=self.config.gradient_checkpointing,
-            available=available_memory(),
+            available=available_memory() if self.model.device.type != "cuda" else None,
         )
 
     def dry_run(self) -> Plan:

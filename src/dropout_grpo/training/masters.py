@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.latent.graphs import forget_recordings
 
 _LOW = "low_bits"
 """The attribute of a bf16 parameter that holds the lower halves of its masters, int16."""
@@ -140,6 +141,8 @@ def masters_as_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in halved:
             halve(parameter)
+        if halved:
+            forget_recordings()  # graphs read the weights where they were
 
 
 class MasterOptimizer(Optimizer):

@@ -47,9 +47,9 @@ def as_latent_model(
     """The latent model that is trained. A plain language model gets Coconut's tokens, and the console says so.
 
     Args:
-        model: a latent model, which is returned as it is; or a plain one, or a folder, GGUF file or hub name, which are
-            placed on ``default_device()``. Weights in half precision become float32, those of a latent model only if
-            it gets an adapter.
+        model: a latent model, which is returned as it is; or a plain one, or a folder, GGUF file or hub name. A model
+            on the CPU is placed on ``default_device()``. Weights in half precision become float32, those of a latent
+            model only if it gets an adapter.
         processing_class: the tokenizer of a plain model; loaded from where the model came from when not given.
         latent_steps: number of thoughts; what a latent model has when not given.
         thought: kind of thought of a plain model.
@@ -64,10 +64,12 @@ def as_latent_model(
     if isinstance(model, LatentModel):
         latent = model
         _refuse_quantised(latent.model)
-        _require_own_gpu(latent)
         _require_same(latent, processing_class, latent_steps)
+        if latent.device.type == "cpu":
+            latent.to(default_device())
         if peft_config is not None:
             _in_float32(latent.model)
+        _require_own_gpu(latent)
     else:
         latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
@@ -178,8 +180,7 @@ def _require_own_gpu(model: LatentModel) -> None:
     if processes.size() > 1 and model.device.type == "cuda" and model.device.index != torch.cuda.current_device():
         raise UserError(
             f"rank {processes.rank()}: {model.name} is on {model.device}, and this process has "
-            f"cuda:{torch.cuda.current_device()}: give the model's name, or load it on the CPU and leave placing it to "
-            "the trainer (a PreTrainedModel), or move it to cuda:LOCAL_RANK."
+            f"cuda:{torch.cuda.current_device()}: leave the model on the CPU, and the trainer places it."
         )
 
 

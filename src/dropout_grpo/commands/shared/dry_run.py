@@ -16,7 +16,7 @@ from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.lora.checkpoint import adapter_config, is_adapter, put_adapter
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens
+from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens, set_template_variables
 from dropout_grpo.training.plan import Plan
 
 _CPU, _META = torch.device("cpu"), torch.device("meta")
@@ -31,7 +31,7 @@ def sft_plan(recipe: Recipe) -> Plan:
     recipe = settled(recipe, _CPU)
     fix_attention(recipe.attention)
     problems = problems_of(recipe.data, ("train", "valid"))
-    tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data))
+    tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data), recipe.data.chat_template_kwargs)
     device = _CPU if recipe.model.name_or_path is None else _META  # random weights are small
     return curriculum_trainer(recipe, recipe.run_dir, device, problems["train"], problems["valid"], tokenizer).dry_run()
 
@@ -56,6 +56,8 @@ def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Pl
     if adapter is not None:
         add_latent_tokens(inner, tokenizer)
         put_adapter(inner, adapter)
+    if recipe.data.chat_template_kwargs:
+        set_template_variables(tokenizer, recipe.data.chat_template_kwargs)
     model = LatentModel(
         inner,
         tokenizer,

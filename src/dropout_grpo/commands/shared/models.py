@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from dropout_grpo import old_names
 from dropout_grpo.config.checkpoint import CheckpointOptions
+from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.config.model import ModelConfig
 from dropout_grpo.config.recipe import Recipe
@@ -20,7 +21,7 @@ from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.lora.adapter import require_peft
 from dropout_grpo.latent.lora.checkpoint import is_adapter
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens
+from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens, set_template_variables
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from dropout_grpo.training.progress import console
 
@@ -29,7 +30,7 @@ def load_model(
     checkpoint: str | Path,
     options: CheckpointOptions | None = None,
     *,
-    chat_template: bool | None = None,
+    data: DataConfig | None = None,
     device: torch.device | None = None,
 ) -> LatentModel:
     """A latent model from a folder, a hub name or a Coconut ``state_dict`` file, placed on a device.
@@ -37,19 +38,22 @@ def load_model(
     Args:
         checkpoint: the folder, name or file.
         options: what the checkpoint does not record.
-        chat_template: whether questions go through the tokenizer's chat template; as the checkpoint records if None.
+        data: whether questions go through the tokenizer's chat template, and with which variables; as the checkpoint
+            records if None.
         device: ``default_device()`` if None.
 
     Raises:
         UserError: the checkpoint cannot be loaded, or an option is missing.
     """
-    options = options or CheckpointOptions()
+    options, data = options or CheckpointOptions(), data or DataConfig()
     model = LatentModel.from_pretrained(
         checkpoint,
         latent_steps=options.latent_steps,
         base=options.base,
-        prompt_format=None if chat_template is None else _prompt_format(chat_template),
+        prompt_format=None if data.chat_template is None else _prompt_format(data.chat_template),
     )
+    if data.chat_template_kwargs:
+        set_template_variables(model.tokenizer, data.chat_template_kwargs)
     return model.to(device or default_device())
 
 
@@ -92,23 +96,30 @@ def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationC
     return config
 
 
-def starting_tokenizer(config: ModelConfig, words: Sequence[str]) -> PreTrainedTokenizerBase:
+def starting_tokenizer(
+    config: ModelConfig, words: Sequence[str], template: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that the curriculum starts from.
 
     Args:
         config: the model.
         words: vocabulary of a model made from scratch.
+        template: variables of the chat template.
 
     Raises:
         UserError: ``name_or_path`` has no tokenizer that can be loaded, or is an adapter.
     """
     if config.name_or_path is None:
-        return word_tokenizer(words)
-    if is_adapter(config.name_or_path):
+        tokenizer: PreTrainedTokenizerBase = word_tokenizer(words)
+    elif is_adapter(config.name_or_path):
         raise UserError(
             f"model.name_or_path {config.name_or_path!r} is an adapter: merge it first (dropout-grpo merge)."
         )
-    return load_tokenizer(config.name_or_path)
+    else:
+        tokenizer = load_tokenizer(config.name_or_path)
+    if template:
+        set_template_variables(tokenizer, template)
+    return tokenizer
 
 
 def fresh_model(

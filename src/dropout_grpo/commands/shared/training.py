@@ -162,6 +162,7 @@ def train_grpo(
     grpo_trainer(recipe, context.run, context.exploration, model, problems, valid, part).train(
         resume_from_checkpoint=recipe.resume
     )
+    gc.collect()  # as after the curriculum
     save_checkpoint(finished, model)
     on_main(lambda: _warn_of_collapse(context, part))
     return model
