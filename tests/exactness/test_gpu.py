@@ -107,6 +107,18 @@ def test_answers_agree(kind: str, exploration: Exploration) -> None:
         torch.testing.assert_close(theirs.entropy.cpu(), ours.entropy, rtol=0, atol=1e-10)
 
 
+def test_sampling_under_torchs_deterministic_algorithms() -> None:
+    model, moved = on_cuda("qwen3", torch.float32)
+    expected = roll_out(model, moved, SEEDS, HELD, temperature=1.5, max_completion_length=4, top_p=0.9)
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    try:
+        actual = roll_out(model, moved, SEEDS, HELD, temperature=1.5, max_completion_length=4, top_p=0.9)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(actual.token_ids, expected.token_ids)
+
+
 @every_kind
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_the_first_ratio_is_one(kind: str, bf16: bool) -> None:

@@ -16,11 +16,11 @@ from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.curriculum.trainer import CurriculumTrainer
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
-from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent import LatentModel, graphs
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.training import masters
 from dropout_grpo.training.loop import Trainer
-from dropout_grpo.training.masters import halve, halves, master_of, with_masters
+from dropout_grpo.training.masters import halve, halves, master_of, masters_as_weights, with_masters
 from dropout_grpo.training.optimizer import build_optimizer
 from helpers.grpo_run import CONFIG, alternating
 from helpers.tiny_latent import (
@@ -244,3 +244,14 @@ def test_a_processor_that_is_slow_in_bf16_is_named(
         monkeypatch.setattr("dropout_grpo.training.loop.bf16_for", lambda device, fast=fast: (fast, "the reason"))
         grpo(tmp_path / str(fast), args=PLAIN, **options).train()
         assert (warning in capsys.readouterr().err) is not fast
+
+
+def test_a_save_forgets_graphs_which_read_the_weights_where_they_were() -> None:
+    model = tiny_latent()
+    with with_masters(model):
+        before = [parameter.data_ptr() for parameter in model.parameters()]
+        graphs._RECORDINGS[model] = graphs.Recordings()
+        with masters_as_weights(model):
+            pass
+        assert [parameter.data_ptr() for parameter in model.parameters()] != before
+    assert model not in graphs._RECORDINGS

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dropout_grpo import LatentModel, UserError
 from dropout_grpo.config.lora import LoRAConfig
+from dropout_grpo.training import model_argument
 from dropout_grpo.training.model_argument import as_latent_model, lora_of, require_trainable
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_latent import PLAIN_TOKENS, assert_same_weights, tiny_latent, weights_of
@@ -89,6 +90,13 @@ def test_a_latent_checkpoint_keeps_its_steps_by_name_and_as_an_object(tmp_path: 
 def test_what_is_missing_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         as_latent_model(**{"model": plain(), **given})
+
+
+def test_a_latent_model_on_the_cpu_is_placed_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_argument, "default_device", lambda: torch.device("meta"))  # as if it were a GPU
+    given = tiny_latent()
+    assert as_latent_model(given) is given
+    assert given.device.type == "meta"
 
 
 def test_a_quantised_model_is_refused_before_its_weights_are_changed() -> None:
