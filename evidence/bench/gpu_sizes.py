@@ -135,7 +135,7 @@ def _bf16(model: LatentModel, prompts: Prompts, seeds: torch.Tensor, work: Work)
 
 
 def _wrong(found: dict[str, Any]) -> Iterator[str]:
-    if found["recorded_same_answers"] < 0.5:  # random weights: of 152,000 words none stands out, and a rounding flips some
+    if found["recorded_same_answers"] < 0.5:  # with random weights no word stands out, and a rounding flips some
         yield "recorded answers differ from those step by step"
     if found["recorded_logprob_gap"] > 1e-3:
         yield "recorded log-probs differ from those step by step"

@@ -90,7 +90,7 @@ def test_a_part_that_fails_or_hangs_is_named(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"recorded_same_answers": 0.5}, "recorded answers"),
+        ({"recorded_same_answers": 0.4}, "recorded answers"),
         ({"recorded_logprob_gap": 0.1}, "recorded log-probs"),
         ({"replay_gap_mean": 0.2}, "replayed log-probs"),
         ({"gradients_not_finite": 3}, "3 gradients"),
