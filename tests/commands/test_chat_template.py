@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dropout_grpo.data.rewards import choice_answer, exact_answer, format_penalt
 from dropout_grpo.evaluation.answering import answer_problems
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.tokens import add_latent_tokens, set_template_variables
-from helpers.grpo_run import CONFIG, digits
+from helpers.grpo_run import CONFIG, alternating, digits
 from helpers.tiny import WORDS, tiny_model, tiny_tokenizer
 from helpers.tiny_latent import tiny_latent
 
@@ -76,23 +77,29 @@ def test_a_prompt_is_the_templates_tokens_and_the_start_marker(tmp_path: Path) -
     assert plain.encode_rows(["Ann has 3", asked("Ann has 3")]) == [[*HAS, ID["\n"], START], expected[0]]
 
 
-def test_variables_are_written_into_the_template_and_the_last_value_holds() -> None:
-    """As Jinja reads them: a newline at the template's start stays, and the variables are no arguments of a call."""
+@pytest.mark.parametrize("start", ["", "\n", "  {# of no use #}\n", "{%- if true %}yes{% endif %}"])
+def test_variables_are_written_into_the_template_and_the_last_value_holds(start: str) -> None:
+    """The template's own start is rendered as before, as Jinja treats blanks and newlines around its first block."""
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "\n{{ think }} {{ names }} {{ messages[0].content }}"
+    tokenizer.chat_template = start + "{{ messages[0].content }}"
     turns = asked("Ann")
-
-    def written() -> Any:
-        return tokenizer.apply_chat_template(turns, tokenize=False)
-
-    set_template_variables(tokenizer, {"think": True, "names": ["'a' %}", None]})
-    assert written() == "\nTrue [\"'a' %}\", None] Ann"
+    plain = tokenizer.apply_chat_template(turns, tokenize=False)
+    tokenizer.chat_template = start + "{{ messages[0].content }} {{ think }} {{ names }}"
+    set_template_variables(tokenizer, {"think": True, "names": ["'a' %}\n", None, 1.5]})
+    set_template_variables(tokenizer, {"think": True})
     set_template_variables(tokenizer, {"think": False})
-    assert written() == "\nFalse [\"'a' %}\", None] Ann"
-    with pytest.raises(UserError, match="'a b' cannot be the name of a variable"):
-        set_template_variables(tokenizer, {"a b": 1})
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == plain + " False [\"'a' %}\\n\", None, 1.5]"
+    assert tokenizer.chat_template.count("set think") == 1
+
+
+def test_what_a_template_cannot_have_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
     with pytest.raises(UserError, match="the tokenizer has no chat template"):
-        set_template_variables(tiny_tokenizer(), {"think": True})
+        set_template_variables(tokenizer, {"think": True})
+    tokenizer.chat_template = TEMPLATE
+    for name, value in (("a b", 1), ("today", date(2026, 1, 1)), ("most", float("inf"))):
+        with pytest.raises(UserError, match=f"a template cannot have '{name}' with the value"):
+            set_template_variables(tokenizer, {name: value})
 
 
 THINKING = TEMPLATE.replace("'<assistant>'", "'<assistant>' if think is defined and not think else '<system>'")
@@ -115,8 +122,12 @@ def test_template_variables_of_sft_and_of_trls_config_are_saved(tmp_path: Path) 
 
     config = replace(CONFIG, chat_template_kwargs={"think": False})
     conversations = [{"prompt": asked(f"Ann has {i}"), "answer": "7"} for i in range(5)]
-    made = GRPOTrainer(folder, digits, config, conversations, run=tmp_path / "run", latent_steps=2)
+    made = GRPOTrainer(folder, alternating, config, conversations, run=tmp_path / "run", latent_steps=2)
     assert ASSISTANT in made.sampler.encoded[0]
+    made.train()
+    other = replace(config, max_steps=CONFIG.max_steps + 1, chat_template_kwargs=None)
+    with pytest.raises(UserError, match=r"cannot resume .* the content of chat_template"):
+        GRPOTrainer(folder, alternating, other, conversations, run=tmp_path / "run", latent_steps=2).train(True)
     made.save_model(tmp_path / "saved")
     assert LatentModel.from_pretrained(tmp_path / "saved").encode_rows([asked("Ann has 3")])[0][-2] == ASSISTANT
 

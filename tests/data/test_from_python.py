@@ -201,5 +201,12 @@ def test_worked_solutions_are_no_answers_where_none_are_required() -> None:
         as_problems(rows, "eval_dataset")
     with pytest.raises(UserError, match="row 0: no completion can match the answer"):
         as_problems([{"prompt": "q", "answer": "a\nb"}], "train_dataset", require_answers=False)
+    empty = {"prompt": "q", "solution": ""}
+    assert [problem.answer for problem in as_problems([*rows, empty], "t", require_answers=False)] == ["", "", ""]
+    for other in ({"prompt": "q", "answer": "7"}, {"prompt": "q", "solution": SOLUTION}):  # answers are to be read
+        with pytest.raises(UserError, match=r"row [12]: "):
+            as_problems([other, *rows], "train_dataset", require_answers=False)
+    with pytest.raises(UserError, match="row 1: field 'answer' must be a string that is not empty"):
+        as_problems([{"prompt": "q", "solution": "7"}, {"prompt": "q", "solution": ""}], "t", require_answers=False)
     (problem,) = as_problems([{"prompt": "q", "solution": SOLUTION}], "train_dataset", require_answers=False)
     assert problem.answer == WORKED.answer

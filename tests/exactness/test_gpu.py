@@ -3,10 +3,14 @@
 Float32 products are true float32 there unless someone asks torch for TF32, which nothing here does.
 """
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
+from dropout_grpo import GRPOTrainer, UserError
 from dropout_grpo.exploration import Exploration, NoExploration, PerStepDropout, SharedDropout
 from dropout_grpo.exploration.seeds import bernoulli, fold, random_bits, rollout_seeds, stream, uniform
 from dropout_grpo.latent import LatentModel
@@ -26,8 +30,9 @@ from helpers.engine import (
     latent_model,
     prompts,
 )
+from helpers.grpo_run import CONFIG, digits
 from helpers.tiny import KINDS
-from helpers.tiny_latent import tiny_latent
+from helpers.tiny_latent import tiny_latent, tiny_problems
 
 pytestmark = [
     pytest.mark.gpu,
@@ -105,6 +110,14 @@ def test_answers_agree(kind: str, exploration: Exploration) -> None:
         assert torch.equal(theirs.mask.cpu(), ours.mask)
         torch.testing.assert_close(theirs.logprobs.cpu(), ours.logprobs, rtol=0, atol=1e-10)
         torch.testing.assert_close(theirs.entropy.cpu(), ours.entropy, rtol=0, atol=1e-10)
+
+
+def test_a_training_that_cannot_fit_is_refused_before_its_first_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    with pytest.raises(UserError, match="without any batch"):
+        GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(6), run=tmp_path, bf16=False).train()
 
 
 def test_sampling_under_torchs_deterministic_algorithms() -> None:

@@ -27,11 +27,6 @@ def saved(folder: Path) -> Path:
     return folder
 
 
-def tiny_saved(folder: Path) -> Path:
-    tiny_latent().save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("form", ["object", "object of a folder", "folder", "text"])
 def test_a_plain_model_gets_the_tokens_that_the_curriculum_adds(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -99,6 +94,17 @@ def test_a_latent_model_on_the_cpu_is_placed_like_any_other(monkeypatch: pytest.
     assert given.device.type == "meta"
 
 
+@pytest.mark.parametrize("thought", ["hidden_state", "pause", "projection"])
+def test_an_adapter_makes_a_bf16_latent_model_float32(thought: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    tiny_latent(thought=thought).save_pretrained(tmp_path)
+    halves = LatentModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    adapted = as_latent_model(halves, peft_config=LoRAConfig(r=2))
+    assert {parameter.dtype for parameter in adapted.parameters()} == {torch.float32}
+    require_trainable(adapted)
+    assert len(adapted.answer(["Ann has 3"], 2)) == 1
+
+
 def test_a_quantised_model_is_refused_before_its_weights_are_changed() -> None:
     quantised = plain().to(torch.bfloat16)
     quantised.is_quantized = True  # as transformers marks it
@@ -118,10 +124,6 @@ def test_an_adapter_of_peft(tmp_path: Path) -> None:
     trained = [name for name, parameter in latent.named_parameters() if parameter.requires_grad]
     assert trained
     assert all("lora" in name or "trainable_tokens" in name for name in trained)
-    halves = LatentModel.from_pretrained(tiny_saved(tmp_path / "latent"), dtype=torch.bfloat16)
-    adapted = as_latent_model(halves, peft_config=config)
-    assert {parameter.dtype for parameter in adapted.parameters()} == {torch.float32}
-    require_trainable(adapted)
     assert lora_of(config, latent) == LoRAConfig(r=3, lora_alpha=5, target_modules=("c_attn",))
     assert lora_of(peft.LoraConfig(), latent) == LoRAConfig(r=8, lora_alpha=8, target_modules=("c_attn",))
     assert lora_of(peft.LoraConfig(r=2, target_modules="all-linear"), latent) == LoRAConfig(r=2, lora_alpha=8)

@@ -156,7 +156,8 @@ def accepted(given: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]
     options = dict(given)
     if options.get("max_steps") == -1:  # transformers' default: as num_train_epochs says
         del options["max_steps"]
-        options.setdefault("num_train_epochs", _THEIR_EPOCHS)
+        if options.get("num_train_epochs") is None:
+            options["num_train_epochs"] = _THEIR_EPOCHS
     if isinstance(options.get("scale_rewards"), bool):
         options["scale_rewards"] = _SCALES[options["scale_rewards"]]
     if "optim" in options and options["optim"] in _SAME_OPTIMISERS:

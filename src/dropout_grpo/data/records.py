@@ -70,7 +70,7 @@ def problems_of_records(
         columns: which columns to read.
         require_steps: True for the curriculum: every record must have a column of steps, and some record must have a
             step. False for training on answers alone: steps may be missing.
-        require_answers: False where no record has an answer: they become the empty text.
+        require_answers: False where no record has an answer that is to be read: they become the empty text.
         remedy: what to do about a missing column, for the message.
 
     Raises:
@@ -159,9 +159,10 @@ def as_problems(
     rows = list(dataset)
     if not rows:
         raise UserError(f"{name} is empty.")
-    answered = require_answers or (
-        any(_has_answer(row, columns) for row in rows) and not any(_is_worked(row, columns) for row in rows)
-    )
+    answered = require_answers or any(_has_answer(row, columns) for row in rows)
+    if not require_answers and _are_worked(rows, columns):
+        _LOG.warning("%s: %r holds worked solutions, no bare answers: only your rewards read it", name, SOLUTION)
+        answered = False
     return problems_of_records(
         ((f"{name}, row {i}", row) for i, row in enumerate(rows)),
         name,
@@ -176,11 +177,14 @@ def _has_answer(row: Any, columns: Columns) -> bool:
     return not isinstance(row, Mapping) or columns.answer in row or SOLUTION in row
 
 
-def _is_worked(row: Any, columns: Columns) -> bool:
-    """Whether a row's only answer is a ``solution`` that no completion can match, and that is not GSM8K's."""
-    if not isinstance(row, Mapping) or columns.answer in row or not isinstance(row.get(SOLUTION), str):
+def _are_worked(rows: Sequence[Any], columns: Columns) -> bool:
+    """Whether the only answers are a column ``solution`` with worked solutions, and not GSM8K's."""
+    if any(not isinstance(row, Mapping) or columns.answer in row for row in rows):
         return False
-    return not is_gsm8k(_with_our_names(row, columns), columns) and _fault(row[SOLUTION]) is not None
+    if any(is_gsm8k(_with_our_names(row, columns), columns) for row in rows):
+        return False
+    texts = [row[SOLUTION] for row in rows if isinstance(row.get(SOLUTION), str)]
+    return any(MARKER in text or len(text.strip().splitlines()) > 1 for text in texts)
 
 
 def as_sets(dataset: Iterable[Any] | Mapping[str, Iterable[Any]], name: str) -> dict[str, Sequence[Problem]]:
@@ -205,20 +209,18 @@ def check_golds(problems: Sequence[Problem], source: str, columns: Columns) -> N
 
 
 def _check_gold(answer: str, where: str, columns: Columns) -> None:
-    if (fault := _fault(answer)) is not None:
-        raise UserError(
-            f"{where}: no completion can match the answer {reprlib.repr(answer)}: {fault}. Put the bare answer, such "
-            f"as '72', into field {columns.answer!r}, and a worked solution into {columns.steps!r} or another column"
-        )
-
-
-def _fault(answer: str) -> str | None:
-    """Why no completion can match an answer; None if one can."""
     if len(answer.strip().splitlines()) > 1:
-        return "it has several lines"
-    if MARKER in answer:
-        return f"it holds {MARKER!r}, the marker before an answer"
-    return None if answers_match(extract_answer(f"{MARKER} {answer}"), answer) else "it is empty"
+        fault = "it has several lines"
+    elif MARKER in answer:
+        fault = f"it holds {MARKER!r}, the marker before an answer"
+    elif not answers_match(extract_answer(f"{MARKER} {answer}"), answer):
+        fault = "it is empty"
+    else:
+        return
+    raise UserError(
+        f"{where}: no completion can match the answer {reprlib.repr(answer)}: {fault}. Put the bare answer, such as "
+        f"'72', into field {columns.answer!r}, and a worked solution into {columns.steps!r} or another column"
+    )
 
 
 def _with_our_names(record: Any, columns: Columns) -> Any:

@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import math
 import numbers
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -259,14 +260,19 @@ def _concurrently(calls: Mapping[int, Coroutine[Any, Any, Any]]) -> dict[int, An
             for task in tasks:  # when one fails, the others have no use
                 task.cancel()
 
-    return dict(zip(calls, asyncio.run_coroutine_threadsafe(all_results(), _event_loop()).result(), strict=True))
+    future = asyncio.run_coroutine_threadsafe(all_results(), _event_loop(os.getpid()))
+    try:
+        return dict(zip(calls, future.result(), strict=True))
+    finally:
+        future.cancel()  # after Ctrl-C
 
 
 @cache
-def _event_loop() -> asyncio.AbstractEventLoop:
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
     """One loop for all async rewards, as in TRL: clients, sessions and semaphores belong to the loop that used them.
 
-    It has a thread of its own, since the main thread of a notebook has a loop already.
+    It has a thread of its own, since the main thread of a notebook has a loop already. A forked process lacks the
+    thread, and gets another loop.
     """
     loop = asyncio.new_event_loop()
     Thread(target=loop.run_forever, name="async rewards", daemon=True).start()

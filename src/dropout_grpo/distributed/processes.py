@@ -10,8 +10,9 @@ before it exchanges gradients. Gloo notices at once that another process is gone
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -63,6 +64,18 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
     if dist.is_initialized() or not _launched():
         yield
         return
+    store = _connect(patience)
+    try:
+        _require_own_gpus()
+        yield
+    except UserError as error:
+        if _rank_0_tells(store, str(error)):
+            raise SystemExit(2) from error
+        raise error if is_main() else UserError(f"rank {rank()}: {error}") from error
+    dist.destroy_process_group()
+
+
+def _connect(patience: timedelta) -> dist.Store:
     on_gpu = default_device().type == "cuda"
     if on_gpu:
         torch.cuda.set_device(local_gpu(torch.cuda.device_count()))
@@ -71,15 +84,12 @@ def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
         dist.barrier()  # so that none ends, with a message of its own, while another one still connects to it
-    try:
-        if on_gpu:
-            require_own_gpus(gather(gpu_identity()))
-        yield
-    except UserError as error:
-        if _rank_0_tells(store, str(error)):
-            raise SystemExit(2) from error
-        raise error if is_main() else UserError(f"rank {rank()}: {error}") from error
-    dist.destroy_process_group()
+    return store
+
+
+def _require_own_gpus() -> None:
+    if default_device().type == "cuda":
+        require_own_gpus(gather(gpu_identity()))
 
 
 def join() -> None:
@@ -89,19 +99,22 @@ def join() -> None:
         LostProcess: the processes do not meet.
         UserError: two processes use the same GPU, or the script has connected them without gloo.
     """
-    if not dist.is_initialized():
-        if _launched():
-            until_the_end = ExitStack()
-            until_the_end.enter_context(connected())
-            atexit.register(until_the_end.close)
-        return
-    if size() > 1 and "gloo" not in dist.get_backend_config():
+    if not dist.is_initialized() and _launched():
+        _connect(PATIENCE)
+        atexit.register(_leave)
+    elif size() > 1 and dist.is_initialized() and "gloo" not in dist.get_backend_config():
         raise UserError(
             f"torch.distributed was started with {dist.get_backend_config()}, and messages between trainers go through "
             "gloo: make the trainer first, which starts it, or start it with cpu:gloo,cuda:nccl."
         )
-    if size() > 1 and default_device().type == "cuda":
-        require_own_gpus(gather(gpu_identity()))
+    if size() > 1 and dist.is_initialized():
+        _require_own_gpus()
+
+
+def _leave() -> None:
+    """Close the connection, unless the script has done so, or has failed: NCCL may then wait for the others."""
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
+        dist.destroy_process_group()
 
 
 def _launched() -> bool:

@@ -1,5 +1,6 @@
 """Coconut's three special tokens, and prompts made of them."""
 
+import ast
 import re
 import warnings
 from collections import Counter
@@ -216,11 +217,11 @@ def require_prompt_format(tokenizer: PreTrainedTokenizerBase, prompt_format: str
     return prompt_format
 
 
-_SETS = re.compile(r"\A(?:\{%- set \w+ = .*? \+%\})*")
+_SET = re.compile(r"{% set (\w+) = .* %}\n")
 
 
 def set_template_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
-    """Set variables of a chat template, such as ``enable_thinking`` of Qwen3, in the template itself.
+    """Set variables of a chat template, such as ``enable_thinking`` of Qwen3, in the template's first lines.
 
     They are saved with the tokenizer, so every later use of the model has them. A new value replaces an earlier one.
 
@@ -229,20 +230,27 @@ def set_template_variables(tokenizer: PreTrainedTokenizerBase, variables: Mappin
         variables: values by name: texts, numbers, truth values, None, and lists and dicts of them.
 
     Raises:
-        UserError: the tokenizer has no chat template, or several, or a name cannot be a variable's.
+        UserError: the tokenizer has no chat template, or several; or a name or value cannot be a variable's.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str):
         has = "no chat template" if template is None else "several chat templates"
         raise UserError(f"chat_template_kwargs: the tokenizer has {has}: set tokenizer.chat_template to one.")
-    if wrong := [name for name in variables if not name.isidentifier()]:
-        raise UserError(f"chat_template_kwargs: {wrong[0]!r} cannot be the name of a variable.")
-    sets = _SETS.match(template)
-    assert sets is not None, "the pattern matches nothing too"
-    new = "".join(
-        f"{{%- set {name} = {value!r} +%}}" for name, value in variables.items()
-    )  # Jinja reads these literals
-    tokenizer.chat_template = template[: sets.end()] + new + template[sets.end() :]
+    for name, value in variables.items():
+        if not name.isidentifier() or not _is_literal(value):
+            raise UserError(f"chat_template_kwargs: a template cannot have {name!r} with the value {value!r:.40}.")
+    lines: dict[str, str] = {}
+    while found := _SET.match(template):
+        lines[found[1]], template = found[0], template[found.end() :]
+    lines |= {name: f"{{% set {name} = {value!r} %}}\n" for name, value in variables.items()}  # as Jinja reads it, too
+    tokenizer.chat_template = "".join(lines.values()) + template
+
+
+def _is_literal(value: Any) -> bool:
+    try:
+        return bool(ast.literal_eval(repr(value)) == value)
+    except (ValueError, SyntaxError):
+        return False
 
 
 def encode_questions(

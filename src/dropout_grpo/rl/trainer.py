@@ -42,7 +42,7 @@ from dropout_grpo.latent.io.hub import is_local, push_folder
 from dropout_grpo.latent.lora.checkpoint import has_adapter, peft_config
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, replay
-from dropout_grpo.latent.tokens import set_template_variables
+from dropout_grpo.latent.tokens import CHAT, set_template_variables
 from dropout_grpo.rl.advantage import (
     MovingAverage,
     baseline_advantages,
@@ -165,6 +165,8 @@ class GRPOTrainer(Trainer):
         bf16 = bf16_products(bf16, model, param_dtype)
         if beside.chat_template_kwargs:
             set_template_variables(model.tokenizer, beside.chat_template_kwargs)
+            if model.prompt_format != CHAT and all(problem.messages is None for problem in problems):
+                console.print("warning: chat_template_kwargs has no effect: no question is a conversation.")
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):
@@ -477,7 +479,11 @@ class GRPOTrainer(Trainer):
                 f"`dropout-grpo merge FOLDER --out MERGED` and `dropout-grpo push MERGED {repo_id}`; or push the base "
                 "first, and train with its name on the Hub as model."
             )
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / repo_id.rpartition("/")[2]
-            save_latent_model(self.model, path, CardFacts(base=base or self.model.name, method="Dropout-GRPO"))
-            return push_folder(path, repo_id, private=private)
+
+        def push() -> str:
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / repo_id.rpartition("/")[2]
+                save_latent_model(self.model, path, CardFacts(base=base or self.model.name, method="Dropout-GRPO"))
+                return push_folder(path, repo_id, private=private)
+
+        return processes.on_main(push)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -238,6 +239,9 @@ class Trainer(ABC):
     def _new_record(self) -> Record:
         """What a resumed run, and every process of a run, must have alike."""
         options, digests = self.inputs()
+        template = self.model.tokenizer.chat_template
+        if isinstance(template, str):
+            digests["chat_template"] = sha256(template.encode()).hexdigest()
         common = {
             **asdict(self.config),
             "seed": self.seed,

@@ -68,7 +68,7 @@ def as_latent_model(
         if latent.device.type == "cpu":
             latent.to(default_device())
         if peft_config is not None:
-            _in_float32(latent.model)
+            _in_float32(latent, latent.name)
         _require_own_gpu(latent)
     else:
         latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
@@ -160,7 +160,7 @@ def _wrapped(
             f"{name} is a plain language model: give latent_steps, the number of thoughts before an answer; the "
             "published GSM8K Coconut has 6."
         )
-    _in_float32(model)
+    _in_float32(model, name)
     if missing_latent_tokens(tokenizer):
         add_latent_tokens(model, tokenizer)
         console.print(f"{name} had no latent tokens: Coconut's three are added.{untaught}", markup=False)
@@ -184,10 +184,10 @@ def _require_own_gpu(model: LatentModel) -> None:
         )
 
 
-def _in_float32(model: PreTrainedModel) -> None:
-    if model.dtype in (torch.bfloat16, torch.float16):
-        name = model.name_or_path or type(model).__name__
-        console.print(f"{name}: weights of {str(model.dtype)[6:]} are trained in float32.", markup=False)
+def _in_float32(model: PreTrainedModel | LatentModel, name: str) -> None:
+    dtype = next(model.parameters()).dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        console.print(f"{name}: weights of {str(dtype)[6:]} are trained in float32.", markup=False)
         model.float()
 
 

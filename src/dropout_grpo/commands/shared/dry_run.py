@@ -32,8 +32,7 @@ def sft_plan(recipe: Recipe) -> Plan:
     fix_attention(recipe.attention)
     problems = problems_of(recipe.data, ("train", "valid"))
     tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data), recipe.data.chat_template_kwargs)
-    device = _CPU if recipe.model.name_or_path is None else _META  # random weights are small
-    return curriculum_trainer(recipe, recipe.run_dir, device, problems["train"], problems["valid"], tokenizer).dry_run()
+    return curriculum_trainer(recipe, recipe.run_dir, _META, problems["train"], problems["valid"], tokenizer).dry_run()
 
 
 def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Plan:

@@ -34,8 +34,8 @@ def require_known(path: str | Path) -> None:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name is a path of this machine, with which nobody else can load it."""
-    return Path(name).is_absolute() or Path(name).exists()
+    """Whether a model's name can only be a path of this machine, with which nobody else can load it."""
+    return Path(name).is_absolute() or name.startswith(".")
 
 
 def is_on_hub(name: str) -> bool:
