@@ -1,6 +1,6 @@
 """Seconds per update and peak memory of this checkout and of an older commit, by the same commands in alternation.
 
-python -m evidence.bench.against d6d968b --model FOLDER --gsm8k gsm8k_train.jsonl > docs/performance/against-NAME.json
+python -m evidence.bench.against d6d968b FOLDER gsm8k_train.jsonl > docs/performance/against-NAME.json
 
 Both versions run `dropout-grpo sft` and `grpo` as a user does, each in a process of its own, on the same problems of
 GSM8K. The seconds are those of metrics.jsonl, without the first update. Peak memory is Linux's VmHWM of the whole
@@ -29,7 +29,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.runs.files import METRICS_FILE
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_metrics
-from evidence.bench.memory import peak_of
+from evidence.bench.memory import anonymous_of, peak_of
 from evidence.places import ROOT
 
 STEPS = 3
@@ -50,6 +50,7 @@ class Ended:
 
     status: int
     peak: int  # bytes
+    anonymous: int  # bytes at the peak of what is not a page of a file
     seconds: float
     first_line: float  # seconds until the first update was logged
     updates: list[float]  # seconds of the updates but the first
@@ -140,11 +141,12 @@ def run(source: Path, words: list[str], run_dir: Path) -> Ended:
     environment = {**os.environ, "PYTHONPATH": str(source / "src")}
     log, metrics = run_dir.with_name(f"{run_dir.name}.log"), run_dir / METRICS_FILE
     log.parent.mkdir(parents=True, exist_ok=True)
-    began, peak, first_line = time.monotonic(), 0, 0.0
+    began, peak, anonymous, first_line = time.monotonic(), 0, 0, 0.0
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen([*_COMMAND, *words], cwd=source, env=environment, stdout=file, stderr=file)
         while process.poll() is None:
-            peak = max(peak, peak_of(Path(f"/proc/{process.pid}/status")))
+            status = Path(f"/proc/{process.pid}/status")
+            peak, anonymous = max(peak, peak_of(status)), max(anonymous, anonymous_of(status))
             if not first_line and metrics.is_file() and metrics.stat().st_size:
                 first_line = time.monotonic() - began
             time.sleep(0.02)
@@ -154,6 +156,7 @@ def run(source: Path, words: list[str], run_dir: Path) -> Ended:
     return Ended(
         status=process.returncode,
         peak=peak,
+        anonymous=anonymous,
         seconds=time.monotonic() - began,
         first_line=first_line,
         updates=_updates(lines)[1:],
@@ -175,6 +178,7 @@ def summary(runs: Sequence[Ended]) -> dict[str, Any]:
     return {
         "status": [run.status for run in runs],
         "peak": max(run.peak for run in runs),
+        "anonymous": max(run.anonymous for run in runs),
         "seconds": median(run.seconds for run in runs),
         "first_line": median(run.first_line for run in runs),
         "update": median(updates) if updates else None,
@@ -188,7 +192,7 @@ def ratios(jobs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dic
     return {
         name: {
             key: both["old"][key] / both["new"][key]
-            for key in ("update", "step", "peak")
+            for key in ("update", "step", "peak", "anonymous")
             if both["old"][key] and both["new"][key]
         }
         for name, both in jobs.items()

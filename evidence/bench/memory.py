@@ -58,8 +58,21 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
 
 def peak_of(status: Path) -> int:
     """Peak resident memory of a process in bytes, from its ``status`` in Linux's /proc; 0 if it has just ended."""
+    return _bytes_of("VmHWM", status)
+
+
+def anonymous_of(status: Path) -> int:
+    """Resident memory of a process now, without pages of files.
+
+    transformers maps a file of float32 weights. Its pages stay until something else needs the memory, and the kernel
+    then drops them, so no process is killed for them.
+    """
+    return _bytes_of("RssAnon", status)
+
+
+def _bytes_of(name: str, status: Path) -> int:
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
+        found = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="ascii"))
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0

@@ -155,14 +155,17 @@ def sizes(result: Result) -> str:
     return _table(columns, rows)
 
 
+_PEAKS = {"peak": "peak of the command, GB", "anonymous": "without pages of files, GB"}
+
+
 def against(result: Result) -> str:
     """Seconds and peak memory of an older commit and of the one that was measured."""
     rows = []
     for job, both in result["jobs"].items():
-        for key, name in (("update", job), ("step", "with rollouts"), ("peak", "peak of the command, GB")):
-            old, new = both["old"][key], both["new"][key]
+        for key, name in (("update", job), ("step", "with rollouts"), *_PEAKS.items()):
+            old, new = both["old"].get(key), both["new"].get(key)
             if old and new:
-                scale = 1e9 if key == "peak" else 1.0
+                scale = 1e9 if key in _PEAKS else 1.0
                 rows.append([name, f"{old / scale:.1f}", f"{new / scale:.1f}", f"{old / new:.2f}"])
     columns = ["seconds, or GB", f"commit {result['commit_before']}", f"commit {result['commit'][:7]}", "ratio"]
     return table(columns, rows)

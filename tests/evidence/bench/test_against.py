@@ -39,16 +39,18 @@ def test_the_first_update_is_not_counted(
     monkeypatch.setattr(against, "_COMMAND", [sys.executable, "-c", WRITES])
     ended = run(tmp_path, [str(folder), "".join(json.dumps(line) + "\n" for line in lines)], folder)
     assert (ended.status, ended.updates, ended.steps) == (0, updates, steps)
-    assert 5e7 < ended.peak < 1e8
+    assert 5e7 < ended.anonymous <= ended.peak < 1e8
     assert 0 < ended.first_line < ended.seconds
 
 
 def test_medians_and_ratios() -> None:
     def ended(peak: int, *updates: float) -> Ended:
-        return Ended(status=0, peak=peak, seconds=1.0, first_line=1.0, updates=list(updates), steps=[])
+        return Ended(
+            status=0, peak=peak, anonymous=peak // 2, seconds=1.0, first_line=1.0, updates=list(updates), steps=[]
+        )
 
     jobs = {"update": {"old": summary([ended(4, 5.0, 7.0), ended(6, 6.0)]), "new": summary([ended(2, 2.0, 3.0, 4.0)])}}
     assert (jobs["update"]["old"]["update"], jobs["update"]["old"]["peak"]) == (6.0, 6)
-    assert ratios(jobs) == {"update": {"update": 2.0, "peak": 3.0}}
+    assert ratios(jobs) == {"update": {"update": 2.0, "peak": 3.0, "anonymous": 3.0}}
     rows = against_table({"commit_before": "abc", "commit": "def", "jobs": jobs}).splitlines()
     assert rows[2] == "| update | 6.0 | 3.0 | 2.00 |"
