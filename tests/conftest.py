@@ -56,5 +56,11 @@ def known_attention(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def tiny_models_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide ones do."""
+    monkeypatch.setattr("dropout_grpo.latent.packing.COPIES", 0)
+
+
 def pytest_sessionfinish() -> None:
     shutil.rmtree(os.environ["HF_ASSETS_CACHE"])

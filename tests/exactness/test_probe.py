@@ -77,7 +77,9 @@ def test_where_nothing_moves_there_is_no_probe(monkeypatch: pytest.MonkeyPatch) 
 def test_without_the_probe_its_answers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above compares something: what the probe prevents does happen without it."""
     monkeypatch.setattr(LatentModel, "_differs", lambda *arguments: None)
-    monkeypatch.setattr("dropout_grpo.latent.recurrence.packing_of", lambda mask: None)  # which it cannot run at all
+    monkeypatch.setattr(
+        "dropout_grpo.latent.recurrence.packing_of", lambda mask, width: None
+    )  # which it cannot run at all
     plain, tokenizer = built("nemotron")
     model = LatentModel(plain, tokenizer, latent_steps=2)
     assert model.shares_prefix

@@ -19,7 +19,7 @@ from dropout_grpo.latent import LatentModel
 from dropout_grpo.rl.advantage import group_advantages
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
-from dropout_grpo.training import memory
+from dropout_grpo.training import loop, memory
 from dropout_grpo.training.memory import MicroBatches, total_memory
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule, update
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
@@ -389,6 +389,7 @@ def test_every_micro_batch_of_a_training_is_watched(tmp_path: Path, monkeypatch:
     """3 groups of 4 in micro-batches of 2 groups, for 3 steps; 5 problems, 2 at a time, for an epoch."""
     limits = list[int | None]()
     monkeypatch.setattr(MicroBatches, "give_back", lambda batches: limits.append(batches.planned))
+    monkeypatch.setattr(loop, "_SMALL", 0)
     grpo = trainer(tmp_path / "grpo", reward_funcs=[alternating])
     grpo.train()
     assert limits == [grpo.plan().total] * 6

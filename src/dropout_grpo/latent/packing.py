@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 _LEAST = 1 / 8
-"""Share of padding from which packing saves more than it costs."""
+"""Share of padding from which packing saves more than it costs in a wide model."""
+
+COPIES = 64
+"""Width of a model in which the copies of packing take as long as the products of all its positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +45,16 @@ class Packing:
         return factors.index_select(0, self.index // self.length).transpose(0, 1)
 
 
-def packing_of(mask: Tensor) -> Packing | None:
-    """The tokens of a mask [B, L], 0 for padding; None if there is little padding, or no token."""
+def packing_of(mask: Tensor, width: int) -> Packing | None:
+    """The tokens of a mask [B, L], 0 for padding; None if there is too little padding for the model, or no token.
+
+    A copy of a token costs its width, and its products cost the square of it.
+
+    Args:
+        mask: 1 for tokens.
+        width: of the model's hidden states.
+    """
     index = mask.flatten().nonzero().squeeze(1)
-    if len(index) == 0 or len(index) > (1 - _LEAST) * mask.numel():
+    if len(index) == 0 or len(index) > (1 - max(_LEAST, COPIES / width)) * mask.numel():
         return None
     return Packing(index=index, rows=mask.shape[0], length=mask.shape[1])

@@ -219,6 +219,9 @@ class Recurrence(nn.Module):
         """
         return require_exploration(exploration, "exploration").noise(seeds.to(self.device), self.sites)
 
+    def _packing(self, mask: Tensor) -> Packing | None:
+        return packing_of(mask, embedding_table(self.model).shape[1])
+
     def read(self, input_ids: Tensor, attention_mask: Tensor, noise: Noise | None = None) -> LatentState:
         """Run prompts once and keep their cache and last hidden state.
 
@@ -229,7 +232,7 @@ class Recurrence(nn.Module):
         """
         assert input_ids.shape == attention_mask.shape, "ids and mask differ in shape"
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        packing = packing_of(attention_mask) if self.shares_prefix and noise is None else None
+        packing = self._packing(attention_mask) if self.shares_prefix and noise is None else None
         cache = own_cache(packing=packing) if self.shares_prefix else CopiedCache(config=self.model.config)
         keyed = keyed_noise(noise)
         by_key = {} if keyed is None else keyed.key_factors("prompt", 0, positions)
@@ -313,7 +316,7 @@ class Recurrence(nn.Module):
         inputs = torch.cat([self.end_marker(state.rows), token_ids[:, :-1]], dim=1)  # [B, L]
         packing = None
         if mask is not None and state.prefix is not None and not isinstance(noise, OwnHooks):
-            packing = packing_of(mask.flip(-1).cumsum(-1).flip(-1))  # a token sees all tokens before it
+            packing = self._packing(mask.flip(-1).cumsum(-1).flip(-1))  # a token sees all tokens before it
         table = self.head_in_pieces(token_ids.numel())
         if table is None:
             output, _ = self._answer(self.model, state, inputs, noise, packing)

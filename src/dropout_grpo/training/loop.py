@@ -40,9 +40,12 @@ from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
 from dropout_grpo.training.optimizer import update
-from dropout_grpo.training.plan import Plan, Work, available_memory, lasting, planned, require_fitting, require_room
+from dropout_grpo.training.plan import GB, Plan, Work, available_memory, lasting, planned, require_fitting, require_room
 from dropout_grpo.training.progress import Bar, console
 from dropout_grpo.training.resume import Checkpoints, Saved
+
+_SMALL = int(2 * GB)
+"""Memory of a process that is not worth giving back: a small model's steps would be longer."""
 
 
 def join_processes() -> None:
@@ -351,7 +354,7 @@ class Trainer(ABC):
         """
         plan = self.plan()
         for size in plan.sizes:
-            size.batches.size, size.batches.planned = size.rows, plan.total
+            size.batches.size, size.batches.planned = size.rows, max(plan.total, _SMALL)
         console.print(str(plan), markup=False)
         require_fitting(plan)
 
