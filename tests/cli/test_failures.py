@@ -47,6 +47,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "it may have been moved or removed"),
         (OSError("odd"), "odd: check the files and the machine."),
         (ValueError("embedded null byte"), "a path has a NUL character"),
+        (UnicodeEncodeError("utf-8", "a\ud800", 1, 2, "surrogates not allowed"), "'a\\ud800' has half of a character"),
         (SafetensorError("I/O error"), "weights cannot be read or written: I/O error"),
         (MemoryError(), "out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
@@ -62,7 +63,10 @@ def test_a_failure_of_the_machine_is_one_line(
     assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), KeyError("a bug")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a bug"), ValueError("a bug"), KeyError("a bug"), UnicodeEncodeError("ascii", "é", 0, 1, "a bug")],
+)
 def test_a_bug_keeps_its_traceback(failing: Any, error: Exception) -> None:
     failing(error)
     with pytest.raises(type(error)):

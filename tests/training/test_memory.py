@@ -389,7 +389,7 @@ def test_every_micro_batch_of_a_training_is_watched(tmp_path: Path, monkeypatch:
     """3 groups of 4 in micro-batches of 2 groups, for 3 steps; 5 problems, 2 at a time, for an epoch."""
     limits = list[int | None]()
     monkeypatch.setattr(MicroBatches, "give_back", lambda batches: limits.append(batches.planned))
-    monkeypatch.setattr(loop, "_SMALL", 0)
+    monkeypatch.setattr(loop, "_NOT_GIVEN_BACK", 0)
     grpo = trainer(tmp_path / "grpo", reward_funcs=[alternating])
     grpo.train()
     assert limits == [grpo.plan().total] * 6

@@ -16,6 +16,8 @@ def describe(error: BaseException) -> str | None:
         return f"{place}{what}: {remedy(error.errno)}."
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path has a NUL character: remove it."
+    if isinstance(error, UnicodeEncodeError) and "\ud800" <= error.object[error.start] <= "\udfff":
+        return f"{error.object[:60]!r} has half of a character (a lone surrogate): remove it."
     if type(error).__name__ == "SafetensorError":
         return f"weights cannot be read or written: {error}: check the file and the free space."
     if isinstance(error, MemoryError) or is_out_of_memory(error):

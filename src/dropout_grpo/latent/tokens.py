@@ -220,10 +220,11 @@ def require_prompt_format(tokenizer: PreTrainedTokenizerBase, prompt_format: str
 _SET = re.compile(r"{% set (\w+) = .* %}\n")
 
 
-def set_template_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
+def set_template_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None) -> None:
     """Set variables of a chat template, such as ``enable_thinking`` of Qwen3, in the template's first lines.
 
     They are saved with the tokenizer, so every later use of the model has them. A new value replaces an earlier one.
+    Nothing happens without variables.
 
     Args:
         tokenizer: changed in place.
@@ -232,6 +233,8 @@ def set_template_variables(tokenizer: PreTrainedTokenizerBase, variables: Mappin
     Raises:
         UserError: the tokenizer has no chat template, or several; or a name or value cannot be a variable's.
     """
+    if not variables:
+        return
     template = tokenizer.chat_template
     if not isinstance(template, str):
         has = "no chat template" if template is None else "several chat templates"

@@ -163,10 +163,9 @@ class GRPOTrainer(Trainer):
             untaught=_UNTAUGHT,
         )
         bf16 = bf16_products(bf16, model, param_dtype)
-        if beside.chat_template_kwargs:
-            set_template_variables(model.tokenizer, beside.chat_template_kwargs)
-            if model.prompt_format != CHAT and all(problem.messages is None for problem in problems):
-                console.print("warning: chat_template_kwargs has no effect: no question is a conversation.")
+        set_template_variables(model.tokenizer, beside.chat_template_kwargs)
+        if beside.chat_template_kwargs and model.prompt_format != CHAT and all(p.messages is None for p in problems):
+            console.print("warning: chat_template_kwargs has no effect: no question is a conversation.")
         if model.latent_steps == 0:
             raise UserError("the checkpoint has latent_steps 0: there is no latent phase for GRPO to explore.")
         if config.reward_weights is not None and len(config.reward_weights) != len(reward_funcs):

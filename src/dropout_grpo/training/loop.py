@@ -44,7 +44,7 @@ from dropout_grpo.training.plan import GB, Plan, Work, available_memory, lasting
 from dropout_grpo.training.progress import Bar, console
 from dropout_grpo.training.resume import Checkpoints, Saved
 
-_SMALL = int(2 * GB)
+_NOT_GIVEN_BACK = int(2 * GB)
 """Memory of a process that is not worth giving back: a small model's steps would be longer."""
 
 
@@ -354,7 +354,7 @@ class Trainer(ABC):
         """
         plan = self.plan()
         for size in plan.sizes:
-            size.batches.size, size.batches.planned = size.rows, max(plan.total, _SMALL)
+            size.batches.size, size.batches.planned = size.rows, max(plan.total, _NOT_GIVEN_BACK)
         console.print(str(plan), markup=False)
         require_fitting(plan)
 

@@ -55,8 +55,7 @@ def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Pl
     if adapter is not None:
         add_latent_tokens(inner, tokenizer)
         put_adapter(inner, adapter)
-    if recipe.data.chat_template_kwargs:
-        set_template_variables(tokenizer, recipe.data.chat_template_kwargs)
+    set_template_variables(tokenizer, recipe.data.chat_template_kwargs)
     model = LatentModel(
         inner,
         tokenizer,

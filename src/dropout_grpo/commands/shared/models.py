@@ -52,8 +52,7 @@ def load_model(
         base=options.base,
         prompt_format=None if data.chat_template is None else _prompt_format(data.chat_template),
     )
-    if data.chat_template_kwargs:
-        set_template_variables(model.tokenizer, data.chat_template_kwargs)
+    set_template_variables(model.tokenizer, data.chat_template_kwargs)
     return model.to(device or default_device())
 
 
@@ -117,8 +116,7 @@ def starting_tokenizer(
         )
     else:
         tokenizer = load_tokenizer(config.name_or_path)
-    if template:
-        set_template_variables(tokenizer, template)
+    set_template_variables(tokenizer, template)
     return tokenizer
 
 
