@@ -47,7 +47,7 @@ bench: $(READY)  # on an idle machine; see docs/performance.md
 	$(call measure,tiny-cpu-sweep,--size tiny --sweep --repeats 3)
 	$(MAKE) docs
 
-study: $(READY)  # the paper's tables, in under 3 hours on 2 idle cores; the same command resumes it
+study: $(READY)  # the paper's tables, about 1.6 hours on 2 idle cores; the same command resumes it
 	$(BIN)/python -m evidence.studies.study --out runs/study
 	$(MAKE) docs
 

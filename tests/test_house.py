@@ -1,4 +1,4 @@
-"""The order of the rooms: no import runs in a circle, and none runs upward."""
+"""The order of the packages: no import runs in a circle, and none runs upward."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -20,7 +20,7 @@ FLOORS = (
     ("integrations",),
     ("cli", "__main__"),
 )
-"""From the ground up. A room may import from its own floor and from those below. Modules outside of rooms
+"""From the ground up. A package may import from its own floor and from those below. Modules outside of packages
 (errors.py and others) are below them all."""
 
 

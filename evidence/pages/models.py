@@ -34,8 +34,8 @@ def blocks(record: Mapping[str, Any]) -> dict[str, str]:
     refused = [[name, _cut(family["why"])] for name, family in families.items() if name in of["refused"] + of["fails"]]
     return {
         "summary": f"{len(of['works'])} families work, {sharing} of them with one copy of the prompt for each group. "
-        f"{len(of['refused'])} are refused with a message. {len(of['fails'])} fail without one. {len(of['not built'])} "
-        "are not built: transformers does not make them small, or needs more packages.",
+        f"{len(of['refused'])} are refused with a message, and {len(of['fails'])} fail without one. "
+        f"{len(of['not built'])} are not built: transformers does not make them small, or needs more packages.",
         "working": table(["family", "dtype", "prompt", *GAPS, "lacks", "equal, and masks act"], working),
         "refused": table(["family", "message"], refused),
         "not_built": f"{', '.join(of['not built'])}.",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.data.rewards import CONTEXT
 from dropout_grpo.errors import UserError
@@ -183,3 +184,13 @@ def test_the_default_rate_for_few_rollouts_is_told(tmp_path: Path, capsys: pytes
         trainer(tmp_path, config)
         said = "learning_rate is 0.0003, the default for steps of about 1,000 rollouts. With the 16 of this training"
         assert (said in capsys.readouterr().err) is told
+
+
+def test_answers_that_validation_cuts_short_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(CONFIG, max_completion_length=6)
+    for evaluation, told in ((EvaluationConfig(max_new_tokens=5), True), (EvaluationConfig(max_new_tokens=6), False)):
+        trainer(tmp_path, config, eval_dataset=tiny_problems(2), evaluation=evaluation)
+        said = "validation cuts answers at evaluation.max_new_tokens=5, below max_completion_length=6: set both."
+        assert (said in capsys.readouterr().err) is told
+    trainer(tmp_path, config, eval_dataset=tiny_problems(2))  # max_completion_length, too
+    assert "validation cuts" not in capsys.readouterr().err

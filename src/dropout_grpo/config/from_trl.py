@@ -49,8 +49,10 @@ _OFF = (None, False)
 
 ELSEWHERE: Mapping[str, Elsewhere] = {
     "logging_strategy": Elsewhere("intervals are steps: logging_steps", ("steps",)),
-    "eval_strategy": Elsewhere(_ONLY_STEPS.format("eval"), ("steps", "no")),
-    "save_strategy": Elsewhere(_ONLY_STEPS.format("save"), ("steps",)),
+    "eval_strategy": Elsewhere(
+        f"{_ONLY_STEPS.format('eval')}; 'steps' without eval_steps validates every logging_steps", ("steps", "no")
+    ),
+    "save_strategy": Elsewhere(_ONLY_STEPS.format("save"), ("steps", "no")),
     "logging_first_step": Elsewhere("set logging_steps to 1", _OFF),
     "eval_on_start": Elsewhere("call trainer.evaluate() before train()", _OFF),
     "load_best_model_at_end": Elsewhere(

@@ -210,6 +210,12 @@ class GRPOTrainer(Trainer):
         self.baseline = MovingAverage()
         self._watch = Watch(config)
         if evaluate is None and eval_dataset is not None:
+            if evaluation is not None and evaluation.max_new_tokens < config.max_completion_length:
+                console.print(
+                    f"warning: validation cuts answers at evaluation.max_new_tokens={evaluation.max_new_tokens}, below "
+                    f"{config.named('max_completion_length')}={config.max_completion_length}: set both.",
+                    markup=False,
+                )
             evaluation = evaluation or EvaluationConfig(
                 max_new_tokens=config.max_completion_length, batch_size=config.rollout_batch_size
             )
