@@ -72,7 +72,7 @@ _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, A
 def reading(place: str | Path, kind: type[UserError] = UserError) -> Iterator[None]:
     """Raise ``kind`` if what the block reads cannot be read, or is not as the program wrote it.
 
-    The block is the whole of the reading, with all that assumes the file to be right, so that a damage of any sort
+    The block is the whole of the reading, with all that assumes the file to be right, so that damage of any sort
     ends in one line here.
 
     Args:

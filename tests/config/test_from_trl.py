@@ -174,6 +174,31 @@ def test_early_stopping_reads_the_metric_that_the_config_names(tmp_path: Path) -
     assert [line["eval/pass@1"] for line in read_metrics(tmp_path)] == [0.5, 0.7, 0.6, 0.65]
 
 
+def test_a_resumed_run_stops_as_early_and_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    """Faults: patience counted from 0 again; the best checkpoint removed by save_total_limit."""
+    from transformers import EarlyStoppingCallback, TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    shares = iter([0.5, 0.7, 0.6, 0.65, 0.9])
+    config = replace(
+        CONFIG, max_steps=5, eval_steps=1, save_steps=1, save_total_limit=1, metric_for_best_model="pass@1"
+    )
+
+    def train(*callbacks: Any, resume: bool) -> Any:
+        stopping = EarlyStoppingCallback(early_stopping_patience=2)
+        evaluate = {"evaluate": lambda model: next(shares), "callbacks": [stopping, *callbacks]}
+        made = GRPOTrainer(tiny_latent(), digits, config, tiny_problems(5), run=tmp_path, **evaluate)
+        made.train(resume_from_checkpoint=resume)
+        return made
+
+    train(Stop(), resume=False)
+    assert train(resume=True).state.global_step == 4  # 0.6 before the stop, and 0.65 after it
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"grpo-step-2", "grpo-step-4"}
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [({"eval_steps": 1}, "metric_for_best_model"), ({"metric_for_best_model": "pass@1"}, "eval_dataset")],

@@ -129,7 +129,7 @@ def test_thoughts_without_words_to_stand_in_for_predict_nothing(tmp_path: Path) 
     short = replace(SHORT, steps=("7",))  # fewer words than thoughts
     bare = replace(LONG, steps=())
     wide = replace(FROZEN, c_thought=4, thoughts_predict=True)
-    trainer(tmp_path, wide, problems=[short, bare]).train()
+    trainer(tmp_path, wide, problems=[short, bare], model=tiny_latent(latent_steps=8)).train()
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in updates(tmp_path))
 
 
@@ -335,3 +335,23 @@ def test_a_callback_stops_the_curriculum_and_it_resumes(tmp_path: Path) -> None:
     assert_same_weights(weights_of(again.model), weights_of(whole.model))
     assert updates(tmp_path / "parts") == updates(tmp_path / "whole")
     assert [log["step"] for log in again.state.log_history] == [1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("model", "has"),
+    [
+        ({"latent_steps": 3}, "latent_steps 3 and thought 'hidden_state'"),
+        ({"thought": "pause"}, "latent_steps 2 and thought 'pause'"),
+    ],
+)
+def test_a_model_that_would_think_in_another_way_is_refused(model: dict[str, Any], has: str, tmp_path: Path) -> None:
+    """Fault: it was trained with other thoughts than it answers with."""
+    with pytest.raises(UserError, match=f"has {has}, and the curriculum trains 2"):
+        trainer(tmp_path, model=tiny_latent(**model))
+
+
+def test_validation_questions_are_checked_before_training(tmp_path: Path) -> None:
+    """Fault: a long one stopped the training at the first validation."""
+    long = [replace(SHORT, question="? " * 60)]
+    with pytest.raises(UserError, match=r"eval_dataset: question 1 .* has 6. tokens"):
+        trainer(tmp_path, eval_dataset=long)

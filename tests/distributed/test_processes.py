@@ -96,6 +96,14 @@ def test_one_process_needs_no_others() -> None:
         assert processes.gather(None) == [None]
 
 
+def test_a_process_without_a_launcher_is_named_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may have connected its processes by itself, without torchrun's variables."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(processes.LostProcess, match="rank 0 of 1 lost another process"), processes.waiting_for_others():
+        raise RuntimeError("Connection closed by peer")
+
+
 SHORT = timedelta(seconds=0.3)
 
 

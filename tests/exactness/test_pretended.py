@@ -163,7 +163,7 @@ def test_a_resumed_run_with_a_reference(tmp_path: Path) -> None:
 
 
 def test_curriculum(tmp_path: Path) -> None:
-    config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=0)
+    config = CurriculumConfig(c_thought=2, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=0)
     weights = []
     for placed in (False, True):
         with pretended() if placed else nullcontext():

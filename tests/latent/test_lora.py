@@ -59,6 +59,12 @@ def test_masks_multiply_layer_and_adapter_together(kind: str, exploration: Share
     assert not torch.allclose(rollouts(merged, SharedDropout(0.0)).logprobs, generation.logprobs, atol=0.1)
 
 
+def test_the_model_that_gets_an_adapter_stays_the_model(tmp_path: Path) -> None:
+    """Fault: it was left with the sites of the wrapped layers, so masks left the adapter out."""
+    model = LatentModel.from_pretrained(saved_base(tmp_path))
+    assert add_lora(model, LORA, seed=0) is model
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_only_the_adapter_and_the_latent_tokens_are_trained(kind: str, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(saved_base(tmp_path, kind))

@@ -183,10 +183,13 @@ def test_a_callback_can_evaluate_save_and_stop_and_the_run_resumes(tmp_path: Pat
     assert [line["step"] for line in steps_of(run)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("masked", [False, True])
 def test_completions_are_printed_with_rewards_and_advantages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    masked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = GRPOConfig(**{**vars(CONFIG), "max_steps": 1, "log_completions": True, "num_completions_to_print": 1})
+    """Fault: completions that the update leaves out were printed as empty."""
+    shown = {"log_completions": True, "num_completions_to_print": 1, "mask_truncated_completions": masked}
+    config = GRPOConfig(**{**vars(CONFIG), "max_steps": 1, **shown})
     made = GRPOTrainer(tiny_latent(), digits, config, ROWS, exploration=NoExploration(), run=tmp_path)
     seen: list[Any] = []
     table = trainer_module.completions_table
@@ -202,6 +205,7 @@ def test_completions_are_printed_with_rewards_and_advantages(
     assert len(questions) == 1
     assert [len(part[0]) for part in (completions, rewards, advantages)] == [CONFIG.num_generations] * 3
     assert rewards[0] == pytest.approx(digits([], completions[0]))
+    assert len([*filter(None, completions[0])]) == 3  # and an answer that ends at once
     mean = sum(rewards[0]) / len(rewards[0])
     assert advantages[0] == pytest.approx([reward - mean for reward in rewards[0]], abs=1e-6)
 
@@ -248,6 +252,10 @@ class WithoutPhases:
         return
 
 
+LONG = [{"prompt": "? " * 60, "answer": "1"}]
+"""A question for which the model has no positions."""
+
+
 class AtNight:
     """An exploration of a phase that there is not."""
 
@@ -267,6 +275,9 @@ class AtNight:
         ({"args": {"max_steps": 3}}, "args is a dict: give a dropout_grpo.GRPOConfig"),
         ({"args": CurriculumConfig()}, "args is a CurriculumConfig: give a dropout_grpo.GRPOConfig"),
         ({"reward_funcs": "org/model"}, "reward models are not supported"),
+        ({"eval_dataset": {}}, "eval_dataset has no sets: leave it out, or give problems by name"),
+        ({"eval_dataset": LONG}, r"eval_dataset: question 1 \('\? .*' \.\.\.\) has 6. tokens"),
+        ({"eval_dataset": {"hard": LONG}}, r"eval_dataset\['hard'\]: question 1"),
         ({"train_dataset": "problems.json"}, 'train_dataset is a string: "problems.json": give a list'),
     ],
 )

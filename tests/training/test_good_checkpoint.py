@@ -26,7 +26,7 @@ from helpers.grpo_run import CONFIG as GRPO, Stopped, alternating, steps_of
 from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
 
 SFT = CurriculumConfig(
-    c_thought=1, max_latent_stage=1, cot_epochs=2, epochs_per_stage=1, final_epochs=1, batch_size=2, save_steps=1
+    c_thought=2, max_latent_stage=1, cot_epochs=2, epochs_per_stage=1, final_epochs=1, batch_size=2, save_steps=1
 )
 STEPS = {"sft": 8, "grpo": 6}  # 2 updates an epoch
 

@@ -41,6 +41,26 @@ def test_the_update_is_finished_and_saved(kind: str, number: int, status: int, t
     assert_same_weights(weights_of(again), weights_of(whole))
 
 
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_a_signal_while_the_last_step_is_saved_stops_what_follows(kind: str, tmp_path: Path) -> None:
+    """Fault: the command went on with what follows the training."""
+    made, sent = trainer(kind, tmp_path, tiny_latent()), []
+    save = made.save
+
+    def saved(step: int) -> None:
+        save(step)
+        if step == STEPS[kind] and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    made.save = saved
+    with pytest.raises(Interrupted, match=f"after step {STEPS[kind]} of {kind}; saved"), handled_signals():
+        made.train()
+    again = trainer(kind, tmp_path, tiny_latent(), resume=True)
+    assert again.train(resume_from_checkpoint=True).global_step == STEPS[kind]
+    assert_same_weights(weights_of(again.model), weights_of(made.model))
+
+
 def signalled(*numbers: int) -> None:
     """An update that is sent signals; the first is recorded."""
     with finishing_updates() as asked:

@@ -213,8 +213,11 @@ def test_a_reference_of_the_same_weights_has_no_kl(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_bf16_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = tiny_lora(tmp_path)
+    before = weights_of(adapted)
     with pytest.raises(UserError, match=r"trains all weights; with bf16, an adapter's base is held in bf16 anyway"):
-        grpo(tmp_path / "lora", tiny_lora(tmp_path), args=PLAIN)
+        grpo(tmp_path / "lora", adapted, args=replace(PLAIN, beta=0.1))
+    assert_same_weights(weights_of(adapted), before)  # the reference of an adapter has the policy's own weights
     with pytest.raises(
         UserError, match=r"param_dtype bfloat16 needs float32 weights, and the model has torch\.float64"
     ):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from dropout_grpo import LatentModel, UserError
 from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.training import model_argument
-from dropout_grpo.training.model_argument import as_latent_model, lora_of, require_trainable
+from dropout_grpo.training.model_argument import as_latent_model, lora_of, require_param_dtype, require_trainable
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_latent import PLAIN_TOKENS, assert_same_weights, tiny_latent, weights_of
 
@@ -114,6 +114,22 @@ def test_a_quantised_model_is_refused_before_its_weights_are_changed() -> None:
     latent.model.is_quantized = True
     with pytest.raises(UserError, match="are quantised"):
         as_latent_model(latent)
+
+
+def test_a_dtype_that_is_not_one_is_refused() -> None:
+    """Fault: float32 weights were trained."""
+    require_param_dtype(None, tiny_latent(), fsdp=False)
+    with pytest.raises(UserError, match="param_dtype='bf16' must be one of float32, bfloat16"):
+        require_param_dtype("bf16", tiny_latent(), fsdp=False)  # type: ignore[arg-type]
+
+
+def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_argument, "is_sharded", lambda model: True)
+    for use in (as_latent_model, require_trainable):
+        with pytest.raises(
+            UserError, match="are sharded by an earlier training with fsdp: save the model, and load it"
+        ):
+            use(tiny_latent())
 
 
 def test_an_adapter_of_peft(tmp_path: Path) -> None:

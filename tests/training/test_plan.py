@@ -111,7 +111,9 @@ def test_the_longest_row_is_of_any_stage_that_is_shown(tmp_path: Path) -> None:
     problems = tiny_problems(3, steps=2)
     longest = []
     for probability in (0.0, 0.5):
-        made = CurriculumTrainer(tiny_latent(), replace(config, uniform_prob=probability), problems, tmp_path)
+        made = CurriculumTrainer(
+            tiny_latent(latent_steps=1), replace(config, uniform_prob=probability), problems, tmp_path
+        )
         shown: list[int] = []
         made.model.model.get_decoder().register_forward_pre_hook(
             lambda module, args, kwargs, shown=shown: shown.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -139,7 +141,7 @@ def test_the_size_is_the_first_half_that_fits(room: int) -> None:
 
 def curriculum(folder: Path) -> CurriculumTrainer:
     config = CurriculumConfig(c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=0, final_epochs=0)
-    return CurriculumTrainer(tiny_latent(), config, tiny_problems(5, steps=1), folder)
+    return CurriculumTrainer(tiny_latent(latent_steps=1), config, tiny_problems(5, steps=1), folder)
 
 
 @pytest.mark.parametrize("make", [curriculum, trainer])
@@ -195,7 +197,7 @@ def test_nor_is_that_of_a_stages_new_optimiser(tmp_path: Path, monkeypatch: pyte
     options = CurriculumConfig(
         c_thought=1, max_latent_stage=1, cot_epochs=1, epochs_per_stage=1, final_epochs=1, batch_size=3
     )
-    made, states = CurriculumTrainer(tiny_latent(), options, tiny_problems(5, steps=2), tmp_path), []
+    made, states = CurriculumTrainer(tiny_latent(latent_steps=1), options, tiny_problems(5, steps=2), tmp_path), []
 
     @contextmanager
     def kept() -> Iterator[None]:

@@ -97,7 +97,9 @@ def test_the_curriculum_is_compared_as_well(tmp_path: Path) -> None:
     def sft(resume: bool, **changed: Any) -> CurriculumTrainer:
         run = RunFolder(tmp_path / "run", "sft", {}, resume=resume)
         given = {"seed": 0, "problems": tiny_problems(4, steps=2), "config": SFT, **changed}
-        return CurriculumTrainer(tiny_latent(), given["config"], given["problems"], run, seed=given["seed"])
+        return CurriculumTrainer(
+            tiny_latent(latent_steps=1), given["config"], given["problems"], run, seed=given["seed"]
+        )
 
     first = sft(resume=False)
     first.train()
@@ -296,7 +298,9 @@ def test_what_would_train_without_a_word_is_refused(tmp_path: Path) -> None:
         grpo(tmp_path / "d", model=negative).train()
     with pytest.raises(UserError, match="steps=-2: the number of thoughts must be 0 or more"):
         negative.think(negative.read(*negative.encode(["Ann has 3 ?"])), -2)
-    sft = CurriculumTrainer(tiny_latent(), SFT, tiny_problems(4, steps=2), RunFolder(tmp_path / "e", "sft", {}), seed=0)
+    sft = CurriculumTrainer(
+        tiny_latent(latent_steps=1), SFT, tiny_problems(4, steps=2), RunFolder(tmp_path / "e", "sft", {}), seed=0
+    )
     with torch.no_grad(), pytest.raises(UserError, match=r"inside torch\.no_grad\(\)"):
         sft.train()
     assert not (tmp_path / "b").exists()

@@ -100,7 +100,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
         raise UserError("the demo trains one adapter throughout, and grpo.beta needs a merge before GRPO: set it to 0.")
     clock = Clock()
     problems = clock("data", lambda: problems_of(recipe.data, SPLIT_NAMES))
-    tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data))
+    tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data), recipe.data.chat_template_kwargs)
     require_readable(tokenizer, recipe.data, problems)
     context = Context.start("demo", recipe, exploration, device=default_device(), problems=problems)
     recipe, run = context.recipe, context.run

@@ -1,4 +1,4 @@
-"""`GRPOConfig`: the options of GRPO for Python, and what TRL has in its config and this package elsewhere."""
+"""`GRPOConfig`: the options of GRPO for Python, and those that are in TRL's config but elsewhere in this package."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ class _NamesOfTRL(type):
 
 @dataclass(frozen=True)
 class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
-    """Options of ``GRPOTrainer``: those of GRPO, and what TRL has in its config and this package elsewhere.
+    """Options of ``GRPOTrainer``: those of GRPO, and those that are in TRL's config but elsewhere in this package.
 
     Values of TRL that have the same meaning here are accepted (``scale_rewards=True``, ``eval_strategy="no"``,
     ``use_vllm=False``). Other names are refused with what this package has instead; see ``docs/from-trl.md``.

@@ -72,7 +72,7 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 def guard_yaml() -> None:
     """Make jsonargparse read every YAML text with this loader: recipes, their sections, values of options.
 
-    Its public ``set_loader`` does not do, since jsonargparse reads numbers with its own loader all the same.
+    Its public ``set_loader`` is not enough, since jsonargparse reads numbers with its own loader all the same.
     """
     _loaders_dumpers.yaml_default_loader = _Loader  # type: ignore[assignment]
 

@@ -41,7 +41,7 @@ from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, save_checkpoint
 from dropout_grpo.training.loop import Trainer, join_processes
 from dropout_grpo.training.memory import MicroBatches, checkpointing_instead
-from dropout_grpo.training.model_argument import as_latent_model, bf16_products
+from dropout_grpo.training.model_argument import as_latent_model, bf16_products, require_param_dtype
 from dropout_grpo.training.muon import hidden_matrices
 from dropout_grpo.training.optimizer import build_optimizer, build_schedule
 from dropout_grpo.training.plan import Work, optimizer_bytes
@@ -146,6 +146,13 @@ class CurriculumTrainer(Trainer):
             peft_config=peft_config,
             seed=seed,
         )
+        if (model.latent_steps, model.thought.kind) != (config.latent_steps, config.thought):
+            raise UserError(
+                f"{model.name} has latent_steps {model.latent_steps} and thought {model.thought.kind!r}, and the "
+                f"curriculum trains {config.latent_steps} (c_thought x max_latent_stage) and {config.thought!r}: set "
+                "its options so, or load it with LatentModel.from_pretrained(NAME, latent_steps=..., thought=...)."
+            )
+        require_param_dtype(param_dtype, model, fsdp=fsdp)
         bf16 = bf16_products(bf16, model, param_dtype)
         if evaluate is None and eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
@@ -178,6 +185,9 @@ class CurriculumTrainer(Trainer):
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
         model.check_length(self._prompts, longest)
+        if isinstance(evaluate, Validation):
+            for stage in (stage for stage in self.stages if stage.epochs):
+                evaluate.check(model, stage.latent_steps, max(map(len, self._answers[stage.index])))
         model.require_writable(p.answer for p in problems)
         self._micro_batches = MicroBatches("curriculum.micro_batch_size", config.micro_batch_size or config.batch_size)
         self.updates_per_epoch = math.ceil(len(problems) / config.batch_size)  # the last batch may be smaller

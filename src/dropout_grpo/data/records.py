@@ -191,9 +191,11 @@ def as_sets(dataset: Iterable[Any] | Mapping[str, Iterable[Any]], name: str) -> 
     """Validation problems by the name of their set; one set without a name if the dataset is not a dict of sets.
 
     Raises:
-        UserError: see ``as_problems``.
+        UserError: see ``as_problems``; or there are no sets.
     """
     if isinstance(dataset, Mapping):
+        if not dataset:
+            raise UserError(f"{name} has no sets: leave it out, or give problems by name.")
         return {key: as_problems(one, f"{name}[{key!r}]") for key, one in dataset.items()}
     return {"": as_problems(dataset, name)}
 

@@ -49,7 +49,8 @@ def is_main() -> bool:
 
 @contextmanager
 def connected(patience: timedelta = PATIENCE) -> Iterator[None]:
-    """Joins the processes of a launched run inside the block; does nothing in a run of one process, or if it has.
+    """Joins the processes of a launched run inside the block; does nothing in a run of one process, or if they
+    are connected.
 
     If all processes refuse something for the same reason, rank 0 alone raises the UserError; the others exit with
     status 2.
@@ -146,8 +147,9 @@ def waiting_for_others() -> Iterator[None]:
         if isinstance(error, LostProcess) or is_out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0].partition(". ")[0]
+        number, count = os.environ.get("RANK", rank()), os.environ.get("WORLD_SIZE", size())
         raise LostProcess(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost another process, which was killed, has "
+            f"rank {number} of {count} lost another process, which was killed, has "
             f"failed or does not respond ({reason}). The launcher's report names the process that failed first. "
             f"Continue the run with {RESUME}."
         ) from error

@@ -137,7 +137,7 @@ def answer_problems(
         encoded: the questions as ``check_evaluation`` returns them, of an earlier call.
 
     Raises:
-        UserError: see ``check_evaluation``; not even one problem fits memory; logits are not finite.
+        UserError: see ``check_evaluation``; not even one problem fits in memory; logits are not finite.
     """
     exploration = exploration or NoExploration()
     encoded = check_evaluation(model, problems, config, exploration, encoded)
@@ -152,7 +152,7 @@ def answer_problems(
     answered: dict[int, ModelAnswers] = {}
     batches = batches or evaluation_batches(config)
     samples = max(1, config.num_samples)
-    with threads_for(model.model, samples * min(len(order), config.batch_size)):
+    with threads_for(model.model, min(samples * len(order), max(samples, batches.size))):
         while rest := order[len(answered) :]:
             answers = batches.fit(len(rest), partial(answer_first, rest), rows=samples)
             answered |= dict(zip(rest, answers, strict=False))

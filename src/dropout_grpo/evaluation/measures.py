@@ -1,4 +1,4 @@
-"""What is written about answers: their measures with 95 % intervals, a summary of these, and the answers themselves."""
+"""Measures of answers: their measures with 95 % intervals, a summary of these, and the answers themselves."""
 
 from collections.abc import Mapping, Sequence
 from math import fsum

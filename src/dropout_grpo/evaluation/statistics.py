@@ -47,7 +47,13 @@ def majority_vote(votes: Sequence[str | None]) -> str | None:
 
 def majorities(votes: Sequence[str | None]) -> list[str | None]:
     """The majority votes of the first k answers, for k = 1 ... n."""
-    return [majority_vote(votes[:k]) for k in range(1, len(votes) + 1)]
+    counts: Counter[str] = Counter()
+    winners: list[str | None] = []
+    for vote in votes:
+        if vote is not None:
+            counts[vote] += 1
+        winners.append(max(counts, key=counts.__getitem__) if counts else None)
+    return winners
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -7,7 +7,8 @@ import torch
 
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems, evaluation_batches
+from dropout_grpo.errors import at_place
+from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems, check_evaluation, evaluation_batches
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.casts import autocast
@@ -54,7 +55,7 @@ class Validation:
             latent_steps: number of thoughts, where it is not the model's own.
             max_new_tokens: maximum number of answer tokens; the config's when None.
         """
-        config = self._asked(model, latent_steps, max_new_tokens)
+        config = self._asked(latent_steps, max_new_tokens)
         answered: dict[str, Sequence[ModelAnswers]] = {}
         for name, problems in self.sets.items():
             answered[name] = answer_problems(
@@ -69,7 +70,18 @@ class Validation:
             )
         return validation_metrics(answered)
 
-    def _asked(self, model: LatentModel, latent_steps: int | None, max_new_tokens: int | None) -> EvaluationConfig:
+    def check(self, model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None) -> None:
+        """Check, before a training, that a call with these arguments can ask every question.
+
+        Raises:
+            UserError: see ``answering.check_evaluation``; names the set.
+        """
+        config = self._asked(latent_steps, max_new_tokens)
+        for name, problems in self.sets.items():
+            with at_place(f"eval_dataset[{name!r}]" if name else "eval_dataset"):
+                check_evaluation(model, problems, config, self.exploration, self._questions(model, name))
+
+    def _asked(self, latent_steps: int | None, max_new_tokens: int | None) -> EvaluationConfig:
         config = replace(self.config, max_new_tokens=max_new_tokens or self.config.max_new_tokens)
         return config if latent_steps is None else replace(config, latent_steps=latent_steps)
 
@@ -80,7 +92,7 @@ class Validation:
 
     def work(self, model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None) -> Work:
         """The validation as a work whose batches must fit in memory; the arguments are those of a call."""
-        config = self._asked(model, latent_steps, max_new_tokens)
+        config = self._asked(latent_steps, max_new_tokens)
         samples, length, steps = max(1, config.num_samples), config.max_new_tokens, config.latent_steps
         longest = max((row for name in self.sets for row in self._questions(model, name)), key=len)
 

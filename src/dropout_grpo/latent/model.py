@@ -64,7 +64,7 @@ class LatentModel(Recurrence):
             latent_steps: number of thoughts per answer; required if there is no ``latent_config.json``.
             thought: kind of thought; by default from ``latent_config.json``, or ``hidden_state`` without that file.
             merge: for an adapter: add it to its base's weights and remove it.
-            prompt_format: how questions become prompts, ``coconut`` or ``chat``; by default from
+            prompt_format: how questions become prompts, ``coconut``, ``codi`` or ``chat``; by default from
                 ``latent_config.json``, or ``coconut`` without that file.
             dtype: dtype of the weights.
             attn_implementation: as in transformers; None for its default.

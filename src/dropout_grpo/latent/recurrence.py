@@ -67,11 +67,12 @@ class Recurrence(nn.Module):
         thought: kind of thought: ``hidden_state`` (Coconut), ``projection`` (CODI) or ``pause`` (control).
         prj_dim: inner width of a projection; the model's width when None.
         seed: seed of a projection's initial weights.
-        prompt_format: how questions become prompts: ``coconut``, or ``chat``, the tokenizer's chat template.
+        prompt_format: how questions become prompts: ``coconut``, ``codi``, or ``chat``, the tokenizer's chat template.
 
     Raises:
         UserError: latent tokens are missing, a token has no embedding, ``latent_steps`` is below 0, the kind of thought
-            is unknown, or sites are not found.
+            or the prompt format is unknown, sites are not found, or the model gives other results here than its own
+            forward pass.
     """
 
     def __init__(
@@ -106,13 +107,21 @@ class Recurrence(nn.Module):
             latent = model.get_input_embeddings()(torch.tensor(self.tokens.latent, device=model.device))
         self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
         self.thought.to(model.device)
-        self.sites = sites_of(model)
         own = model.config._attn_implementation
         self._own_attention = "eager" if own == SHARED_PREFIX else own
         self._gradient_checkpointing = False
         self.shares_prefix = shares_prefix(model)
         self.plain_head = False
         """Whether the model's logits are those of its head alone, without a cap or a scale."""
+        self.find_sites()
+
+    def find_sites(self) -> None:
+        """Find the model's sites, and probe it: when it is new, and after an adapter has wrapped its layers.
+
+        Raises:
+            UserError: there are no sites, or the model gives other results than its own forward pass.
+        """
+        self.sites = sites_of(self.model)
         self._choose_attention()
 
     def train(self, mode: bool = True) -> Self:

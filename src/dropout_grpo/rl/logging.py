@@ -1,4 +1,4 @@
-"""What is told of a step: metrics of its rollouts, a table of completions, and warnings when steps learn nothing."""
+"""Reports on a step: metrics of its rollouts, a table of completions, and warnings when steps learn nothing."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ _WIDTH = 60
 """Maximum number of characters shown of a question or an answer."""
 
 _SKIPPED, _STEPS, _MOST = 10, 20, 0.9
-"""Number of steps in a row without a kept group, and with equal rewards or cut answers, after which is warned; and the
+"""Number of steps in a row without a kept group, and with equal rewards or cut answers, before a warning; and the
 share of a step's answers that counts as all of them."""
 
 

@@ -60,7 +60,7 @@ from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, saved_reference
 from dropout_grpo.training.loop import Trainer, join_processes
-from dropout_grpo.training.model_argument import as_latent_model, bf16_products
+from dropout_grpo.training.model_argument import as_latent_model, bf16_products, require_param_dtype
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is
 from dropout_grpo.training.plan import Held, Work, optimizer_bytes, sampled
 from dropout_grpo.training.progress import console
@@ -162,6 +162,7 @@ class GRPOTrainer(Trainer):
             seed=seed,
             untaught=_UNTAUGHT,
         )
+        require_param_dtype(param_dtype, model, fsdp=fsdp)
         bf16 = bf16_products(bf16, model, param_dtype)
         set_template_variables(model.tokenizer, beside.chat_template_kwargs)
         if beside.chat_template_kwargs and model.prompt_format != CHAT and all(p.messages is None for p in problems):
@@ -188,8 +189,8 @@ class GRPOTrainer(Trainer):
                 "replay: false draws a fresh mask for the update, and without exploration there is no mask: choose an "
                 "exploration.kind with p above 0, or leave replay out."
             )
-        self.deterministic = config.answers == "greedy" and config.baseline == "group_mean" and not noisy
-        if self.deterministic:
+        deterministic = config.answers == "greedy" and config.baseline == "group_mean" and not noisy
+        if deterministic:
             console.print(
                 "warning: answers: greedy without exploration makes all rollouts of a question the same, so every "
                 "advantage is 0 and nothing can be learned. Use it only as a control.",
@@ -203,7 +204,7 @@ class GRPOTrainer(Trainer):
                 markup=False,
             )
         reference = None
-        if config.beta > 0 and not self.deterministic:  # a policy that never changes has a KL of 0
+        if config.beta > 0 and not deterministic:  # a policy that never changes has a KL of 0
             reference = ReferencePolicy(model, config, exploration, bf16=bf16, param_dtype=param_dtype)
         self.update = PolicyUpdate(model, config, exploration, reference, bf16=bf16)
         self.updates = 0
@@ -223,6 +224,7 @@ class GRPOTrainer(Trainer):
             evaluation = replace(evaluation, num_samples=config.num_generations_eval if differ else 0)
             sets = as_sets(eval_dataset, "eval_dataset")
             evaluate = Validation(sets, evaluation, exploration, seed=seed, bf16=bf16)
+            evaluate.check(model)
         super().__init__(
             model,
             config,
@@ -253,14 +255,14 @@ class GRPOTrainer(Trainer):
         sampled, by_function = self.sampler.sample(step)
         if not bool(sampled.answers.logprobs.isfinite().all()):
             raise NonFinite(f"{self.where(step)}: rollout log-probs are not finite. {last_good_is(self.last_good)}")
-        truncated = self._truncated(sampled.answers)
-        metrics = {**rollout_metrics(sampled, truncated), "learning_rate": self.learning_rate}
+        metrics = {**rollout_metrics(sampled, self._truncated(sampled.answers)), "learning_rate": self.learning_rate}
         if config.baseline == "ema":
             metrics["baseline"] = self.baseline.value
-        groups, advantages, selection = self._for_update(sampled, truncated)
+        groups, advantages, selection = self._selected(sampled)
         metrics |= selection
         if config.log_completions and step % config.logging_steps == 0:
             console.print(self._completions(step, groups, advantages))
+        groups = self._without_unused(groups)
         metrics["rollout_time"] = time.monotonic() - start
         for iteration in range(config.num_iterations):
             metrics |= self._iterate(step, iteration, groups, advantages)
@@ -273,9 +275,9 @@ class GRPOTrainer(Trainer):
             raise UserError(f"a reward function logs {clash[0]!r}, a metric of every run: choose another name.")
         return metrics | by_function
 
-    def _for_update(self, sampled: Groups, truncated: Tensor) -> tuple[Groups, Tensor, dict[str, float]]:
-        """The groups that the update uses with their advantages, and metrics of the selection."""
-        config, answers, rewards = self.config, sampled.answers, sampled.rewards
+    def _selected(self, groups: Groups) -> tuple[Groups, Tensor, dict[str, float]]:
+        """The sampled groups that the update uses with their advantages, and metrics of the selection."""
+        config, rewards = self.config, groups.rewards
         if config.baseline == "ema":
             advantages = baseline_advantages(rewards, self.baseline.value)
             self.baseline = self.baseline.after(rewards, config.ema_decay)
@@ -283,10 +285,6 @@ class GRPOTrainer(Trainer):
             advantages = group_advantages(
                 rewards, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out
             )
-        used = answers.mask & self._counted(rewards).flatten()[:, None].to(answers.mask.device)
-        if config.mask_truncated_completions:
-            used = used & ~truncated[:, None]
-        groups = replace(sampled, answers=replace(answers, mask=used))
         if config.dynamic_sampling_max_gen_batches is None and config.filter_groups is None:
             return groups, advantages, {}
         selected = self.sampler.selected(rewards)
@@ -298,6 +296,14 @@ class GRPOTrainer(Trainer):
         if config.filter_groups is not None:
             metrics["groups/step_skipped"] = int(len(selected) == 0)
         return groups.select(selected), advantages[selected], metrics
+
+    def _without_unused(self, groups: Groups) -> Groups:
+        """The groups without the tokens that the update leaves out: answers not judged, and truncated ones if asked."""
+        answers = groups.answers
+        used = answers.mask & self._counted(groups.rewards).flatten()[:, None].to(answers.mask.device)
+        if self.config.mask_truncated_completions:
+            used = used & ~self._truncated(answers)[:, None]
+        return replace(groups, answers=replace(answers, mask=used))
 
     def _iterate(self, step: int, iteration: int, groups: Groups, advantages: Tensor) -> dict[str, float]:
         """Make one of the updates on a step's groups, iteration 0 to ``num_iterations - 1``; return its metrics."""

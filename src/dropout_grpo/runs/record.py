@@ -27,7 +27,8 @@ _MAY_CHANGE = frozenset(
     # something is written.
     (
         *("run_dir", "resume", "report_to", "fsdp", "gradient_checkpointing"),
-        *("eval_steps", "save_steps", "save_total_limit", "log_completions"),
+        *("eval_steps", "save_steps", "save_total_limit", "log_completions", "num_completions_to_print"),
+        "num_generations_eval",
     )
 )
 

@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from dropout_grpo.distributed import processes
@@ -38,6 +38,7 @@ OURS, THEIRS = "eval/", "eval_"
 """Prefixes of validation metrics, in a run's files and in transformers' callbacks."""
 
 _BEST = ("best_metric", "best_global_step")
+_CALLBACKS = "callbacks"
 _FLAGS = ("should_log", "should_evaluate", "should_save", "should_training_stop")
 
 
@@ -242,14 +243,21 @@ class Callbacks:
         return TrainOutput(self.state.global_step, loss, metrics)
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the state; empty without a best metric."""
+        """What a checkpoint keeps: the best metric, and what callbacks export, such as EarlyStopping's patience."""
         best = {name: getattr(self.state, name) for name in _BEST}
-        return best if best["best_metric"] is not None else {}
+        own = {type(c).__name__: c.state()["attributes"] for c in self._exporting()}
+        return (best if best["best_metric"] is not None else {}) | ({_CALLBACKS: own} if own else {})
+
+    def _exporting(self) -> list[ExportableState]:
+        return [callback for callback in self._handler.callbacks if isinstance(callback, ExportableState)]
 
     def restore(self, saved: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], part: str) -> None:
         """Continue a run: the inverse of ``checkpoint_state``, with the log so far from the lines of metrics.jsonl."""
         for name in _BEST:
             setattr(self.state, name, saved.get(name))
+        for callback in self._exporting():
+            for name, value in saved.get(_CALLBACKS, {}).get(type(callback).__name__, {}).items():
+                setattr(callback, name, value)
         self.state.log_history = []
         for line in metrics:
             if line["part"] == part:

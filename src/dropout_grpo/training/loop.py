@@ -103,8 +103,6 @@ class Trainer(ABC):
         metric_for_best_model: str | None = None,
         greater_is_better: bool | None = None,
     ) -> None:
-        if param_dtype == "bfloat16":
-            _require_masters(model, fsdp=fsdp)
         self.model, self.config, self.part, self.seed = model, config, part, seed
         self.bf16, self.param_dtype, self.fsdp, self.max_steps = bf16, param_dtype, fsdp, max_steps
         self._run, self._command, self._report_to = run, command, report_to
@@ -139,8 +137,8 @@ class Trainer(ABC):
 
         Raises:
             UserError: the run has steps already and is not resumed, or it began with something else.
-            NonFinite: loss, gradient or logits are not finite.
-            Interrupted: the process was asked to stop; a checkpoint has been saved.
+            NonFinite: loss, gradient, weights, logits or log-probabilities of rollouts are not finite.
+            Interrupted: in a command: the process was asked to stop; a checkpoint has been saved.
         """
         require_trainable(self.model, self.param_dtype)
         with self.training():
@@ -213,6 +211,10 @@ class Trainer(ABC):
                     raise Interrupted(signum, f" after step {step} of {self.part}; saved")
                 if stops:
                     break
+            if signum := callbacks.agree(signal() or 0):  # it came after the last step's check
+                with masters_as_weights(self.model):
+                    self.save(self.state.global_step)
+                raise Interrupted(signum, f" after step {self.state.global_step} of {self.part}; saved")
             return callbacks.end(losses, time.monotonic() - start)
 
     def _resumed(self, resume: bool | str | Path | None) -> tuple[Checkpoints, Saved | None]:
@@ -236,7 +238,8 @@ class Trainer(ABC):
                 parameter.data = parameter.data.float()
         saved = checkpoints.load(resume, logging_steps=self.state.logging_steps, updated=self._stepped is not None)
         if saved is not None:
-            self._callbacks.restore(saved.state, read_metrics(self.run.path, whole_lines=True), self.part)
+            logged = processes.on_main(lambda: read_metrics(self.run.path, whole_lines=True))
+            self._callbacks.restore(saved.state, logged, self.part)
         return checkpoints, saved
 
     def _new_record(self) -> Record:
@@ -445,18 +448,3 @@ class Trainer(ABC):
                 save_checkpoint(own, self.model)
             else:
                 processes.on_main(lambda: self.model.save_pretrained(output_dir))
-
-
-def _require_masters(model: LatentModel, *, fsdp: bool) -> None:
-    """Check that a model's weights can be bf16 with masters.
-
-    Raises:
-        UserError: it has an adapter, or its weights are sharded.
-    """
-    if has_adapter(model.model):
-        raise UserError(
-            "param_dtype bfloat16 trains all weights; with bf16, an adapter's base is held in bf16 anyway: leave "
-            "param_dtype out."
-        )
-    if fsdp and processes.size() > 1:
-        raise UserError("param_dtype bfloat16 keeps whole weights, and fsdp shards them: leave one of them out.")

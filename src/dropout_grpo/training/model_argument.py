@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,12 +12,13 @@ from dropout_grpo.config.choices import ParamDtype
 from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.device import default_device
+from dropout_grpo.distributed.sharding import is_sharded
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.lora.adapter import add_lora
-from dropout_grpo.latent.lora.checkpoint import is_adapter, require_peft
+from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, require_peft
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.tokens import add_latent_tokens, missing_latent_tokens
 from dropout_grpo.training.machine import bf16_for
@@ -51,20 +52,27 @@ def as_latent_model(
             on the CPU is placed on ``default_device()``. Weights in half precision become float32, those of a latent
             model only if it gets an adapter.
         processing_class: the tokenizer of a plain model; loaded from where the model came from when not given.
-        latent_steps: number of thoughts; what a latent model has when not given.
+        latent_steps: number of thoughts; what a latent model has when not given. For a name it replaces the saved one.
         thought: kind of thought of a plain model.
         peft_config: PEFT's ``LoraConfig``, or this package's ``LoRAConfig``: train an adapter.
         seed: seed of new weights.
-        untaught: what to tell of a model whose tokens are new.
+        untaught: text appended to the message about a model that gets new tokens.
 
     Raises:
         UserError: the model cannot be trained or is quantised, the tokenizer is missing or another model's,
-            ``latent_steps`` is missing or contradicts the model, or the adapter has settings that are not supported.
+            ``latent_steps`` is missing or contradicts a ``LatentModel``, or the adapter has settings that are not
+            supported.
     """
     if isinstance(model, LatentModel):
         latent = model
+        _refuse_sharded(latent)
         _refuse_quantised(latent.model)
-        _require_same(latent, processing_class, latent_steps)
+        if latent_steps not in (None, latent.latent_steps):
+            raise UserError(
+                f"latent_steps={latent_steps} contradicts the model, which has {latent.latent_steps}: leave it out, or "
+                "set the model's."
+            )
+        _require_same(latent, processing_class)
         if latent.device.type == "cpu":
             latent.to(default_device())
         if peft_config is not None:
@@ -73,6 +81,26 @@ def as_latent_model(
     else:
         latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
+
+
+def require_param_dtype(param_dtype: ParamDtype | None, model: LatentModel, *, fsdp: bool) -> None:
+    """Check that a model's weights can have a dtype in training, before anything is made of them.
+
+    Raises:
+        UserError: there is no such dtype; or it is bfloat16, and the model has an adapter, or its weights get sharded.
+    """
+    known = get_args(ParamDtype)
+    if param_dtype not in (None, *known):
+        raise UserError(f"param_dtype={param_dtype!r} must be one of {', '.join(known)}.")
+    if param_dtype != "bfloat16":
+        return
+    if has_adapter(model.model):
+        raise UserError(
+            "param_dtype bfloat16 trains all weights; with bf16, an adapter's base is held in bf16 anyway: leave "
+            "param_dtype out."
+        )
+    if fsdp and processes.size() > 1:
+        raise UserError("param_dtype bfloat16 keeps whole weights, and fsdp shards them: leave one of them out.")
 
 
 def bf16_products(bf16: bool | None, model: LatentModel, param_dtype: ParamDtype | None) -> bool:
@@ -91,12 +119,13 @@ def require_trainable(model: LatentModel, param_dtype: ParamDtype | None = None)
     """Check that updates can train a model, and that nothing around the trainer changes what is computed.
 
     Raises:
-        UserError: the model has no thoughts, float16 weights, bf16 weights without masters, or no weight with
-            ``requires_grad``; or the caller has switched off gradients, or switched on autocast, which the option bf16
-            does where it belongs.
+        UserError: the model has no thoughts, sharded or float16 weights, bf16 weights without masters, or no weight
+            with ``requires_grad``; or the caller has switched off gradients, or switched on autocast, which the option
+            bf16 does where it belongs.
     """
     if model.latent_steps < 0:
         raise UserError(f"latent_steps={model.latent_steps} of {model.name}: the number of thoughts must be 0 or more.")
+    _refuse_sharded(model)
     name, weight = next(iter(model.named_parameters()))
     if weight.dtype == torch.float16 or (weight.dtype == torch.bfloat16 and param_dtype != "bfloat16"):
         raise UserError(
@@ -133,7 +162,7 @@ def _wrapped(
         own = _own_tokenizer(model)
         if own is None or not missing_latent_tokens(own):
             latent = LatentModel.from_pretrained(model, latent_steps=latent_steps, tokenizer=own)
-            _require_same(latent, tokenizer, latent_steps)
+            _require_same(latent, tokenizer)
             return latent
         model, _ = load_causal_lm(model, tokenizer=own)
         tokenizer = tokenizer or own
@@ -175,6 +204,14 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
         )
 
 
+def _refuse_sharded(model: LatentModel) -> None:
+    if is_sharded(model):
+        raise UserError(
+            f"the weights of {model.name} are sharded by an earlier training with fsdp: save the model, and load it "
+            "for the next training."
+        )
+
+
 def _require_own_gpu(model: LatentModel) -> None:
     """Check that a model that a script has placed is on the GPU of this process."""
     if processes.size() > 1 and model.device.type == "cuda" and model.device.index != torch.cuda.current_device():
@@ -198,12 +235,7 @@ def _own_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(path)
 
 
-def _require_same(latent: LatentModel, tokenizer: PreTrainedTokenizerBase | None, latent_steps: int | None) -> None:
-    if latent_steps is not None and latent_steps != latent.latent_steps:
-        raise UserError(
-            f"latent_steps={latent_steps} contradicts the model, which has {latent.latent_steps}: leave it out, or set "
-            "the model's."
-        )
+def _require_same(latent: LatentModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
     if tokenizer is None:
         return
     if tokenizer.get_vocab() != latent.tokenizer.get_vocab():

@@ -1,7 +1,7 @@
 """The memory that a training needs, added up before it begins, and the sizes of batches that fit.
 
 What stays is added up from weights and options. What comes and goes with a batch is counted by a trial of the work
-itself: on fake tensors, which take neither memory nor time (`fake.py`). The parts are never there all at once:
+itself: on fake tensors, which take neither memory nor time (`fake.py`). The parts never exist at the same time:
 
     update      weights + reference + optimizer + gradients + what a forward and backward pass of a micro-batch takes
     rollouts    weights + reference + optimizer + cache and logits of the rollouts that are sampled at once

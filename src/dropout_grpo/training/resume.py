@@ -180,7 +180,7 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} does not fit the model that is trained: {reason}") from error
 
     def _set_aside(self, damaged: Sequence[str], used: Path, suffix: str) -> None:
-        """Tell of damaged checkpoints, and rename those after the one that is used."""
+        """Report damaged checkpoints, and rename all that are newer than the one that is used."""
         for message in damaged:
             console.print(f"warning: {message}: the checkpoint is damaged and is not used", markup=False)
         if damaged:
@@ -195,7 +195,7 @@ class Checkpoints:
     def save(
         self, step: int, optimizer: Optimizer, state: Mapping[str, Any], reference: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Write the checkpoint of a step and remove the oldest ones beyond ``save_total_limit``.
+        """Write the checkpoint of a step and remove the oldest ones beyond ``save_total_limit``, but not the best one.
 
         Call ``require_finite`` first.
 
@@ -213,7 +213,8 @@ class Checkpoints:
         self.last_good = str(path)
         if self._limit is not None and is_main():
             for old in self._folders()[: -self._limit]:
-                shutil.rmtree(old, ignore_errors=True)
+                if _step_of(old) != state.get("best_global_step"):
+                    shutil.rmtree(old, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         """The folders of this part's checkpoints, by step."""

@@ -59,7 +59,7 @@ def _check_index(file: Path, content: dict[str, Any]) -> None:
         raise UserError(f"{file} has no weight_map: the checkpoint is damaged.")
     for weight, name in files.items():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise UserError(f"{file}: {weight} is said to be in {name!r}, which is not a file name in the folder.")
+            raise UserError(f"{file} places {weight} in {name!r}, which is not a file name in the folder.")
 
 
 def _check_sizes(file: Path, content: dict[str, Any]) -> None:

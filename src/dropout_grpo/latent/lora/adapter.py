@@ -67,11 +67,9 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
             put_adapter(inner, adapter)
         except ValueError as error:
             raise UserError(f"lora does not fit {model.name}: {error}") from error
-    # A new object finds the wrapped sites.
-    adapted = LatentModel(inner, model.tokenizer, latent_steps=model.latent_steps, prompt_format=model.prompt_format)
-    adapted.thought, adapted.exploration = model.thought, model.exploration
-    adapted.gradient_checkpointing = model.gradient_checkpointing
-    return adapted
+    inner.eval()
+    model.find_sites()  # the layers are wrapped
+    return model
 
 
 def _refuse_another(model: LatentModel, config: LoRAConfig) -> None:
