@@ -1,6 +1,8 @@
 """The command line: mistakes of the user are reported before training; a whole small demo runs and resumes."""
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,17 @@ def test_a_resumed_run_keeps_the_precision_it_was_started_with(
     RunFolder(run_dir, "sft", Recipe(run_dir=run_dir, bf16=False))
     assert context.settled(Recipe(run_dir=run_dir, resume=True)).bf16 is False
     assert context.settled(Recipe(run_dir=run_dir)).bf16 is True  # not resumed
+
+
+def test_questions_of_another_encoding_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    assert main(["ask", str(tmp_path)]) == 2
+    assert "standard input is not UTF-8" in capsys.readouterr().err
+
+
+def test_options_of_variations_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = [f"--word_problems.n_{split}=2" for split in ("train", "grpo", "valid", "test")]
+    assert main(["data", "--out", str(tmp_path / "data"), "--seed", "7", *few]) == 0
+    assert "warning: seed=7: no effect; it needs --vary; a task has a seed of its own." in capsys.readouterr().err

@@ -138,3 +138,11 @@ def test_a_finished_run_is_not_trained_again() -> None:
     assert grpo(grpo__save_steps="0", resume="true") == 0
     assert read_lines("metrics.jsonl") == metrics
     assert Path("run/checkpoints/grpo/model.safetensors").read_bytes() == weights
+
+
+def test_masks_that_change_nothing_are_no_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: a training with p = 0 ended in an error, before its results were written."""
+    assert grpo(exploration__p="0", grpo__max_steps="1") == 0
+    assert Path("run", "results.json").is_file()
+    assert main(["ask", "run/checkpoints/grpo", "Ann has 3 ?", "--masks", "2", "--max_new_tokens", "4"]) == 0
+    assert "p 0.1; sites residual; phases latent (the default; the checkpoint records none)" in capsys.readouterr().err

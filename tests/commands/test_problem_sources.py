@@ -56,6 +56,8 @@ def test_validation_from_several_files(files: tuple[Path, Path], tmp_path: Path)
     assert by_source(DataConfig(valid=a), alone) == {"": alone}
     with pytest.raises(UserError, match=r"metrics are named by file, and two are named alike \(a, a\)"):
         DataConfig(valid=("one/a.json", "hf:two/a"))
+    versions = DataConfig(valid=("hf:org/data.v2@valid", "hf:org/data.v2@test"))
+    assert versions.valid_names == ("data.v2@valid", "data.v2@test")
     with pytest.raises(UserError, match=r"data\.grpo is an empty list"):
         DataConfig(grpo=())
 

@@ -1,6 +1,7 @@
 """Pushing to the Hub, with a stand-in for the Hub."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ class FakeHub:
         self.calls.append((repo_id, private))
         return RepoUrl(f"https://huggingface.co/{repo_id}")
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        self.uploaded[repo_id] = {str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()}
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]
+    ) -> None:
+        before = self.uploaded.get(repo_id, set())
+        kept = {name for name in before if not any(fnmatch(name, pattern) for pattern in delete_patterns)}
+        self.uploaded[repo_id] = kept | {str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -94,6 +99,26 @@ def test_without_an_eval_run_the_card_has_what_the_training_run_measured(hub: Fa
 def test_a_name_alone_is_that_of_the_user_who_is_logged_in(hub: FakeHub, checkpoint: Path) -> None:
     push(checkpoint, "bare")
     assert hub.uploaded.keys() == {"me/bare"}
+
+
+def test_a_merged_model_takes_the_place_of_its_adapter(hub: FakeHub, checkpoint: Path) -> None:
+    """Fault: the repository kept adapter_config.json, so everyone loaded the old adapter."""
+    hub.uploaded["me/mine"] = {"adapter_config.json", "adapter_model.safetensors", "README.md", "notes.txt"}
+    push(checkpoint, "me/mine")
+    assert {"notes.txt", "model.safetensors"} <= hub.uploaded["me/mine"]
+    assert not any(name.startswith("adapter") for name in hub.uploaded["me/mine"])
+
+
+@pytest.mark.parametrize(("inside", "path"), [(".", "."), ("..", "grpo"), ("../..", "checkpoints/grpo")])
+def test_the_card_is_that_of_the_absolute_path(
+    inside: str, path: str, hub: FakeHub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(checkpoint, "me/mine")
+    expected = (checkpoint / "README.md").read_text(encoding="utf-8")
+    (checkpoint / "README.md").unlink()
+    monkeypatch.chdir(checkpoint / inside)
+    push(Path(path), "me/mine")
+    assert (checkpoint / "README.md").read_text(encoding="utf-8") == expected
 
 
 def test_another_checkpoints_results_are_refused(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:

@@ -123,6 +123,17 @@ def test_files_that_are_here_are_read(elsewhere: Path, capsys: pytest.CaptureFix
     assert "train.json, record 1: field 'answer' is missing" in capsys.readouterr().err
 
 
+def test_conversations(elsewhere: Path) -> None:
+    """Fault: the stand-in had no chat template, which the user's model has."""
+    said = [{"role": "system", "content": "Be brief ."}, {"role": "user", "content": "2 and 3 ?"}]
+    (elsewhere / "chat.json").write_text(json.dumps([{"question": said, "steps": ["2 + 3"], "answer": "5"}] * 4))
+    chat = ["--model.name_or_path=org/Qwen3-9B", f"--data.train={elsewhere / 'chat.json'}", "--smoke"]
+    assert (
+        main(["sft", *chat, "--data.chat_template=true", "--data.chat_template_kwargs={enable_thinking: false}"]) == 0
+    )
+    assert main(["grpo", "--checkpoint=org/mine", f"--data.grpo={elsewhere / 'chat.json'}", "--smoke"]) == 0
+
+
 def test_a_checkpoint_says_its_architecture_and_is_not_touched(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ def said(text: str | bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ("seed: 1\ngrpo: [1\n", "recipe.yaml, line 3: expected ',' or ']'"),
         ("seed: 1\n\tx", "recipe.yaml, line 2: found "),
-        ("seed: 1\nseed: 2", "recipe.yaml, line 2: 'seed' stands here twice."),
+        ("seed: 1\nseed: 2", "recipe.yaml, line 2: the key 'seed' is given twice; keep one."),
         ("seed: 1\n---\nseed: 2", "recipe.yaml, line 2: but found another document"),
         ("", "must be options with values"),
         ("- a", "must be options with values"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from dropout_grpo.data.files import load_problems, save_problems
@@ -31,6 +32,13 @@ def test_dicts_and_datasets_give_the_same_problems() -> None:
     assert as_problems(ROWS, "train_dataset") == EXPECTED
     with_text = [{**row, "answer": str(row["answer"])} for row in ROWS]
     assert as_problems(datasets.Dataset.from_list(with_text), "train_dataset") == EXPECTED
+
+
+@pytest.mark.parametrize(("value", "text"), [(np.float64(18), "18"), (np.float64(0.5), "0.5"), (np.int64(7), "7")])
+def test_numbers_of_numpy_are_numbers(value: Any, text: str) -> None:
+    """Fault: the right answer was the text ``np.float64(18.0)``."""
+    (problem,) = as_problems([{"question": "2 + 3 ?", "answer": value}], "train_dataset")
+    assert problem.answer == text
 
 
 def test_problems_stay_as_they_are() -> None:

@@ -99,3 +99,17 @@ def test_the_cache_has_the_name_that_the_model_takes(
     seen.clear()
     assert LatentModel.from_pretrained(tmp_path / "saved").answer(QUESTIONS, 6) == expected
     assert sum(name in kwargs for kwargs in seen) >= 4, "the prompt and three thoughts; the head passes its own name on"
+
+
+def test_an_answer_ends_at_the_tokenizers_end_as_well(tmp_path: Path) -> None:
+    """Fault: as the card calls it, generate ran past an EOS that only the tokenizer has."""
+    model = tiny_latent()
+    model.save_pretrained(tmp_path)
+    first = model.tokenizer(model.answer(QUESTIONS[:1], 1)[0])["input_ids"][0]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+    tokenizer.save_pretrained(tmp_path)
+    inputs = {**tokenizer([QUESTIONS[0] + "\n"], return_tensors="pt"), "token_type_ids": None}
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    answers = plain.generate(**inputs, custom_generate=str(tmp_path), trust_remote_code=True, max_new_tokens=6)
+    assert answers.tolist() == [[first]]

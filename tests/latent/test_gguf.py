@@ -113,7 +113,9 @@ def test_cut_files_are_refused_by_name(tmp_path: Path, size: int) -> None:
 
 def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", "llama", missing="model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(UserError, match=r"lacks weights: model.layers.1.mlp.up_proj.weight\."):
+    with pytest.raises(
+        UserError, match=r"lacks weights: model.layers.1.mlp.up_proj.weight: give the complete checkpoint"
+    ):
         load_causal_lm(tmp_path / "tiny.gguf")
 
 

@@ -19,7 +19,7 @@ from dropout_grpo.latent.lora.adapter import adapter_off, add_lora
 from dropout_grpo.latent.tokens import is_tied
 from dropout_grpo.training.checkpoint import save_checkpoint
 from dropout_grpo.training.optimizer import build_optimizer
-from helpers.tiny_latent import assert_same_weights, weights_of
+from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
 from helpers.tiny_lora import LORA, said, saved_base, tiny_lora, tiny_lora_on_raw
 
 KINDS = ("gpt2", "llama", "gemma2")
@@ -66,6 +66,22 @@ def test_the_folder_holds_the_adapter_alone(tmp_path: Path) -> None:
     assert sum(tensor.numel() for tensor in tensors.values()) == 3 * 16 + 2 * 2 * (  # rows; layers times rank times
         (16 + 48) + (16 + 16) + (16 + 24) + (24 + 16)  # in + out of c_attn, c_proj, c_fc, c_proj
     )
+
+
+def test_a_model_takes_the_place_of_another_in_its_folder(tmp_path: Path) -> None:
+    """Fault: the folder kept the adapter, or the projection, of the model before."""
+    tiny_lora(tmp_path, trained=True).save_pretrained(tmp_path / "out")
+    plain = tiny_latent(seed=3)
+    plain.save_pretrained(tmp_path / "out")
+    assert torch.equal(said(LatentModel.from_pretrained(tmp_path / "out")), said(plain))
+    projecting = tiny_latent(thought="projection")
+    projecting.save_pretrained(tmp_path / "out")
+    assert torch.equal(said(LatentModel.from_pretrained(tmp_path / "out")), said(projecting))
+    plain.save_pretrained(tmp_path / "out")
+    assert torch.equal(said(LatentModel.from_pretrained(tmp_path / "out")), said(plain))
+    adapted = tiny_lora(tmp_path / "again", trained=True)
+    adapted.save_pretrained(tmp_path / "out")
+    assert torch.equal(said(LatentModel.from_pretrained(tmp_path / "out")), said(adapted))
 
 
 def test_a_relative_base_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

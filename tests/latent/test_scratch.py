@@ -50,6 +50,13 @@ def test_other_architectures_have_the_sizes_asked_for(model_type: str) -> None:
     assert (model.config.num_hidden_layers, model.config.num_attention_heads) == (3, 2)
 
 
+def test_of_a_model_that_also_sees_only_the_text_model_is_made() -> None:
+    """Fault: it had the default sizes, billions of parameters."""
+    with torch.device("meta"):
+        model = scratch_model(word_tokenizer(WORDS), model_type="gemma3", **SIZES)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 20_000
+
+
 @pytest.mark.parametrize("model_type", ["no_such_thing", "vit"])
 def test_what_is_no_causal_language_model_is_refused(model_type: str) -> None:
     with pytest.raises(UserError, match=f"model_type '{model_type}' is not a causal language model"):

@@ -90,7 +90,7 @@ def test_a_run_that_was_refused_before_it_did_anything_is_not_in_the_way(tmp_pat
     with pytest.raises(UserError, match="exists already"):
         RunFolder(tmp_path / "run", "sft", Config(seed=4))
     (tmp_path / "mine" / "data").mkdir(parents=True)  # no run of ours: a folder called data may hold anything
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="it is not a run folder, choose another"):
         RunFolder(tmp_path / "mine", "grpo", Config())
 
 

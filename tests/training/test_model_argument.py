@@ -55,6 +55,14 @@ def test_a_latent_checkpoint_keeps_its_steps_by_name_and_as_an_object(tmp_path: 
         latent = as_latent_model(given)
         assert latent.latent_steps == 3
         assert_same_weights(weights_of(latent), weights_of(expected))
+    chat = tiny_latent()
+    chat.prompt_format = "codi"
+    chat.save_pretrained(tmp_path / "chat")
+    for given in (
+        tmp_path / "chat",
+        AutoModelForCausalLM.from_pretrained(tmp_path / "chat"),
+    ):  # fault: not the object's
+        assert as_latent_model(given).prompt_format == "codi"
     assert as_latent_model(expected, processing_class=expected.tokenizer) is expected
     with pytest.raises(UserError, match="latent_steps=2 contradicts the model, which has 3"):
         as_latent_model(expected, latent_steps=2)

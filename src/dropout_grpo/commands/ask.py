@@ -50,9 +50,17 @@ def add_options(parser: ArgumentParser) -> None:
     add_config(parser, ExplorationConfig, "exploration")
 
 
+def _from_standard_input() -> list[str]:
+    """The lines of standard input that are not empty."""
+    try:
+        lines = [line.removeprefix("\ufeff").strip() for line in sys.stdin]  # some editors begin a file with the mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 ({error.reason}): convert it to UTF-8.") from error
+    return [line for line in lines if line]
+
+
 def run(options: Namespace) -> None:
-    questions = [options.question] if options.question is not None else [line.strip() for line in sys.stdin]
-    questions = [question for question in questions if question or options.question is not None]
+    questions = [options.question] if options.question is not None else _from_standard_input()
     if not questions:
         raise UserError("there is no question: give one, or one on each line of standard input.")
     said = ask(

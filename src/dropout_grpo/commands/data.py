@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.commands.shared.options import add_config
 from dropout_grpo.config.data import DataConfig, TaskName
+from dropout_grpo.config.needs import Need, without_effect
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.problem import Problem
@@ -15,7 +17,7 @@ from dropout_grpo.data.vary import vary
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.base import SPLIT_NAMES
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
-from dropout_grpo.training.progress import tell
+from dropout_grpo.training.progress import console, tell
 
 HELP = "write a built-in task's problems, or variations of a file's problems, as Coconut JSON"
 
@@ -35,6 +37,10 @@ class VaryOptions:
     copies: int = ranged(4, at_least=1, at_most=100)
     seed: int = seed_field()
 
+    NEEDS: ClassVar[tuple[Need, ...]] = (
+        Need(("copies", "seed"), "--vary; a task has a seed of its own", lambda options: options.vary is not None),
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
 
@@ -52,6 +58,8 @@ def run(options: Namespace) -> None:
     out = Path(options.out)
     varied = VaryOptions(**{option.name: options[option.name] for option in fields(VaryOptions)})
     config = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
+    for line in without_effect(varied):
+        console.print(line, markup=False)
     written = write_data(out, config) if varied.vary is None else write_variations(out, varied)
     for file, count in written.items():
         tell(f"{file}: {count} problems")
@@ -89,8 +97,8 @@ def write_variations(out: Path, options: VaryOptions) -> dict[Path, int]:
     made = vary(load_problems(options.vary), options.copies, seed=options.seed)
     if not made:
         raise UserError(
-            f"{options.vary}: no problem can be varied; their steps must be calculator marks such as <<48/2=24>> that "
-            "lead from the question's numbers to the answer."
+            f"{options.vary}: none of the problems can be varied: the steps of a problem must be calculator marks such "
+            "as <<48/2=24>> that lead from the question's numbers to the answer."
         )
     return _write(out, {target: made})
 

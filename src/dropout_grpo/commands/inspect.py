@@ -268,7 +268,7 @@ def as_text(found: dict[str, Any]) -> str:
     ]
     lines = [
         ("model", f"{found['model']}: {found['class']}, {found['parameters']:,} parameters, {found['dtype']}"),
-        ("positions", "not said" if found["positions"] is None else f"{found['positions']:,}"),
+        ("positions", "not given in its config" if found["positions"] is None else f"{found['positions']:,}"),
         ("latent tokens", ids),
         ("thoughts", f"{steps}; kind {found['thought']}"),
         ("fed back", found["fed_back"]),

@@ -96,7 +96,10 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
     @property
     def valid_names(self) -> tuple[str, ...]:
         """The names in metrics of the sources of ``valid``: the files' names without folder and suffix."""
-        return tuple(PurePath(source.removeprefix("hf:")).stem for source in self.sources("valid"))
+        return tuple(
+            PurePath(source).name.removeprefix("hf:") if source.startswith("hf:") else PurePath(source).stem
+            for source in self.sources("valid")
+        )
 
     def sources(self, split: str) -> tuple[str, ...]:
         """The files and datasets of a split; none if the built-in task makes it."""

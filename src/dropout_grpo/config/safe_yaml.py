@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
-                    raise _refused(f"{key.value!r} stands here twice", key)
+                    raise _refused(f"the key {key.value!r} is given twice; keep one", key)
                 keys.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -11,6 +11,7 @@ What the columns of the records mean is decided in ``records``, for files, datas
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -80,14 +81,16 @@ def save_problems(path: str | Path, problems: Sequence[Problem]) -> None:
             "answer": problem.answer,
             **problem.extra,
         }
-        try:
-            lines.append(json.dumps(record, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}, problem {number}: an extra column is not JSON: {error}") from error
+        lines.append(json.dumps({name: _as_json(value) for name, value in record.items()}, default=str))
     try:
         path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; give another place") from error
+
+
+def _as_json(value: Any) -> Any:
+    """A column's value, null for numbers that JSON lacks. Other values that it lacks, such as dates, become text."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _records(source: str | Path, columns: Columns) -> Iterator[tuple[str, Any]]:

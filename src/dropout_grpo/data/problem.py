@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,15 +70,19 @@ def with_equal_columns(problems: Sequence[Problem]) -> list[Problem]:
     ]
 
 
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+"""In the text of an object, such as an image; it differs between processes."""
+
+
 def problem_fingerprint(problems: Iterable[Problem]) -> str:
     """SHA-256 of problems, in hexadecimal: equal for equal problems in equal order."""
     digest = hashlib.sha256()
     for problem in problems:
-        extra = repr(sorted(problem.extra.items()))
+        extra = _ADDRESS.sub("", repr(sorted(problem.extra.items())))
         fields = [problem.id, problem.question, problem.steps, problem.answer, extra]
         if problem.messages is not None:
             fields.append([dict(message) for message in problem.messages])
-        digest.update(json.dumps(fields).encode() + b"\n")
+        digest.update(json.dumps(fields, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ chain_of_thought, answer) or have TRL's names (prompt, solution).
 import json
 import logging
 import math
+import numbers
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -277,7 +278,8 @@ def problem_of(
         question = messages[-1]["content"]
     if not isinstance(question, str) or not question.strip():
         raise UserError(
-            f"{where}: field {columns.question!r} must be a string that is not empty, found {describe(question)}"
+            f"{where}: field {columns.question!r} must be a string that is not empty, found {describe(question)}; "
+            "give it one, or drop the record"
         )
     # Before the steps, which GSM8K's answers contain: a missing answer is the clearer message.
     answer = _answer(_field_of(record, "answer", columns), where, columns) if require_answers else ""
@@ -344,7 +346,7 @@ def _steps(record: Mapping[str, Any], where: str, columns: Columns, *, required:
         if rest:
             raise UserError(
                 f"{where}: field {name!r} must be a list of strings, or a text of calculator marks <<..>>, "
-                f"found {describe(steps)}"
+                f"found {describe(steps)}; split it into a list of steps"
             )
         return tuple(marks)
     if not isinstance(steps, list | tuple):
@@ -358,10 +360,11 @@ def _steps(record: Mapping[str, Any], where: str, columns: Columns, *, required:
 def _answer(value: Any, where: str, columns: Columns) -> str:
     if isinstance(value, str) and value.strip():
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):  # NumPy's and pandas' too
+        return str(int(value))
     if isinstance(value, float) and math.isfinite(value):
-        return repr(value).removesuffix(".0")
+        return repr(float(value)).removesuffix(".0")
     raise UserError(
-        f"{where}: field {columns.answer!r} must be a string that is not empty, or a number, found {describe(value)}"
+        f"{where}: field {columns.answer!r} must be a string that is not empty, or a number, found {describe(value)}; "
+        "give it one, or drop the record"
     )

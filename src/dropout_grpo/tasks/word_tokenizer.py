@@ -65,7 +65,8 @@ def words_of(problems: Iterable[Problem]) -> list[str]:
     backend = word_tokenizer([]).backend_tokenizer
     words: set[str] = set()
     for problem in problems:
-        for text in (problem.question, *problem.steps, problem.answer):
+        said = [message["content"] for message in problem.messages or ()]
+        for text in (problem.question, *said, *problem.steps, problem.answer):
             pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
             words.update(piece for piece, _ in pieces)
     return sorted(words - {"\n", MARKER})

@@ -20,7 +20,7 @@ from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, require_peft
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import add_latent_tokens, missing_latent_tokens
+from dropout_grpo.latent.tokens import COCONUT, add_latent_tokens, missing_latent_tokens
 from dropout_grpo.training.machine import bf16_for
 from dropout_grpo.training.progress import console
 
@@ -178,12 +178,13 @@ def _wrapped(
         tokenizer = load_tokenizer(model.name_or_path)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(f"processing_class is a {type(tokenizer).__name__}, not a tokenizer.")
-    name = model.name_or_path or type(model).__name__
+    name, prompt_format = model.name_or_path or type(model).__name__, COCONUT
     if model.name_or_path and not missing_latent_tokens(tokenizer):
         saved = latent_config(model.name_or_path)
         if saved.get("thought", thought) != thought:
             raise UserError(f"{name} has thoughts of its own kind: give its name as model, to load them.")
         latent_steps = saved.get("latent_steps") if latent_steps is None else latent_steps
+        prompt_format = saved.get("prompt_format", COCONUT)
     if latent_steps is None:
         raise UserError(
             f"{name} is a plain language model: give latent_steps, the number of thoughts before an answer; the "
@@ -193,7 +194,9 @@ def _wrapped(
     if missing_latent_tokens(tokenizer):
         add_latent_tokens(model, tokenizer)
         console.print(f"{name} had no latent tokens: Coconut's three are added.{untaught}", markup=False)
-    return LatentModel(model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed)
+    return LatentModel(
+        model, tokenizer, latent_steps=latent_steps, thought=thought, seed=seed, prompt_format=prompt_format
+    )
 
 
 def _refuse_quantised(model: PreTrainedModel) -> None:

@@ -1,6 +1,7 @@
 """The model card of a checkpoint, from what its run folder and an eval run say."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.card import CardFacts, Measured, without_folder, write_card
 from dropout_grpo.latent.io.checkpoint import latent_config
+from dropout_grpo.latent.thought import HiddenStateThought
 from dropout_grpo.latent.tokens import COCONUT
 from dropout_grpo.runs.files import CONFIG_FILE, checkpoint_folder, flat_options, jsonable, writing
 from dropout_grpo.runs.read import read_config, read_results, read_run
@@ -43,6 +45,7 @@ def describe(
     Raises:
         UserError: a file is damaged or cannot be written, or the eval run measured another checkpoint.
     """
+    checkpoint = Path(os.path.abspath(checkpoint))  # "." has no name and no parents
     config = latent_config(checkpoint)
     facts = facts_of(checkpoint, eval_run)
     if facts.base and not Path(facts.base).exists() and not is_on_hub(facts.base):
@@ -51,7 +54,7 @@ def describe(
         write_card(
             checkpoint,
             latent_steps=config["latent_steps"],
-            thought=config["thought"],
+            thought=config.get("thought", HiddenStateThought.kind),
             prompt_format=config.get("prompt_format", COCONUT),
             facts=facts,
         )

@@ -74,6 +74,8 @@ def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationC
             given as an option.
     """
     recorded = dict(model.exploration or {})
+    if recorded.get("p") == 0 and "p" not in told:
+        recorded = {}  # masks that change nothing
     kind = recorded.get("kind")
     if kind in (None, "none") or told.get("kind", kind) != kind:
         config, why = ExplorationConfig(**told), "as given" if told else "the default; the checkpoint records none"

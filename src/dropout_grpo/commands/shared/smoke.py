@@ -144,6 +144,7 @@ def stand_ins(recipe: Recipe, checkpoint: str | None, files: Sequence[str]) -> t
     def write_models() -> None:
         if named:
             tokenizer = word_tokenizer(words_of([problem for few in problems.values() for problem in few]))
+            tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
             model = scratch_model(tokenizer, n_positions=_POSITIONS, model_type=architecture, **_MODEL)
             for part in (model, tokenizer):
                 part.save_pretrained(folder / "base")

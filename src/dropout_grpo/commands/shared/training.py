@@ -192,7 +192,7 @@ def finish(context: Context, model: LatentModel, valid: Sequence[Problem], part:
         rows.append({"file": file, **summarize(answered[len(names) : len(names) + len(part_of)])})
         names += [file] * len(part_of)
     if part == "grpo":
-        answered[:_SAMPLED] = measure(context, model, valid[:_SAMPLED], "samples", plain_only=all_alike(context))
+        answered[:_SAMPLED] = measure(context, model, valid[:_SAMPLED], "samples", plain_only=all_alike(context, model))
         run.write_thoughts(thoughts_of_run(context, kinds_of(answered[:_SAMPLED]), {"": (model, answered)}))
     run.write_samples([sample(name, a) for name, a in zip(names, answered, strict=True)])
     results = {

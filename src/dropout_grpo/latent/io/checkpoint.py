@@ -26,6 +26,8 @@ from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.io.hub import require_known
 from dropout_grpo.latent.io.load_errors import loading
 from dropout_grpo.latent.lora.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     fill_adapter,
     has_adapter,
     is_adapter,
@@ -77,6 +79,11 @@ def save_latent_model(
     if has_adapter(model.model):
         save_adapter(model.model, folder)
     else:
+        for name in (
+            ADAPTER_CONFIG,
+            ADAPTER_WEIGHTS,
+        ):  # of an earlier model, which would be loaded in place of this one
+            (folder / name).unlink(missing_ok=True)
         model.model.save_pretrained(folder, state_dict=whole_state(model.model))
         write_custom_generate(folder)
     if card:
@@ -99,6 +106,8 @@ def save_latent_model(
     parameters = {name: tensor.detach().contiguous() for name, tensor in whole_state(model.thought).items()}
     if parameters:
         save_file(parameters, folder / THOUGHT_WEIGHTS)
+    else:
+        (folder / THOUGHT_WEIGHTS).unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -5,9 +5,9 @@ and copied into a model without that mark: everything saved later is a plain Hug
 for half a billion weights, so the result is kept as such a folder in Hugging Face's cache.
 """
 
+import fcntl
 import hashlib
 import logging
-import os
 import shutil
 import struct
 from functools import lru_cache
@@ -70,24 +70,33 @@ def converted(file: Path) -> Path:
     facts = file.stat()
     digest = _digest(file.resolve(), facts.st_size, facts.st_mtime_ns)
     folder = cached_assets_path("dropout-grpo", "gguf", f"{file.stem}-{digest[:16]}")
-    if (folder / "config.json").is_file():
-        return folder
-    model, tokenizer = _load(file), _load_tokenizer(file)
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        if not any(folder.iterdir()):  # else another process was faster
+        lock = folder.with_name(f"{folder.name}.lock").open("w")
+    except OSError as error:
+        raise _unwritable(file, folder, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of several processes converts, and the others wait
+        if (folder / "config.json").is_file():
+            return folder
+        model, tokenizer = _load(file), _load_tokenizer(file)
+        draft = folder.with_name(f"{folder.name}.part")
+        try:
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
             draft.rename(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{file} is converted to a plain folder once, and {folder} cannot be written: {error}. Set HF_ASSETS_CACHE "
-            "to a folder with room."
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise _unwritable(file, folder, error) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     _LOG.warning("%s is converted, once: its weights in float32 are in %s", file, folder)
     return folder
+
+
+def _unwritable(file: Path, folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{file} is converted to a plain folder once, and {folder} cannot be written: {error}. Set HF_ASSETS_CACHE to "
+        "a folder with room."
+    )
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from dropout_grpo.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SECONDS = 10
+_KEPT_SECONDS = 60
+_OF_A_MODEL = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "custom_generate/*"]
+"""Files of an earlier upload that would be loaded in place of the new model's, where it has none of their names."""
 
 
 def require_known(path: str | Path) -> None:
@@ -27,9 +31,11 @@ def require_known(path: str | Path) -> None:
             raise UserError(f"{path} is a run folder: give one of its checkpoints: {', '.join(inside)}.")
         return
     name = str(path)
-    if not _HUB_NAME.fullmatch(name) or name.startswith(".") or (local.parent != Path() and local.parent.is_dir()):
-        raise UserError(f"{path}: there is no such folder.")
-    if problem := _problem(name):
+    if not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise UserError(
+            f"{path}: there is no such folder: check the path, or give a model's name on the Hub (user/name)."
+        )
+    if problem := _problem(name, int(time.monotonic() // _KEPT_SECONDS)):
         raise UserError(f"{path}: there is no such folder here, and {problem}.")
 
 
@@ -40,12 +46,13 @@ def is_local(name: str) -> bool:
 
 def is_on_hub(name: str) -> bool:
     """Whether a name is that of a model on the Hub or in its cache; False if the Hub cannot be asked."""
-    return bool(_HUB_NAME.fullmatch(name)) and _problem(name) is None
+    return bool(_HUB_NAME.fullmatch(name)) and _problem(name, int(time.monotonic() // _KEPT_SECONDS)) is None
 
 
 @lru_cache(maxsize=64)
-def _problem(name: str) -> str | None:
-    """Why the Hub's model of this name cannot be used; None if it can."""
+def _problem(name: str, when: int) -> str | None:
+    """Why the Hub's model of this name cannot be used; None if it can. ``when`` counts minutes, so that a command looks
+    once, and a notebook again after a login."""
     try:
         if any(repo.repo_id == name and repo.repo_type == "model" for repo in scan_cache_dir().repos):
             return None
@@ -79,7 +86,12 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload a dropout-grpo checkpoint")
+        api.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=folder,
+            commit_message="Upload a dropout-grpo checkpoint",
+            delete_patterns=_OF_A_MODEL,
+        )
     except Exception as error:  # also of the HTTP library, which differs between versions of huggingface_hub
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(

@@ -66,7 +66,7 @@ def _check_sizes(file: Path, content: dict[str, Any]) -> None:
     for name, value in content.items():
         if isinstance(value, dict):
             _check_sizes(file, value)
-        most = _MAX_LAYERS if "layer" in name else _MAX_SIZE
+        most = _MAX_LAYERS if name.endswith(("layer", "layers")) else _MAX_SIZE
         if isinstance(value, int) and abs(value) > most and "token_id" not in name:
             raise UserError(f"{file}: {name}={str(value)[:30]} is larger than any model's ({most}).")
 
@@ -112,7 +112,7 @@ def some(names: list[str]) -> str:
 def require_all(path: str | Path, missing: list[str]) -> None:
     """Check that the model lacks no weight; the message names the first ones."""
     if missing:
-        raise UserError(f"{path} lacks weights: {some(missing)}.")
+        raise UserError(f"{path} lacks weights: {some(missing)}: give the complete checkpoint.")
 
 
 def require_whole(path: str | Path, known: Iterable[str], unexpected: Iterable[str]) -> None:

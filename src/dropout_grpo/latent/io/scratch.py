@@ -54,7 +54,8 @@ def scratch_model(
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         torch.manual_seed(seed)
         try:
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+            kind = type(AutoConfig.for_model(model_type).get_text_config())  # of a model that also sees, its text model
+            return AutoModelForCausalLM.from_config(kind(**sizes))
         except ValueError as error:
             raise UserError(
                 f"model_type {model_type!r} is not a causal language model that transformers knows: give gpt2, llama, "

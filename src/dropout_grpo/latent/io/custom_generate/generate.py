@@ -46,7 +46,7 @@ def generate(
         raise ValueError("give input_ids: the tokens of the questions, each with a final newline.")
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask
     checkpoint = str(model.name_or_path)
-    config, start, end = _settings(checkpoint)
+    config, start, end, eos = _settings(checkpoint)
     steps = config["latent_steps"] if latent_steps is None else latent_steps
     embed, rows = model.get_input_embeddings(), ids.shape[0]
     one = mask.new_ones(rows, 1)
@@ -70,6 +70,10 @@ def generate(
             inputs_of_step = thought(output.last_hidden_state[:, -1:]).to(embeds.dtype)  # [B, 1, D]
             embeds = torch.cat([embeds, inputs_of_step], dim=1)
             mask, positions = torch.cat([mask, one], dim=1), positions[:, -1:] + 1
+    options.pop("token_type_ids", None)  # of some tokenizers, as long as the question
+    if options.get("generation_config") is None and "eos_token_id" not in options:
+        stops = model.generation_config.eos_token_id
+        options["eos_token_id"] = sorted({*(stops if isinstance(stops, list) else [stops]), eos} - {None})
     marker = embed(torch.full_like(ids[:, :1], end))
     answers: Tensor = model.generate(  # type: ignore[operator]
         inputs_embeds=torch.cat([embeds, marker], dim=1), attention_mask=torch.cat([mask, one], dim=1), **options
@@ -78,13 +82,13 @@ def generate(
 
 
 @lru_cache(maxsize=8)
-def _settings(checkpoint: str) -> tuple[dict, int, int]:
-    """``latent_config.json``, and the ids of the start and end markers."""
+def _settings(checkpoint: str) -> tuple[dict, int, int, int | None]:
+    """``latent_config.json``, and the ids of the start and end markers and of EOS."""
     config = json.loads(_file(checkpoint, "latent_config.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     vocabulary = tokenizer.get_vocab()
     start, end = vocabulary["<|start-latent|>"], vocabulary["<|end-latent|>"]
-    return config, start, end
+    return config, start, end, tokenizer.eos_token_id
 
 
 def _file(checkpoint: str, name: str) -> Path:
@@ -96,10 +100,11 @@ def _file(checkpoint: str, name: str) -> Path:
 
 def _thought(checkpoint: str, config: dict) -> nn.Module:
     """The module that makes a thought: the hidden state itself, a learned vector (pause), or a projection."""
-    if config["thought"] == "hidden_state":
+    kind = config.get("thought", "hidden_state")
+    if kind == "hidden_state":
         return nn.Identity()
     tensors = load_file(_file(checkpoint, "thought.safetensors"))
-    if config["thought"] == "pause":
+    if kind == "pause":
         return _Pause(tensors["vector"])
     inner, width = tensors["prj.1.weight"].shape
     layers = {"1": nn.Linear(width, inner), "2": nn.GELU(), "3": nn.Linear(inner, width), "ln": nn.LayerNorm(width)}
