@@ -125,12 +125,13 @@ def _bf16(model: LatentModel, prompts: Prompts, seeds: torch.Tensor, work: Work)
     """In bf16: the ratio at the unchanged policy, and gradients that are not finite."""
     with autocast(model.device, True):
         made = _rollouts(model, prompts, seeds, work)
+    with autocast(model.device, True):  # as the trainers: casts of the first block have no gradient
         replayed = replay(model, prompts, seeds, made.token_ids, EXPLORATION, temperature=1.0)
     gap = (replayed.detach() - made.logprobs)[made.mask].abs()
     model.zero_grad(set_to_none=True)
     replayed[made.mask].mean().backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    bad = sum(not bool(gradient.isfinite().all()) for gradient in gradients)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    bad = sum(gradient is None or not bool(gradient.isfinite().all()) for gradient in gradients)
     return {"replay_gap_mean": float(gap.mean()), "replay_gap_max": float(gap.max()), "gradients_not_finite": bad}
 
 

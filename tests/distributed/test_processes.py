@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dropout_grpo.distributed import processes
+from dropout_grpo.distributed import processes, sharding
 from dropout_grpo.distributed.gradients import add_up_gradients
 from dropout_grpo.errors import UserError
+from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from helpers.several import in_processes
 
 
@@ -102,6 +103,39 @@ def test_a_process_without_a_launcher_is_named_as_well(monkeypatch: pytest.Monke
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(processes.LostProcess, match="rank 0 of 1 lost another process"), processes.waiting_for_others():
         raise RuntimeError("Connection closed by peer")
+
+
+def save_and_load_shards() -> dict[str, Any]:
+    """Adam's state of a sharded model after a step: what is saved, and what a new optimiser gets from it."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 6)
+    sharding.shard(model)
+
+    def optimizer() -> torch.optim.Optimizer:
+        with sharding.as_shards(model):
+            return torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    first, second = optimizer(), optimizer()
+    torch.nn.functional.linear(torch.ones(2, 4), model.weight, model.bias).square().sum().backward()
+    with sharding.updating(model):
+        first.step()
+    saved = optimizer_tensors(first)
+    whole = processes.on_main(lambda: dict(saved))
+    load_optimizer_tensors(second, whole.items())
+    return {"saved": saved, "again": optimizer_tensors(second)}
+
+
+def test_a_sharded_state_is_saved_by_rank_0_alone(tmp_path: Path) -> None:
+    """Fault: every GPU held the whole state while a checkpoint was written."""
+    first, second = in_processes(2, save_and_load_shards, tmp_path / "results")
+    assert {name: tensor.shape for name, tensor in first["saved"].items() if name.endswith("exp_avg")} == {
+        "0.exp_avg": (6, 4),
+        "1.exp_avg": (6,),
+    }
+    assert {name for name in second["saved"] if not name.endswith("step")} == set()
+    for name, tensor in first["saved"].items():
+        assert torch.equal(first["again"][name], tensor)
+    assert first["saved"]["0.exp_avg"].abs().min() > 0
 
 
 SHORT = timedelta(seconds=0.3)

@@ -81,6 +81,15 @@ def test_which_models_share_a_prompt() -> None:
     }
 
 
+def test_a_window_that_cannot_act_is_none() -> None:
+    """Phi-3.5's window is longer than its positions. Fault: each rollout had a copy of the prompt."""
+    model = tiny_model("mistral")
+    positions = model.config.max_position_embeddings
+    for window, shared in ((positions - 1, False), (positions, True)):
+        model.config.sliding_window = window
+        assert shares_prefix(model) is shared
+
+
 def test_a_prompt_is_never_copied() -> None:
     """The purpose of sharing: no method copies the tensors of the prompt."""
     model = latent_model("qwen3")

@@ -316,3 +316,11 @@ def test_with_masters_the_weights_gradient_is_float32_from_the_start(monkeypatch
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
     assert 4 * weight.numel() < ledger.peak < 5 * weight.numel()
+
+
+def test_pieces_of_a_gpu_are_aligned() -> None:
+    for rows in (1, 1500, 77_777):
+        size = head._words_in_a_piece(torch.device("cuda"), rows)
+        assert size % 128 == 0
+        assert size >= head._LEAST_WORDS
+    assert head._words_in_a_piece(CPU, 1500) == max(head._LEAST_WORDS, head.PIECE // 1500)

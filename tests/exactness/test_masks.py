@@ -148,3 +148,18 @@ def test_p_zero_is_no_noise() -> None:
 def test_what_cannot_be_is_refused_by_name(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_masks_that_are_drawn_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, exploration = latent_model("gpt2"), SharedDropout(0.3, ALL_SITES, ALL_PHASES)
+
+    def factors() -> dict[str, Tensor]:
+        noise = model.noise(exploration, EDGE_SEEDS)
+        assert noise is not None
+        return dict(noise.factors("latent", 0))
+
+    expected = factors()
+    monkeypatch.setattr("dropout_grpo.exploration.held_noise._PIECE", 5 * len(EDGES))
+    actual = factors()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)

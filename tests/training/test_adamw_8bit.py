@@ -70,7 +70,7 @@ def test_steps_are_near_adamws_and_a_loaded_state_goes_on(masters: bool) -> None
         tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(first).items()}
         for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
             set_master(mine, master_of(theirs))
-        load_optimizer_tensors(second, tensors)
+        load_optimizer_tensors(second, tensors.items())
         for each, optimizer in ((model, first), (twin, second)):
             stepped(each, optimizer, 3, 4)
     for end, same, wanted, before in zip(model.parameters(), twin.parameters(), expected, start, strict=True):
@@ -86,7 +86,7 @@ def test_steps_are_near_adamws_and_a_loaded_state_goes_on(masters: bool) -> None
     }
     assert {tensors[name].dtype for name in ("2.state1", "2.state2", "3.state1")} == {torch.float32}
     with pytest.raises(UserError, match=r"0\.absmax1 is torch.float32 of shape \[16\], not .* of shape \[17\]"):
-        load_optimizer_tensors(second, {"0.absmax1": torch.zeros(16)})
+        load_optimizer_tensors(second, [("0.absmax1", torch.zeros(16))])
 
 
 def test_the_plan_counts_its_moments(tmp_path: Path) -> None:

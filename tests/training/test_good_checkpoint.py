@@ -264,7 +264,7 @@ def test_the_state_of_another_optimiser_is_refused() -> None:
         {"0.step": torch.zeros((), dtype=torch.int64)},
     ):
         with pytest.raises(UserError, match=r"does not belong to the state|not floating point of shape"):
-            load_optimizer_tensors(optimizer, tensors)
+            load_optimizer_tensors(optimizer, tensors.items())
 
 
 def test_what_the_system_refuses_to_write_is_named_and_the_old_checkpoint_stays(

@@ -110,7 +110,7 @@ def test_state_survives_the_round_trip_bit_for_bit() -> None:
     tensors = optimizer_tensors(first)
     assert sorted(tensors) == ["0.momentum_buffer", "1.exp_avg", "1.exp_avg_sq", "1.step"]
     second = both(*pair)
-    load_optimizer_tensors(second, tensors)
+    load_optimizer_tensors(second, tensors.items())
     forgetful = tuple(nn.Parameter(parameter.detach().clone()) for parameter in pair)
     advance(second, pair, range(3, 5))
     advance(both(*forgetful), forgetful, range(3, 5))

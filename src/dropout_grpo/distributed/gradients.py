@@ -47,6 +47,10 @@ def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _add_up_bucket(bucket: Sequence[Tensor]) -> None:
+    if len(bucket) == 1 and bucket[0].is_contiguous():  # such as a table of embeddings, in place
+        with waiting_for_others():
+            dist.all_reduce(bucket[0])
+        return
     flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
     with waiting_for_others():
         dist.all_reduce(flat)

@@ -119,9 +119,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """This process's shard of the tensor if ``example`` is sharded and has its shape, else the tensor itself."""
+    """The tensor on the example's device; this process's shard of it if ``example`` is sharded and has its shape."""
     if not isinstance(example, DTensor) or tensor.shape != example.shape:
-        return tensor
+        return tensor.to(example.device)
     return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements)
 
 

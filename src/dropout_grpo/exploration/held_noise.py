@@ -15,6 +15,9 @@ from dropout_grpo.exploration.sites import ATTENTION_WEIGHTS, SITES, SiteMap
 Draw = Callable[[Tensor, Tensor], Tensor]
 """(seeds [B], counters [F]) -> factors [B, F], a pure function of both; see ``seeds.py``."""
 
+_PIECE = 2**25
+"""Random numbers that are drawn at once."""
+
 _KEYS = 32
 """Factors of keys are drawn for a multiple of this many positions, so that few draws are needed as an answer grows."""
 
@@ -111,9 +114,15 @@ class HeldNoise:
         chosen._held_keys = {name: factor[rows] for name, factor in self._held_keys.items()}
         return chosen
 
+    def _in_pieces(self, seeds: Tensor, streams: Tensor) -> Tensor:
+        """Factors [B, F] of seeds [B] and streams [F]. A random number has 64 bits until it is a factor."""
+        size = max(1, _PIECE // max(1, len(seeds)))
+        parts = [self._draw(seeds, part).to(self._dtype) for part in streams.split(size)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
     def _drawn(self, seeds: Tensor) -> dict[str, Tensor]:
         streams = _streams(tuple((site.name, site.count) for site in self._sites), seeds.device)
-        drawn = self._draw(seeds, streams).to(self._dtype)[:, None]  # [B, 1, sum of counts]
+        drawn = self._in_pieces(seeds, streams)[:, None]  # [B, 1, sum of counts]
         parts = drawn.split([site.count for site in self._sites], dim=-1)
         return {site.name: site.spread(part) for site, part in zip(self._sites, parts, strict=True)}
 
@@ -121,7 +130,7 @@ class HeldNoise:
         """Factors of positions 0 to ``positions`` - 1 or more; (position, head) has the counter position * H + head."""
         positions += -positions % _KEYS
         streams = _streams(tuple((site.name, site.count * positions) for site in self._keys), seeds.device)
-        drawn = self._draw(seeds, streams).to(self._dtype)  # [B, sum of H * positions]
+        drawn = self._in_pieces(seeds, streams)  # [B, sum of H * positions]
         parts = drawn.split([site.count * positions for site in self._keys], dim=-1)
         return {
             site.name: part.view(len(seeds), positions, site.count).transpose(1, 2)

@@ -163,8 +163,13 @@ def _as_given(tensor: Tensor) -> torch.autocast:
 
 def _pieces(hidden: Tensor, words: int) -> Iterator[slice]:
     """The vocabulary in pieces. Each row of the weight's gradient is written once."""
-    size = max(_LEAST_WORDS, largest_piece(hidden.device) // max(len(hidden), 1))
+    size = _words_in_a_piece(hidden.device, len(hidden))
     return (slice(start, min(start + size, words)) for start in range(0, words, size))
+
+
+def _words_in_a_piece(device: torch.device, rows: int) -> int:
+    size = max(_LEAST_WORDS, largest_piece(device) // max(rows, 1))
+    return size if device.type == "cpu" else size - size % 128  # a GPU's products are slow where rows are not aligned
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -> Tensor:

@@ -119,14 +119,16 @@ def cache_tensors(cache: Cache) -> list[tuple[Tensor, Tensor]]:
 def shares_prefix(model: PreTrainedModel) -> bool:
     """True if this model's rollouts can share a prompt.
 
-    It must take its attention from the registry and attend to all positions with a plain softmax: a sliding window, a
-    soft cap or attention sinks need the model's own attention. transformers marks models that use the registry with the
-    private attribute ``_supports_attention_backend``; in versions without it, prompts are copied.
+    It must take its attention from the registry and attend to all positions with a plain softmax: a sliding window
+    shorter than its positions, a soft cap or attention sinks need the model's own attention. transformers marks models
+    that use the registry with the private attribute ``_supports_attention_backend``; in versions without it, prompts
+    are copied.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     own = ("sliding_window", "attn_logit_softcapping", "attention_chunk_size")
-    windowed = getattr(config, "use_sliding_window", True)
+    reach = getattr(config, "sliding_window", None) or 0
+    windowed = getattr(config, "use_sliding_window", True) and reach < getattr(config, "max_position_embeddings", 0)
     special = [name for name in own if getattr(config, name, None) and (name != "sliding_window" or windowed)]
     return bool(getattr(model, "_supports_attention_backend", False)) and kinds == {"full_attention"} and not special
 

@@ -8,7 +8,7 @@ is detected.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -125,23 +125,24 @@ def restore_optimizer(path: Path, optimizer: Optimizer) -> None:
         UserError: the file cannot be read, or it holds the state of another optimiser.
     """
     file = path / OPTIMIZER_FILE
-    tensors = _tensors(file)
     with at_place(str(file)):
-        load_optimizer_tensors(optimizer, tensors)
+        load_optimizer_tensors(optimizer, _tensors(file))
 
 
 def saved_reference(path: Path) -> dict[str, Tensor]:
     """The reference's weights in a training checkpoint; empty if there are none."""
     file = path / REFERENCE_FILE
-    return _tensors(file) if file.is_file() else {}
+    return dict(_tensors(file)) if file.is_file() else {}
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, one after another."""
     try:  # read, not mapped: a map would keep the disk space of a checkpoint that is removed
         with safe_open(file, framework="pt", backend="pread") as content:
-            return dict(content.get_tensors())
+            for name in content.keys():  # noqa: SIM118  # not a dict
+                yield name, content.get_tensor(name)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"it cannot be read: {error}") from error
 
 
 def _manifest(folder: Path, written: Mapping[str, Mapping[str, Tensor] | None] = {}) -> dict[str, dict[str, Any]]:

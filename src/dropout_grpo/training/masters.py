@@ -28,6 +28,9 @@ _LOW = "low_bits"
 _PIECE = 2**18
 """Elements that are halved or joined at once on a CPU, few enough for its cache."""
 
+_PIECE_OF_A_GPU = 2**26
+"""On a GPU, enough that an operation takes longer than its launch, and few beside a table of embeddings."""
+
 _STEP = 2**25
 """Elements whose masters exist at once in an optimiser's step, unless one tensor has more."""
 
@@ -82,7 +85,7 @@ def _halve(master: Tensor, weight: Tensor, low: Tensor) -> None:
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    size = _PIECE if tensors[0].device.type == "cpu" else max(1, tensors[0].numel())
+    size = _PIECE if tensors[0].device.type == "cpu" else _PIECE_OF_A_GPU
     return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
 
 
@@ -128,6 +131,7 @@ def with_masters(model: nn.Module) -> Iterator[None]:
         for parameter in parameters:
             if has_master(parameter):  # not if memory ran out before
                 _join(parameter)
+        forget_recordings()  # graphs read the weights where they were
 
 
 @contextmanager

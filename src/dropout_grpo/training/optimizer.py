@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dropout_grpo.config.choices import Schedule
+from dropout_grpo.distributed.processes import is_main
 from dropout_grpo.distributed.sharding import sharded_like, updating, whole
 from dropout_grpo.errors import LESS_MEMORY, UserError, out_of_memory_is
 from dropout_grpo.training.adamw_8bit import BLOCK, EIGHT_BIT, AdamW8bit
@@ -143,14 +144,26 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's whole state as named tensors, for safetensors: ``{parameter}.{exp_avg|exp_avg_sq|step}``
     for AdamW.
 
-    All processes must call this, since a sharded state is gathered.
+    All processes must call this, since a sharded state is gathered, tensor by tensor. Only rank 0 gets what was
+    sharded, on the CPU: no GPU has room for all of it.
     """
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": whole(tensor) for i, entry in state.items() for name, tensor in entry.items()}
+    tensors = {}
+    for i, entry in optimizer.state_dict()["state"].items():
+        for name, tensor in entry.items():
+            gathered = whole(tensor)
+            if gathered is tensor:
+                tensors[f"{i}.{name}"] = tensor
+            elif is_main():
+                tensors[f"{i}.{name}"] = gathered.cpu()
+    return tensors
 
 
-def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """The inverse of ``optimizer_tensors`` for an optimiser over the same parameters in the same order.
+
+    Args:
+        optimizer: gets the state.
+        tensors: by name. Each is taken to its parameter's device, or sharded like it, before the next one is read.
 
     Raises:
         UserError: the tensors are those of another optimiser.
@@ -158,7 +171,7 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     loaded = optimizer.state_dict()
     loaded["state"] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in tensors:
         number, _, name = key.partition(".")
         if not (number.isdecimal() and int(number) < len(parameters) and name):
             raise UserError(f"{key!r} does not belong to the state of an optimiser of {len(parameters)} parameters.")
@@ -167,7 +180,8 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, torch.Tensor
             raise UserError(
                 f"{key} is {tensor.dtype} of shape {list(tensor.shape)}, not floating point of shape {list(expected)}."
             )
-        loaded["state"].setdefault(int(number), {})[name] = sharded_like(tensor, parameters[int(number)])
+        placed = tensor if name == "step" else sharded_like(tensor, parameters[int(number)])
+        loaded["state"].setdefault(int(number), {})[name] = placed
     optimizer.load_state_dict(loaded)
 
 
