@@ -10,6 +10,8 @@ import pytest
 
 from dropout_grpo import GRPOTrainer, LatentModel, UserError
 from dropout_grpo.cli.main import main
+from dropout_grpo.commands.shared.models import load_model
+from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.records import as_problems
 from dropout_grpo.data.rewards import choice_answer, exact_answer, format_penalty
@@ -210,3 +212,23 @@ def test_every_command_keeps_the_format_of_the_first(tmp_path: Path, capsys: pyt
 def test_a_model_from_scratch_has_no_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sft", "--data.chat_template=true", f"--run_dir={tmp_path / 'run'}"]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "formats"),
+    [
+        (None, {"coconut": "coconut", "codi": "codi", "chat": "chat"}),
+        (True, {"coconut": "chat", "codi": "chat", "chat": "chat"}),
+        (False, {"coconut": "coconut", "codi": "codi", "chat": "coconut"}),
+    ],
+)
+def test_the_option_and_what_the_checkpoint_records(
+    chat_template: bool | None, formats: dict[str, str], tmp_path: Path
+) -> None:
+    """Fault: ``false`` made Coconut's format of CODI's."""
+    for recorded, expected in formats.items():
+        model = instruct(tmp_path / f"plain-{recorded}")
+        model.prompt_format = recorded
+        model.save_pretrained(tmp_path / recorded)
+        data = DataConfig(chat_template=chat_template)
+        assert load_model(tmp_path / recorded, data=data).prompt_format == expected

@@ -3,7 +3,7 @@
 import torch
 
 from dropout_grpo.commands.shared.context import settled
-from dropout_grpo.commands.shared.models import starting_tokenizer, without_weights
+from dropout_grpo.commands.shared.models import format_of, starting_tokenizer, without_weights
 from dropout_grpo.commands.shared.problems import problems_of, vocabulary
 from dropout_grpo.commands.shared.training import curriculum_trainer, grpo_trainer
 from dropout_grpo.config.checkpoint import CheckpointOptions
@@ -16,7 +16,7 @@ from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.lora.checkpoint import adapter_config, is_adapter, put_adapter
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens, set_template_variables
+from dropout_grpo.latent.tokens import COCONUT, add_latent_tokens, set_template_variables
 from dropout_grpo.training.plan import Plan
 
 _CPU, _META = torch.device("cpu"), torch.device("meta")
@@ -62,7 +62,7 @@ def grpo_plan(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> Pl
         latent_steps=steps,
         thought=written.get("thought", "hidden_state"),
         prj_dim=written.get("prj_dim"),
-        prompt_format=CHAT if recipe.data.chat_template else written.get("prompt_format", COCONUT),
+        prompt_format=format_of(recipe.data.chat_template, written.get("prompt_format", COCONUT)),
     )
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)

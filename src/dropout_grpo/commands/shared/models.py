@@ -50,14 +50,18 @@ def load_model(
         checkpoint,
         latent_steps=options.latent_steps,
         base=options.base,
-        prompt_format=None if data.chat_template is None else _prompt_format(data.chat_template),
+        prompt_format=CHAT if data.chat_template else None,
     )
+    model.prompt_format = format_of(data.chat_template, model.prompt_format)
     set_template_variables(model.tokenizer, data.chat_template_kwargs)
     return model.to(device or default_device())
 
 
-def _prompt_format(chat_template: bool | None) -> str:
-    return CHAT if chat_template else COCONUT
+def format_of(chat_template: bool | None, recorded: str = COCONUT) -> str:
+    """The prompt format that ``data.chat_template`` makes of the recorded one."""
+    if chat_template:
+        return CHAT
+    return COCONUT if chat_template is False and recorded == CHAT else recorded
 
 
 def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationConfig:
@@ -168,7 +172,7 @@ def fresh_model(
         latent_steps=latent_steps,
         thought=thought,
         seed=seed,
-        prompt_format=_prompt_format(chat_template),
+        prompt_format=format_of(chat_template),
     )
     return latent.to(device)
 
