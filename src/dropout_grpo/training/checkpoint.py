@@ -132,7 +132,8 @@ def restore_optimizer(path: Path, optimizer: Optimizer) -> None:
 def saved_reference(path: Path) -> dict[str, Tensor]:
     """The reference's weights in a training checkpoint; empty if there are none."""
     file = path / REFERENCE_FILE
-    return dict(_tensors(file)) if file.is_file() else {}
+    with at_place(str(file)):
+        return dict(_tensors(file)) if file.is_file() else {}
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
