@@ -22,7 +22,7 @@ from dropout_grpo.latent.rollout import Prompts, replay
 from dropout_grpo.training import loop, plan
 from dropout_grpo.training.fake import Fake, Ledger, NeedsData, fake_weights
 from dropout_grpo.training.memory import MicroBatches
-from dropout_grpo.training.plan import Held, Work, fake_peak, lasting, peak, require_room, sampled
+from dropout_grpo.training.plan import Held, Work, bytes_of_casts, fake_peak, lasting, peak, require_room, sampled
 from helpers.grpo_run import CONFIG, alternating, trainer
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
@@ -218,3 +218,12 @@ def test_what_a_training_holds_is_compared_with_the_gpu_before_it_begins() -> No
     require_room(parts, needed)
     with pytest.raises(UserError, match=r"needs .* without any batch \(weights .* GB\. A training takes less"):
         require_room(parts, needed - 1)
+
+
+def test_casts_are_of_the_weights_that_products_read() -> None:
+    """GPT-2's tied table of embeddings stays float32. Two layers of width 16, MLPs of width 24."""
+    model = tiny_latent()
+    layer = 48 * (16 + 1) + 16 * (16 + 1) + 24 * (16 + 1) + 16 * (24 + 1)
+    assert bytes_of_casts(model) == 4 * 2 * layer
+    model.model.transformer.h[0].requires_grad_(False)  # casts of frozen weights are kept too, but have no gradients
+    assert bytes_of_casts(model) == 4 * layer

@@ -40,7 +40,17 @@ from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
 from dropout_grpo.training.optimizer import update
-from dropout_grpo.training.plan import GB, Plan, Work, available_memory, lasting, planned, require_fitting, require_room
+from dropout_grpo.training.plan import (
+    GB,
+    Plan,
+    Work,
+    available_memory,
+    bytes_of_casts,
+    lasting,
+    planned,
+    require_fitting,
+    require_room,
+)
 from dropout_grpo.training.progress import Bar, console
 from dropout_grpo.training.resume import Checkpoints, Saved
 
@@ -180,6 +190,7 @@ class Trainer(ABC):
             self._fit_in_memory()  # first: its trial may begin a step of the exploration, whose state is restored next
         elif self.model.device.type == "cuda" and not self.fsdp:
             parts = lasting(self.model, optimizer=self.optimizer_bytes(), reference=self.reference_model())
+            parts["casts"] = bytes_of_casts(self.model) if self.bf16 else 0
             require_room(parts, torch.cuda.get_device_properties(self.model.device).total_memory)
         self.begin(saved)
         title = self.part.replace("_", "-")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dropout_grpo.distributed.sharding import is_sharded
 from dropout_grpo.errors import LESS_MEMORY, UserError
 from dropout_grpo.exploration.base import Exploration
+from dropout_grpo.latent.casts import product_weights
 from dropout_grpo.latent.decoding import DecodingStrategy, next_token
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts, think_in_groups
@@ -227,6 +228,14 @@ def lasting(model: LatentModel, *, optimizer: int, reference: nn.Module | None) 
         "optimizer": optimizer,
         "reference": _each(own, weight_bytes),
     }
+
+
+def bytes_of_casts(model: LatentModel) -> int:
+    """Bytes that bf16 products add in an update: autocast's copy of each trained weight, and the gradient of the copy.
+
+    The gradient waits until the last use of the weight, in the backward pass of the prompt.
+    """
+    return 4 * sum(parameter.numel() for parameter in product_weights(model) if parameter.requires_grad)
 
 
 def require_room(parts: Mapping[str, int], total: int) -> None:
