@@ -120,9 +120,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 def sharded_like(tensor: Tensor, example: Tensor) -> Tensor:
     """The tensor on the example's device; this process's shard of it if ``example`` is sharded and has its shape."""
+    tensor = tensor.to(example.device)
     if not isinstance(example, DTensor) or tensor.shape != example.shape:
-        return tensor.to(example.device)
-    return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements)
+        return tensor
+    return distribute_tensor(tensor, example.device_mesh, example.placements)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def check_evaluation(
     if not problems:
         raise UserError("there are no problems to evaluate on.")
     steps = _latent_steps(model, config)
-    if config.num_samples > 1 and config.temperature == 0 and not masks_matter(model, exploration, steps):
+    if config.num_samples > 1 and all_alike(model, config, exploration):
         raise UserError(
             f"num_samples={config.num_samples} with temperature 0 and no exploration: all samples would be the same. "
             "Set a temperature, an exploration, or num_samples 0."
@@ -216,7 +216,12 @@ def _latent_steps(model: LatentModel, config: EvaluationConfig) -> int:
     return model.latent_steps if config.latent_steps is None else config.latent_steps
 
 
-def masks_matter(model: LatentModel, exploration: Exploration, latent_steps: int) -> bool:
+def all_alike(model: LatentModel, config: EvaluationConfig, exploration: Exploration) -> bool:
+    """Whether all samples of a problem are the same, because neither masks nor a temperature make them differ."""
+    return config.temperature == 0 and not _masks_matter(model, exploration, _latent_steps(model, config))
+
+
+def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: int) -> bool:
     """Whether a mask changes an answer. One in the latent phase of a model without thoughts does not."""
     noise = model.noise(exploration, torch.zeros(1, dtype=torch.int64))
     if noise is None:

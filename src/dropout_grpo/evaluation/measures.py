@@ -1,4 +1,4 @@
-"""Measures of answers: their measures with 95 % intervals, a summary of these, and the answers themselves."""
+"""Measures of answers with 95 % intervals, a summary of these, and the answers themselves."""
 
 from collections.abc import Mapping, Sequence
 from math import fsum

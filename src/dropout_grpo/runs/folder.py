@@ -92,14 +92,16 @@ class RunFolder:
         with reading(self.path):
             names = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
         begun = bool(names - _BEFORE_A_RUN) or (bool(names) and not names & _DRAFTS)
-        if begun and (self.path / CONFIG_FILE).is_file():
+        if begun:
+            if not (self.path / CONFIG_FILE).is_file():
+                raise UserError(
+                    f"{self.path} holds files but no {CONFIG_FILE}: it is not a run folder, choose another."
+                )
             self._require_same_side()
-        if begun and not (self.path / CONFIG_FILE).is_file():
-            raise UserError(f"{self.path} holds files but no {CONFIG_FILE}: it is not a run folder, choose another.")
-        if begun and not resume:
-            raise UserError(
-                f"run folder {self.path} exists already: continue it with {RESUME}, or choose another folder."
-            )
+            if not resume:
+                raise UserError(
+                    f"run folder {self.path} exists already: continue it with {RESUME}, or choose another folder."
+                )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -10,7 +10,7 @@ from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place
-from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems, masks_matter
+from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems
 from dropout_grpo.evaluation.validation import planned_batches
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.training.progress import Bar
@@ -44,13 +44,6 @@ def measure(
             progress=bar.reach,
             batches=batches,
         )
-
-
-def all_alike(context: Context, model: LatentModel) -> bool:
-    """Whether all samples of a problem are the same, because neither masks nor a temperature make them differ."""
-    config = context.recipe.evaluation
-    steps = model.latent_steps if config.latent_steps is None else config.latent_steps
-    return config.temperature == 0 and not masks_matter(model, context.exploration, steps)
 
 
 def by_source(data: DataConfig, problems: Sequence[Problem]) -> dict[str, Sequence[Problem]]:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dropout_grpo.commands.shared.context import Context
-from dropout_grpo.commands.shared.measure import all_alike, by_source, measure, require_askable, validation_sets
+from dropout_grpo.commands.shared.measure import by_source, measure, require_askable, validation_sets
 from dropout_grpo.commands.shared.model_card import describe_measured
 from dropout_grpo.commands.shared.models import fresh_model, load_model
 from dropout_grpo.commands.shared.problems import place_of
@@ -20,6 +20,7 @@ from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.rewards import load_reward
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import QuestionTooLong, at_place
+from dropout_grpo.evaluation.answering import all_alike
 from dropout_grpo.evaluation.measures import sample, summarize
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.lora.adapter import add_lora
@@ -192,7 +193,8 @@ def finish(context: Context, model: LatentModel, valid: Sequence[Problem], part:
         rows.append({"file": file, **summarize(answered[len(names) : len(names) + len(part_of)])})
         names += [file] * len(part_of)
     if part == "grpo":
-        answered[:_SAMPLED] = measure(context, model, valid[:_SAMPLED], "samples", plain_only=all_alike(context, model))
+        plain_only = all_alike(model, recipe.evaluation, context.exploration)
+        answered[:_SAMPLED] = measure(context, model, valid[:_SAMPLED], "samples", plain_only=plain_only)
         run.write_thoughts(thoughts_of_run(context, kinds_of(answered[:_SAMPLED]), {"": (model, answered)}))
     run.write_samples([sample(name, a) for name, a in zip(names, answered, strict=True)])
     results = {

@@ -79,10 +79,8 @@ def save_latent_model(
     if has_adapter(model.model):
         save_adapter(model.model, folder)
     else:
-        for name in (
-            ADAPTER_CONFIG,
-            ADAPTER_WEIGHTS,
-        ):  # of an earlier model, which would be loaded in place of this one
+        # An earlier model's adapter would be loaded in place of this one.
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             (folder / name).unlink(missing_ok=True)
         model.model.save_pretrained(folder, state_dict=whole_state(model.model))
         write_custom_generate(folder)

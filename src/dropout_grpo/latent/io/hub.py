@@ -35,7 +35,7 @@ def require_known(path: str | Path) -> None:
         raise UserError(
             f"{path}: there is no such folder: check the path, or give a model's name on the Hub (user/name)."
         )
-    if problem := _problem(name, int(time.monotonic() // _KEPT_SECONDS)):
+    if problem := _problem_now(name):
         raise UserError(f"{path}: there is no such folder here, and {problem}.")
 
 
@@ -46,13 +46,17 @@ def is_local(name: str) -> bool:
 
 def is_on_hub(name: str) -> bool:
     """Whether a name is that of a model on the Hub or in its cache; False if the Hub cannot be asked."""
-    return bool(_HUB_NAME.fullmatch(name)) and _problem(name, int(time.monotonic() // _KEPT_SECONDS)) is None
+    return bool(_HUB_NAME.fullmatch(name)) and _problem_now(name) is None
+
+
+def _problem_now(name: str) -> str | None:
+    """As ``_problem``: a command looks once, and a notebook looks again after a login."""
+    return _problem(name, int(time.monotonic() // _KEPT_SECONDS))
 
 
 @lru_cache(maxsize=64)
 def _problem(name: str, when: int) -> str | None:
-    """Why the Hub's model of this name cannot be used; None if it can. ``when`` counts minutes, so that a command looks
-    once, and a notebook again after a login."""
+    """Why the Hub's model of this name cannot be used; None if it can. ``when`` only tells looks apart."""
     try:
         if any(repo.repo_id == name and repo.repo_type == "model" for repo in scan_cache_dir().repos):
             return None
