@@ -205,3 +205,8 @@ def test_the_thoughts_about_some_problems(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "\n\nwrong: Ann has 0 ?\nright answer 3, plain answer " in text
     assert text.count("after the thoughts") == 2
+    renamed = [{"q": p.question, "steps": p.steps, "answer": p.answer} for p in tiny_problems(3)]
+    (tmp_path / "few.json").write_text(json.dumps(renamed), encoding="utf-8")
+    assert main([*words, "--data.columns.question", "q"]) == 0
+    about = "\n\nwrong: "  # after it there are no times
+    assert capsys.readouterr().out.partition(about)[2] == text.partition(about)[2]

@@ -150,3 +150,19 @@ def test_the_constants_of_units_stay(relation: str, number: int) -> None:
     assert all(relation in variation.question for variation in variations(problem, 5, seed=0))
     rate = a_problem("Ann works 9 hours in each shift and 14 shifts. How many?", "<<9*14=126>>")
     assert free(rate) == (9, 14), "a shift is no unit"
+
+
+def test_other_column_names_are_read_and_their_old_numbers_are_not_written(tmp_path: Path) -> None:
+    """``--data.columns``, which the message about a missing column names."""
+    question, steps = "Tom has 48 clips and buys half as many. How many has he?", ["<<48/2=24>>", "<<48+24=72>>"]
+    source = tmp_path / "own.json"
+    source.write_text(
+        json.dumps([{"problem": question, "steps": steps, "result": "72", "kind": "a"}]), encoding="utf-8"
+    )
+    names = ["--data.columns.question", "problem", "--data.columns.answer", "result"]
+    assert main(["data", "--vary", str(source), *names, "--copies", "1", "--out", str(tmp_path / "out")]) == 0
+    (written,) = json.loads((tmp_path / "out" / "vary.json").read_text(encoding="utf-8"))
+    expected = vary([Problem(question=question, steps=tuple(steps), answer="72", id=0)], 1, seed=0)[0]
+    assert written == {
+        "question": expected.question, "steps": list(expected.steps), "answer": expected.answer, "kind": "a"
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """``dropout-grpo data``: write a built-in task's problems, or variations of a file's problems, to files."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from dropout_grpo.config.data import DataConfig, TaskName
 from dropout_grpo.config.needs import Need, without_effect
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.files import load_problems, save_problems
+from dropout_grpo.data.formats import COCONUT_COLUMNS, Columns
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.vary import vary
 from dropout_grpo.errors import UserError
@@ -49,6 +50,7 @@ def add_options(parser: ArgumentParser) -> None:
     files = "folder to write train, grpo, valid and test .json to, or vary.json"
     parser.add_argument("--out", type=str, required=True, help=files)
     add_config(parser, VaryOptions)
+    add_config(parser, Columns, "data.columns")
     parser.add_argument("--task", type=TaskName, default=DEFAULT_TASK, help="which built-in task")
     for name, task in TASKS.items():
         add_config(parser, task.config, name)
@@ -60,7 +62,7 @@ def run(options: Namespace) -> None:
     config = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
     for line in without_effect(varied):
         console.print(line, markup=False)
-    written = write_data(out, config) if varied.vary is None else write_variations(out, varied)
+    written = write_data(out, config) if varied.vary is None else write_variations(out, varied, options.data.columns)
     for file, count in written.items():
         tell(f"{file}: {count} problems")
 
@@ -82,7 +84,7 @@ def write_data(out: Path, config: DataConfig) -> dict[Path, int]:
     return _write(out, {targets[name]: problems for name, problems in made.items()})
 
 
-def write_variations(out: Path, options: VaryOptions) -> dict[Path, int]:
+def write_variations(out: Path, options: VaryOptions, columns: Columns = COCONUT_COLUMNS) -> dict[Path, int]:
     """Write variations of a file's problems to ``vary.json``; an existing file is not replaced.
 
     Returns:
@@ -94,7 +96,16 @@ def write_variations(out: Path, options: VaryOptions) -> dict[Path, int]:
     assert options.vary is not None, "there is a source"
     target = out / "vary.json"
     _require_new([target])
-    made = vary(load_problems(options.vary), options.copies, seed=options.seed)
+    read = {
+        columns.question,
+        columns.steps,
+        columns.answer,
+    }  # they are extra columns too, with old numbers
+    problems = [
+        replace(problem, extra={name: value for name, value in problem.extra.items() if name not in read})
+        for problem in load_problems(options.vary, columns=columns)
+    ]
+    made = vary(problems, options.copies, seed=options.seed)
     if not made:
         raise UserError(
             f"{options.vary}: none of the problems can be varied: the steps of a problem must be calculator marks such "

@@ -17,6 +17,7 @@ from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.data.files import load_problems
+from dropout_grpo.data.formats import COCONUT_COLUMNS, Columns
 from dropout_grpo.training.progress import console
 
 if TYPE_CHECKING:
@@ -43,23 +44,27 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("model", type=str, help="folder or hub name of a model, with latent tokens or without")
     few = "file or hf: dataset: read the thoughts about a few of its problems that are answered right and wrong"
     parser.add_argument("--problems", type=str | None, default=None, help=few)
+    add_config(parser, Columns, "data.columns")
     add_device(parser)
     add_config(parser, CheckpointOptions)
     add_json(parser)
 
 
 def run(options: Namespace) -> None:
-    found = inspect(options.model, checkpoint_options_of(options), options.problems)
+    found = inspect(options.model, checkpoint_options_of(options), options.problems, options.data.columns)
     print(json.dumps(found) if options.json else as_text(found))
 
 
-def inspect(path: str, options: CheckpointOptions, problems: str | None = None) -> dict[str, Any]:
+def inspect(
+    path: str, options: CheckpointOptions, problems: str | None = None, columns: Columns = COCONUT_COLUMNS
+) -> dict[str, Any]:
     """What ``inspect`` prints, as JSON values.
 
     Args:
         path: folder, hub name or Coconut ``state_dict`` file.
         options: what the checkpoint does not record.
         problems: a problem file or hf: dataset; the thoughts about a few of its problems are read as well.
+        columns: names of its columns.
 
     Raises:
         UserError: no such model or file, sites that are not found, or too few positions for a question.
@@ -72,7 +77,7 @@ def inspect(path: str, options: CheckpointOptions, problems: str | None = None) 
     model, lacking, steps_from = _load(path, options)
     tokens = model.tokens
     exploration = _exploration_of(model)
-    about = {} if problems is None else {"thoughts": thoughts_about(model, problems, exploration)}
+    about = {} if problems is None else {"thoughts": thoughts_about(model, problems, exploration, columns)}
     with torch.no_grad():
         dry = dry_run(model, exploration)
     return {
@@ -112,7 +117,9 @@ def _exploration_of(model: LatentModel) -> Exploration:
     return default
 
 
-def thoughts_about(model: LatentModel, file: str, exploration: Exploration) -> list[dict[str, Any]]:
+def thoughts_about(
+    model: LatentModel, file: str, exploration: Exploration, columns: Columns = COCONUT_COLUMNS
+) -> list[dict[str, Any]]:
     """Lines as in thoughts.jsonl, of a few of the file's first problems: right, wrong, divided between masks.
 
     Raises:
@@ -122,7 +129,7 @@ def thoughts_about(model: LatentModel, file: str, exploration: Exploration) -> l
     from dropout_grpo.commands.shared.thoughts import MASKS, kinds_of, thought_lines
     from dropout_grpo.evaluation.answering import answer_problems
 
-    problems = load_problems(file, require_steps=False)[:_ASKED]
+    problems = load_problems(file, columns=columns, require_steps=False, max_problems=_ASKED)
     require_known_words(model.tokenizer, problems, file)
     masks = 0 if model.latent_steps == 0 else MASKS
     answered = answer_problems(model, problems, EvaluationConfig(num_samples=masks), exploration=exploration)

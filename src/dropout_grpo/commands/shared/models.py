@@ -118,7 +118,8 @@ def starting_tokenizer(
         tokenizer: PreTrainedTokenizerBase = word_tokenizer(words)
     elif is_adapter(config.name_or_path):
         raise UserError(
-            f"model.name_or_path {config.name_or_path!r} is an adapter: merge it first (dropout-grpo merge)."
+            f"model.name_or_path {config.name_or_path!r} is an adapter: merge it first "
+            f"(dropout-grpo merge {config.name_or_path} --out FOLDER)."
         )
     else:
         tokenizer = load_tokenizer(config.name_or_path)
