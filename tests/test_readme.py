@@ -17,7 +17,8 @@ from helpers.tiny_latent import tiny_latent, tiny_problems
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"`(dropout-grpo [^`]*)`", README)
+CONSOLE = re.findall(r"^\$ (dropout-grpo .*)$", README.replace("\\\n", ""), re.MULTILINE)
+COMMANDS = [*re.findall(r"`(dropout-grpo [^`]*)`", README), *CONSOLE]
 
 
 @pytest.fixture
