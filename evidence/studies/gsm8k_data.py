@@ -81,10 +81,10 @@ def split(
     short_valid, short_test = few[:_SHORT_VALID], few[_SHORT_VALID : _SHORT_VALID + _SHORT_TEST]
     short_train = few[_SHORT_VALID + _SHORT_TEST :]
     train = [p for p in (*long, *short_train) if fits(p, most)]
-    trained = {key(p) for p in train}
+    taken = {key(p) for p in (*train, *valid, *short_valid, *short_test)}
     splits = {
         "train": train,
-        "grpo": [p for p in vary(train, 1, seed=seed) if key(p) not in trained],
+        "grpo": [p for p in vary(train, 1, seed=seed) if key(p) not in taken],
         "valid": [*valid[: _SHORT_VALID if few else 2 * _SHORT_VALID], *short_valid],
         "short-test": short_test,
     }

@@ -220,11 +220,13 @@ def record_rounds(
         elif name.startswith("transformers") and (same := read_results(folder)):
             before = record["transformers"].get("equal", {})
             record["transformers"] = {**same, "equal": before | same["equal"]}
+    arms = {arm: folders for arm, folders in arms.items() if all(map(read_measures, folders))}  # those that have run
     record["evaluations"] = {arm: evaluated(folders) for arm, folders in arms.items()}
     tested = settings.get("tested")
     record["pairs"] = {
         f"{a} {b}": [c for c in compare_arms(arms[a], arms[b]) if not tested or Path(c["file"]).name in tested]
         for a, b in map(str.split, settings["pairs"])
+        if {a, b} <= arms.keys()
     }
     text = json.dumps(record)
     if Path(model).exists():

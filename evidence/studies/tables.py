@@ -254,7 +254,7 @@ def notes(record: Record) -> str:
         hours: dict[str, float] = {}
         for round_, seconds in record["seconds"].items():
             of_arms = [names.get(arm_of(name, seeds), name) for name in round_.split("+")]
-            name = "evaluation" if round_.startswith("eval-") else " and ".join(of_arms)
+            name = "evaluation" if round_.startswith("eval-") else " and ".join(dict.fromkeys(of_arms))
             hours[name] = hours.get(name, 0.0) + seconds / 3600
         spent = "; ".join(f"{name} {each:.2f}" for name, each in hours.items())
         parts.append(f"Hours on {record['cores']} cores: {spent}; {sum(hours.values()):.1f} together.")

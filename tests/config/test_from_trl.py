@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo import GRPOConfig, GRPOTrainer, UserError
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.from_trl import ELSEWHERE, ELSEWHERE_OF_TRAINER
 from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.runs.folder import RunFolder
@@ -43,7 +44,6 @@ def test_batches_and_epochs_are_calculated(given: dict[str, Any], processes: int
             {"per_device_train_batch_size": 8, "prompts_per_step": 7},
             "prompts_per_step=7 and per_device_train_batch_size=8 both decide the same",
         ),
-        ({"per_device_train_batch_size": 8, "micro_batch_size": 16}, "micro_batch_size=16 and per_device_train_batch"),
         (
             {"per_device_train_batch_size": 3},
             "=3 x .*=1 x 1 processes are 3 answers, not whole groups of num_generations=8",
@@ -197,6 +197,19 @@ def test_a_resumed_run_stops_as_early_and_keeps_its_best_checkpoint(tmp_path: Pa
     train(Stop(), resume=False)
     assert train(resume=True).state.global_step == 4  # 0.6 before the stop, and 0.65 after it
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"grpo-step-2", "grpo-step-4"}
+
+
+def test_an_unknown_metric_and_a_validation_that_cannot_happen_are_refused(tmp_path: Path) -> None:
+    """Faults: both were ignored without a word."""
+    config = replace(CONFIG, eval_steps=1, metric_for_best_model="reward")
+    made = GRPOTrainer(tiny_latent(), digits, config, tiny_problems(5), run=tmp_path, evaluate=lambda model: 0.5)
+    with pytest.raises(UserError, match=r"metric_for_best_model 'reward' is not .* which has pass@1: choose"):
+        made.train()
+    given: dict[str, Any] = {"eval_dataset": tiny_problems(2), "evaluate": lambda model: 0.5}
+    with pytest.raises(UserError, match="eval_dataset and evaluate both say"):
+        GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), **given)
+    with pytest.raises(UserError, match="evaluation says how eval_dataset is asked, and there is none"):
+        GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), evaluation=EvaluationConfig())
 
 
 @pytest.mark.parametrize(

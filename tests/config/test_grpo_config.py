@@ -34,6 +34,26 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
         GRPOConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "processes", "expected"),
+    [  # max_steps, prompts_per_step, micro_batch_size
+        ({"num_train_epochs": 2, "prompts_per_step": 10}, 1, (20, 10, 256)),
+        # A step moves on by 4 x 10 questions, also by those that it does not need.
+        ({"num_train_epochs": 2, "prompts_per_step": 10, "dynamic_sampling_max_gen_batches": 4}, 1, (5, 10, 256)),
+        # 10 groups in 4 passes are 3, 3, 3 and 1.
+        ({"prompts_per_step": 10, "gradient_accumulation_steps": 4}, 1, (200, 10, 24)),
+        ({"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}, 3, (200, 12, 16)),
+        # Where 16 answers do not fit in memory: the same step, 8 of them at once.
+        ({"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "micro_batch_size": 8}, 3, (200, 12, 8)),
+    ],
+)
+def test_the_steps_and_batches_that_trls_options_mean(
+    options: dict[str, Any], processes: int, expected: tuple[int, int, int]
+) -> None:
+    settled = GRPOConfig(**options).settled(100, processes)
+    assert (settled.max_steps, settled.prompts_per_step, settled.micro_batch_size) == expected
+
+
 def test_every_option_is_documented() -> None:
     # The command line takes its help from this docstring.
     text = (GRPOOptions.__doc__ or "") + (GRPOConfig.__doc__ or "")

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -105,7 +106,33 @@ def test_settings_of_a_task_beside_files() -> None:
     ]
     assert list(settings_without_effect(replace(data, grpo=None), ("grpo", "valid"), typed)) == []
     assert list(settings_without_effect(data, (), typed)) == []
+    assert list(settings_without_effect(replace(data, grpo=None, task="prosqa"), ("grpo",), typed)) == [
+        "warning: data.word_problems.seed=3, data.word_problems.n_valid=7: no effect; data.task is prosqa."
+    ]
     assert list(settings_without_effect(data, ("grpo", "valid"), ["data.grpo"])) == [], "the recipe's settings"
+
+
+def test_settings_of_a_model_from_scratch_beside_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: told to have no effect, though the model's vocabulary is made from them."""
+    words = ["sft", "--data.train", "none.json", "--data.valid", "none.json", "--run_dir", str(tmp_path / "run")]
+    for more, told in (([], 0), (["--model.name_or_path", "none"], 1)):
+        assert main([*words, "--data.word_problems.max_number", "50", *more]) == 2
+        assert capsys.readouterr().err.count("data.word_problems.max_number=50: no effect") == told
+
+
+def test_settings_that_data_ask_and_inspect_do_not_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = [f"--word_problems.n_{split}=2" for split in ("train", "grpo", "valid", "test")]
+    words = ["data", "--out", str(tmp_path / "a"), *few, "--prosqa.n_train=3", "--data.columns.question", "q"]
+    assert main(words) == 0
+    assert "warning: prosqa.n_train=3, data.columns.question=q: no effect with --task word_problems." in (
+        capsys.readouterr().err
+    )
+    assert main(["data", "--vary", "none.json", "--out", str(tmp_path / "b"), "--word_problems.n_train=3"]) == 2
+    assert "warning: word_problems.n_train=3: no effect with --vary." in capsys.readouterr().err
+    assert main(["ask", "none", "how?", "--exploration.kind", "gaussian", "--exploration.p", "0.3"]) == 2
+    assert "warning: exploration.p=0.3: no effect" in capsys.readouterr().err
+    assert main(["inspect", "none", "--data.columns.question", "q"]) == 2
+    assert "warning: data.columns.question=q: no effect without --problems." in capsys.readouterr().err
 
 
 def test_an_option_of_another_command(capsys: pytest.CaptureFixture[str]) -> None:

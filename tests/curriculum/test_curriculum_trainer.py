@@ -248,6 +248,23 @@ def test_validation_gets_the_stages_own_thoughts_and_length(tmp_path: Path) -> N
     assert {line["part"] for line in read_metrics(tmp_path)} == {"sft"}
 
 
+def test_only_stages_that_are_trained_count(tmp_path: Path) -> None:
+    """Faults: ``evaluate`` asked as in a stage without epochs; the length of such a stage was required."""
+    asked: list[tuple[int, int]] = []
+
+    def evaluate(model: LatentModel, latent_steps: int, max_new_tokens: int) -> float:
+        asked.append((latent_steps, max_new_tokens))
+        return 0.0
+
+    trainer(tmp_path / "a", replace(CONFIG, final_epochs=0), evaluate=evaluate).evaluate()
+    assert asked == [(2, 7)]  # stage 2, as in the test above: one step and the answer in words
+    wordy = replace(SHORT, steps=("1 + 2 - 3 * 4",) * 8)  # too long in words, which are not shown
+    only = replace(CONFIG, cot_epochs=0, epochs_per_stage=0)
+    trainer(tmp_path / "b", only, problems=[wordy])
+    with pytest.raises(UserError, match="64 positions"):
+        trainer(tmp_path / "c", replace(only, uniform_prob=0.5), problems=[wordy])
+
+
 def test_stages_are_kept_when_asked_for(tmp_path: Path) -> None:
     model = tiny_latent()
     trainer(tmp_path, replace(CONFIG, save_stages=True), model=model, part="x").train()

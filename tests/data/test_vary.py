@@ -134,6 +134,13 @@ def test_the_command_writes_a_file_for_the_curriculum(tmp_path: Path, capsys: py
     assert "none of the problems can be varied" in capsys.readouterr().err
 
 
+def test_a_percentage_in_words_is_not_varied_where_a_step_has_it_as_a_fraction() -> None:
+    """Fault: "30 percent" beside 0.2, and a wrong answer."""
+    text = "Tom has 20 apples. He gives 20 percent of them to Ann, and 2 to Bob. How many has he?"
+    assert free(a_problem(text, "<<20*.2=4>>", "<<20-4=16>>", "<<16-2=14>>")) == (2,)
+    assert free(a_problem(text, "<<20*20/100=4>>", "<<20-4=16>>", "<<16-2=14>>")) == (2, 20)
+
+
 @pytest.mark.parametrize(
     ("relation", "number"),
     [

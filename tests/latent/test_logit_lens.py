@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration import SharedDropout
+from dropout_grpo.exploration.base import NoExploration
 from dropout_grpo.latent.logit_lens import ThoughtReading
 from helpers.engine import ALL_PHASES, END_ID, latent_model, oracle_model, reference_factors
 from helpers.oracle import oracle_run
@@ -39,6 +40,14 @@ def test_the_tokens_are_those_of_transformers_forward_pass_alone(kind: str) -> N
             assert_same(thought, by_hand(said.logits[0, -1], model.tokenizer, 4))
             assert thought.cosine == 1.0
             embeds = torch.cat([embeds, said.hidden_states[-1][:, -1:]], dim=1)
+
+
+def test_without_noise_there_are_no_masked_thoughts() -> None:
+    """Fault: the plain thoughts once for every seed, each with the cosine 1."""
+    model = tiny_latent()
+    (thoughts,) = model.thoughts(QUESTIONS[:1], NoExploration(), [1, 2])
+    assert thoughts.masked == ()
+    assert thoughts == model.thoughts(QUESTIONS[:1])[0]
 
 
 @pytest.mark.parametrize("phases", [("latent",), ALL_PHASES], ids=["latent", "all phases"])

@@ -140,6 +140,28 @@ def test_flips_show_the_votes_and_are_few(tmp_path: Path) -> None:
     assert marked == ["4 × 2", "4", "4 × 8"] * 8  # in each card: a vote before, the plain answer and its vote
 
 
+def test_right_answers_of_flips_are_marked_in_any_spelling(tmp_path: Path) -> None:
+    """Fault: votes are in canonical form, and were compared with the answer as it is written."""
+    sides = {
+        "before": {"plain": "### 1,080", "votes": {"1080": 3, "7": 1}},
+        "after": {"plain": "### 7", "votes": {"7": 4}},
+    }
+    make_run(tmp_path, results=RESULTS, flips=[FLIP | {"answer": "1080.0", "direction": "lost"} | sides])
+    write_report(tmp_path)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'class="(?:vote|plain) right">([^<]*)<', source) == ["1,080", "1080 × 3"]
+
+
+def test_rewards_that_are_not_shares_have_a_chart_of_their_own(tmp_path: Path) -> None:
+    """Fault: they were drawn on the axis of pass@1, which ends at 0 and 100 %."""
+    lines = [line | {"reward": 5.0 * line["step"] - 2} for line in RL]
+    page = read_page(make_run(tmp_path, results=RESULTS, metrics=lines))
+    assert "Thin lines: mean reward" not in page.text
+    assert "Reward by step. Dropout-GRPO: -2 at step 0, 3 at step 1" in page.text + " ".join(
+        str(attributes) for _, attributes in page.tags
+    )
+
+
 def test_the_page_needs_nothing_but_itself(demo: Path) -> None:
     source = write_report(demo).read_text(encoding="utf-8")
     assert outside_references(source) == []

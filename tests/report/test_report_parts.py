@@ -146,6 +146,7 @@ def test_the_report_knows_only_run_folders() -> None:
     assert own
     known = {"dropout_grpo.errors", *(f"dropout_grpo.runs.{name}" for name in format_of_a_run)}
     known.add("dropout_grpo.evaluation.statistics")  # pure arithmetic, for the bands of curves
+    known.add("dropout_grpo.data.answers")  # pure too: which answers are right
     assert all(name in known or name.startswith("dropout_grpo.report") for name in own)
     assert not {name for name in imported if name.split(".")[0] in ("torch", "transformers")}
     assert "matplotlib.pyplot" not in imported

@@ -183,6 +183,8 @@ def test_the_update_leaves_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (line,), (update,) = read_metrics(tmp_path), replays.surrogates
     assert line["completions/unjudged"] == 5
     assert line["reward"] == pytest.approx(4 / 7)
+    # Groups in which nobody is judged do not count: two of the others, of three in all, are mixed.
+    assert line["frac_reward_zero_std"] == pytest.approx(1 / 3)
     # 6 rollouts count: 2 of the first group, none of the second, 4 of the third.
     assert update["totals"].rollouts == 6
     counted = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.bool)

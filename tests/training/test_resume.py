@@ -19,6 +19,7 @@ from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.import_path import load_object
 from dropout_grpo.rl.trainer import GRPOTrainer
 from dropout_grpo.runs.folder import RunFolder
+from dropout_grpo.runs.read import read_metrics
 from dropout_grpo.runs.record import weights_digest
 from helpers.grpo_run import CONFIG, alternating, constant, steps_of
 from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
@@ -276,6 +277,47 @@ def test_a_trainer_that_has_changed_its_model_does_not_start_again(tmp_path: Pat
         unchanged.train()
     unchanged.train(resume_from_checkpoint=True)
     assert_same_weights(weights_of(unchanged.model), weights_of(whole.model))
+
+
+def test_an_interrupted_training_that_left_no_line_does_not_start_again(tmp_path: Path) -> None:
+    """Faults: the changed weights were trained as if new; the schedule began where the first attempt had ended."""
+    config = replace(GRPO, logging_steps=4, save_steps=0, save_total_limit=2, lr_scheduler_type="linear")
+    changed = grpo(tmp_path / "changed", config=config, callbacks=[Stops("on_step_end", 1)])
+    with pytest.raises(KeyboardInterrupt):
+        changed.train()
+    with pytest.raises(UserError, match=r"an earlier training of grpo was interrupted and has changed the model"):
+        changed.train()
+
+    first = [constant, constant, None]  # two steps without a gradient, but with steps of the schedule, then a failure
+
+    def fails_in_step_3(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        reward = first.pop(0) if first else alternating
+        if reward is None:
+            raise ValueError
+        return reward(prompts, completions, **columns)
+
+    unchanged = grpo(tmp_path / "unchanged", rewards=fails_in_step_3, config=config)
+    whole = grpo(tmp_path / "whole", config=config)
+    with pytest.raises(UserError, match="fails_in_step_3"):
+        unchanged.train()
+    assert unchanged.updates == 2
+    unchanged.train()
+    whole.train()
+    assert_same_weights(weights_of(unchanged.model), weights_of(whole.model))
+
+
+def test_a_run_whose_callback_switches_logging_off_can_be_resumed(tmp_path: Path) -> None:
+    """Fault: the lines that a resume counts were missing, and the message spoke of a changed file."""
+
+    class Quiet(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            control.should_log = False
+
+    grpo(tmp_path, config=replace(GRPO, max_steps=3), callbacks=[Quiet()]).train()
+    made = grpo(tmp_path, callbacks=[Quiet()])
+    assert made.train(resume_from_checkpoint=True).global_step == 4
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert [set(line) & {"reward"} for line in made.state.log_history] == [{"reward"}] * 3 + [set()]
 
 
 def test_what_would_train_without_a_word_is_refused(tmp_path: Path) -> None:

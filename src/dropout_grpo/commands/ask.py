@@ -12,9 +12,11 @@ from dropout_grpo.commands.shared.options import add_config, add_device, checkpo
 from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import ExplorationConfig
+from dropout_grpo.config.needs import without_effect
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
+from dropout_grpo.training.progress import console
 
 HELP = "answer questions with the plain network, with several masks, and by their vote"
 
@@ -63,6 +65,8 @@ def run(options: Namespace) -> None:
     questions = [options.question] if options.question is not None else _from_standard_input()
     if not questions:
         raise UserError("there is no question: give one, or one on each line of standard input.")
+    for line in without_effect(options.exploration, "exploration"):
+        console.print(line, markup=False)
     said = ask(
         options.checkpoint,
         questions,

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dropout_grpo.commands.shared.options import add_config
 from dropout_grpo.config.data import DataConfig, TaskName
-from dropout_grpo.config.needs import Need, without_effect
+from dropout_grpo.config.needs import Need, changed, without_effect
 from dropout_grpo.config.ranges import check_ranges, ranged, seed_field
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.formats import COCONUT_COLUMNS, Columns
@@ -60,6 +60,13 @@ def run(options: Namespace) -> None:
     out = Path(options.out)
     varied = VaryOptions(**{option.name: options[option.name] for option in fields(VaryOptions)})
     config = DataConfig(task=options.task, **{name: options[name] for name in TASKS})
+    idle = [name for name in TASKS if varied.vary is not None or name != options.task]
+    settings = [one for name in idle for one in changed(options[name], name)]
+    if varied.vary is None:
+        settings += changed(options.data.columns, "data.columns")
+    if settings:
+        made_by = f"--task {options.task}" if varied.vary is None else "--vary"
+        console.print(f"warning: {', '.join(settings)}: no effect with {made_by}.", markup=False)
     for line in without_effect(varied):
         console.print(line, markup=False)
     written = write_data(out, config) if varied.vary is None else write_variations(out, varied, options.data.columns)

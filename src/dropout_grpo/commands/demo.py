@@ -186,7 +186,7 @@ def to_ask(before: Sequence[ModelAnswers], after: Sequence[ModelAnswers]) -> tup
     from dropout_grpo.evaluation.answering import vote
 
     def voted(answered: ModelAnswers) -> bool:
-        return answers_match(vote(answered), answered.problem.answer)
+        return answers_match(vote(answered), answered.problem.answer, answered.tolerance)
 
     pairs = [*zip(before, after, strict=True)]
     plain = [(a, b) for a, b in pairs if not a.plain_correct and b.plain_correct]
@@ -210,9 +210,9 @@ def what_next(run: Path, report: str, problem: Problem, shows: str) -> str:
     """
     question = problem.question
     program = shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "dropout-grpo" else "dropout-grpo"
-    checkpoint = run / "checkpoints" / "dropout_grpo"
-    test_file = run / DATA_FOLDER / "test.json"
-    measure_it = f"eval --checkpoint {checkpoint} --files '[{test_file}]' --run_dir {run}-eval"
+    checkpoint = shlex.quote(str(run / "checkpoints" / "dropout_grpo"))
+    files, again = shlex.quote(f"[{run / DATA_FOLDER / 'test.json'}]"), shlex.quote(f"{run}-eval")
+    measure_it = f"eval --checkpoint {checkpoint} --files {files} --run_dir {again}"
     return (
         f"report: {report}\n"
         f"open it in a browser:   python3 -m webbrowser {shlex.quote(Path(report).resolve().as_uri())}\n"

@@ -18,6 +18,7 @@ from dropout_grpo.commands.shared.options import (
     checkpoint_options_of,
 )
 from dropout_grpo.config.checkpoint import CheckpointOptions
+from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.problem import Problem
@@ -29,7 +30,7 @@ from dropout_grpo.training.progress import console, tell
 
 HELP = "measure a checkpoint: the plain network, samples under masks, and the model average"
 UNUSED = (
-    *(*CURRICULUM_ONLY, *GRPO_ONLY, "lora", "report_to"),
+    *(*CURRICULUM_ONLY, *GRPO_ONLY, "lora", "report_to", "param_dtype", "fsdp"),
     *("data.test", "data.max_valid", "data.task"),
     *(f"data.{task}" for task in TASKS),
 )
@@ -102,7 +103,7 @@ def evaluate(
         raise UserError("--files is empty: name at least one problem file.")
     if twice := sorted({file for file in files if files.count(file) > 1}):
         raise UserError(f"--files names {twice[0]} twice.")
-    exploration = build_exploration(recipe.exploration)
+    build_exploration(recipe.exploration)  # what is wrong with it is told before the model loads
     data = recipe.data
     sets = {
         file: load_problems(file, columns=data.columns, require_steps=False, max_problems=data.max_problems)
@@ -111,9 +112,11 @@ def evaluate(
     _warn_of_validation_problems(recipe, sets)
     device = default_device()
     model = load_model(checkpoint, options, data=recipe.data, device=device)
-    if told is not None and recipe.evaluation.num_samples > 0:
+    if recipe.evaluation.num_samples == 0:
+        recipe = replace(recipe, exploration=ExplorationConfig(kind="none"))
+    elif told is not None:
         recipe = replace(recipe, exploration=exploration_for(model, told))
-        exploration = build_exploration(recipe.exploration)
+    exploration = build_exploration(recipe.exploration)
     for file, problems in sets.items():
         require_known_words(model.tokenizer, problems, file)
         with at_place(file):

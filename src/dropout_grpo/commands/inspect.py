@@ -16,6 +16,7 @@ from dropout_grpo.commands.shared.options import add_config, add_device, add_jso
 from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
+from dropout_grpo.config.needs import changed
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.formats import COCONUT_COLUMNS, Columns
 from dropout_grpo.training.progress import console
@@ -51,6 +52,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
+    if options.problems is None and (columns := changed(options.data.columns, "data.columns")):
+        console.print(f"warning: {', '.join(columns)}: no effect without --problems.", markup=False)
     found = inspect(options.model, checkpoint_options_of(options), options.problems, options.data.columns)
     print(json.dumps(found) if options.json else as_text(found))
 

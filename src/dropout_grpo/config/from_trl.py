@@ -55,7 +55,8 @@ ELSEWHERE: Mapping[str, Elsewhere] = {
     "logging_first_step": Elsewhere("set logging_steps to 1", _OFF),
     "eval_on_start": Elsewhere("call trainer.evaluate() before train()", _OFF),
     "load_best_model_at_end": Elsewhere(
-        "trainer.state.best_global_step names the step; its checkpoint is kept where save_steps is equal to eval_steps",
+        "set metric_for_best_model: trainer.state.best_global_step names the step, and its checkpoint is kept where "
+        "save_steps is equal to eval_steps",
         _OFF,
     ),
     "resume_from_checkpoint": Elsewhere("give it to trainer.train()"),

@@ -58,7 +58,8 @@ class GRPOOptions:
         kl_estimator: k3 (TRL's), k3_huber (linear beyond kl_delta) or k3_clamp (constant beyond kl_delta).
         kl_delta: difference of log-probabilities beyond which k3_huber and k3_clamp differ from k3.
         ref_exploration: matched evaluates the reference under the policy's own masks, none without noise.
-        sync_ref_model: update the reference from the policy during training; if False, it stays the starting model.
+        sync_ref_model: update the reference from the policy during training; if False, it stays the starting model,
+            or an adapter's base.
         ref_model_sync_steps: number of steps between two such updates.
         ref_model_mixup_alpha: alpha in reference = alpha * policy + (1 - alpha) * reference.
         epsilon: clip range of the ratio, below (and above, unless epsilon_high is set).
@@ -180,6 +181,11 @@ class GRPOOptions:
     def named(cls, option: str) -> str:
         """The option's name in messages: ``grpo.beta``, or ``beta`` if options are given in Python."""
         return f"{cls.SECTION}.{option}".removeprefix(".")
+
+    @property
+    def questions_per_step(self) -> int:
+        """Questions that a step may sample, and by which it moves on in their order."""
+        return self.prompts_per_step * (self.dynamic_sampling_max_gen_batches or 1)
 
     def __post_init__(self) -> None:
         """Check the ranges, and that no options contradict each other, before anything is trained.

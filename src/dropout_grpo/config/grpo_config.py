@@ -43,7 +43,8 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
         num_train_epochs: passes over the questions, instead of ``max_steps``.
         per_device_train_batch_size: answers of one process in one forward and backward pass. A step then has this many
             answers, times ``gradient_accumulation_steps``, times the number of processes: it sets ``prompts_per_step``
-            and ``micro_batch_size``, which is at least one group.
+            and ``micro_batch_size``, which is at least one group. Give a smaller ``micro_batch_size`` too where memory
+            is short.
         gradient_accumulation_steps: number of forward and backward passes in an update. Without
             ``per_device_train_batch_size`` the batch stays ``prompts_per_step`` questions, and is split into this many
             passes.
@@ -101,7 +102,8 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
         options |= self._batches(processes)
         if self.num_train_epochs is not None:
             self._refuse_both("max_steps", f"num_train_epochs={self.num_train_epochs}")
-            options["max_steps"] = math.ceil(self.num_train_epochs * problems / options["prompts_per_step"])
+            batches = self.dynamic_sampling_max_gen_batches or 1
+            options["max_steps"] = math.ceil(self.num_train_epochs * problems / (options["prompts_per_step"] * batches))
         with warnings.catch_warnings(action="ignore"):  # told when this config was made
             return _GivenInPython(**options)
 
@@ -109,13 +111,11 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
         size, accumulated, k = self.per_device_train_batch_size, self.gradient_accumulation_steps, self.num_generations
         if size is None and accumulated is None:
             return {}
-        self._refuse_both(
-            "micro_batch_size", f"per_device_train_batch_size={size}, gradient_accumulation_steps={accumulated}"
-        )
+        own = self._given("micro_batch_size")  # smaller where memory is short; the batch stays as it is
         if size is None:
             assert accumulated is not None
-            answers = math.ceil(self.prompts_per_step * k / (accumulated * processes))
-            return {"micro_batch_size": max(answers, k)}
+            groups = math.ceil(self.prompts_per_step / (accumulated * processes))
+            return {"micro_batch_size": own or groups * k}
         self._refuse_both("prompts_per_step", f"per_device_train_batch_size={size}")
         answers = size * (accumulated or 1) * processes
         if answers % k:
@@ -123,11 +123,15 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
                 f"per_device_train_batch_size={size} x gradient_accumulation_steps={accumulated or 1} x {processes} "
                 f"processes are {answers} answers, not whole groups of num_generations={k}: change one of them."
             )
-        return {"prompts_per_step": answers // k, "micro_batch_size": max(size, k)}
+        return {"prompts_per_step": answers // k, "micro_batch_size": own or max(size, k)}
+
+    def _given(self, name: str) -> Any:
+        """The value of an option of ``GRPOOptions``; None for its default."""
+        value = getattr(self, name)
+        return None if value == GRPOOptions.__dataclass_fields__[name].default else value
 
     def _refuse_both(self, ours: str, theirs: str) -> None:
-        value = getattr(self, ours)
-        if value != GRPOOptions.__dataclass_fields__[ours].default:
+        if (value := self._given(ours)) is not None:
             raise UserError(f"{ours}={value} and {theirs} both decide the same: leave one out.")
 
 

@@ -29,7 +29,7 @@ from dropout_grpo.data.records import as_problems, as_sets
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.sharding import as_shards
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.validation import Validation
+from dropout_grpo.evaluation.validation import Validation, require_one_validation
 from dropout_grpo.exploration.seeds import fold, uniform
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.head import at_temperature, token_logprobs
@@ -154,6 +154,7 @@ class CurriculumTrainer(Trainer):
             )
         require_param_dtype(param_dtype, model, fsdp=fsdp)
         bf16 = bf16_products(bf16, model, param_dtype)
+        require_one_validation(eval_dataset, evaluate, evaluation)
         if evaluate is None and eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
             evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)
@@ -183,10 +184,12 @@ class CurriculumTrainer(Trainer):
                     "thoughts are read by the head alone: leave it out for this model."
                 )
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
-        longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self.stages)
+        trained = [stage for stage in self.stages if stage.epochs]
+        self._shown = self.stages if config.uniform_prob > 0 else trained
+        longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self._shown)
         model.check_length(self._prompts, longest)
         if isinstance(evaluate, Validation):
-            for stage in (stage for stage in self.stages if stage.epochs):
+            for stage in trained:
                 evaluate.check(model, stage.latent_steps, max(map(len, self._answers[stage.index])))
         model.require_writable(p.answer for p in problems)
         self._micro_batches = MicroBatches("curriculum.micro_batch_size", config.micro_batch_size or config.batch_size)
@@ -279,12 +282,12 @@ class CurriculumTrainer(Trainer):
         """pass@1 of the plain network on the validation problems, as ``{"eval/pass@1": ...}``.
 
         Args:
-            stage: whose thoughts and answers are asked for; the last one when not given.
+            stage: whose thoughts and answers are asked for; the last one that is trained when not given.
 
         Raises:
             UserError: the trainer has no problems to validate on.
         """
-        stage = stage or self.stages[-1]
+        stage = stage or [stage for stage in self.stages if stage.epochs][-1]
         return self._validated(stage.latent_steps, max(map(len, self._answers[stage.index])))
 
     def save(self, step: int) -> None:
@@ -301,8 +304,7 @@ class CurriculumTrainer(Trainer):
     def works(self) -> list[Work]:
         """The update on the longest row of all stages that are shown, and the validation with the longest answers."""
         stages = [stage for stage in self.stages if stage.epochs]
-        shown = self.stages if self.config.uniform_prob > 0 else stages
-        rows = [(stage.index, i) for stage in shown for i in range(len(self.problems))]
+        rows = [(stage.index, i) for stage in self._shown for i in range(len(self.problems))]
         stage, longest = max(rows, key=lambda row: self._cost(*row))
 
         def update(rows: int) -> Tensor:

@@ -6,8 +6,8 @@ replaced wherever it occurs, results are calculated again, and a result that a l
 
 A problem is varied only if every number in its steps has exactly one origin: the question's digits, an earlier result,
 or a word of the question (``twice``, ``a week``, ``%``), and if every result is used. A number of the question that is
-also one of its words or results keeps its value. Draws are rejected unless every result stays what it was: positive,
-and whole if it was whole.
+also one of its words or results, or a percentage that a step has as a fraction, keeps its value. Draws are rejected
+unless every result stays what it was: positive, and whole if it was whole.
 """
 
 import ast
@@ -164,7 +164,9 @@ def analyse(problem: Problem) -> Chain | None:
         results.append(step.result)
     if not steps or _fraction(problem.answer) != results[-1] or set(results[:-1]) - used["result"]:
         return None
-    free = tuple(sorted(int(value) for value in used["question"] if value > 1 and value not in results))
+    percentages = {100 * value for value in used["constant"] if value.denominator > 1}  # 20 percent: a step has 0.2
+    apart = {*results, *percentages}
+    free = tuple(sorted(int(value) for value in used["question"] if value > 1 and value not in apart))
     return Chain(problem, tuple(steps), free) if free else None
 
 

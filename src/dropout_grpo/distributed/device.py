@@ -23,7 +23,7 @@ def default_device() -> torch.device:
 
 
 def choose_device(name: str) -> None:
-    """Make a device the default one of this process and of those that it starts.
+    """Make a device the default one of this process; ``cpu`` also of those that it starts.
 
     Args:
         name: ``cpu``, ``cuda``, or ``cuda:1`` for the second GPU that this process sees.

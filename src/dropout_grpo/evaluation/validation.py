@@ -7,7 +7,7 @@ import torch
 
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import Problem
-from dropout_grpo.errors import at_place
+from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems, check_evaluation, evaluation_batches
 from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.exploration.base import Exploration, NoExploration
@@ -18,6 +18,18 @@ from dropout_grpo.latent.rollout import Prompts
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.plan import Held, Work, available_memory, planned, sampled
 from dropout_grpo.training.progress import console
+
+
+def require_one_validation(eval_dataset: object, evaluate: object, evaluation: object) -> None:
+    """Check a trainer's arguments of these names: what is given has an effect.
+
+    Raises:
+        UserError: there are two ways to validate, or ``evaluation`` without problems that are asked in this way.
+    """
+    if evaluate is not None and eval_dataset is not None:
+        raise UserError("eval_dataset and evaluate both say how to validate: leave one of them out.")
+    if evaluation is not None and eval_dataset is None:
+        raise UserError("evaluation says how eval_dataset is asked, and there is none: give it, or leave both out.")
 
 
 class Validation:

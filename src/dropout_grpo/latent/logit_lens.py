@@ -75,6 +75,8 @@ def read_thoughts(
     k = len(seeds)
     rows = torch.tensor([as_int64(seed) for seed in seeds]).repeat(len(ids))  # [N * k]
     noise = model.noise(exploration, rows)
+    if noise is None:  # every seed would give the plain thoughts
+        return [ThoughtReadings(plain=row) for row in own]
     states = _hidden_states(model, ids.repeat_interleave(k, 0), mask.repeat_interleave(k, 0), latent_steps, noise)
     wide = at_least_float32(states.dtype)
     near = nn.functional.cosine_similarity(states.to(wide), plain.to(wide).repeat_interleave(k, 0), dim=-1)

@@ -28,14 +28,14 @@ def about(run: Run) -> dict[str, str]:
         "rewards": ", ".join(map(str, config.get("reward_funcs") or ())) if command in ("grpo", "demo") else "",
         "exploration": _exploration(config) if command in _EXPLORES else "",
         "steps": _steps(run, config),
-        "precision": _precision(config),
+        "precision": _precision(config, command),
         "started": _text(run.provenance.get("started")),
     }
     return {name: value for name, value in facts.items() if value}
 
 
-def _precision(config: JsonObject) -> str:
-    if config.get("param_dtype") == "bfloat16":
+def _precision(config: JsonObject, command: str) -> str:
+    if config.get("param_dtype") == "bfloat16" and command != "eval":
         return "bf16 weights with float32 masters"
     return _PRECISIONS.get(str(config.get("bf16")), "")
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from dropout_grpo.data.answers import answers_match
 from dropout_grpo.report.blocks import Table
 from dropout_grpo.report.names import label
 from dropout_grpo.runs.read import JsonObject, Run, mapping, number, objects
@@ -16,7 +17,8 @@ def flips(run: Run) -> dict[str, Any] | None:
 
     Returns:
         ``counts`` of all by direction, and ``cards``: ``direction``, ``question``, ``answer``, ``sides`` (before and
-        after: the plain answer and [mask's answer, how many masks] pairs, falling).
+        after: ``plain``, the plain answer; ``votes``, [mask's answer, how many masks] pairs, falling; ``right``, those
+        of these answers that are right).
     """
     records = [(record, f"flips.jsonl, record {i}") for i, record in enumerate(run.flips, start=1)]
     counts, cards = {}, []
@@ -24,8 +26,12 @@ def flips(run: Run) -> dict[str, Any] | None:
         of_direction = [(record, place) for record, place in records if record.get("direction") == direction]
         counts[direction] = len(of_direction)
         for record, place in of_direction[:shown]:
-            sides = {when: _votes(mapping(record, when, place), f"{place}, {when!r}") for when in ("before", "after")}
-            cards.append(_problem(record) | {"direction": direction, "sides": sides})
+            about = _problem(record)
+            sides = {
+                when: _votes(mapping(record, when, place), about["answer"], f"{place}, {when!r}")
+                for when in ("before", "after")
+            }
+            cards.append(about | {"direction": direction, "sides": sides})
     return {"counts": counts, "cards": cards} if cards else None
 
 
@@ -33,10 +39,12 @@ def _problem(record: JsonObject) -> dict[str, Any]:
     return {name: str(record.get(name, "")) for name in ("question", "answer")}
 
 
-def _votes(side: JsonObject, place: str) -> dict[str, Any]:
+def _votes(side: JsonObject, gold: str, place: str) -> dict[str, Any]:
     votes = mapping(side, "votes", place)
     counts = {vote: number(votes, vote, f"{place}, 'votes'") or 0.0 for vote in votes}
-    return {"plain": _answer(side, "plain"), "votes": sorted(counts.items(), key=lambda item: -item[1])}
+    plain = _answer(side, "plain")
+    right = {text for text in (plain, *counts) if answers_match(text, gold)}  # votes are in canonical form
+    return {"plain": plain, "votes": sorted(counts.items(), key=lambda item: -item[1]), "right": right}
 
 
 def _answer(side: JsonObject, key: str) -> str:

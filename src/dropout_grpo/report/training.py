@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -122,9 +123,15 @@ def _accuracy(run: Run, names: Sequence[str]) -> list[Chart]:
     ]
     if not validated:
         return curves_charts("Reward", "Mean over the sampled rollouts.", reward, ylabel="reward")
+    dots = f"Dots: the plain network on held-out problems.{bands(accuracy)}"
+    if any(not 0 <= value <= 1 for curve in reward for value in curve.series.values):  # not on an axis of shares
+        alone = [replace(curve, faint=False) for curve in reward]
+        return [
+            *curves_charts("Validation pass@1", dots, accuracy, ylabel="pass@1", percent=True),
+            *curves_charts("Reward", "Mean over the sampled rollouts.", alone, ylabel="reward"),
+        ]
     thin = " Thin lines: mean reward of the rollouts." if any(curve.series for curve in reward) else ""
-    caption = f"Dots: the plain network on held-out problems.{bands(accuracy)}{thin}"
-    return curves_charts("Validation pass@1", caption, [*accuracy, *reward], ylabel="pass@1", percent=True)
+    return curves_charts("Validation pass@1", dots + thin, [*accuracy, *reward], ylabel="pass@1", percent=True)
 
 
 def _if_measured(curve: Series) -> Series:

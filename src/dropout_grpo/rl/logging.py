@@ -28,12 +28,13 @@ def rollout_metrics(groups: Groups, truncated: Tensor) -> dict[str, float]:
     """
     answers, rewards = groups.answers, groups.rewards
     lengths, judged = answers.mask.sum(-1), rewards[~rewards.isnan()]
+    some = rewards[(~rewards.isnan()).any(-1)] if len(judged) else rewards  # [N, K], groups with a judged rollout
     metrics = {
         "reward": float(judged.mean()) if len(judged) else 0.0,
-        "reward_std": float(standard_deviations(rewards).mean()),
-        "frac_reward_zero_std": float(zero_variance(rewards).float().mean()),
-        "frac_groups_all_correct": float(all_correct(rewards).float().mean()),
-        "frac_groups_all_wrong": float(all_wrong(rewards).float().mean()),
+        "reward_std": float(standard_deviations(some).mean()),
+        "frac_reward_zero_std": float(zero_variance(some).float().mean()),
+        "frac_groups_all_correct": float(all_correct(some).float().mean()),
+        "frac_groups_all_wrong": float(all_wrong(some).float().mean()),
         "entropy": float(answers.entropy.sum() / lengths.sum()),
         "completions/mean_length": float(lengths.float().mean()),
         "completions/min_length": float(lengths.min()),

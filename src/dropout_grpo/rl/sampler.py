@@ -116,12 +116,14 @@ class RolloutSampler:
         self._logged: dict[str, list[float]] = {}  # by reward functions, in this step
 
     def _require_enough(self) -> None:
-        config = self.config
-        most = config.prompts_per_step * (config.dynamic_sampling_max_gen_batches or 1)
+        config, most = self.config, self.config.questions_per_step
         if most > len(self.problems):
+            batches = config.dynamic_sampling_max_gen_batches
             raise UserError(
-                f"prompts_per_step={config.prompts_per_step} lets a step sample {most} questions, more than the "
-                f"{len(self.problems)} problems: lower it, or dynamic_sampling_max_gen_batches."
+                f"{config.named('prompts_per_step')}={config.prompts_per_step} lets a step sample {most} questions, "
+                f"more than the {len(self.problems)} problems: lower it"
+                f"{'' if batches is None else ', or dynamic_sampling_max_gen_batches'}"
+                f"{'' if config.SECTION else ' (or per_device_train_batch_size, which sets it)'}."
             )
 
     def prompts(self, indices: Sequence[int]) -> Prompts:

@@ -29,7 +29,7 @@ from dropout_grpo.data.rewards import RewardFunction, as_reward_functions, rewar
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.sharding import as_shards
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.validation import Validation
+from dropout_grpo.evaluation.validation import Validation, require_one_validation
 from dropout_grpo.exploration.base import Exploration, FollowsTraining
 from dropout_grpo.exploration.build import options_of, require_exploration
 from dropout_grpo.exploration.dropout import SharedDropout
@@ -210,6 +210,7 @@ class GRPOTrainer(Trainer):
         self.updates = 0
         self.baseline = MovingAverage()
         self._watch = Watch(config)
+        require_one_validation(eval_dataset, evaluate, evaluation)
         if evaluate is None and eval_dataset is not None:
             if evaluation is not None and evaluation.max_new_tokens < config.max_completion_length:
                 console.print(
@@ -236,7 +237,7 @@ class GRPOTrainer(Trainer):
             param_dtype=param_dtype,
             fsdp=fsdp,
             max_steps=config.max_steps,
-            steps_per_epoch=len(self.sampler.problems) / config.prompts_per_step,
+            steps_per_epoch=len(self.sampler.problems) / config.questions_per_step,
             encoded=self.sampler.encoded,
             batches=[self.update.batches, self.sampler.batches],
             evaluate=evaluate,
@@ -384,6 +385,7 @@ class GRPOTrainer(Trainer):
                 betas=(config.adam_beta1, config.adam_beta2),
                 eight_bit=eight_bit_parameters(self.model, config.optim),
             )
+        self.updates, self.baseline = 0, MovingAverage()  # a training before this one may have begun and left no trace
         if saved is not None:
             restore_optimizer(saved.path, self.optimizer)
             self.restore(saved.state, saved_reference(saved.path))

@@ -6,7 +6,7 @@ The events of a run, in transformers' order::
     on_train_begin
         on_epoch_begin                      an epoch is one pass over the problems
             on_step_begin
-            on_pre_optimizer_step, on_optimizer_step          for each update of the step
+            on_pre_optimizer_step, on_optimizer_step          for each update of the step that has a gradient
             on_step_end
         (on_epoch_end)                      here, so that what it asks for is done after the same step
             on_log                          where control.should_log
@@ -75,6 +75,10 @@ def arguments(
         "output_dir": output_dir,
         "run_name": None,
         "project": "dropout-grpo",
+        "trackio_space_id": None,
+        "trackio_bucket_id": None,
+        "trackio_static_space_id": False,
+        "hub_private_repo": None,
         "report_to": [],
         "logging_strategy": "steps",
         "logging_steps": 1,
@@ -224,9 +228,16 @@ class Callbacks:
         self.log(metrics)
         renamed = _theirs(metrics)
         self._call("on_evaluate", metrics=renamed)
-        value, best = renamed.get(self._args.metric_for_best_model), self.state.best_metric
-        if value is None:
+        wanted, best = self._args.metric_for_best_model, self.state.best_metric
+        if wanted is None:
             return
+        if wanted not in renamed:
+            names = ", ".join(name.removeprefix(THEIRS) for name in renamed)
+            raise UserError(
+                f"metric_for_best_model {wanted.removeprefix(THEIRS)!r} is not a metric of the validation, which has "
+                f"{names}: choose one of these."
+            )
+        value = renamed[wanted]
         if best is None or (value > best if self._args.greater_is_better else value < best):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
 

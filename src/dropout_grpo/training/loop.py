@@ -279,7 +279,7 @@ class Trainer(ABC):
             self._callbacks.log(metrics)
         if validates:
             metrics = self.validated(step, metrics)
-        if logs or validates:
+        if logs or validates or step % self.state.logging_steps == 0:  # a resume counts on these lines
             self.write(step, metrics)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -96,12 +96,17 @@ class Checkpoints:
             The checkpoint; None if the part starts from the beginning, since it has not saved one yet.
 
         Raises:
-            UserError: the part has been trained and is not resumed; a checkpoint is damaged, of another run, of a part
-                with another record, or does not fit the model; all are damaged; or there is none, and the weights have
-                changed.
+            UserError: the part has been trained, or its weights have changed, and it is not resumed; a checkpoint is
+                damaged, of another run, of a part with another record, or does not fit the model; all are damaged; or
+                there is none, and the weights have changed.
         """
         if not resume:
             on_main(self._require_untrained)
+            if updated:
+                raise UserError(
+                    f"an earlier training of {self._part} was interrupted and has changed the model: continue it with "
+                    "train(resume_from_checkpoint=True), or make a new trainer with the model as it was."
+                )
             return None
         find = self._newest_good if resume is True else lambda: self._named(Path(resume))
         name, state, damaged = on_main(find)

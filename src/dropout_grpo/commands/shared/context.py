@@ -81,7 +81,8 @@ def started(options: Namespace, unused: Collection[str], splits: Collection[str]
         console.quiet = not is_main()
         try:
             recipe = recipe_of(options)
-            settings = settings_without_effect(recipe.data, splits, options.typed)
+            from_scratch = "model" not in unused and recipe.model.name_or_path is None  # the task makes its vocabulary
+            settings = settings_without_effect(recipe.data, () if from_scratch else splits, options.typed)
             for line in (*without_effect(recipe, unused=unused), *settings):
                 console.print(line, markup=False)
             yield with_stand_ins(options) if options.smoke else recipe

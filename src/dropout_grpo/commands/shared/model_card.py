@@ -107,7 +107,7 @@ def _own_rows(run: Path, command: str, checkpoint: str) -> list[dict[str, Any]]:
 
 def _eval_rows(eval_run: Path, checkpoint: Path) -> list[dict[str, Any]]:
     results: dict[str, Any] = dict(read_run(eval_run).results)
-    if "evaluations" not in results:
+    if not {"evaluations", "checkpoint"} <= results.keys():
         raise UserError(f"{eval_run} has no results of `dropout-grpo eval`: give the run folder of an eval.")
     if Path(results["checkpoint"]).resolve() != checkpoint.resolve():
         raise UserError(

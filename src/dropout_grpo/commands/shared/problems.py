@@ -46,10 +46,14 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
 
 
 def settings_without_effect(data: DataConfig, wanted: Collection[str], typed: Collection[str]) -> Iterator[str]:
-    """A warning if the command line names settings of the built-in task, which makes none of the wanted splits."""
-    settings = [
-        one for one in changed(getattr(data, data.task), f"data.{data.task}") if within(one.split("=")[0], typed)
-    ]
+    """A warning if the command line names settings of a built-in task, which makes none of the wanted splits."""
+
+    def told(task: str) -> list[str]:
+        return [one for one in changed(getattr(data, task), f"data.{task}") if within(one.split("=")[0], typed)]
+
+    if others := [one for task in TASKS if task != data.task for one in told(task)]:
+        yield f"warning: {', '.join(others)}: no effect; data.task is {data.task}."
+    settings = told(data.task)
     if settings and wanted and all(getattr(data, name) is not None for name in wanted):
         yield f"warning: {', '.join(settings)}: no effect; all problems of this command come from files."
 
@@ -135,6 +139,6 @@ def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[P
         raise UserError(
             f"{what}: {concerned} of {len(problems)} problems have words that the model's tokenizer does not know and "
             f"would read as {tokenizer.unk_token}: {most_common(words)}; use problems of the task that the tokenizer "
-            "was made for (data.task) with the same settings (such as word_problems.max_number), or a pretrained model "
-            "(model.name_or_path)"
+            "was made for (data.task) with the same settings (such as data.word_problems.max_number), or a pretrained "
+            "model (model.name_or_path)"
         )
