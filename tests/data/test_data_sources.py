@@ -107,7 +107,7 @@ def test_a_model_made_from_scratch_knows_the_words_of_its_task(data: DataConfig)
     with pytest.raises(UserError, match=r"word_problems valid|prosqa valid") as caught:
         require_readable(model.tokenizer, other, {"valid": problems_of(small(other), ("valid",))["valid"]})
     assert "of 2 problems have words that the model's tokenizer does not know" in str(caught.value)
-    assert "with the same settings (such as word_problems.max_number)" in str(caught.value)
+    assert "with the same settings (such as data.word_problems.max_number)" in str(caught.value)
 
 
 def test_a_model_made_from_scratch_has_the_architecture_that_was_asked_for() -> None:
