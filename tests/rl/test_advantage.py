@@ -183,14 +183,22 @@ def test_the_update_leaves_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (line,), (update,) = read_metrics(tmp_path), replays.surrogates
     assert line["completions/unjudged"] == 5
     assert line["reward"] == pytest.approx(4 / 7)
-    # Groups in which nobody is judged do not count: two of the others, of three in all, are mixed.
-    assert line["frac_reward_zero_std"] == pytest.approx(1 / 3)
     # 6 rollouts count: 2 of the first group, none of the second, 4 of the third.
     assert update["totals"].rollouts == 6
     counted = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.bool)
     assert update["totals"].tokens == int((groups.answers.mask * counted[:, None]).sum())
     assert int(update["mask"].any(-1).sum()) == 6
     assert sorted(update["advantages"].tolist())[:3] == [-0.5] * 3
+
+
+def test_metrics_of_groups_leave_out_those_in_which_nobody_is_judged(tmp_path: Path) -> None:
+    """Fault: they counted as groups without a difference, of standard deviation 0."""
+    reward = scripted([[None] * 4, [1.0, 0.0, 0.0, 1.0], [0.0] * 4])
+    trainer(tmp_path, replace(CONFIG, max_steps=1, micro_batch_size=12), reward_funcs=[reward]).train()
+    (line,) = read_metrics(tmp_path)
+    names = ("frac_reward_zero_std", "frac_groups_all_correct", "frac_groups_all_wrong")
+    assert [line[name] for name in names] == [0.5, 0.0, 0.5]
+    assert line["reward_std"] == pytest.approx((1 / 3) ** 0.5 / 2)  # unbiased, of 1, 0, 0, 1; and 0
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
