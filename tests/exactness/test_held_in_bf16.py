@@ -102,6 +102,15 @@ def test_weights_are_float32_again_also_after_an_error() -> None:
     assert torch.equal(model.model.get_decoder().layers[0].mlp.down_proj.weight, down.bfloat16().float())
 
 
+def test_thoughts_are_read_without_autocast_too() -> None:
+    """As a callback may in a training. Fault: float32 states met the head's bf16 weights."""
+    model = tiny_latent("llama").requires_grad_(False)
+    with held_in_bf16(model):
+        assert "lm_head" in {name.rpartition(".")[0].rpartition(".")[2] for name in in_bf16(model)}
+        inside = model.thoughts(["Ann has 3 ?"])
+    assert model.thoughts(["Ann has 3 ?"]) == inside  # the weights stay rounded
+
+
 RESIDENT = """
 from torch import nn
 from dropout_grpo.latent.casts import held_in_bf16

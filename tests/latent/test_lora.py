@@ -128,6 +128,8 @@ def test_a_base_that_never_thought_is_no_reference(tmp_path: Path) -> None:
     raw = LatentModel.from_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match=r"no latent tokens.*Merge first \(dropout-grpo merge .*adapter --out FOLDER\)"):
         trainer(tmp_path / "a", replace(CONFIG, beta=0.1), model=raw)
+    with pytest.raises(UserError, match=r"the model is an adapter on .*raw, .*Train the curriculum first"):
+        trainer(tmp_path / "a", replace(CONFIG, beta=0.1), model=tiny_lora_on_raw(tmp_path / "another"))
     trainer(tmp_path / "b", CONFIG, model=raw)
 
 
@@ -169,6 +171,18 @@ def test_a_base_that_cannot_be_loaded_again_is_refused(tmp_path: Path) -> None:
     tiny_lora(tmp_path).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match=r"adapter is not a plain Hugging Face folder"):
         add_lora(LatentModel.from_pretrained(tmp_path / "adapter", merge=True), LORA, seed=0)
+
+
+def test_a_base_that_was_trained_in_memory_is_refused(tmp_path: Path) -> None:
+    """Fault: the adapter recorded the name of the model as it was before, and was loaded with that."""
+    model = LatentModel.from_pretrained(saved_base(tmp_path, "llama"))
+    trainer(tmp_path / "full", CONFIG, model=model).train()
+    with pytest.raises(UserError, match=r"base has been trained since it was loaded, and .* save_pretrained"):
+        add_lora(model, LORA, seed=0)
+    model.save_pretrained(tmp_path / "written")
+    adapted = add_lora(LatentModel.from_pretrained(tmp_path / "written"), LORA, seed=0)
+    trainer(tmp_path / "adapter", CONFIG, model=adapted).train()
+    assert add_lora(adapted, LORA, seed=0) is adapted
 
 
 def test_a_head_with_a_bias_is_refused(tmp_path: Path) -> None:

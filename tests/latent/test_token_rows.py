@@ -71,3 +71,9 @@ def test_no_table_is_copied(kind: str, loaded: bool, tmp_path: Path) -> None:
             model.model(input_ids=IDS)
         counts.append(copies.count)
     assert counts == [0, 2]
+    for layer in actual:
+        layer.__class__ = TokenRows
+    with torch.no_grad(), Copies(actual[0].base_layer.weight) as copies:  # fault: read and score asked for its width
+        state = model.think(model.read(IDS, torch.ones_like(IDS)), 1)
+        model.score(state, IDS[:, :2])
+    assert copies.count == 0

@@ -4,6 +4,7 @@ import errno
 import json
 import platform
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.runs import provenance as provenance_module
 from dropout_grpo.runs.files import write_json, write_text
 from dropout_grpo.runs.folder import RunFolder
 from dropout_grpo.runs.provenance import provenance
@@ -214,6 +216,27 @@ def test_a_run_of_an_older_version_is_compared_by_what_it_recorded(tmp_path: Pat
         RunFolder(tmp_path / "run", "sft", now, resume=True, digests={"data.train": "3"})
     with pytest.raises(UserError, match=r"exploration\.options\.sigma was None and is now 0\.3"):
         RunFolder(tmp_path / "run", "sft", {**now, "exploration": {"options": {"sigma": 0.3}}}, resume=True)
+
+
+def test_names_that_the_user_makes_are_differences(tmp_path: Path) -> None:
+    """Fault: variables of the chat template could be added on resuming."""
+    RunFolder(tmp_path / "run", "eval", {"data": {"chat_template_kwargs": None}})
+    now = {"data": {"chat_template_kwargs": {"enable_thinking": False}}}
+    with pytest.raises(UserError, match=r"data\.chat_template_kwargs\.enable_thinking was None and is now False"):
+        RunFolder(tmp_path / "run", "eval", now, resume=True)
+
+
+def test_the_commit_is_that_of_this_package_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: installed inside a user's repository, it was the user's commit."""
+    package = tmp_path / "environment" / "runs"
+    package.mkdir(parents=True)
+    (package / "provenance.py").touch()
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-q", "--allow-empty", "-ma"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(provenance_module, "__file__", str(package / "provenance.py"))
+    assert provenance()["commit"] is None
+    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+    assert provenance()["commit"].endswith("-dirty")
 
 
 def test_only_the_length_of_a_run_may_grow_and_not_that_of_a_demo(tmp_path: Path) -> None:

@@ -225,7 +225,8 @@ def _layers(decoder: nn.Module) -> nn.ModuleList:
     if len(lists) != 1:
         raise UserError(
             f"found {len(lists)} lists of decoder layers in {type(decoder).__name__}, need exactly one: its children "
-            f"are {', '.join(name for name, _ in decoder.named_children())}. Only decoder-only models are supported."
+            f"are {', '.join(name for name, _ in decoder.named_children())}. Only decoder-only models "
+            "are supported, and no hybrids whose first layer has no attention."
         )
     return lists[0]
 

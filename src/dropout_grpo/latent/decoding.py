@@ -163,7 +163,7 @@ class Generation:
     token_ids: Tensor  # [B, L] int64, pad after the end
     mask: Tensor  # [B, L] bool, True up to and including EOS
     logprobs: Tensor  # [B, L] float32 or wider, at the strategy's temperature, 0 after the end
-    entropy: Tensor  # [B, L] nats, of the distribution that each token was chosen from, 0 after the end
+    entropy: Tensor  # [B, L] nats, of the whole distribution also where top_p is below 1, 0 after the end
 
     def each(self, function: Callable[[Tensor], Tensor]) -> "Generation":
         """Apply ``function`` to all four tensors."""
@@ -187,9 +187,10 @@ def require_finite_answers(answers: Generation, name_of: Callable[[int], str]) -
     """
     damaged = answers.logprobs.isnan().any(-1)
     if bool(damaged.any()):
+        bf16 = torch.is_autocast_enabled(answers.logprobs.device.type)
         raise UserError(
-            f"{name_of(int(damaged.nonzero()[0]))}: the model's logits are not finite. Its weights may be damaged, or "
-            "too large for bf16: try --bf16 false, or another checkpoint."
+            f"{name_of(int(damaged.nonzero()[0]))}: the model's logits are not finite. Its weights may be damaged"
+            f"{', or too large for bf16: try bf16 false, or' if bf16 else ': use'} another checkpoint."
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.base import Exploration, Noise
 from dropout_grpo.exploration.seeds import as_int64
+from dropout_grpo.latent.casts import frozen_weights_cast
 from dropout_grpo.latent.head import at_least_float32
 from dropout_grpo.latent.recurrence import Recurrence
 
@@ -123,7 +124,8 @@ def head(model: Recurrence, hidden: Tensor) -> Tensor:
 
     handle = model.model.get_decoder().register_forward_hook(instead)
     try:
-        logits: Tensor = model.model(inputs_embeds=hidden, use_cache=False).logits
+        with frozen_weights_cast(model):
+            logits: Tensor = model.model(inputs_embeds=hidden, use_cache=False).logits
     finally:
         handle.remove()
     return logits

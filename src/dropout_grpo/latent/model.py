@@ -67,7 +67,8 @@ class LatentModel(Recurrence):
             prompt_format: how questions become prompts, ``coconut``, ``codi`` or ``chat``; by default from
                 ``latent_config.json``, or ``coconut`` without that file.
             dtype: dtype of the weights.
-            attn_implementation: as in transformers; None for its default.
+            attn_implementation: as in transformers; None for its default. It has an effect only for a model whose
+                rollouts cannot share the prompt's cache (``shares_prefix``); others have an attention of their own.
             tokenizer: that of the folder, hub name or GGUF file, if it is loaded already.
 
         Raises:

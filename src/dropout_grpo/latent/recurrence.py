@@ -100,7 +100,10 @@ class Recurrence(nn.Module):
         self.prompt_format = require_prompt_format(tokenizer, prompt_format, where)
         self.exploration: Mapping[str, Any] | None = None  # options of the one that the weights were post-trained with
         self.model = model
+        self.trained = False
+        """Whether a trainer has changed weights of the causal LM itself, which is then not what its name stands for."""
         self._cache_name = cache_name(model)
+        self._width = embedding_table(model).shape[1]  # D; with an adapter the table is copied where it is looked up
         switch_off_dropout(model)
         model.eval()  # in training mode mixtures of experts draw noise for their router
         with torch.no_grad():  # call the module: it may do more than look up a row (Gemma scales it)
@@ -152,6 +155,8 @@ class Recurrence(nn.Module):
                 model.set_attn_implementation(SHARED_PREFIX)
             return
         rows = probe_rows(model)
+        if model.config._attn_implementation == SHARED_PREFIX:  # what an earlier probe has chosen
+            model.set_attn_implementation(self._own_attention)
         try:
             expected = own_hidden(model, self.thought, rows)
         except _UNFIT as error:
@@ -229,7 +234,7 @@ class Recurrence(nn.Module):
         return require_exploration(exploration, "exploration").noise(seeds.to(self.device), self.sites)
 
     def _packing(self, mask: Tensor) -> Packing | None:
-        return packing_of(mask, embedding_table(self.model).shape[1])
+        return packing_of(mask, self._width)
 
     def read(self, input_ids: Tensor, attention_mask: Tensor, noise: Noise | None = None) -> LatentState:
         """Run prompts once and keep their cache and last hidden state.

@@ -38,10 +38,15 @@ def _version(name: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of the source tree, with ``-dirty`` if files have changed; None for an installed package."""
-    here = Path(__file__).parent
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+
     try:
-        describe = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        result = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+        if not git("ls-files", here.name):  # an environment inside a repository of the user
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
     except OSError:  # no git on this machine
         return None
-    return result.stdout.strip() or None

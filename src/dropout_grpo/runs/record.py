@@ -32,7 +32,8 @@ _MAY_CHANGE = frozenset(
     )
 )
 
-_OWN_NAMES = "exploration.options."  # sections whose names are the user's, so that a new name is a difference
+_OWN_NAMES = ("exploration.options.", "data.chat_template_kwargs.")
+"""Sections whose names are the user's, so that a new name is a difference."""
 _MOST_THREADS = 16
 
 

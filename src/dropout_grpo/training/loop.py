@@ -388,6 +388,7 @@ class Trainer(ABC):
         An optimiser's first step allocates its state, which malloc keeps apart from what is freed soon.
         """
         make_dense(self.model)
+        self.model.trained |= not has_adapter(self.model.model)
         first, self._stepped = self._stepped is not self.optimizer, self.optimizer
         with nullcontext() if first else freed_memory_kept():
             return update(

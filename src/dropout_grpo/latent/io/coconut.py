@@ -125,8 +125,17 @@ def _both(model: PreTrainedModel, table: str) -> set[str]:
     return {table} | {f"{name}.weight" for name, module in model.named_modules() if module is head}
 
 
-def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list[str], what: str) -> None:
+def fill(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list[str], what: str, prefix: str = INNER
+) -> None:
     """Copy all weights into the model; a tied weight may be given under either of its names.
+
+    Args:
+        model: the model.
+        weights: by the model's own names.
+        unexpected: names of the file that are no weights of the model.
+        what: beginning of the message.
+        prefix: of the names in the file, for the message.
 
     Raises:
         UserError: a weight is missing, unexpected, or of another shape.
@@ -135,7 +144,7 @@ def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], unexpected: list
     filled = {id(tensor) for name, tensor in parameters.items() if name in weights}
     saved = model.state_dict().keys()
     missing = sorted(name for name in saved if id(parameters[name]) not in filled)
-    unexpected = sorted(unexpected) + sorted(INNER + name for name in weights.keys() - saved)
+    unexpected = sorted(unexpected) + sorted(prefix + name for name in weights.keys() - saved)
     shapes = [
         f"{name} {tuple(tensor.shape)} where the base has {tuple(parameters[name].shape)}"
         for name, tensor in weights.items()

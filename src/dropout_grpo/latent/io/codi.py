@@ -76,7 +76,7 @@ def load_codi_checkpoint(
             weights[name] = torch.cat([tensor, tensor[size + 1 : size + 2]])
     untie_what_differs(model, weights, file)
     unexpected = [name for name in saved if not name.startswith((INNER, PROJECTION, _UNUSED))]
-    fill(model, weights, unexpected, f"{file} does not fit {base}")
+    fill(model, weights, unexpected, f"{file} does not fit {base}", INNER)
     model.name_or_path = str(file)
     projection = {name: tensor.float() for name, tensor in saved.items() if name.startswith(PROJECTION)}
     config: dict[str, Any] = {"thought": HiddenStateThought.kind, "prompt_format": CODI}

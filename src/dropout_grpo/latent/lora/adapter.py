@@ -58,7 +58,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
         target_modules="all-linear" if config.target_modules is None else list(config.target_modules),
         trainable_token_indices=_token_rows(inner, model.tokens),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in inner.modules()),
-        base_model_name_or_path=_base(inner),
+        base_model_name_or_path=_base(model),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global generator
@@ -83,13 +83,14 @@ def _refuse_another(model: LatentModel, config: LoRAConfig) -> None:
         )
 
 
-def _base(model: PreTrainedModel) -> str:
+def _base(model: LatentModel) -> str:
     """The base that the adapter records: a hub name, or the absolute path of a folder."""
-    name = str(model.name_or_path)
-    if not name or Path(name).is_file() or is_adapter(name):
+    name = str(model.model.name_or_path)
+    if model.trained or not name or Path(name).is_file() or is_adapter(name):
+        what = "has been trained since it was loaded" if model.trained else "is not a plain Hugging Face folder"
         raise UserError(
-            f"{name or type(model).__name__} is not a plain Hugging Face folder, and an adapter needs one to be loaded "
-            "with again: write the model to a folder with save_pretrained, and start from there."
+            f"{model.name} {what}, and an adapter needs a folder of its base to be loaded with again: write the model "
+            "to a folder with save_pretrained, and start from there."
         )
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
@@ -125,10 +126,16 @@ def reference_of(model: LatentModel, *, bf16: bool = False) -> LatentModel:
         return copy.deepcopy(model, rounded).requires_grad_(False)
     base = str(peft_config(model.model).base_model_name_or_path)
     if missing_latent_tokens(load_tokenizer(base)):
+        written = is_adapter(model.name)
         raise UserError(
-            f"{model.name} is an adapter on {base}, which has no latent tokens: with beta above 0 the KL would pull "
-            f"towards a model that never had a thought. Merge first (dropout-grpo merge {model.name} --out FOLDER) and "
-            "start from FOLDER."
+            f"{model.name if written else 'the model'} is an adapter on {base}, which has no latent tokens: with beta "
+            "above 0 the KL would pull towards a model that never had a thought. "
+            + (
+                f"Merge first (dropout-grpo merge {model.name} --out FOLDER) and start from FOLDER."
+                if written
+                else "Train the curriculum first, merge its adapter (dropout-grpo merge), and start from there; or set "
+                "beta to 0."
+            )
         )
     shared = {id(part): part for part in (model.model, model.sites, model.tokenizer)}
     reference = copy.deepcopy(model, shared)  # only the thought is copied
