@@ -3,7 +3,7 @@
 The most important parts come first: the tests marked gpu, models of 0.1 to 1.5 billion parameters, the benchmark at
 GPT-2's size, and how its cost grows. Each part is a process of its own with a time limit. It writes its JSON after
 every test, size or case, so a part that fails or takes too long loses nothing that it has measured, and the next one
-starts. Needs torch, transformers and pytest; from a source tree that is not installed, set ``PYTHONPATH=src``.
+starts. Needs the package's dependencies and pytest; from a source tree that is not installed, set ``PYTHONPATH=src``.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from dropout_grpo.distributed.device import unused_gpu
 from dropout_grpo.runs.files import write_json
 from dropout_grpo.runs.provenance import provenance
 from evidence.bench.config import BenchConfig
@@ -70,7 +71,8 @@ def run_tests(file: Path) -> list[str]:
     import pytest  # here, since the other parts need none
 
     outcomes = Outcomes(file)
-    pytest.main(["-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "exactness")], plugins=[outcomes])
+    files = sorted(map(str, (ROOT / "tests" / "exactness").glob("test_gpu*.py")))  # others need the extra "dev"
+    pytest.main(["-m", "gpu", "-p", "no:cacheprovider", *files], plugins=[outcomes])
     outcomes.write()
     return outcomes.failed if outcomes.passed else [*outcomes.failed, "no test passed"]
 
@@ -120,7 +122,7 @@ def main() -> int:
     parser.add_argument("--here", action="store_true", help="run the parts in this process, without a time limit")
     options = parser.parse_args()
     if not has_device():
-        print("torch finds no CUDA device here: nothing to check or measure.", file=sys.stderr)
+        print(unused_gpu() or "torch finds no CUDA device here: nothing to check or measure.", file=sys.stderr)
         return 2
     parts = {name: PARTS[name] for name in options.parts}
     if options.here:

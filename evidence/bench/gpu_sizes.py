@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwe
 
 from dropout_grpo.config.grpo import GRPOOptions
 from dropout_grpo.data.problem import Problem
+from dropout_grpo.errors import UserError
 from dropout_grpo.exploration.dropout import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
 from dropout_grpo.latent.casts import autocast
@@ -85,7 +86,10 @@ def check_size(name: str, config: PreTrainedConfig, device: torch.device, work: 
         found["wrong"] += [f"{what} (prompts of {longest})" for what in _wrong(found)]
     forget_recordings()
     model.zero_grad(set_to_none=True)
-    return found | _training(model, device, work)
+    try:
+        return found | _training(model, device, work)
+    except UserError as error:  # of the largest size, where the GPU is too small for it
+        return found | {"not_trained": str(error)[:300]}
 
 
 def _model(config: PreTrainedConfig, device: torch.device, latent_steps: int) -> LatentModel:

@@ -4,7 +4,6 @@ Float32 products are true float32 there unless someone asks torch for TF32, whic
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,8 @@ from dropout_grpo.latent.attention_choice import CHOICES, Choice, fixed_attentio
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.rollout import Prompts, replay, roll_out
 from dropout_grpo.latent.tokens import pad_left
+from dropout_grpo.training import loop
+from dropout_grpo.training.plan import require_room
 from helpers.engine import (
     ALL_PHASES,
     ALL_SITES,
@@ -115,7 +116,7 @@ def test_answers_agree(kind: str, exploration: Exploration) -> None:
 def test_a_training_that_cannot_fit_is_refused_before_its_first_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    monkeypatch.setattr(loop, "require_room", lambda parts, total: require_room(parts, 1000))
     with pytest.raises(UserError, match="without any batch"):
         GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(6), run=tmp_path, bf16=False).train()
 

@@ -128,7 +128,7 @@ def test_moved_weights_are_seen(bf16: bool) -> None:
 
 
 def test_memory_that_runs_out_gives_the_graphs_back() -> None:
-    """The same size is tried once more without graphs, whose shapes are not recorded again; then it is halved."""
+    """The same size is tried once more without graphs, then halved. Then there is room to record again."""
     model = latent_model("gpt2")
     batches, sizes = MicroBatches("rollout_batch_size", 12), []  # type: tuple[MicroBatches, list[int]]
 
@@ -136,18 +136,20 @@ def test_memory_that_runs_out_gives_the_graphs_back() -> None:
         sizes.append(size)
         for groups in torch.arange(3).split(size):
             rollouts(model, [QUESTIONS[i] for i in groups], SEEDS[groups])
+        recorded.append(len(graphs))
         if size > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
+    recorded: list[int] = []
     with fake_cuda() as graphs:
         for _ in range(2):
             rollouts(model, QUESTIONS, SEEDS)
         batches.fit(3, work, rows=4)
         assert sizes == [3, 3, 1]
-        assert len(graphs) == 6, "those of three groups and, anew, of one"
+        assert recorded == [3, 3, 6], "those of three groups; none where they were given back; those of one"
         rollouts(model, QUESTIONS, SEEDS)
         assert [graph.replays for graph in graphs[:3]] == [2, 2, 2], "they were not kept"
-        assert len(graphs) == 6
+        assert len(graphs) == 9, "fault: step by step for the rest of the run"
 
 
 def test_graphs_are_given_back_before_the_size_is_halved() -> None:

@@ -28,9 +28,10 @@ from evidence.places import DOCS
 from evidence.rivals.gaussian_v import GaussianV
 from evidence.rivals.svp import SVP
 from helpers import families
-from helpers.engine import EXPLORATIONS, HELD, QUESTIONS, difference, latent_model
+from helpers.by_path import module_at
+from helpers.engine import ALL_PHASES, ALL_SITES, EXPLORATIONS, HELD, QUESTIONS, difference, latent_model, prompts
 from helpers.grpo_run import CONFIG, alternating, steps_of, trainer
-from helpers.pretended import Pretended, place, pretended
+from helpers.pretended import NAME, Pretended, place, pretended
 from helpers.tiny_latent import tiny_latent, tiny_problems
 from helpers.tiny_lora import tiny_lora
 
@@ -79,6 +80,31 @@ def test_rollouts_and_their_replay(kind: str, name: str) -> None:
         for parameter, weight in model.named_parameters():
             if parameter in gradients:
                 assert difference(held(weight.grad), gradients[parameter]) < 1e-4, parameter
+
+
+GPU_TESTS: dict[str, tuple[Any, ...]] = {
+    "test_bits_of_the_gpu_are_those_of_the_cpu": ("thought",),
+    "test_scores_and_gradients_agree": ("gpt2", HELD, torch.float64, 1e-10),
+    "test_answers_agree": ("qwen3", SharedDropout(0.3, ALL_SITES, ALL_PHASES)),
+    "test_the_first_ratio_is_one": ("llama", False),
+}
+
+
+@pytest.mark.parametrize("name", GPU_TESTS)
+def test_the_tests_for_a_gpu_run_at_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a helper made a tensor on the CPU, so that 54 of them could only fail."""
+    tests = module_at("tests/exactness/test_gpu.py")
+    with pretended():
+        device = torch.device(NAME, 0)
+
+        def on_device(kind: str, dtype: torch.dtype) -> tuple[LatentModel, Prompts]:
+            batch = prompts()
+            moved = Prompts(batch.input_ids.to(device), batch.attention_mask.to(device))
+            return place(latent_model(kind, dtype)), moved
+
+        monkeypatch.setattr(tests, "CUDA", device)
+        monkeypatch.setattr(tests, "on_cuda", on_device)
+        getattr(tests, name)(*GPU_TESTS[name])
 
 
 RESULTS = json.loads((DOCS / "results" / "families.json").read_text(encoding="utf-8"))["families"]

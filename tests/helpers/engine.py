@@ -230,9 +230,9 @@ def gradients(model: nn.Module, logprobs: Tensor) -> dict[str, Tensor]:
 
     So a row in another's place changes it, and a token in the next one's.
     """
-    weights = torch.linspace(-1.0, 2.0, logprobs.numel(), dtype=logprobs.dtype).view_as(logprobs)
+    weights = torch.linspace(-1.0, 2.0, logprobs.numel(), dtype=logprobs.dtype, device=logprobs.device)
     parameters = dict(model.named_parameters())
-    grads = torch.autograd.grad((logprobs * weights).sum(), list(parameters.values()), allow_unused=True)
+    grads = torch.autograd.grad((logprobs.flatten() * weights).sum(), list(parameters.values()), allow_unused=True)
     zero = (torch.zeros_like(parameter) for parameter in parameters.values())
     filled = (z if gradient is None else gradient for gradient, z in zip(grads, zero, strict=True))
     return dict(zip(parameters, filled, strict=True))

@@ -102,6 +102,22 @@ def test_a_latent_model_on_the_cpu_is_placed_like_any_other(monkeypatch: pytest.
     assert given.device.type == "meta"
 
 
+def test_a_plain_model_stays_on_the_gpu_where_the_user_has_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: it was moved to the first one."""
+    monkeypatch.setattr(model_argument, "default_device", lambda: pytest.fail("it is not on the CPU"))
+    given = plain().to("meta")  # as if it were cuda:1
+    made = as_latent_model(given, processing_class=tiny_tokenizer(), latent_steps=2)
+    assert made.device.type == "meta"
+
+
+def test_weights_on_several_devices_are_refused() -> None:
+    """Fault: torch's error at the first matrix product."""
+    spread = plain()
+    spread.lm_head.to("meta")
+    with pytest.raises(UserError, match="GPT2LMHeadModel lie on several devices: load the model without device_map"):
+        as_latent_model(spread, processing_class=tiny_tokenizer(), latent_steps=2)
+
+
 @pytest.mark.parametrize("thought", ["hidden_state", "pause", "projection"])
 def test_an_adapter_makes_a_bf16_latent_model_float32(thought: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")

@@ -129,7 +129,8 @@ class NotRecorded(Enum):
     """A shape without a graph."""
 
     SEEN_ONCE = "has occurred once, and is recorded when it occurs again"
-    STEP_BY_STEP = "is not recorded: that has failed, or its graph was given back when memory ran out"
+    GIVEN_BACK = "its graph was given back when memory ran out"
+    STEP_BY_STEP = "is not recorded, since that has failed"
 
 
 class Recordings:
@@ -145,10 +146,16 @@ class Recordings:
         return len(self._recorded())
 
     def give_back(self) -> bool:
-        """Free all graphs; their shapes run step by step from now on. False if there were none."""
+        """Free all graphs; their shapes run step by step until ``allow_again``. False if there were none."""
         recorded = self._recorded()
-        self._shapes.update(dict.fromkeys(recorded, NotRecorded.STEP_BY_STEP))
+        self._shapes.update(dict.fromkeys(recorded, NotRecorded.GIVEN_BACK))
         return bool(recorded)
+
+    def allow_again(self) -> None:
+        """Record the shapes whose graphs were given back when they occur again."""
+        for key, entry in self._shapes.items():
+            if entry is NotRecorded.GIVEN_BACK:
+                self._shapes[key] = NotRecorded.SEEN_ONCE
 
     def _recorded(self) -> dict[Hashable, tuple[Work, Recording]]:
         return {key: entry for key, entry in self._shapes.items() if not isinstance(entry, NotRecorded)}
@@ -281,12 +288,18 @@ def forget_recordings() -> None:
 
 
 def give_back_recordings() -> bool:
-    """Free all graphs and their buffers, since memory has run out. Their shapes are not recorded again.
+    """Free all graphs and their buffers, since memory has run out. See ``allow_recordings_again``.
 
     Returns:
         False if there were none, so that nothing is gained by another attempt.
     """
     return any([recordings.give_back() for recordings in _RECORDINGS.values()])  # noqa: C419  # of every model: no early end
+
+
+def allow_recordings_again() -> None:
+    """Record the shapes whose graphs were given back when they occur again: for smaller batches, which leave room."""
+    for recordings in _RECORDINGS.values():
+        recordings.allow_again()
 
 
 def ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:

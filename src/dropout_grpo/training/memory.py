@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dropout_grpo.errors import LESS_MEMORY, UserError, is_out_of_memory
-from dropout_grpo.latent.graphs import give_back_recordings
+from dropout_grpo.latent.graphs import allow_recordings_again, give_back_recordings
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.training.machine import freed_memory_kept, resident_memory, return_freed_memory
 from dropout_grpo.training.progress import console
@@ -55,7 +55,8 @@ class MicroBatches:
     ) -> _T:
         """Return ``work(n)``, which processes all items, n at a time. n is halved until memory suffices.
 
-        CUDA graphs hold memory too: if there are any, they are given back before n is halved.
+        CUDA graphs hold memory too: if there are any, they are given back before n is halved. After that they are
+        recorded again.
 
         After a failed attempt ``work`` is called again from the start, with the random number generators reset to their
         state before the first call.
@@ -71,12 +72,15 @@ class MicroBatches:
         Raises:
             UserError: not even one item fits in memory.
         """
-        states = _random_states()
+        states, before = _random_states(), self.size
         while True:
             size = min(max(1, self.size // rows), items)
             try:
                 with freed_memory_kept():
-                    return work(size)
+                    done = work(size)
+                if self.size < before:
+                    allow_recordings_again()
+                return done
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -99,7 +103,7 @@ class MicroBatches:
             if given_back:
                 console.print(
                     f"warning: out of memory with {size * rows} rows at once: trying again without the CUDA graphs "
-                    "recorded so far. Work of their shapes runs step by step from now on.",
+                    "recorded so far.",
                     markup=False,
                 )
                 continue

@@ -79,7 +79,9 @@ def as_latent_model(
             _in_float32(latent, latent.name)
         _require_own_gpu(latent)
     else:
-        latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught).to(default_device())
+        latent = _wrapped(model, processing_class, latent_steps, thought, seed, untaught)
+        if latent.device.type == "cpu" or processes.size() > 1:  # each process has its own GPU
+            latent.to(default_device())
     return latent if peft_config is None else add_lora(latent, lora_of(peft_config, latent), seed=seed)
 
 
@@ -172,6 +174,11 @@ def _wrapped(
             remedy = "its base, and the adapter's config as peft_config"
         raise UserError(f"model is a {type(model).__name__}: give {remedy}.")
     _refuse_quantised(model)
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise UserError(
+            f"the weights of {model.name_or_path or type(model).__name__} lie on several devices: load the model "
+            "without device_map."
+        )
     if tokenizer is None:
         if not model.name_or_path:
             raise UserError(f"processing_class is missing: give the tokenizer of the {type(model).__name__}.")
