@@ -221,7 +221,7 @@ def pairs(record: Record) -> str:
         row += [percent_range(c["ci95"]), c["wins"], c["losses"], short_p(c["mcnemar_p"]), short_p(adjusted)]
         row.append(percent(detectable(c["ci95"])))
         rows.append(row)
-    return table(columns, rows)
+    return table(columns, rows) if rows else _NOT_RUN
 
 
 def curve(record: Record) -> str:
