@@ -1,7 +1,7 @@
 """``dropout-grpo data``: write a built-in task's problems, or variations of a file's problems, to files."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -103,16 +103,7 @@ def write_variations(out: Path, options: VaryOptions, columns: Columns = COCONUT
     assert options.vary is not None, "there is a source"
     target = out / "vary.json"
     _require_new([target])
-    read = {
-        columns.question,
-        columns.steps,
-        columns.answer,
-    }  # they are extra columns too, with old numbers
-    problems = [
-        replace(problem, extra={name: value for name, value in problem.extra.items() if name not in read})
-        for problem in load_problems(options.vary, columns=columns)
-    ]
-    made = vary(problems, options.copies, seed=options.seed)
+    made = vary(load_problems(options.vary, columns=columns), options.copies, seed=options.seed, columns=columns)
     if not made:
         raise UserError(
             f"{options.vary}: none of the problems can be varied: the steps of a problem must be calculator marks such "

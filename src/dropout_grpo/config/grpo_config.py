@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
@@ -100,12 +100,12 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
         """
         options = {option.name: getattr(self, option.name) for option in fields(GRPOOptions)}
         options |= self._batches(processes)
-        if self.num_train_epochs is not None:
-            self._refuse_both("max_steps", f"num_train_epochs={self.num_train_epochs}")
-            batches = self.dynamic_sampling_max_gen_batches or 1
-            options["max_steps"] = math.ceil(self.num_train_epochs * problems / (options["prompts_per_step"] * batches))
         with warnings.catch_warnings(action="ignore"):  # told when this config was made
-            return _GivenInPython(**options)
+            settled = _GivenInPython(**options)
+            if self.num_train_epochs is None:
+                return settled
+            self._refuse_both("max_steps", f"num_train_epochs={self.num_train_epochs}")
+            return replace(settled, max_steps=math.ceil(self.num_train_epochs * problems / settled.questions_per_step))
 
     def _batches(self, processes: int) -> dict[str, int]:
         size, accumulated, k = self.per_device_train_batch_size, self.gradient_accumulation_steps, self.num_generations

@@ -155,7 +155,7 @@ class CurriculumTrainer(Trainer):
         require_param_dtype(param_dtype, model, fsdp=fsdp)
         bf16 = bf16_products(bf16, model, param_dtype)
         require_one_validation(eval_dataset, evaluate, evaluation)
-        if evaluate is None and eval_dataset is not None:
+        if eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
             evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)
         if fsdp and config.optimizer != "adamw" and processes.size() > 1:
@@ -184,13 +184,13 @@ class CurriculumTrainer(Trainer):
                     "thoughts are read by the head alone: leave it out for this model."
                 )
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
-        trained = [stage for stage in self.stages if stage.epochs]
-        self._shown = self.stages if config.uniform_prob > 0 else trained
-        longest = max(stage.latent_steps + max(map(len, self._answers[stage.index])) for stage in self._shown)
+        self._trained = [stage for stage in self.stages if stage.epochs]
+        self._shown = self.stages if config.uniform_prob > 0 else self._trained
+        longest = max(stage.latent_steps + self._longest_answer(stage) for stage in self._shown)
         model.check_length(self._prompts, longest)
         if isinstance(evaluate, Validation):
-            for stage in trained:
-                evaluate.check(model, stage.latent_steps, max(map(len, self._answers[stage.index])))
+            for stage in self._trained:
+                evaluate.check(model, stage.latent_steps, self._longest_answer(stage))
         model.require_writable(p.answer for p in problems)
         self._micro_batches = MicroBatches("curriculum.micro_batch_size", config.micro_batch_size or config.batch_size)
         self.updates_per_epoch = math.ceil(len(problems) / config.batch_size)  # the last batch may be smaller
@@ -287,8 +287,8 @@ class CurriculumTrainer(Trainer):
         Raises:
             UserError: the trainer has no problems to validate on.
         """
-        stage = stage or [stage for stage in self.stages if stage.epochs][-1]
-        return self._validated(stage.latent_steps, max(map(len, self._answers[stage.index])))
+        stage = stage or self._trained[-1]
+        return self._validated(stage.latent_steps, self._longest_answer(stage))
 
     def save(self, step: int) -> None:
         """Save the checkpoint of a step, and the model of a stage that ends, if it is to be kept."""
@@ -303,7 +303,6 @@ class CurriculumTrainer(Trainer):
 
     def works(self) -> list[Work]:
         """The update on the longest row of all stages that are shown, and the validation with the longest answers."""
-        stages = [stage for stage in self.stages if stage.epochs]
         rows = [(stage.index, i) for stage in self._shown for i in range(len(self.problems))]
         stage, longest = max(rows, key=lambda row: self._cost(*row))
 
@@ -315,8 +314,8 @@ class CurriculumTrainer(Trainer):
             Work(name="update", batches=self._micro_batches, rows=1, most=self.config.batch_size, run=update),
         ]
         if isinstance(self._evaluate, Validation):
-            steps = max(stage.latent_steps for stage in stages)
-            answer = max(len(answer) for stage in stages for answer in self._answers[stage.index])
+            steps = max(stage.latent_steps for stage in self._trained)
+            answer = max(map(self._longest_answer, self._trained))
             works.append(self._evaluate.work(self.model, steps, answer))
         return works
 
@@ -329,6 +328,10 @@ class CurriculumTrainer(Trainer):
         model, optimizer = self.model, self.config.optimizer
         matrices = hidden_matrices(model, model.model.get_output_embeddings()) if optimizer == "muon" else []
         return {"matrices": matrices, "eight_bit": eight_bit_parameters(model, optimizer)}
+
+    def _longest_answer(self, stage: Stage) -> int:
+        """Number of tokens after the end marker, of the problem that has most in this stage."""
+        return max(map(len, self._answers[stage.index]))
 
     def _cost(self, stage: int, problem: int) -> int:
         """Number of positions of a problem when it is shown as in ``stage``."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
+from dropout_grpo.data.formats import COCONUT_COLUMNS, Columns
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.data.records import PROMPT, SOLUTION
 
@@ -104,24 +105,26 @@ class Chain:
     free: tuple[int, ...]
 
 
-def vary(problems: Sequence[Problem], copies: int, *, seed: int) -> list[Problem]:
+def vary(problems: Sequence[Problem], copies: int, *, seed: int, columns: Columns = COCONUT_COLUMNS) -> list[Problem]:
     """Up to ``copies`` variations of every problem that can be varied, in the problems' order.
 
     A problem's variations depend only on the seed and the problem, differ from it and from each other, and are
-    numbered from 0 with those of the others. Its other columns are kept, except TRL's names of question and answer,
-    ``prompt`` and ``solution``, whose texts have the old numbers.
+    numbered from 0 with those of the others. Its other columns are kept, except those whose texts have the old numbers:
+    ``columns``, and TRL's names of question and answer, ``prompt`` and ``solution``.
 
     Args:
         problems: with calculator marks as steps; others are passed over.
         copies: variations of each at most.
         seed: seed of the random numbers.
+        columns: names under which question, steps and answer were read.
     """
+    old = {PROMPT, SOLUTION, columns.question, columns.steps, columns.answer}
     varied = [variation for problem in problems for variation in variations(problem, copies, seed=seed)]
     return [
         replace(
             problem,
             id=index,
-            extra={name: value for name, value in problem.extra.items() if name not in (PROMPT, SOLUTION)},
+            extra={name: value for name, value in problem.extra.items() if name not in old},
         )
         for index, problem in enumerate(varied)
     ]

@@ -211,7 +211,7 @@ class GRPOTrainer(Trainer):
         self.baseline = MovingAverage()
         self._watch = Watch(config)
         require_one_validation(eval_dataset, evaluate, evaluation)
-        if evaluate is None and eval_dataset is not None:
+        if eval_dataset is not None:
             if evaluation is not None and evaluation.max_new_tokens < config.max_completion_length:
                 console.print(
                     f"warning: validation cuts answers at evaluation.max_new_tokens={evaluation.max_new_tokens}, below "

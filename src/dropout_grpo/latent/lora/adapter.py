@@ -126,16 +126,18 @@ def reference_of(model: LatentModel, *, bf16: bool = False) -> LatentModel:
         return copy.deepcopy(model, rounded).requires_grad_(False)
     base = str(peft_config(model.model).base_model_name_or_path)
     if missing_latent_tokens(load_tokenizer(base)):
-        written = is_adapter(model.name)
-        raise UserError(
-            f"{model.name if written else 'the model'} is an adapter on {base}, which has no latent tokens: with beta "
-            "above 0 the KL would pull towards a model that never had a thought. "
-            + (
-                f"Merge first (dropout-grpo merge {model.name} --out FOLDER) and start from FOLDER."
-                if written
-                else "Train the curriculum first, merge its adapter (dropout-grpo merge), and start from there; or set "
-                "beta to 0."
+        if is_adapter(model.name):
+            name = model.name
+            remedy = f"Merge first (dropout-grpo merge {name} --out FOLDER) and start from FOLDER."
+        else:  # made in memory
+            name = "the model"
+            remedy = (
+                "Train the curriculum first, merge its adapter (dropout-grpo merge), and start from there; or set beta "
+                "to 0."
             )
+        raise UserError(
+            f"{name} is an adapter on {base}, which has no latent tokens: with beta above 0 the KL would pull towards "
+            f"a model that never had a thought. {remedy}"
         )
     shared = {id(part): part for part in (model.model, model.sites, model.tokenizer)}
     reference = copy.deepcopy(model, shared)  # only the thought is copied
