@@ -12,7 +12,7 @@ from typing import Any
 from dropout_grpo.commands.compare import compare as compare_runs
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.evaluation.statistics import compare, mcnemar, mean_interval
-from dropout_grpo.runs.files import RESULTS_FILE, write_json
+from dropout_grpo.runs.files import CONFIG_FILE, RESULTS_FILE, write_json
 from dropout_grpo.runs.provenance import provenance
 from dropout_grpo.runs.read import read_measures, read_metrics, read_results, read_run, read_samples
 from dropout_grpo.training.machine import bf16_for
@@ -180,10 +180,10 @@ def record_rounds(
     """The record of a study whose settings list commands.
 
     Returns:
-        ``commands``; ``names`` of the runs in tables; ``model``, where its weights come from; ``processor``, whether it
-        multiplies bf16; ``problems``, the sizes of the written files; ``seconds`` of each round; ``runs`` and
-        ``curves`` of the trainings; ``evaluations``, the measures of the commands named ``eval-...``, an arm's seeds
-        together; ``pilots``, those of other evaluations; ``pairs`` of evaluations on the same problems;
+        ``commands``; ``names`` of the runs in tables; ``model``, where its weights come from; ``processor``, why
+        products were in bf16 or not; ``problems``, the sizes of the written files; ``seconds`` of each round; ``runs``
+        and ``curves`` of the trainings; ``evaluations``, the measures of the commands named ``eval-...``, an arm's
+        seeds together; ``pilots``, those of other evaluations; ``pairs`` of evaluations on the same problems;
         ``transformers``, the answers that are equal there. The user's folder is written as ``DATA``.
     """
     lines = {name: words for each in rounds for name, words in each.items()}
@@ -193,7 +193,7 @@ def record_rounds(
         "commands": {name: shlex.join(words) for name, words in lines.items()},
         "cores": os.cpu_count(),
         "seeds": list(seeds),
-        "processor": bf16_for(default_device())[1],
+        "processor": processors({name: folder_of(words) for name, words in lines.items()}),
         "names": {**settings["names"], **_names_of_seeds(settings["names"], seeds)},
         "model": _read(Path(f"{out}-model", SOURCE_FILE)),
         "problems": {file.stem: _length(file) for file in sorted(Path(f"{out}-data").glob("*.json"))},
@@ -233,6 +233,16 @@ def record_rounds(
         text = text.replace(model, Path(model).name)
     anonymous: dict[str, Any] = json.loads(text.replace(f"{data}/", "DATA/"))
     return anonymous
+
+
+def processors(folders: Mapping[str, Path]) -> str:
+    """Why runs multiplied in bf16 or not, as their config.json says; runs of another processor than most are named."""
+    names: dict[str, list[str]] = {}
+    for name, folder in folders.items():
+        if reason := (_read(folder / CONFIG_FILE) or {}).get("reasons", {}).get("bf16"):
+            names.setdefault(reason, []).append(name)
+    most, *others = sorted(names, key=lambda reason: -len(names[reason])) or [bf16_for(default_device())[1]]
+    return "; ".join([most, *(f"in {', '.join(names[reason])} {reason}" for reason in others)])
 
 
 def arm_of(name: str, seeds: Sequence[int]) -> str:

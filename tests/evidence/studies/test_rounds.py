@@ -20,6 +20,7 @@ from evidence.studies import rounds, study
 from evidence.studies.plan import SETTINGS
 from evidence.studies.plots import draw
 from evidence.studies.recompute import Report, recompute
+from evidence.studies.record import processors
 from evidence.studies.rounds import execute, finished, name_of, read_rounds, run_round
 from evidence.studies.tables import block, read_record
 from helpers.tiny_gguf import write_gguf
@@ -77,6 +78,15 @@ def test_a_plan_of_any_model_needs_one(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="2"):
         study.main(["--settings", str(SETTINGS.with_name("gsm8k-0.5b.yaml"))])
     assert "gsm8k-0.5b.yaml has no model of its own: give a hub name, folder or GGUF" in capsys.readouterr().err
+
+
+def test_runs_on_another_processor_than_most_are_named(tmp_path: Path) -> None:
+    for name, of in {"a": "amx_bf16", "b": "avx512_bf16", "c": "avx512_bf16"}.items():
+        (tmp_path / name).mkdir()
+        reasons = {"reasons": {"bf16": f"the processor has {of}"}}
+        (tmp_path / name / "config.json").write_text(json.dumps(reasons), encoding="utf-8")
+    folders = {name: tmp_path / name for name in ("a", "b", "c", "not-run")}
+    assert processors(folders) == "the processor has avx512_bf16; in a the processor has amx_bf16"
 
 
 def problems(count: int, first: int) -> list[Problem]:
