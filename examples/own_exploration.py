@@ -4,8 +4,8 @@
     python examples/own_exploration.py --checkpoint CHECKPOINT --problems problems.json --steps 300
 
 The command line takes the same class by its path:
-    dropout-grpo grpo --checkpoint CHECKPOINT --exploration.kind examples/own_exploration.py:Uniform \
-        --exploration.options '{"width": 0.3}'
+    dropout-grpo grpo --checkpoint CHECKPOINT --data.grpo problems.json --data.valid valid.json \\
+        --exploration.kind examples/own_exploration.py:Uniform --exploration.options '{"width": 0.3}'
 """
 
 import argparse

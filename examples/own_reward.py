@@ -4,7 +4,8 @@
     python examples/own_reward.py --checkpoint CHECKPOINT --problems problems.json --steps 300
 
 The command line takes the same function by its path:
-    dropout-grpo grpo --checkpoint CHECKPOINT --reward_funcs '[examples/own_reward.py:near_miss]'
+    dropout-grpo grpo --checkpoint CHECKPOINT --data.grpo problems.json --data.valid valid.json \\
+        --reward_funcs '[examples/own_reward.py:near_miss]'
 """
 
 import argparse

@@ -19,7 +19,7 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExplorationConfig:
-    """Where a rollout's randomness in the latent phase comes from.
+    """The noise that makes the rollouts of a question differ.
 
     Args:
         kind: shared_dropout is the method of the paper; per_step_dropout, an ablation, draws a fresh mask at every

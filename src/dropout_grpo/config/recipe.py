@@ -38,7 +38,7 @@ class Recipe:
         model: model that the curriculum starts from.
         lora: adapter that is trained instead of all weights.
         curriculum: Coconut's curriculum.
-        exploration: randomness of the latent phase.
+        exploration: the noise that makes rollouts differ.
         grpo: GRPO.
         reward_funcs: import paths of reward functions, package.module:function or file.py:function.
         evaluation: how checkpoints are measured.

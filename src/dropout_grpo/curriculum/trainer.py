@@ -101,8 +101,9 @@ class CurriculumTrainer(Trainer):
         param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
             masters, which are the weights after the training.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
-        evaluation: how ``eval_dataset`` is asked, but for the number of samples, which is 0.
-        evaluate: validation by another function, with the thoughts and the answer length of the stage.
+        evaluation: how ``eval_dataset`` is asked. Its ``num_samples`` is ignored: only the plain network answers.
+        evaluate: a validation function instead of ``eval_dataset``: takes the model, and the number of thoughts and of
+            answer tokens of the stage.
         callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
         part: name of this part in metrics.jsonl, and of its checkpoints.
 

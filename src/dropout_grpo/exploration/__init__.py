@@ -1,4 +1,4 @@
-"""Where a rollout's randomness in the latent phase comes from. ``SharedDropout`` is the method of the paper."""
+"""The noise that makes the rollouts of a question differ. ``SharedDropout`` is the method of the paper."""
 
 from typing import TYPE_CHECKING
 

@@ -108,7 +108,9 @@ class LatentModel(Recurrence):
     def answer(self, questions: Sequence[Prompt], max_new_tokens: int = 64) -> list[str]: ...
 
     def answer(self, questions: Prompt | Sequence[Prompt], max_new_tokens: int = 64) -> str | list[str]:
-        """The plain network's greedy answers: the text after the end marker, without EOS.
+        """The plain network's greedy answers: the text after the end marker, such as ``### 15``, without EOS.
+
+        ``extract_answer`` gives the text after ``###``.
 
         Args:
             questions: one question or conversation, which gives one answer, or a sequence of them, which gives a list.

@@ -65,7 +65,7 @@ class RolloutSampler:
     Args:
         model: the policy.
         config: options.
-        exploration: where the randomness of the latent phase comes from.
+        exploration: the noise that makes the rollouts of a question differ.
         reward_funcs: reward functions, as in TRL.
         problems: questions with answers; the sources of a ``Mixture`` are drawn by their weights.
         seed: seed of the data order, masks and samples.

@@ -95,16 +95,18 @@ class GRPOTrainer(Trainer):
         processing_class: the tokenizer of a language model that is given as an object.
         latent_steps: number of thoughts before an answer; what the model has when not given.
         peft_config: PEFT's ``LoraConfig`` (``r``, ``lora_alpha``, ``target_modules``), to train an adapter.
-        exploration: where the randomness of the latent phase comes from; ``SharedDropout(0.1)`` when not given.
+        exploration: the noise that makes the rollouts of a question differ; ``SharedDropout(0.1)`` when not given.
         run: where metrics and checkpoints go: a run folder, or its path; ``runs/grpo`` when not given.
         seed: seed of the data order, masks and samples; 0 when not given.
         bf16: compute matrix products in bf16; when not given, on a GPU that has units for it.
         param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
             masters, which are the weights after the training.
         fsdp: shard weights, gradients and optimiser state over the processes.
-        evaluation: how ``eval_dataset`` is asked, but for the number of samples: the plain network with greedy answers,
-            and ``num_generations_eval`` masks. When not given, as long and as many at once as in a rollout.
-        evaluate: validation by another function: of the model, returns pass@1 in [0, 1], or several shares by name.
+        evaluation: how ``eval_dataset`` is asked. Its ``num_samples`` is ignored: the plain network answers greedily,
+            and ``num_generations_eval`` is the number of answers under masks. When not given, answers have at most
+            ``max_completion_length`` tokens, and batches ``rollout_batch_size`` rows.
+        evaluate: a validation function instead of ``eval_dataset``: takes the model, and returns pass@1 in [0, 1] or
+            several shares by name.
         callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
         part: name of this part in metrics.jsonl, and of its checkpoints.
         of_trl: TRL's other arguments, which may only be None; see ``docs/from-trl.md``.

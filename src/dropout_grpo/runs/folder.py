@@ -53,10 +53,10 @@ class RunFolder:
         joins: True if this process writes a part of a run whose folder its parent process has locked.
 
     Raises:
-        UserError: the folder holds a run and ``resume`` is False, or its options or digests differ, or one of the two
-            is of the command line and the other of a trainer in Python; another process has locked it; it cannot be
-            created; a tracker is not installed; or the processes of this run differ. A run that stopped before it
-            wrote anything but its config may be replaced.
+        UserError: the folder holds a run, and ``resume`` is False, or its options or digests differ, or it was started
+            by a command and is continued by a trainer in Python, or the reverse; another process has locked it; it
+            cannot be created; a tracker is not installed; or the processes of this run differ. A run that stopped
+            before it wrote anything but its config may be replaced.
     """
 
     def __init__(

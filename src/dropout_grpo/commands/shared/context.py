@@ -99,7 +99,7 @@ class Context:
         recipe: its options; ``bf16`` and ``attention`` are decided.
         run: its run folder.
         device: where models compute.
-        exploration: where the randomness of the latent phase comes from.
+        exploration: the noise that makes the rollouts of a question differ.
     """
 
     recipe: Recipe

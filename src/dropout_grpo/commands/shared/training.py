@@ -121,7 +121,7 @@ def grpo_trainer(
     Args:
         recipe: the options; ``bf16`` is decided.
         run: the run folder.
-        exploration: where the randomness of the latent phase comes from.
+        exploration: the noise that makes the rollouts of a question differ.
         model: the policy.
         problems: questions with answers.
         valid: problems to validate on.
