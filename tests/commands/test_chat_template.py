@@ -11,6 +11,7 @@ import pytest
 from dropout_grpo import GRPOTrainer, LatentModel, UserError
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared.models import load_model
+from dropout_grpo.commands.shared.problems import require_readable
 from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.records import as_problems
@@ -20,7 +21,7 @@ from dropout_grpo.latent.io.causal_lm import load_causal_lm, load_tokenizer
 from dropout_grpo.latent.tokens import add_latent_tokens, set_template_variables
 from helpers.grpo_run import CONFIG, alternating, digits
 from helpers.tiny import WORDS, tiny_model, tiny_tokenizer
-from helpers.tiny_latent import tiny_latent
+from helpers.tiny_latent import tiny_latent, tiny_problems
 
 USER, ASSISTANT, SYSTEM, TURN = 28, 29, 30, 31
 """Ids of the template's own tokens, after the 28 of the tiny tokenizer; the latent tokens are 32 to 34."""
@@ -207,6 +208,15 @@ def test_every_command_keeps_the_format_of_the_first(tmp_path: Path, capsys: pyt
     capsys.readouterr()
     assert main(["ask", str(checkpoint), "Ann has 3", "--masks=0", "--max_new_tokens=3"]) == 0
     assert capsys.readouterr().out.split(maxsplit=1)[1].strip() == samples[3]["plain"].strip()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_variables_of_a_template_that_is_not_used(
+    chat: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = instruct(tmp_path), DataConfig(chat_template_kwargs={"enable_thinking": False})
+    require_readable(model.tokenizer, data, "chat" if chat else "coconut", {"grpo": tiny_problems(2)})
+    assert ("data.chat_template_kwargs: no effect; it needs" in capsys.readouterr().err) != chat
 
 
 def test_a_model_from_scratch_has_no_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared import measure as command
+from dropout_grpo.commands.shared.models import exploration_for
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.evaluation import answering
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
 from dropout_grpo.evaluation.measures import measure_answers, summarize
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.build import options_of
+from dropout_grpo.exploration.gaussian import Gaussian
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.latent.rollout import Prompts
 from helpers.eval_run import MASKS, OPTIONS, SEED, evaluate, problems, save_checkpoint, save_files
@@ -244,6 +246,27 @@ def test_a_checkpoint_is_measured_under_the_masks_that_it_was_trained_with(
         main(["ask", str(tmp_path / "trained"), problems()[0].question, "--masks", "3", "--max_new_tokens", "5"]) == 0
     )
     assert "masks: shared_dropout, p 0.4;" in capsys.readouterr().err
+
+
+def test_p_of_a_checkpoint_trained_with_other_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_latent()
+    model.exploration = options_of(Gaussian(sigma=0.2))
+    exploration_for(model, {"p": 0.5})
+    assert "exploration.p=0.5: no effect; it needs kind shared_dropout or per_step_dropout" in capsys.readouterr().err
+    exploration_for(model, {})
+    assert "no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--latent_steps", "0"], ["--exploration.p", "0"]])
+def test_ask_has_words_of_its_own_for_masks_that_change_nothing(
+    checkpoint: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: it told to set num_samples and a temperature, which are options of `eval`."""
+    assert main(["ask", str(checkpoint), problems()[0].question, "--max_new_tokens", "5", *options]) == 2
+    said = capsys.readouterr().err
+    assert "no mask changes an answer of" in said
+    assert "use --masks 0" in said
+    assert "num_samples" not in said
 
 
 def test_a_checkpoint_cannot_name_code_to_run(

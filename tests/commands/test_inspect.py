@@ -1,14 +1,17 @@
 """``dropout-grpo inspect``, and the two options for what a published checkpoint does not record."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.files import save_problems
+from dropout_grpo.evaluation import answering
 from dropout_grpo.evaluation.answering import EVAL_STEP
 from dropout_grpo.exploration import SharedDropout
 from dropout_grpo.exploration.seeds import rollout_seeds
@@ -187,8 +190,17 @@ def started_from(run: Path) -> tuple[str, int, str]:
     return config["checkpoint"], config["latent_steps"], config["base"]
 
 
-def test_the_thoughts_about_some_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_thoughts_about_some_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of the same masks, once as JSON and once as text."""
+    tokens, answer = [], answering.answer_problems
+
+    def watched(model: LatentModel, problems: Any, config: EvaluationConfig, **options: Any) -> Any:
+        tokens.append(config.max_new_tokens)
+        return answer(model, problems, config, **options)
+
+    monkeypatch.setattr(answering, "answer_problems", watched)
     model = tiny_latent(latent_steps=2)
     model.save_pretrained(tmp_path / "model")
     save_problems(tmp_path / "few.json", tiny_problems(3))
@@ -205,6 +217,11 @@ def test_the_thoughts_about_some_problems(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "\n\nwrong: Ann has 0 ?\nright answer 3, plain answer " in text
     assert text.count("after the thoughts") == 2
+    wordy = replace(tiny_problems(1)[0], answer="3 + 3 - 1 * 2 + 4")  # with ### and the end 11 tokens
+    save_problems(tmp_path / "few.json", [wordy, *tiny_problems(3)])
+    assert main(words) == 0
+    assert tokens == [8, 8, 11], "fault: always 8, so that longer answers were wrong"
+    capsys.readouterr()
     renamed = [{"q": p.question, "steps": p.steps, "answer": p.answer} for p in tiny_problems(3)]
     (tmp_path / "few.json").write_text(json.dumps(renamed), encoding="utf-8")
     assert main([*words, "--data.columns.question", "q"]) == 0

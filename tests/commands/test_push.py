@@ -85,6 +85,16 @@ def test_the_folder_goes_up_with_a_card_that_has_the_results(
     assert "| test.json | 40 | 50.0% | 35.0% to 65.0% |" in card.text
 
 
+def test_a_trainer_in_python_has_no_command_line(hub: FakeHub, checkpoint: Path) -> None:
+    """Fault: its options were printed as those of a command that does not have them."""
+    config = {"command": "grpo", "config": {"max_steps": 50, "reward_funcs": ["exact_answer"]}}
+    (checkpoint.parent.parent / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    push(checkpoint, "me/mine")
+    card = ModelCard.load(checkpoint / "README.md").text
+    assert "trained with Dropout-GRPO" in card
+    assert "## Training" not in card
+
+
 def test_without_an_eval_run_the_card_has_what_the_training_run_measured(hub: FakeHub, checkpoint: Path) -> None:
     rows = [{"file": "valid.json", "n": 20, "pass@1": 0.75, "ci95": [0.5, 0.9]}]
     results = checkpoint.parent.parent / "results.json"

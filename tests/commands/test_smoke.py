@@ -90,6 +90,12 @@ def test_grpo_takes_two_steps_that_move_the_weights(name: str, elsewhere: Path) 
         assert "eval/pass@1" in line
 
 
+def test_dynamic_sampling_is_reduced_too(elsewhere: Path) -> None:
+    """Fault: 2 questions in each of 10 batches were more than the 4 problems."""
+    words = ["--grpo.dynamic_sampling_max_gen_batches", "10", "--smoke"]
+    assert main(["grpo", "--recipe", "prosqa", "--checkpoint", "none", *words]) == 0
+
+
 def test_the_demo_and_eval_have_it_too(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--smoke", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_test"] == 4

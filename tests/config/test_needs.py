@@ -147,7 +147,7 @@ def test_an_option_of_another_command(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def steps(watch: Watch, count: int, metrics: Callable[[int], dict]) -> list[str]:
-    usual = {"reward": 0.5, "reward_std": 0.1, "completions/clipped_ratio": 0.0}
+    usual = {"reward": 0.5, "frac_reward_zero_std": 0.1, "completions/clipped_ratio": 0.0}
     return [line for step in range(count) for line in watch.after({**usual, **metrics(step)})]
 
 
@@ -158,15 +158,22 @@ def test_ten_skipped_steps() -> None:
     assert "the last 10 steps changed nothing" in line
     assert "[2, 3]; the last step's mean reward is 0.5" in line
     assert steps(Watch(config), 50, lambda step: {"groups/step_skipped": int(step % 10 != 9)}) == [], "not in a row"
+    dynamic = replace(config, dynamic_sampling_max_gen_batches=2)
+    none_mixed = {"groups/step_skipped": 1, "groups/mixed": 0}
+    assert steps(Watch(dynamic), 50, lambda step: none_mixed) == [], "the range is not the reason"
+    assert len(steps(Watch(dynamic), 50, lambda step: {**none_mixed, "groups/mixed": 1})) == 1
 
 
 def test_a_constant_reward_and_answers_that_are_all_cut() -> None:
     watch = Watch(GRPOConfig(max_completion_length=5))
-    (line,) = steps(watch, 50, lambda step: {"reward_std": 0.0})
-    assert "in the last 20 steps all rollouts of a question had the same reward, 0.5 on average" in line
+    (line,) = steps(watch, 50, lambda step: {"frac_reward_zero_std": 1.0, "reward": step % 2 / 2 + 0.25})
+    assert "in the last 20 steps all rollouts of a question had the same reward, 0.75 on average" in line
     assert steps(watch, 50, lambda step: {"completions/clipped_ratio": 0.89}) == []
     (line,) = steps(watch, 50, lambda step: {"completions/clipped_ratio": 0.9})
     assert "nearly all answers of the last 20 steps were cut at max_completion_length=5" in line
-    assert steps(watch, 50, lambda step: {"completions/clipped_ratio": 1.0, "reward_std": 0.0}) == [], "told once"
-    assert steps(Watch(GRPOConfig()), 50, lambda step: {"reward": step % 2, "reward_std": 0.0}) == [], "not constant"
+    both = {"completions/clipped_ratio": 1.0, "frac_reward_zero_std": 1.0}
+    assert steps(watch, 50, lambda step: both) == [], "told once"
+    alone = GRPOConfig(num_generations=1, baseline="ema")  # groups of one, which are always alike
+    assert steps(Watch(alone), 50, lambda step: {"frac_reward_zero_std": 1.0, "reward": step % 2}) == []
+    assert len(steps(Watch(alone), 50, lambda step: {"frac_reward_zero_std": 1.0})) == 1
     assert steps(Watch(GRPOConfig()), 19, lambda step: {"completions/clipped_ratio": 1.0}) == []

@@ -21,6 +21,7 @@ class Config:
     rate: float = ranged(0.5, above=0, at_most=1, why="it is a share")
     limit: int | None = ranged(None, at_least=2)
     weights: tuple[float, ...] | None = ranged(None, at_least=0, below=9)
+    ends: tuple[float, float] | None = ranged(None)
     seed: int = seed_field()
 
     def __post_init__(self) -> None:
@@ -41,6 +42,10 @@ class Config:
         ({"limit": 1}, "part.limit=1 must be at least 2."),
         ({"weights": (1.0, 9)}, "part.weights=9 must be at least 0 and below 9."),
         ({"weights": (1.0, math.nan)}, "part.weights=nan must be at least 0 and below 9."),
+        ({"weights": 1.0}, "part.weights=1.0 must be a list of numbers."),
+        ({"ends": 0.2}, "part.ends=0.2 must be a list of 2 numbers."),
+        ({"ends": (0.2,)}, "part.ends=(0.2,) must be a list of 2 numbers."),
+        ({"ends": (0.2, "1")}, "part.ends='1' must be a number."),
         ({"seed": -1}, "part.seed=-1 must be at least 0."),
         ({"seed": 2**63}, "part.seed=9223372036854775808 must be at least 0 and below 2^63."),
         ({"count": 10**400}, "part.count=a number of more than 40 digits must be at least 1 and below 2^63."),
@@ -54,7 +59,15 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_accepted() -> None:
-    for options in ({}, {"count": MAX_INT}, {"rate": 1}, {"limit": 2}, {"weights": (0, 8.9)}, {"seed": MAX_INT}):
+    for options in (
+        {},
+        {"count": MAX_INT},
+        {"rate": 1},
+        {"limit": 2},
+        {"weights": (0, 8.9)},
+        {"ends": [0, 1]},
+        {"seed": MAX_INT},
+    ):
         assert Config(**options)
 
 

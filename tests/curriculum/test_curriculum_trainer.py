@@ -265,6 +265,16 @@ def test_only_stages_that_are_trained_count(tmp_path: Path) -> None:
         trainer(tmp_path / "c", replace(only, uniform_prob=0.5), problems=[wordy])
 
 
+def test_each_row_needs_room_for_itself_alone(tmp_path: Path) -> None:
+    """Fault: the longest question had to leave room for the longest answer of another row."""
+    long_question, wordy = replace(SHORT, question="Ann has 1 ?" * 10), replace(LONG, steps=("1 + 2 - 3 * 4",) * 5)
+    for i, one in enumerate((long_question, wordy)):
+        trainer(tmp_path / str(i), problems=[one])
+    trainer(tmp_path / "both", problems=[long_question, wordy])
+    with pytest.raises(UserError, match=r"question 2 \('Ann has .*64 positions"):
+        trainer(tmp_path / "long", problems=[SHORT, replace(long_question, question="Ann has 1 ?" * 40)])
+
+
 def test_stages_are_kept_when_asked_for(tmp_path: Path) -> None:
     model = tiny_latent()
     trainer(tmp_path, replace(CONFIG, save_stages=True), model=model, part="x").train()
@@ -272,7 +282,10 @@ def test_stages_are_kept_when_asked_for(tmp_path: Path) -> None:
     assert folders == {"x-step-3", "x-step-4", "x-stage-0", "x-stage-1", "x-stage-2", "x-stage-3"}
     for name in ("x-step-4", "x-stage-3"):
         assert_same_weights(weights_of(LatentModel.from_pretrained(tmp_path / "checkpoints" / name)), weights_of(model))
-    first = weights_of(LatentModel.from_pretrained(tmp_path / "checkpoints" / "x-stage-0"))
+    stages = [LatentModel.from_pretrained(tmp_path / "checkpoints" / f"x-stage-{i}") for i in range(4)]
+    assert [stage.latent_steps for stage in stages] == [0, 1, 2, 2]  # fault: 2 in all of them
+    assert model.latent_steps == 2
+    first = weights_of(stages[0])
     assert any(not torch.equal(first[name], tensor) for name, tensor in weights_of(model).items())
 
 

@@ -16,12 +16,13 @@ from dropout_grpo.commands.shared.models import fresh_model, starting_tokenizer
 from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
 from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.model import ModelConfig
-from dropout_grpo.data.files import load_problems
+from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.data.formats import Columns
 from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
+from helpers.tiny_latent import tiny_problems
 
 FEW = {"n_train": 6, "n_grpo": 4, "n_valid": 2, "n_test": 2}
 PROSQA = DataConfig(task="prosqa", prosqa=ProsqaConfig(**FEW))
@@ -94,18 +95,35 @@ def test_steps_are_required_of_the_curriculums_problems_alone(tmp_path: Path) ->
 SMALL = ModelConfig(n_embd=16, n_layer=1, n_head=2, n_positions=400)
 
 
+def test_problems_that_the_built_in_task_makes_beside_files_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: with --data.train in place of --data.grpo, GRPO trained on word problems without a word."""
+    save_problems(tmp_path / "valid.json", tiny_problems(2))
+    problems_of(replace(small(DataConfig()), valid=str(tmp_path / "valid.json")), ("grpo", "valid"))
+    assert capsys.readouterr().err.startswith("data.grpo: made by the built-in task word_problems, since no file")
+    problems_of(small(DataConfig()), ("grpo", "valid"))
+    assert capsys.readouterr().err == ""
+
+
+def test_one_file_for_training_and_test() -> None:
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=rf"data\.{split} \[a.json,b.json\]: it takes one file.* join the files"):
+            DataConfig(**{split: "[a.json,b.json]"})
+
+
 @pytest.mark.parametrize(
     "data", [PROSQA, DataConfig(word_problems=WordProblemsConfig(max_number=9, **FEW))], ids=["prosqa", "word_problems"]
 )
 def test_a_model_made_from_scratch_knows_the_words_of_its_task(data: DataConfig) -> None:
     model = fresh_model(SMALL, starting_tokenizer(SMALL, vocabulary(data)), 2, "hidden_state", 0)
     problems = problems_of(data, ("train", "valid"))
-    require_readable(model.tokenizer, data, problems)
+    require_readable(model.tokenizer, data, model.prompt_format, problems)
     ids, _ = model.encode([p.question for p in problems["train"]])
     assert model.tokenizer.unk_token_id not in ids
     other = DataConfig(task="word_problems" if data.task == "prosqa" else "prosqa", word_problems=WordProblemsConfig())
     with pytest.raises(UserError, match=r"word_problems valid|prosqa valid") as caught:
-        require_readable(model.tokenizer, other, {"valid": problems_of(small(other), ("valid",))["valid"]})
+        require_readable(model.tokenizer, other, "coconut", {"valid": problems_of(small(other), ("valid",))["valid"]})
     assert "of 2 problems have words that the model's tokenizer does not know" in str(caught.value)
     assert "with the same settings (such as data.word_problems.max_number)" in str(caught.value)
 

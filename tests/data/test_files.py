@@ -4,6 +4,7 @@ GSM8K, ProntoQA and Hugging Face datasets have test files of their own.
 """
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,21 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "\\x00b.json': cannot be read: " in error(tmp_path / "a\0b.json")
     (tmp_path / "latin.json").write_bytes(b'[{"question": "\xc4pfel"}]')
     assert "not UTF-8 at byte 15" in error(tmp_path / "latin.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"answer": 5}, "the answer must be a string, found 5 of type int"),
+        ({"question": None}, "the question must be a string, found None of type NoneType"),
+        ({"steps": (7,)}, "step 1 must be a string, found 7 of type int"),
+        ({"steps": "<<1+1=2>>"}, "steps is one string ('<<1+1=2>>'): give a tuple, with one string for each step."),
+    ],
+)
+def test_a_problem_has_texts(field: dict[str, Any], message: str) -> None:
+    """Fault: a text for the steps was one step for each of its characters."""
+    with pytest.raises(UserError, match=re.escape(message)):
+        Problem(**{"id": 0, "question": "q", "steps": (), "answer": "1", **field})
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_neither_order_nor_batch_size_matters() -> None:
 
 
 def test_samples_with_nothing_random_are_refused() -> None:
-    with pytest.raises(UserError, match=r"num_samples=3 with temperature 0 and no exploration: .* Set a temperature"):
+    with pytest.raises(UserError, match=r"num_samples=3 with temperature 0 and no masks .* Set a temperature"):
         answer_problems(tiny_latent(), PROBLEMS, CONFIG)
     answer_problems(tiny_latent(), PROBLEMS, replace(CONFIG, num_samples=1))  # one sample claims nothing
     with pytest.raises(UserError, match="no problems to evaluate on"):

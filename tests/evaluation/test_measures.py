@@ -6,7 +6,7 @@ import pytest
 
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.evaluation.answering import ModelAnswers
-from dropout_grpo.evaluation.measures import measure_answers, summarize
+from dropout_grpo.evaluation.measures import in_a_line, measure_answers, summarize
 from dropout_grpo.evaluation.statistics import mean_interval, wilson_interval
 
 
@@ -95,3 +95,10 @@ def test_what_was_not_measured_is_left_out() -> None:
     assert sampled["masked_pass@1"] == pytest.approx(2 / 3)
     single = summarize([answered("### 1", "### 7", average="### 7")])
     assert (single["pass@1"], single["masked_pass@1"], single["maj@1"], single["bma"]) == (0.0, 1.0, 1.0, 1.0)
+
+
+def test_a_line_says_what_was_cut_off() -> None:
+    """Fault: trainings did not, and cut answers looked like wrong ones."""
+    row = {"file": "x.json", **summarize([answered("### 7"), answered("oops", clipped=True)])}
+    assert in_a_line(row) == "x.json: pass@1 50.0 % [9.5, 90.5]; n 2, 50.0 % of the answers cut off at max_new_tokens"
+    assert in_a_line({**row, "seconds": 1.25, "completions/clipped_ratio": 0.0}).endswith("; n 2, 1.2 s")

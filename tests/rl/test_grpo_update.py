@@ -137,7 +137,7 @@ def test_later_iterations_compare_with_the_policy_that_sampled(tmp_path: Path, m
     config = replace(CONFIG, max_steps=1, num_iterations=2, micro_batch_size=12, learning_rate=2e-2)
     trainer(tmp_path, config, reward_funcs=[alternating]).train()
     first, second = replays.surrogates
-    assert torch.equal(first["old"], second["old"])  # of the rollout, both times
+    assert torch.equal(first["old"], second["old"])  # of the policy that sampled, both times
     assert replays.seeds[0] == replays.seeds[1]  # under the same masks
     moved = [((batch["logprobs"] - batch["old"]) * batch["mask"]).sum(-1) for batch in (first, second)]
     assert moved[0].abs().max() < 1e-5
@@ -186,11 +186,13 @@ def test_truncated_answers_get_no_gradient_when_masked(
     assert bool((tokens[:, -1] == made.model.tokens.eos).any())
     (line,), (batch,) = read_metrics(tmp_path), replays.surrogates
     assert line["completions/clipped_ratio"] == pytest.approx(1 - float(ended.float().mean()))
-    assert torch.equal(batch["mask"], mask & ended[:, None])
+    used = (mask & ended[:, None]).view(3, 4, -1)
+    replayed = used.flatten(1).any(1)  # a group whose answers are all cut is not
+    assert torch.equal(batch["mask"], used[replayed].flatten(0, 1))
     assert line["completions/max_length"] == length  # metrics are of what was sampled
     assert batch["totals"].rollouts == 12
     assert batch["totals"].tokens == (mask & ended[:, None]).sum()
-    assert torch.equal(batch["advantages"], torch.tensor([-0.5, 0.5] * 6))  # rewards are of all
+    assert torch.equal(batch["advantages"], torch.tensor([-0.5, 0.5] * 2 * int(replayed.sum())))  # rewards are of all
 
 
 def test_all_answers_truncated_and_masked_is_no_update(tmp_path: Path) -> None:
@@ -201,6 +203,49 @@ def test_all_answers_truncated_and_masked_is_no_update(tmp_path: Path) -> None:
     (line,) = read_metrics(tmp_path)
     assert (line["completions/clipped_ratio"], line["loss"], line["grad_norm"]) == (1.0, 0.0, 0.0)
     assert_same_weights(weights_of(model), before)
+
+
+@pytest.mark.parametrize("kept", [[], [0]])
+def test_groups_without_a_token_that_has_an_advantage_are_not_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[int]
+) -> None:
+    """Fault: they were, for a gradient of 0, and weight decay moved the weights."""
+    replays, model = Replays(monkeypatch), tiny_latent()
+    before = weights_of(model)
+    config = replace(CONFIG, max_steps=1, mask_truncated_completions=True, weight_decay=0.1, micro_batch_size=4)
+    made = trainer(tmp_path, config, model=model, reward_funcs=[alternating])
+    cut = torch.ones(3, 4, dtype=torch.bool)
+    cut[kept] = False
+    monkeypatch.setattr(made, "_truncated", lambda answers: cut.flatten())
+    made.train()
+    assert len(replays.seeds) == len(kept)
+    if not kept:
+        assert_same_weights(weights_of(model), before)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_rounding_between_rollout_and_replay_is_not_clipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Any
+) -> None:
+    """Fault: in bf16 it exceeds GSPO's clip range, and a sixth of the tokens lost their gradient in the only update."""
+    replays = Replays(monkeypatch)
+    options: dict[str, Any] = {"importance_sampling_level": level, "epsilon": 3e-4, "epsilon_high": 4e-4}
+    config = replace(CONFIG, max_steps=1, num_iterations=2, learning_rate=1e-9, micro_batch_size=12, **options)
+    made = trainer(tmp_path, config, reward_funcs=[alternating])
+    sample = made.sampler.sample
+
+    def rounded(step: int) -> Any:
+        groups, logged = sample(step)
+        groups.answers.logprobs[::2] += 0.01
+        return groups, logged
+
+    monkeypatch.setattr(made.sampler, "sample", rounded)
+    made.train()
+    (line,) = read_metrics(tmp_path)
+    assert line["clip_ratio/region_mean"] == 0  # of the second update
+    assert line["replay/logprob_diff_max"] == pytest.approx(0.01, abs=1e-4)  # still measured
+    for batch in replays.surrogates:
+        assert torch.allclose(batch["logprobs"] * batch["mask"], batch["old"] * batch["mask"], atol=1e-6)
 
 
 def test_weights_without_requires_grad_stay_and_have_no_optimiser_state(tmp_path: Path) -> None:

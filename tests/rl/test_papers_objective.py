@@ -172,5 +172,7 @@ def test_long_questions_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"{10 - len(kept)} of 10 GRPO questions have more than max_prompt_length={most} tokens" in (
         capsys.readouterr().err
     )
-    with pytest.raises(UserError, match="more than the 0 problems"):
+    with pytest.raises(UserError, match=f"prompts_per_step=.*, or raise max_prompt_length={min(lengths)}"):
+        trainer(tmp_path / "d", replace(CONFIG, max_prompt_length=min(lengths)), problems=problems)
+    with pytest.raises(UserError, match="max_prompt_length=1 leaves no question: raise it"):
         trainer(tmp_path / "c", replace(CONFIG, max_prompt_length=1), problems=problems)

@@ -194,6 +194,16 @@ def test_provenance_says_what_it_ran_on_and_not_where() -> None:
     assert str(Path.home()) not in text
 
 
+def test_a_slow_git_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: at the end of a training, a traceback in place of its results."""
+
+    def slow(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, 10)
+
+    monkeypatch.setattr(provenance_module.subprocess, "run", slow)
+    assert provenance()["commit"] is None
+
+
 def test_data_that_changed_is_named(tmp_path: Path) -> None:
     config = {"data": {"train": "a.json", "valid": None}}
     begun = {"data.train": "1", "data.valid": "2"}

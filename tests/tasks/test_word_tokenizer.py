@@ -119,6 +119,10 @@ def test_unknown_words_are_refused_with_their_count(tokenizer: PreTrainedTokeniz
     message = str(caught.value)
     assert "valid.json: 2 of 3 problems have words" in message
     assert "'Kiwis' (2), 'and' (1), '99' (1), 'kiwis' (1);" in message
+    only_steps = [Problem(id=1, question="Tom has 7 apples .", steps=("<<7+99=106>>",), answer="13")]
+    require_known_words(tokenizer, only_steps, "test.json")  # nobody reads them; fault: they were refused
+    with pytest.raises(UserError, match=r"'99' \(1\), '106' \(1\)"):
+        require_known_words(tokenizer, only_steps, "train.json", steps=True)
     many = Problem(id=3, question="a b c d e f g", steps=(), answer="1")
     with pytest.raises(UserError, match=r"and 2 others"):
         require_known_words(tokenizer, [many], "x")

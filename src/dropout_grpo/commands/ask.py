@@ -117,14 +117,11 @@ def ask(
 
     from dropout_grpo.commands.shared.context import tell_device
     from dropout_grpo.commands.shared.models import exploration_for, load_model
-    from dropout_grpo.evaluation.answering import EVAL_STEP, answer_problems, vote, vote_table
-    from dropout_grpo.exploration.base import NoExploration
+    from dropout_grpo.evaluation.answering import EVAL_STEP, all_alike, answer_problems, vote, vote_table
     from dropout_grpo.exploration.build import build_exploration
     from dropout_grpo.exploration.seeds import rollout_seeds
 
     exploration = build_exploration(config)
-    if options.masks > 1 and isinstance(exploration, NoExploration):
-        raise UserError("exploration.kind none gives every mask the same answer: use --masks 0.")
     model = load_model(checkpoint, checkpoint_options)
     tell_device(model.device, bf16=False)
     if told is not None and options.masks > 0:
@@ -132,6 +129,11 @@ def ask(
     for question in questions:
         model.encode([question], room=options.max_new_tokens)
     settings = EvaluationConfig(num_samples=options.masks, max_new_tokens=options.max_new_tokens)
+    if options.masks > 1 and all_alike(model, settings, exploration):
+        raise UserError(
+            f"no mask changes an answer of {model.name}, which follows from --exploration.kind, --exploration.p or "
+            "--latent_steps: use --masks 0."
+        )
     answers = []
     for question in questions:
         problem = Problem(id=0, question=question, steps=(), answer="?")  # the same masks for every question

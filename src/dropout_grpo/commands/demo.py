@@ -78,7 +78,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     from dropout_grpo.commands.shared.context import Context
     from dropout_grpo.commands.shared.measure import measure, require_askable
     from dropout_grpo.commands.shared.model_card import describe_measured
-    from dropout_grpo.commands.shared.models import refuse_lora_from_scratch, starting_tokenizer
+    from dropout_grpo.commands.shared.models import format_of, refuse_lora_from_scratch, starting_tokenizer
     from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
     from dropout_grpo.commands.shared.thoughts import thoughts_of_run
     from dropout_grpo.commands.shared.training import grpo_trainer, train_curriculum, train_grpo
@@ -101,7 +101,7 @@ def demo(recipe: Recipe) -> dict[str, Any]:
     clock = Clock()
     problems = clock("data", lambda: problems_of(recipe.data, SPLIT_NAMES))
     tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data), recipe.data.chat_template_kwargs)
-    require_readable(tokenizer, recipe.data, problems)
+    require_readable(tokenizer, recipe.data, format_of(recipe.data.chat_template), problems)
     context = Context.start("demo", recipe, exploration, device=default_device(), problems=problems)
     recipe, run = context.recipe, context.run
     if is_main():

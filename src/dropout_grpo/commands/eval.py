@@ -92,7 +92,7 @@ def evaluate(
     from dropout_grpo.distributed.device import default_device
     from dropout_grpo.distributed.processes import on_main
     from dropout_grpo.evaluation.answering import check_evaluation
-    from dropout_grpo.evaluation.measures import measure_answers, sample, summary
+    from dropout_grpo.evaluation.measures import in_a_line, measure_answers, sample, summary
     from dropout_grpo.evaluation.statistics import CI95
     from dropout_grpo.exploration.build import build_exploration
     from dropout_grpo.report import write_report
@@ -147,7 +147,7 @@ def evaluate(
     results = {"checkpoint": checkpoint, "seed": recipe.seed, "evaluations": rows, **provenance()}
     run.write_results(results)
     for row in rows:
-        tell(_line(row))
+        tell(in_a_line(row))
     tell(f"report: {on_main(lambda: str(write_report(run.path)))}")
     return results
 
@@ -172,7 +172,7 @@ def _finished(
     Raises:
         UserError: the problems of a file have changed, or a file of the run is damaged.
     """
-    from dropout_grpo.evaluation.measures import summary
+    from dropout_grpo.evaluation.measures import in_a_line, summary
 
     measures = read_measures(run)
     evaluations = [dict(one) for one in objects(measures, "evaluations", str(run / MEASURES_FILE))]
@@ -185,7 +185,7 @@ def _finished(
         for evaluation in evaluations:
             if (evaluation["n"], evaluation["num_samples"]) != (len(sets[evaluation["file"]]), num_samples):
                 raise ValueError(f"n or num_samples of {evaluation['file']} is wrong")
-            _line({"file": evaluation["file"], **summary(evaluation)})  # has all that will be needed
+            in_a_line({"file": evaluation["file"], **summary(evaluation)})  # has all that will be needed
     samples = [line for line in read_samples(run) if line["file"] in done]
     for file in done:
         then = [(line["question"], line["answer"]) for line in samples if line["file"] == file]
@@ -193,14 +193,3 @@ def _finished(
             raise UserError(f"{file} has changed since {run} was measured on it: choose another --run_dir.")
         console.print(f"{file}: already measured", markup=False)
     return evaluations, samples
-
-
-def _line(row: dict[str, Any]) -> str:
-    """The summary of one file in a line, shares in percent."""
-    lo, hi = row["ci95"]
-    names = [name for name in row if name.startswith(("pass", "masked_pass", "maj", "bma"))]
-    shares = [f"{name} {100 * row[name]:.1f} %" for name in names]
-    shares[0] += f" [{100 * lo:.1f}, {100 * hi:.1f}]"
-    cut = row["completions/clipped_ratio"]
-    clipped = f", {100 * cut:.1f} % of the answers cut off at max_new_tokens" if cut else ""
-    return f"{row['file']}: {', '.join(shares)}; n {row['n']}, {row['seconds']:.1f} s{clipped}"

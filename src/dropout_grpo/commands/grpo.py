@@ -67,7 +67,7 @@ def grpo(recipe: Recipe, checkpoint: str, options: CheckpointOptions) -> dict[st
     exploration = build_exploration(recipe.exploration)
     problems = problems_of(recipe.data, ("grpo", "valid"))
     model = load_model(checkpoint, options, data=recipe.data, device=device)
-    require_readable(model.tokenizer, recipe.data, problems)
+    require_readable(model.tokenizer, recipe.data, model.prompt_format, problems)
     if recipe.lora.r is not None:
         model = add_lora(model, recipe.lora, seed=recipe.seed)
     record = {"checkpoint": checkpoint, **vars(options)}

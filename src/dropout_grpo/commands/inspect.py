@@ -131,11 +131,14 @@ def thoughts_about(
     from dropout_grpo.commands.shared.problems import require_known_words
     from dropout_grpo.commands.shared.thoughts import MASKS, kinds_of, thought_lines
     from dropout_grpo.evaluation.answering import answer_problems
+    from dropout_grpo.latent.tokens import encode_answers
 
     problems = load_problems(file, columns=columns, require_steps=False, max_problems=_ASKED)
     require_known_words(model.tokenizer, problems, file)
     masks = 0 if model.latent_steps == 0 else MASKS
-    answered = answer_problems(model, problems, EvaluationConfig(num_samples=masks), exploration=exploration)
+    longest = max(map(len, encode_answers(model.tokenizer, [p.answer for p in problems], model.tokens)), default=0)
+    config = EvaluationConfig(num_samples=masks, max_new_tokens=max(_ANSWER_TOKENS, longest))
+    answered = answer_problems(model, problems, config, exploration=exploration)
     return thought_lines(kinds_of(answered), {"": (model, answered)}, exploration)
 
 

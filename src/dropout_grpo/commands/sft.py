@@ -38,7 +38,7 @@ def sft(recipe: Recipe) -> dict[str, Any]:
         UserError: bad options or files, before anything is trained.
     """
     from dropout_grpo.commands.shared.context import Context
-    from dropout_grpo.commands.shared.models import refuse_lora_from_scratch, starting_tokenizer
+    from dropout_grpo.commands.shared.models import format_of, refuse_lora_from_scratch, starting_tokenizer
     from dropout_grpo.commands.shared.problems import problems_of, require_readable, vocabulary
     from dropout_grpo.commands.shared.training import finish, train_curriculum
     from dropout_grpo.distributed.device import default_device
@@ -48,7 +48,7 @@ def sft(recipe: Recipe) -> dict[str, Any]:
     refuse_lora_from_scratch(recipe)
     problems = problems_of(recipe.data, ("train", "valid"))
     tokenizer = starting_tokenizer(recipe.model, vocabulary(recipe.data), recipe.data.chat_template_kwargs)
-    require_readable(tokenizer, recipe.data, problems)
+    require_readable(tokenizer, recipe.data, format_of(recipe.data.chat_template), problems)
     context = Context.start("sft", recipe, NoExploration(), device=device, problems=problems)
     start = time.monotonic()
     model = train_curriculum(context, problems["train"], problems["valid"], tokenizer)

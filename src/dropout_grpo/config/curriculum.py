@@ -43,7 +43,7 @@ class CurriculumConfig:
         save_steps: save a checkpoint, from which the run can be resumed, every so many updates and at the end of a
             stage; 0 only at the end of a stage.
         save_total_limit: how many of these checkpoints are kept, the newest ones; null keeps all.
-        save_stages: also keep the model of every stage.
+        save_stages: also keep the model of every stage, with the number of thoughts of that stage.
     """
 
     c_thought: int = ranged(2, at_least=1)

@@ -82,6 +82,11 @@ class DataConfig(TaskSettings):  # a field for each task of the registry
             raise UserError("data.grpo is an empty list: name at least one source, or leave it out.")
         if self.valid == ():
             raise UserError("data.valid is an empty list: name at least one file, or leave it out.")
+        for split in ("train", "test"):
+            if (getattr(self, split) or "").startswith(("[", "{")):
+                raise UserError(
+                    f"data.{split} {getattr(self, split):.80}: it takes one file or dataset; join the files."
+                )
         lists = {"grpo": "[{source: a.json,weight: 2},{source: b.json}] or [a.json,b.json]", "valid": "[a.json,b.json]"}
         for split, form in lists.items():
             for source in self.sources(split):

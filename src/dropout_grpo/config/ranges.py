@@ -103,6 +103,9 @@ def check_ranges(config: Any, section: str = "") -> None:
             raise UserError(f"{name}={value!r:.40} must be one of {', '.join(map(str, get_args(option.type)))}.")
         if bounds is None or value is None:
             continue
+        if (numbers := _list_type(option.type)) and not _fits(value, numbers):
+            many = "numbers" if Ellipsis in numbers else f"{len(numbers)} numbers"
+            raise UserError(f"{name}={value!r:.40} must be a list of {many}.")
         whole = number_types(option.type) == {int}
         for number in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
@@ -110,6 +113,16 @@ def check_ranges(config: Any, section: str = "") -> None:
             if not bounds.contains(number):
                 limit = " and below 2^63" if isinstance(number, int) and number > MAX_INT else ""
                 raise UserError(f"{name}={_text(number)} must be {bounds}{limit}{bounds.why and ': '}{bounds.why}.")
+
+
+def _list_type(option: Any) -> tuple[Any, ...]:
+    """The arguments of the tuple in an option's type, such as (float, float); empty without one."""
+    parts = [part for part in (option, *get_args(option)) if get_origin(part) is tuple]
+    return get_args(parts[0]) if parts else ()
+
+
+def _fits(value: Any, numbers: tuple[Any, ...]) -> bool:
+    return isinstance(value, (list, tuple)) and (Ellipsis in numbers or len(value) == len(numbers))
 
 
 def _text(number: float) -> str:

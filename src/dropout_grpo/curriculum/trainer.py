@@ -101,7 +101,8 @@ class CurriculumTrainer(Trainer):
         param_dtype: dtype of the weights during training; ``bfloat16`` computes everything in bf16, and trains float32
             masters, which are the weights after the training.
         fsdp: weights, gradients and optimiser state are sharded over the processes.
-        evaluation: how ``eval_dataset`` is asked. Its ``num_samples`` is ignored: only the plain network answers.
+        evaluation: how ``eval_dataset`` is asked. Only the plain network answers, greedily, with the thoughts and the
+            answer length of the stage, so only ``batch_size`` and ``tolerance`` have an effect.
         evaluate: a validation function instead of ``eval_dataset``: takes the model, and the number of thoughts and of
             answer tokens of the stage.
         callbacks: transformers' callbacks, objects or classes; `training/callbacks.py` lists the events.
@@ -155,7 +156,7 @@ class CurriculumTrainer(Trainer):
             )
         require_param_dtype(param_dtype, model, fsdp=fsdp)
         bf16 = bf16_products(bf16, model, param_dtype)
-        require_one_validation(eval_dataset, evaluate, evaluation)
+        require_one_validation(eval_dataset, evaluate, evaluation, config.eval_steps)
         if eval_dataset is not None:
             plain = replace(evaluation or EvaluationConfig(), num_samples=0)
             evaluate = Validation(as_sets(eval_dataset, "eval_dataset"), plain, seed=seed, bf16=bf16)
@@ -187,8 +188,9 @@ class CurriculumTrainer(Trainer):
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         self._trained = [stage for stage in self.stages if stage.epochs]
         self._shown = self.stages if config.uniform_prob > 0 else self._trained
-        longest = max(stage.latent_steps + self._longest_answer(stage) for stage in self._shown)
-        model.check_length(self._prompts, longest)
+        stage, row = self._longest_row()
+        room = self.stages[stage].latent_steps + len(self._answers[stage][row])
+        model.check_length([prompt if i == row else [] for i, prompt in enumerate(self._prompts)], room)
         if isinstance(evaluate, Validation):
             for stage in self._trained:
                 evaluate.check(model, stage.latent_steps, self._longest_answer(stage))
@@ -295,7 +297,9 @@ class CurriculumTrainer(Trainer):
         """Save the checkpoint of a step, and the model of a stage that ends, if it is to be kept."""
         if self.config.save_stages and self.ends_stage(step):
             stage, _ = self.stage_of(step)
+            steps, self.model.latent_steps = self.model.latent_steps, stage.latent_steps
             save_checkpoint(self.run.checkpoint(f"{self.part}-stage-{stage.index}"), self.model)
+            self.model.latent_steps = steps
         super().save(step)
 
     def checkpoint_state(self, step: int) -> dict[str, Any]:
@@ -304,8 +308,7 @@ class CurriculumTrainer(Trainer):
 
     def works(self) -> list[Work]:
         """The update on the longest row of all stages that are shown, and the validation with the longest answers."""
-        rows = [(stage.index, i) for stage in self._shown for i in range(len(self.problems))]
-        stage, longest = max(rows, key=lambda row: self._cost(*row))
+        stage, longest = self._longest_row()
 
         def update(rows: int) -> Tensor:
             with autocast(self.model.device, self.bf16):
@@ -333,6 +336,11 @@ class CurriculumTrainer(Trainer):
     def _longest_answer(self, stage: Stage) -> int:
         """Number of tokens after the end marker, of the problem that has most in this stage."""
         return max(map(len, self._answers[stage.index]))
+
+    def _longest_row(self) -> tuple[int, int]:
+        """The stage and problem with most positions of those that are shown."""
+        rows = [(stage.index, i) for stage in self._shown for i in range(len(self.problems))]
+        return max(rows, key=lambda row: self._cost(*row))
 
     def _cost(self, stage: int, problem: int) -> int:
         """Number of positions of a problem when it is shown as in ``stage``."""

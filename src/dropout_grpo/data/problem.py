@@ -32,7 +32,8 @@ class Problem:
         messages: the conversation that the model reads, if the prompt is one.
 
     Raises:
-        UserError: a text is too long to be read, or holds a lone surrogate, which no tokenizer can encode.
+        UserError: a text is no string, is too long to be read, or holds a lone surrogate, which no tokenizer can
+            encode; or ``steps`` is one string.
     """
 
     id: int
@@ -45,6 +46,8 @@ class Problem:
     def __post_init__(self) -> None:
         _check_text("the question", self.question)
         _check_text("the answer", self.answer)
+        if isinstance(self.steps, str):
+            raise UserError(f"steps is one string ({self.steps[:40]!r}): give a tuple, with one string for each step.")
         for number, step in enumerate(self.steps, start=1):
             _check_text(f"step {number}", step)
         for number, message in enumerate(self.messages or (), start=1):
@@ -87,6 +90,8 @@ def problem_fingerprint(problems: Iterable[Problem]) -> str:
 
 
 def _check_text(name: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise UserError(f"{name} must be a string, found {text!r:.40} of type {type(text).__name__}")
     if len(text) > LONGEST_TEXT:
         raise UserError(
             f"{name} has {len(text):,} characters ({text[:40]!r}...), and at most {LONGEST_TEXT:,} are read; shorten it"

@@ -97,8 +97,8 @@ def check_evaluation(
     steps = _latent_steps(model, config)
     if config.num_samples > 1 and all_alike(model, config, exploration):
         raise UserError(
-            f"num_samples={config.num_samples} with temperature 0 and no exploration: all samples would be the same. "
-            "Set a temperature, an exploration, or num_samples 0."
+            f"num_samples={config.num_samples} with temperature 0 and no masks that change an answer: all samples "
+            "would be the same. Set a temperature, an exploration, or num_samples 0."
         )
     if encoded is None:
         encoded = model.tokenize([p.prompt for p in problems])
@@ -228,7 +228,7 @@ def _masks_matter(model: LatentModel, exploration: Exploration, latent_steps: in
         return False
     phases = ("prompt", "latent", "answer") if latent_steps > 0 else ("prompt", "answer")
     if isinstance(noise, OwnHooks):
-        return not exploration.phases.isdisjoint(phases)
+        return not set(exploration.phases).isdisjoint(phases)
     keyed, keys = keyed_noise(noise), torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     if keyed is not None and any(keyed.key_factors(phase, 0, keys) for phase in phases):
         return True

@@ -65,6 +65,22 @@ def summarize(answered: Sequence[ModelAnswers]) -> dict[str, Any]:
     return summary(measure_answers(answered))
 
 
+def in_a_line(row: Mapping[str, Any]) -> str:
+    """The summary of one file in a line, shares in percent.
+
+    Args:
+        row: ``summary`` with ``file``.
+    """
+    lo, hi = row["ci95"]
+    names = [name for name in row if name.startswith(("pass", "masked_pass", "maj", "bma"))]
+    shares = [f"{name} {100 * row[name]:.1f} %" for name in names]
+    shares[0] += f" [{100 * lo:.1f}, {100 * hi:.1f}]"
+    cut = row["completions/clipped_ratio"]
+    took = f", {row['seconds']:.1f} s" if "seconds" in row else ""
+    clipped = f", {100 * cut:.1f} % of the answers cut off at max_new_tokens" if cut else ""
+    return f"{row['file']}: {', '.join(shares)}; n {row['n']}{took}{clipped}"
+
+
 def sample(file: str, answered: ModelAnswers) -> dict[str, Any]:
     """A line of samples.jsonl: ``file``, ``id``, the problem and the answers; lists have an entry for each sample."""
     problem = answered.problem

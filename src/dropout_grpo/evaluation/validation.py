@@ -20,8 +20,8 @@ from dropout_grpo.training.plan import Held, Work, available_memory, planned, sa
 from dropout_grpo.training.progress import console
 
 
-def require_one_validation(eval_dataset: object, evaluate: object, evaluation: object) -> None:
-    """Check a trainer's arguments of these names: what is given has an effect.
+def require_one_validation(eval_dataset: object, evaluate: object, evaluation: object, eval_steps: int) -> None:
+    """Check a trainer's arguments of these names: what is given has an effect, or a warning tells of it.
 
     Raises:
         UserError: there are two ways to validate, or ``evaluation`` without problems that are asked in this way.
@@ -30,6 +30,8 @@ def require_one_validation(eval_dataset: object, evaluate: object, evaluation: o
         raise UserError("eval_dataset and evaluate both say how to validate: leave one of them out.")
     if evaluation is not None and eval_dataset is None:
         raise UserError("evaluation says how eval_dataset is asked, and there is none: give it, or leave both out.")
+    if eval_steps > 0 and eval_dataset is None and evaluate is None:
+        console.print(f"warning: eval_steps={eval_steps}: no effect; it needs eval_dataset.", markup=False)
 
 
 class Validation:

@@ -59,6 +59,8 @@ def require_exploration(candidate: Any, what: str) -> Exploration:
         raise UserError(
             f"{what}: {type(candidate).__name__} must have phases and noise(seeds, sites); see exploration/base.py."
         )
+    if isinstance(candidate.phases, str):
+        raise UserError(f"{what}: its phases are the string {candidate.phases!r}: give a set of names.")
     if unknown := sorted(set(candidate.phases) - set(PHASES)):
         raise UserError(f"{what}: its phase {unknown[0]!r} is unknown; known are {', '.join(PHASES)}.")
     return candidate

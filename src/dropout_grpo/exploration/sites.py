@@ -6,7 +6,7 @@ has its native dropout). Their inputs are ``heads`` (one factor per head), ``val
 per layer are enough, and they exist in models without any ``nn.Dropout`` (Llama, Qwen). A mixture of experts has no
 single last projection: its ``mlp`` site is the output of the whole block, and it has no ``mlp_hidden``. If an MLP
 stands beside a mixture of experts (Granite, Gemma 4), both outputs get the same mask. A norm that follows a projection
-(Gemma 2 and 3) comes after the mask, so the mask is still one of the weight matrix's rows.
+(Gemma 2 and 3) comes after the mask, so the mask is still one of the weight matrix's columns.
 
 ``values`` has one factor m per value feature. The output of a head is sum_j w_j (m * v_j) = m * sum_j w_j v_j. So
 multiplying this output masks the value projection at all positions that the head attends to, also those of the cached

@@ -46,7 +46,9 @@ def seconds_section(run: Run) -> Section:
     seconds = mapping(run.results, "seconds", RESULTS_FILE)
     spent = {label(name): number(seconds, name, place) for name in seconds}
     rows = [[name, duration(value)] for name, value in spent.items() if value is not None]
-    table = Table(caption="Wall-clock time of each part", header=["part", "time"], rows=rows) if rows else None
+    table = (
+        Table(caption="Time of each part since the last start", header=["part", "time"], rows=rows) if rows else None
+    )
     return Section(heading="Time", table=table)
 
 

@@ -90,9 +90,9 @@ def _cost(evaluations: Mapping[str, JsonObject]) -> list[Table]:
             number(record, key, place)
             for key in ("completions/mean_length", "completions/clipped_ratio", "seconds", "problems_per_second")
         )
-        if length is not None and seconds is not None and speed is not None:
-            file = str(record.get("file", ""))
-            rows.append([file, f"{length:.1f}", percent(cut), duration(seconds), f"{speed:,.1f}"])
+        if length is not None:  # a training measures no time
+            file, took = str(record.get("file", "")), "" if seconds is None else duration(seconds)
+            rows.append([file, f"{length:.1f}", percent(cut), took, "" if speed is None else f"{speed:,.1f}"])
     header = ["file", "tokens per answer", "cut off", "time", "problems per second"]
     return [Table(caption="Length of the plain answers, and time", header=header, rows=rows)] if rows else []
 

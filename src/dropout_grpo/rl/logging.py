@@ -95,31 +95,36 @@ class Watch:
     def after(self, step: Mapping[str, float]) -> Iterator[str]:
         """Warnings after a step with these metrics."""
         config = self._config
-        self._skipped = self._skipped + 1 if step.get("groups/step_skipped") else 0
+        in_doubt = config.dynamic_sampling_max_gen_batches is None or step.get("groups/mixed")  # else none is mixed
+        self._skipped = self._skipped + 1 if step.get("groups/step_skipped") and in_doubt else 0
         self._cut = self._cut + 1 if step["completions/clipped_ratio"] >= _MOST else 0
-        alike = step["reward_std"] == 0 and self._rewards[-1:] in ([], [step["reward"]])
+        alike = step["frac_reward_zero_std"] == 1  # reward_std of equal rewards can be 1e-9
+        if config.num_generations == 1:  # a group of one is always alike
+            alike = self._rewards[-1:] in ([], [step["reward"]])
         self._rewards = [*self._rewards, step["reward"]] if alike else []
         if self._skipped == _SKIPPED and config.filter_groups is not None:
             low, high = config.filter_groups
             yield from self._once(
+                "skipped",
                 f"the last {_SKIPPED} steps changed nothing: no group has a mean reward within "
                 f"{config.named('filter_groups')} [{low}, {high}]; the last step's mean reward is "
-                f"{step['reward']:.4g}. Widen the range."
+                f"{step['reward']:.4g}. Widen the range.",
             )
         if len(self._rewards) == _STEPS:
             yield from self._once(
+                "alike",
                 f"in the last {_STEPS} steps all rollouts of a question had the same reward, {step['reward']:.4g} on "
                 "average, so nothing is learnt. "
-                f"Check the reward function and the answers ({config.named('log_completions')} true prints some)."
+                f"Check the reward function and the answers ({config.named('log_completions')} true prints some).",
             )
         if self._cut == _STEPS:
             yield from self._once(
+                "cut",
                 f"nearly all answers of the last {_STEPS} steps were cut at {config.named('max_completion_length')}="
-                f"{config.max_completion_length}. Raise it, or check that the model ends its answers."
+                f"{config.max_completion_length}. Raise it, or check that the model ends its answers.",
             )
 
-    def _once(self, warning: str) -> Iterator[str]:
-        kind = warning.partition(":")[0]
+    def _once(self, kind: str, warning: str) -> Iterator[str]:
         if kind not in self._told:
             self._told.add(kind)
             yield f"warning: {warning}"

@@ -118,12 +118,15 @@ class RolloutSampler:
     def _require_enough(self) -> None:
         config, most = self.config, self.config.questions_per_step
         if most > len(self.problems):
-            batches = config.dynamic_sampling_max_gen_batches
+            batches, longest = config.dynamic_sampling_max_gen_batches, config.max_prompt_length
+            if not self.problems:
+                raise UserError(f"max_prompt_length={longest} leaves no question: raise it.")
             raise UserError(
                 f"{config.named('prompts_per_step')}={config.prompts_per_step} lets a step sample {most} questions, "
                 f"more than the {len(self.problems)} problems: lower it"
                 f"{'' if batches is None else ', or dynamic_sampling_max_gen_batches'}"
-                f"{'' if config.SECTION else ' (or per_device_train_batch_size, which sets it)'}."
+                f"{'' if config.SECTION else ' (or per_device_train_batch_size, which sets it)'}"
+                f"{'' if longest is None else f', or raise max_prompt_length={longest}'}."
             )
 
     def prompts(self, indices: Sequence[int]) -> Prompts:

@@ -212,7 +212,7 @@ class GRPOTrainer(Trainer):
         self.updates = 0
         self.baseline = MovingAverage()
         self._watch = Watch(config)
-        require_one_validation(eval_dataset, evaluate, evaluation)
+        require_one_validation(eval_dataset, evaluate, evaluation, config.eval_steps)
         if eval_dataset is not None:
             if evaluation is not None and evaluation.max_new_tokens < config.max_completion_length:
                 console.print(
@@ -224,6 +224,12 @@ class GRPOTrainer(Trainer):
                 max_new_tokens=config.max_completion_length, batch_size=config.rollout_batch_size
             )
             differ = noisy or evaluation.temperature > 0  # the samples of a problem
+            if config.num_generations_eval and not differ:
+                console.print(
+                    f"warning: {config.named('num_generations_eval')}={config.num_generations_eval}: no effect; it "
+                    "needs masks or evaluation.temperature above 0.",
+                    markup=False,
+                )
             evaluation = replace(evaluation, num_samples=config.num_generations_eval if differ else 0)
             sets = as_sets(eval_dataset, "eval_dataset")
             evaluate = Validation(sets, evaluation, exploration, seed=seed, bf16=bf16)
@@ -318,7 +324,8 @@ class GRPOTrainer(Trainer):
                 # Negative, so that the fresh seed differs from those of latent steps' masks (`PerStepDropout`).
                 groups = replace(groups, seeds=fold(groups.seeds, -1 - iteration))
             counted = int(self._counted(groups.rewards).sum())
-            gradient = self.update.backward(groups, advantages, rollouts=counted, beta=beta)
+            unchanged = iteration == 0 and config.replay
+            gradient = self.update.backward(groups, advantages, rollouts=counted, beta=beta, unchanged=unchanged)
         if gradient is None:  # it is exactly 0
             if groups.indices or config.filter_groups is None:
                 self.optimizer.step()  # no effect without gradients, but the schedule expects it before its own step

@@ -59,7 +59,13 @@ class PolicyUpdate:
         )
 
     def backward(
-        self, groups: Groups, advantages: Tensor, *, rollouts: int | None = None, beta: float | None = None
+        self,
+        groups: Groups,
+        advantages: Tensor,
+        *,
+        rollouts: int | None = None,
+        beta: float | None = None,
+        unchanged: bool = False,
     ) -> dict[str, float] | None:
         """Compute gradients of the objective over N groups; return its metrics, or None if the gradient is exactly 0.
 
@@ -68,6 +74,9 @@ class PolicyUpdate:
             advantages: [N, K].
             rollouts: number of rollouts that the objective averages over; N * K when None.
             beta: weight of the KL; the config's when None.
+            unchanged: the policy is the one that sampled the rollouts, and they are replayed under their own masks. The
+                replay's log-probs then replace those of the rollouts, which differ by rounding: in bf16 by about 0.01,
+                more than the clip range of GSPO. So the ratio of a first update is exactly 1.
         """
         beta = self.config.beta if beta is None else beta
         k, mask = groups.seeds.shape[1], groups.answers.mask
@@ -76,10 +85,10 @@ class PolicyUpdate:
             tokens=max(1, int(mask.sum())),
             max_completion_length=self.config.max_completion_length,
         )
-        if self.reference is None:
-            has_gradient = (advantages != 0).any(dim=1)
-        else:  # the KL has a gradient in every group with a token in the update
-            has_gradient = mask.view(len(groups.seeds), -1).any(dim=1).cpu()
+        used = mask.view(*groups.seeds.shape, -1).any(-1).cpu()  # [N, K]
+        if self.reference is None:  # the KL has a gradient in every group with a token in the update
+            used &= advantages != 0
+        has_gradient = used.any(dim=1)
         replayed = groups.prompts.longest_first()
         replayed = replayed[has_gradient[replayed]]
         if len(replayed) == 0:
@@ -89,7 +98,7 @@ class PolicyUpdate:
         mine = replayed[sorted(shares[processes.rank()])]
 
         def accumulate(size: int) -> list[list[float]]:
-            return self.accumulate(groups, advantages, mine.split(size), totals, beta)
+            return self.accumulate(groups, advantages, mine.split(size), totals, beta, unchanged=unchanged)
 
         sums = [[0.0] * 7]  # of a process without a group
         if len(mine):
@@ -123,7 +132,14 @@ class PolicyUpdate:
         return (read + k * self.model.latent_steps + groups.answers.mask.view(len(read), -1).sum(-1)).cpu()
 
     def accumulate(
-        self, groups: Groups, advantages: Tensor, micro_batches: Sequence[Tensor], totals: Totals, beta: float
+        self,
+        groups: Groups,
+        advantages: Tensor,
+        micro_batches: Sequence[Tensor],
+        totals: Totals,
+        beta: float,
+        *,
+        unchanged: bool = False,
     ) -> list[list[float]]:
         """Accumulate gradients of the objective over micro-batches of groups, given by their indices.
 
@@ -143,6 +159,9 @@ class PolicyUpdate:
             with autocast(self.model.device, self.bf16):
                 temperature = self.config.temperature
                 logprobs = replay(self.model, *rollouts, self.exploration, temperature=temperature, mask=used)
+            gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
+            if unchanged:
+                old_logprobs = answers.logprobs[rows] = logprobs.detach()  # for later updates on the batch too
             part = self._objective(
                 logprobs,
                 old_logprobs,
@@ -153,7 +172,6 @@ class PolicyUpdate:
                 ref_logprobs=ref_logprobs,
             )
             part.loss.backward()
-            gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
             numbers = (part.loss, part.kl, part.clipped_low, part.clipped_high, gap.sum(), used.sum(), gap.max())
             sums.append(torch.stack([number.detach().double() for number in numbers]))
             self.batches.give_back()

@@ -48,5 +48,5 @@ def _commit() -> str | None:
         if not git("ls-files", here.name):  # an environment inside a repository of the user
             return None
         return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
-    except OSError:  # no git on this machine
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a slow disk
         return None

@@ -72,7 +72,7 @@ def facts_of(checkpoint: Path, eval_run: Path | None = None) -> CardFacts:
     return CardFacts(
         base=_base(run, options),
         method=_METHODS.get(command),
-        command=_command_line(command, options),
+        command=_command_line(command, options) if "run_dir" in options else None,  # a trainer in Python has no command
         measured=_measured(rows or _own_rows(run, command, checkpoint.name)),
     )
 

@@ -12,6 +12,7 @@ from dropout_grpo.config.checkpoint import CheckpointOptions
 from dropout_grpo.config.data import DataConfig
 from dropout_grpo.config.exploration import KINDS, ExplorationConfig
 from dropout_grpo.config.model import ModelConfig
+from dropout_grpo.config.needs import without_effect
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
@@ -93,6 +94,9 @@ def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationC
             config = ExplorationConfig(**{**recorded, **told})
         except TypeError as error:
             raise UserError(f"latent_config.json of {model.name}: exploration is damaged: {error}") from error
+        if "kind" not in told:  # otherwise the command has told it
+            for line in without_effect(config, "exploration"):
+                console.print(line, markup=False)
         why = "as the checkpoint was trained" + (f", but for {', '.join(told)}" if told else "")
     settings = [f"p {config.p}"] if "dropout" in config.kind else []
     settings += [f"{name} {value}" for name, value in config.options.items()]

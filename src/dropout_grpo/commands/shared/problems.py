@@ -11,7 +11,7 @@ from dropout_grpo.data.files import load_problems
 from dropout_grpo.data.mixture import Mixture
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.tokens import most_common, unknown_words
+from dropout_grpo.latent.tokens import CHAT, most_common, unknown_words
 from dropout_grpo.tasks.registry import TASKS
 from dropout_grpo.training.progress import console
 
@@ -31,6 +31,9 @@ def problems_of(data: DataConfig, wanted: Sequence[str]) -> dict[str, list[Probl
             f"built-in task. Give data.{measured[0]} too."
         )
     unnamed = [name for name, source in given.items() if source is None]
+    if 0 < len(unnamed) < len(given):
+        names = " and ".join(f"data.{name}" for name in unnamed)
+        console.print(f"{names}: made by the built-in task {data.task}, since no file is given", markup=False)
     made = TASKS[data.task].make_splits(getattr(data, data.task), unnamed)
     problems = {name: made[name] if source is None else _load(name, data) for name, source in given.items()}
     for measured_on, seen in (("valid", ("train", "grpo")), ("test", ("train", "grpo", "valid"))):
@@ -104,18 +107,28 @@ def vocabulary(data: DataConfig) -> list[str]:
 
 
 def require_readable(
-    tokenizer: PreTrainedTokenizerBase, data: DataConfig, problems: Mapping[str, Sequence[Problem]]
+    tokenizer: PreTrainedTokenizerBase, data: DataConfig, prompt_format: str, problems: Mapping[str, Sequence[Problem]]
 ) -> None:
     """Check, before a run begins, that the tokenizer knows all words of the splits.
 
     Raises:
         UserError: see ``require_known_words``.
     """
+    plain = prompt_format != CHAT and all(one.messages is None for split in problems.values() for one in split)
+    if data.chat_template_kwargs and plain:
+        console.print(
+            "warning: data.chat_template_kwargs: no effect; it needs data.chat_template true, or questions that are "
+            "conversations.",
+            markup=False,
+        )
     for name, split in problems.items():
-        require_known_words(tokenizer, split, ", ".join(data.sources(name)) or f"{data.task} {name}")
+        what = ", ".join(data.sources(name)) or f"{data.task} {name}"
+        require_known_words(tokenizer, split, what, steps=name == "train")
 
 
-def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], what: str) -> None:
+def require_known_words(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], what: str, *, steps: bool = False
+) -> None:
     """Check that the tokenizer knows every word of the problems. It would silently read others as its unknown token.
 
     Byte-level tokenizers have no unknown words. Slow tokenizers do not report where a token came from and are not
@@ -123,8 +136,9 @@ def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[P
 
     Args:
         tokenizer: the tokenizer of the model that reads the problems.
-        problems: their questions, steps and answers are checked.
+        problems: their questions and answers are checked.
         what: name of the problems, for the message.
+        steps: check the steps too, which only the curriculum reads.
 
     Raises:
         UserError: names the unknown words, most frequent first, and the number of problems that have one.
@@ -132,7 +146,7 @@ def require_known_words(tokenizer: PreTrainedTokenizerBase, problems: Sequence[P
     words: Counter[str] = Counter()
     concerned = 0
     for problem in problems:
-        found = unknown_words(tokenizer, [problem.question, *problem.steps, problem.answer])
+        found = unknown_words(tokenizer, [problem.question, *(problem.steps if steps else ()), problem.answer])
         words += found
         concerned += bool(found)
     if words:

@@ -43,6 +43,7 @@ _CURRICULUM = {"cot_epochs": 1, "epochs_per_stage": 1, "final_epochs": 1, "batch
 _GRPO = {
     "max_steps": 2,
     "prompts_per_step": 2,
+    "dynamic_sampling_max_gen_batches": 2,
     "num_generations": 4,
     "max_completion_length": 8,
     "micro_batch_size": 4,
@@ -208,5 +209,6 @@ def _announce(recipe: Recipe, files: Sequence[str], architecture: str, named: Se
 
 
 def _cut(config: _T, most: Mapping[str, int]) -> _T:
-    """A dataclass with the named numbers reduced to at most ``most``."""
-    return replace(config, **{name: min(getattr(config, name), top) for name, top in most.items()})  # type: ignore[type-var]
+    """A dataclass with the named numbers reduced to at most ``most``; those that are None stay so."""
+    given = {name: getattr(config, name) for name in most}
+    return replace(config, **{name: min(own, most[name]) for name, own in given.items() if own is not None})  # type: ignore[type-var]

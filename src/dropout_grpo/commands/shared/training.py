@@ -21,7 +21,7 @@ from dropout_grpo.data.rewards import load_reward
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import QuestionTooLong, at_place
 from dropout_grpo.evaluation.answering import all_alike
-from dropout_grpo.evaluation.measures import sample, summarize
+from dropout_grpo.evaluation.measures import in_a_line, sample, summarize
 from dropout_grpo.exploration.base import Exploration
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.model import LatentModel
@@ -206,8 +206,7 @@ def finish(context: Context, model: LatentModel, valid: Sequence[Problem], part:
     run.write_results(results)
     on_main(lambda: describe_measured(run.path, part))
     for row in rows:
-        (low, high), share = row["ci95"], row["pass@1"]
-        tell(f"{row['file']}: pass@1 {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; n {row['n']}")
+        tell(in_a_line(row))
     tell(f"report: {on_main(lambda: str(write_report(run.path)))}")
     tell(f"model: {run.checkpoint('coconut' if part == 'sft' else part)}")
     return results
