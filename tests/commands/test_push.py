@@ -12,6 +12,8 @@ from dropout_grpo.cli.main import main
 from dropout_grpo.commands.push import push
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io import hub as hub_module
+from dropout_grpo.training.checkpoint import save_checkpoint, trainer_state
+from dropout_grpo.training.optimizer import build_optimizer
 from helpers.tiny_latent import tiny_latent
 
 
@@ -34,11 +36,18 @@ class FakeHub:
         return RepoUrl(f"https://huggingface.co/{repo_id}")
 
     def upload_folder(
-        self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]
+        self,
+        *,
+        repo_id: str,
+        folder_path: Path,
+        commit_message: str,
+        delete_patterns: list[str],
+        ignore_patterns: list[str],
     ) -> None:
         before = self.uploaded.get(repo_id, set())
         kept = {name for name in before if not any(fnmatch(name, pattern) for pattern in delete_patterns)}
-        self.uploaded[repo_id] = kept | {str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()}
+        files = [p for p in folder_path.rglob("*") if p.is_file() and p.name not in ignore_patterns]
+        self.uploaded[repo_id] = kept | {str(p.relative_to(folder_path)) for p in files}
 
 
 @pytest.fixture
@@ -210,6 +219,18 @@ def test_an_adapter_on_a_local_folder_is_refused(
     config.write_text("{", encoding="utf-8")
     assert main(["push", str(checkpoint), "me/mine", *more]) == 2
     assert "adapter_config.json is damaged" in capsys.readouterr().err
+
+
+def test_a_checkpoint_to_resume_from_stays_one_and_only_its_model_goes_up(hub: FakeHub, tmp_path: Path) -> None:
+    """Fault: with the card it was damaged, and the optimiser's state went up."""
+    model, path = tiny_latent(), tmp_path / "grpo-step-3"
+    optimizer = build_optimizer(model.parameters(), learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+    save_checkpoint(path, model, optimizer, {"step": 3})
+    assert "optimizer.safetensors" not in push(path, "me/x", dry_run=True)
+    push(path, "me/x")
+    assert trainer_state(path) == {"step": 3}
+    assert "model.safetensors" in hub.uploaded["me/x"]
+    assert not {"optimizer.safetensors", "trainer_state.json", "manifest.json"} & hub.uploaded["me/x"]
 
 
 def test_a_dry_run_prints_the_files_and_the_card(

@@ -22,7 +22,7 @@ from dropout_grpo.errors import UserError
 from dropout_grpo.tasks.prosqa import ProsqaConfig
 from dropout_grpo.tasks.word_problems import WordProblemsConfig
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
-from helpers.tiny_latent import tiny_problems
+from helpers.tiny_latent import assert_same_weights, tiny_latent, tiny_problems, weights_of
 
 FEW = {"n_train": 6, "n_grpo": 4, "n_valid": 2, "n_test": 2}
 PROSQA = DataConfig(task="prosqa", prosqa=ProsqaConfig(**FEW))
@@ -104,6 +104,19 @@ def test_problems_that_the_built_in_task_makes_beside_files_are_told(
     assert capsys.readouterr().err.startswith("data.grpo: made by the built-in task word_problems, since no file")
     problems_of(small(DataConfig()), ("grpo", "valid"))
     assert capsys.readouterr().err == ""
+
+
+def test_a_curriculum_goes_on_with_the_thoughts_of_a_latent_model(tmp_path: Path) -> None:
+    """Fault: a trained projection began again from the seed, and questions in the chat format became Coconut's."""
+    model = tiny_latent("llama", thought="projection", seed=3)
+    model.prompt_format = "codi"
+    model.save_pretrained(tmp_path / "model")
+    config = ModelConfig(name_or_path=str(tmp_path / "model"))
+    fresh = fresh_model(config, starting_tokenizer(config, []), 5, "projection", 0)
+    assert_same_weights(weights_of(fresh), weights_of(model))
+    assert (fresh.latent_steps, fresh.prompt_format) == (5, "codi")
+    plain = fresh_model(config, starting_tokenizer(config, []), 5, "hidden_state", 0)  # another kind is a new one
+    assert not list(plain.thought.parameters())
 
 
 def test_one_file_for_training_and_test() -> None:

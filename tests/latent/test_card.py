@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model, PreTrainedTokenizerFast
 
 from dropout_grpo.latent.io.card import CardFacts, Measured
 from dropout_grpo.latent.io.checkpoint import save_latent_model
@@ -113,3 +113,13 @@ def test_an_answer_ends_at_the_tokenizers_end_as_well(tmp_path: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     answers = plain.generate(**inputs, custom_generate=str(tmp_path), trust_remote_code=True, max_new_tokens=6)
     assert answers.tolist() == [[first]]
+
+
+def test_the_card_names_a_tokenizer_class_that_gives_the_models_ids(tmp_path: Path) -> None:
+    """Fault: AutoTokenizer takes Qwen2's own class for any model of this type, and splits words otherwise."""
+    model = tiny_latent("qwen2")
+    save_latent_model(model, tmp_path)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert 'tokenizer = PreTrainedTokenizerFast.from_pretrained("CHECKPOINT", padding_side="left")' in card
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert tokenizer([QUESTIONS[0]])["input_ids"] == [model.tokenizer(QUESTIONS[0])["input_ids"]]

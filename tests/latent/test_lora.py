@@ -138,6 +138,10 @@ def test_target_modules_are_the_ones_named(tmp_path: Path) -> None:
     model = add_lora(model, replace(LORA, target_modules=("q_proj", "v_proj")), seed=0)
     adapted = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_A" in name}
     assert adapted == {"q_proj", "v_proj"}
+    for table in ("lm_head", "embed_tokens"):  # fault: PEFT's TypeError
+        base = LatentModel.from_pretrained(tmp_path / "base")
+        with pytest.raises(UserError, match=f"target_modules has {table}, the embeddings or the head, and"):
+            add_lora(base, replace(LORA, target_modules=("q_proj", table)), seed=0)
     with pytest.raises(UserError, match=r"q_prj.*not found"):
         add_lora(LatentModel.from_pretrained(tmp_path / "base"), replace(LORA, target_modules=("q_prj",)), seed=0)
 
@@ -160,8 +164,11 @@ def test_an_adapter_that_is_there_is_trained_further_or_refused(tmp_path: Path) 
     before = said(model)
     assert add_lora(model, LORA, seed=9) is model
     assert torch.equal(said(model), before)
+    layers = ("c_attn", "c_fc", "c_proj")
+    assert add_lora(model, replace(LORA, target_modules=layers), seed=9) is model  # what all-linear has
     for other in (replace(LORA, r=3), replace(LORA, lora_alpha=5), replace(LORA, target_modules=("c_attn",))):
-        with pytest.raises(UserError, match=r"is an adapter already, with r=2 and lora_alpha=4, and"):
+        has = "with r=2, lora_alpha=4 and target_modules c_attn, c_fc, c_proj, and"
+        with pytest.raises(UserError, match=f"is an adapter already, {has}"):
             add_lora(model, other, seed=0)
 
 

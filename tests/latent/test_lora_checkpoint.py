@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dropout_grpo.cli.main import main
+from dropout_grpo.config.lora import LoRAConfig
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent import LatentModel
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
 from dropout_grpo.latent.lora.adapter import adapter_off, add_lora
 from dropout_grpo.latent.tokens import is_tied
 from dropout_grpo.training.checkpoint import save_checkpoint
+from dropout_grpo.training.model_argument import as_latent_model
 from dropout_grpo.training.optimizer import build_optimizer
 from helpers.tiny_latent import assert_same_weights, tiny_latent, weights_of
-from helpers.tiny_lora import LORA, said, saved_base, tiny_lora, tiny_lora_on_raw
+from helpers.tiny_lora import LORA, as_if_trained, said, saved_base, saved_raw_base, tiny_lora, tiny_lora_on_raw
 
 KINDS = ("gpt2", "llama", "gemma2")
 
@@ -82,6 +85,7 @@ def test_a_model_takes_the_place_of_another_in_its_folder(tmp_path: Path) -> Non
     adapted = tiny_lora(tmp_path / "again", trained=True)
     adapted.save_pretrained(tmp_path / "out")
     assert torch.equal(said(LatentModel.from_pretrained(tmp_path / "out")), said(adapted))
+    assert "This folder is an adapter" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_relative_base_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +207,42 @@ def test_dropout_of_a_foreign_adapter_is_switched_off(good: Path, tmp_path: Path
     model = LatentModel.from_pretrained(folder).train()
     assert torch.equal(said(model), said(LatentModel.from_pretrained(good / "adapter")))
     assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("rows", [28, 40])
+def test_an_adapter_made_with_more_tokens_than_its_base_knows(rows: int, tmp_path: Path) -> None:
+    """Fault: a padding token of the user's shifted the latent tokens, which were loaded at the base's places."""
+    model, tokenizer = load_causal_lm(saved_raw_base(tmp_path))
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(tmp_path / "raw")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    adapted = as_latent_model(
+        tmp_path / "raw", processing_class=tokenizer, latent_steps=2, peft_config=LoRAConfig(r=2), seed=0
+    )
+    assert adapted.tokens.start == 29
+    as_if_trained(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(said(LatentModel.from_pretrained(tmp_path / "adapter")), said(adapted))
+
+
+def test_with_the_adapter_off_its_saved_modules_are_off_too(tmp_path: Path) -> None:
+    """Fault: the KL's reference had the policy's own head."""
+    folder = foreign_adapter(tmp_path, "gemma2", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model, base = LatentModel.from_pretrained(folder), LatentModel.from_pretrained(tmp_path / "base")
+    assert not torch.equal(said(model), said(base))
+    with adapter_off(model):
+        assert torch.equal(said(model), said(base))
+
+
+def test_an_adapter_that_cannot_be_merged_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_lora(tmp_path, trained=True).save_pretrained(tmp_path / "adapter")
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Impossible to merge LoRA with lora_bias=True")
+
+    monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", refuse)
+    with pytest.raises(UserError, match="adapter cannot be merged: Impossible"):
+        LatentModel.from_pretrained(tmp_path / "adapter", merge=True)
 
 
 def foreign_adapter(folder: Path, kind: str, **options: Any) -> Path:

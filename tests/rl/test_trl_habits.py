@@ -6,6 +6,8 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from dropout_grpo import (
@@ -25,7 +27,7 @@ from dropout_grpo.evaluation.measures import summarize
 from dropout_grpo.latent.lora.checkpoint import peft_config
 from dropout_grpo.rl import trainer as trainer_module
 from helpers.eval_run import SEED, problems
-from helpers.grpo_run import CONFIG, digits, steps_of, talkative, trainer
+from helpers.grpo_run import CONFIG, alternating, digits, steps_of, talkative, trainer
 from helpers.tiny_latent import assert_same_weights, read_metrics, tiny_latent, tiny_problems, weights_of
 
 ROWS = [{"question": p.question, "answer": p.answer} for p in tiny_problems(5)]
@@ -215,6 +217,7 @@ def test_push_to_hub_uploads_a_checkpoint_with_a_card(tmp_path: Path, monkeypatc
 
     def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
         pushed.append(({p.name for p in folder.iterdir()}, repo_id, private))
+        assert "GPT2LMHeadModel" not in (folder / "README.md").read_text(encoding="utf-8"), "a class is no base"
         return "https://hub.example/me/mine"
 
     monkeypatch.setattr(trainer_module, "push_folder", push_folder)
@@ -223,6 +226,25 @@ def test_push_to_hub_uploads_a_checkpoint_with_a_card(tmp_path: Path, monkeypatc
     ((files, repo_id, private),) = pushed
     assert {"model.safetensors", "README.md", "custom_generate", "latent_config.json"} <= files
     assert (repo_id, private) == ("me/mine", True)
+
+
+def test_what_a_callback_pushes_has_the_masters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: with bf16 weights they went up rounded."""
+    dtypes: list[set[torch.dtype]] = []
+
+    def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
+        dtypes.append({tensor.dtype for tensor in load_file(folder / "model.safetensors").values()})
+        return repo_id
+
+    class Push(TrainerCallback):
+        def on_step_end(self, *args: Any, **given: Any) -> None:
+            made.push_to_hub("me/mine")
+
+    monkeypatch.setattr(trainer_module, "push_folder", push_folder)
+    config = replace(CONFIG, max_steps=2)
+    made = GRPOTrainer(tiny_latent(), alternating, config, ROWS, run=tmp_path, param_dtype="bfloat16", callbacks=[Push])
+    made.train()
+    assert dtypes == [{torch.float32}] * 2
 
 
 def test_an_adapter_is_pushed_with_a_card_and_only_if_others_can_load_its_base(

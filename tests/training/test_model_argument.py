@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dropout_grpo import LatentModel, UserError
 from dropout_grpo.config.lora import LoRAConfig
+from dropout_grpo.latent.io.causal_lm import load_causal_lm
 from dropout_grpo.training import model_argument
 from dropout_grpo.training.model_argument import as_latent_model, lora_of, require_param_dtype, require_trainable
 from helpers.tiny import tiny_model, tiny_tokenizer
@@ -93,6 +94,15 @@ def test_a_latent_checkpoint_keeps_its_steps_by_name_and_as_an_object(tmp_path: 
 def test_what_is_missing_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         as_latent_model(**{"model": plain(), **given})
+
+
+def test_the_thoughts_of_an_object_are_not_replaced(tmp_path: Path) -> None:
+    """Fault: a trained projection began again from the seed."""
+    tiny_latent(thought="projection").save_pretrained(tmp_path)
+    inner, _ = load_causal_lm(tmp_path)
+    for thought in ("projection", "hidden_state"):
+        with pytest.raises(UserError, match="has thoughts of its own kind: give its name as model"):
+            as_latent_model(inner, thought=thought)
 
 
 def test_a_latent_model_on_the_cpu_is_placed_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,17 +48,18 @@ def push(
     from dropout_grpo.commands.shared.model_card import describe
     from dropout_grpo.latent.io.checkpoint import LATENT_CONFIG
     from dropout_grpo.latent.io.hub import is_on_hub, push_folder
+    from dropout_grpo.training.checkpoint import ONLY_TO_RESUME
 
     if not (checkpoint / LATENT_CONFIG).is_file():
         raise UserError(f"{checkpoint} has no {LATENT_CONFIG}: give a checkpoint folder that sft, grpo or merge wrote.")
     _require_public_base(checkpoint)
     describe(checkpoint, eval_run, is_on_hub)
     if dry_run:
-        files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
+        files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name not in ONLY_TO_RESUME)
         sizes = [f"{file.stat().st_size:>14,} bytes  {file.relative_to(checkpoint)}" for file in files]
         card = (checkpoint / "README.md").read_text(encoding="utf-8")
         return "\n".join([f"to {repo_id}, {'private if new' if private else 'public'}:", *sizes, "", card.rstrip()])
-    return push_folder(checkpoint, repo_id, private=private)
+    return push_folder(checkpoint, repo_id, private=private, without=ONLY_TO_RESUME)
 
 
 def _require_public_base(checkpoint: Path) -> None:

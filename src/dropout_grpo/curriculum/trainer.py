@@ -188,8 +188,8 @@ class CurriculumTrainer(Trainer):
             self._shares = [_share_out(s, config.c_thought, config.max_latent_stage) for s in steps]
         self._trained = [stage for stage in self.stages if stage.epochs]
         self._shown = self.stages if config.uniform_prob > 0 else self._trained
-        stage, row = self._longest_row()
-        room = self.stages[stage].latent_steps + len(self._answers[stage][row])
+        shown, row = self._longest_row()
+        room = self.stages[shown].latent_steps + len(self._answers[shown][row])
         model.check_length([prompt if i == row else [] for i, prompt in enumerate(self._prompts)], room)
         if isinstance(evaluate, Validation):
             for stage in self._trained:
@@ -308,11 +308,11 @@ class CurriculumTrainer(Trainer):
 
     def works(self) -> list[Work]:
         """The update on the longest row of all stages that are shown, and the validation with the longest answers."""
-        stage, longest = self._longest_row()
+        shown, longest = self._longest_row()
 
         def update(rows: int) -> Tensor:
             with autocast(self.model.device, self.bf16):
-                return self._loss(self.stages[stage], [longest] * rows)
+                return self._loss(self.stages[shown], [longest] * rows)
 
         works = [
             Work(name="update", batches=self._micro_batches, rows=1, most=self.config.batch_size, run=update),

@@ -60,6 +60,7 @@ from dropout_grpo.runs.record import code_digest, weights_digest
 from dropout_grpo.training.adamw_8bit import eight_bit_parameters
 from dropout_grpo.training.checkpoint import restore_optimizer, saved_reference
 from dropout_grpo.training.loop import Trainer, join_processes
+from dropout_grpo.training.masters import masters_as_weights
 from dropout_grpo.training.model_argument import as_latent_model, bf16_products, require_param_dtype
 from dropout_grpo.training.optimizer import NonFinite, build_optimizer, build_schedule, last_good_is
 from dropout_grpo.training.plan import Held, Work, optimizer_bytes, sampled
@@ -505,7 +506,9 @@ class GRPOTrainer(Trainer):
         def push() -> str:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / repo_id.rpartition("/")[2]
-                save_latent_model(self.model, path, CardFacts(base=base or self.model.name, method="Dropout-GRPO"))
+                start = base or self.model.model.name_or_path or None  # None for a model made in memory
+                save_latent_model(self.model, path, CardFacts(base=start, method="Dropout-GRPO"))
                 return push_folder(path, repo_id, private=private)
 
-        return processes.on_main(push)
+        with masters_as_weights(self.model):
+            return processes.on_main(push)

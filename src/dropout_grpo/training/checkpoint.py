@@ -28,6 +28,10 @@ from dropout_grpo.training.optimizer import load_optimizer_tensors, optimizer_te
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
 REFERENCE_FILE, MANIFEST_FILE = "reference.safetensors", "manifest.json"
+ONLY_TO_RESUME = (OPTIMIZER_FILE, STATE_FILE, REFERENCE_FILE, MANIFEST_FILE)
+"""Files of a training checkpoint that its model does not need."""
+
+_CARD = "README.md"  # ``push`` writes it later, which damages nothing
 
 
 class DamagedCheckpoint(UserError):
@@ -103,6 +107,7 @@ def trainer_state(path: Path) -> dict[str, Any]:
         UserError: a file cannot be read.
     """
     written = _json(path / MANIFEST_FILE)
+    written.pop(_CARD, None)
     with reading(path):
         files = _manifest(path)
     for name in sorted(written.keys() | files.keys()):
@@ -147,14 +152,15 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _manifest(folder: Path, written: Mapping[str, Mapping[str, Tensor] | None] = {}) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file in a folder except the manifest itself.
+    """Size and SHA-256 of every file in a folder except the manifest itself and the model card.
 
     Args:
         folder: the checkpoint.
         written: by name of the file, the tensors that ``save_file`` has just written. Such a file is not read again.
     """
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    files.pop(MANIFEST_FILE, None)
+    for name in (MANIFEST_FILE, _CARD):
+        files.pop(name, None)
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_sha256, files.values(), map(written.get, files))
     sizes = [file.stat().st_size for file in files.values()]

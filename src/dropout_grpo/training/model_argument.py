@@ -20,6 +20,7 @@ from dropout_grpo.latent.io.gguf import gguf_file
 from dropout_grpo.latent.lora.adapter import add_lora
 from dropout_grpo.latent.lora.checkpoint import has_adapter, is_adapter, require_peft
 from dropout_grpo.latent.model import LatentModel
+from dropout_grpo.latent.thought import HiddenStateThought
 from dropout_grpo.latent.tokens import COCONUT, add_latent_tokens, missing_latent_tokens
 from dropout_grpo.training.machine import bf16_for
 from dropout_grpo.training.progress import console
@@ -188,7 +189,7 @@ def _wrapped(
     name, prompt_format = model.name_or_path or type(model).__name__, COCONUT
     if model.name_or_path and not missing_latent_tokens(tokenizer):
         saved = latent_config(model.name_or_path)
-        if saved.get("thought", thought) != thought:
+        if saved.get("thought", thought) != thought or saved.get("thought") not in (None, HiddenStateThought.kind):
             raise UserError(f"{name} has thoughts of its own kind: give its name as model, to load them.")
         latent_steps = saved.get("latent_steps") if latent_steps is None else latent_steps
         prompt_format = saved.get("prompt_format", COCONUT)

@@ -17,12 +17,14 @@ from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.distributed.device import default_device
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm, load_tokenizer
+from dropout_grpo.latent.io.checkpoint import latent_config, load_thought
 from dropout_grpo.latent.io.load_errors import loading
 from dropout_grpo.latent.io.scratch import scratch_model
 from dropout_grpo.latent.lora.adapter import require_peft
 from dropout_grpo.latent.lora.checkpoint import is_adapter
 from dropout_grpo.latent.model import LatentModel
-from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens, set_template_variables
+from dropout_grpo.latent.thought import HiddenStateThought
+from dropout_grpo.latent.tokens import CHAT, COCONUT, add_latent_tokens, missing_latent_tokens, set_template_variables
 from dropout_grpo.tasks.word_tokenizer import word_tokenizer
 from dropout_grpo.training.progress import console
 
@@ -156,6 +158,9 @@ def fresh_model(
         UserError: ``name_or_path`` cannot be loaded, or its tokenizer has no chat template.
     """
     device = device or default_device()
+    saved: Mapping[str, Any] = {}
+    if config.name_or_path is not None and not missing_latent_tokens(tokenizer):
+        saved = latent_config(config.name_or_path)
     if config.name_or_path is None:
         model = scratch_model(
             tokenizer,
@@ -177,8 +182,11 @@ def fresh_model(
         latent_steps=latent_steps,
         thought=thought,
         seed=seed,
-        prompt_format=format_of(chat_template),
+        prj_dim=saved.get("prj_dim"),
+        prompt_format=format_of(chat_template, saved.get("prompt_format", COCONUT)),
     )
+    if saved and config.name_or_path is not None:  # a curriculum goes on with the thoughts that it has
+        load_thought(latent, config.name_or_path, saved_kind=saved.get("thought", HiddenStateThought.kind))
     return latent.to(device)
 
 

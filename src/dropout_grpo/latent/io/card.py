@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dropout_grpo.latent.io.causal_lm import is_generic
 from dropout_grpo.latent.tokens import CHAT, CODI
 
 _TAGS = ["latent-reasoning", "coconut", "dropout-grpo"]
@@ -51,7 +52,7 @@ class CardFacts:
 
 def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> None:
     """Write ``README.md``, the model card."""
-    complete = (folder / "custom_generate").is_dir()  # not an adapter
+    complete = (folder / "custom_generate").is_dir() and not (folder / "adapter_config.json").is_file()
     data = ModelCardData(
         license=_licence_of(facts.base),
         base_model=facts.base if facts.base and not Path(facts.base).exists() else None,
@@ -82,6 +83,8 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: 
         body.append(f"## Training\n\n```console\n$ {facts.command}\n```")
     question = {CHAT: _CHAT_QUESTION, CODI: _QUESTION.replace("\\n", "")}.get(prompt_format, _QUESTION)
     usage = _TRANSFORMERS.replace(_QUESTION, question)
+    if is_generic(folder):
+        usage = usage.replace("AutoTokenizer", "PreTrainedTokenizerFast")
     body.append(_USAGE + (usage if complete else _ADAPTER))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
 

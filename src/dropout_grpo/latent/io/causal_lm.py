@@ -63,7 +63,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         with loading(path):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-            if _is_generic(path) and type(tokenizer) is not PreTrainedTokenizerFast:
+            if is_generic(path) and type(tokenizer) is not PreTrainedTokenizerFast:
                 # AutoTokenizer prefers the class of the model's type, such as Qwen2's, which splits words differently.
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path))
     except UserError:
@@ -72,7 +72,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _is_generic(path: str | Path) -> bool:
+def is_generic(path: str | Path) -> bool:
     """Whether a folder's tokenizer is fully described by its tokenizer.json, without a model-specific class."""
     file = file_of(path, "tokenizer_config.json")
     with reading(file or path):

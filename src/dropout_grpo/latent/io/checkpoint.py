@@ -84,6 +84,7 @@ def save_latent_model(
             (folder / name).unlink(missing_ok=True)
         model.model.save_pretrained(folder, state_dict=whole_state(model.model))
         write_custom_generate(folder)
+    model.tokenizer.save_pretrained(folder)
     if card:
         write_card(
             folder,
@@ -92,7 +93,6 @@ def save_latent_model(
             prompt_format=model.prompt_format,
             facts=facts or CardFacts(),
         )
-    model.tokenizer.save_pretrained(folder)
     config: dict[str, Any] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):
         config["prj_dim"] = model.thought.prj_dim

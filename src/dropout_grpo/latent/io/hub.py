@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,13 +74,14 @@ def _problem(name: str, when: int) -> str | None:
     return None
 
 
-def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
+def push_folder(folder: Path, repo_id: str, *, private: bool = False, without: Sequence[str] = ()) -> str:
     """Create the repository if it does not exist, and upload the folder.
 
     Args:
         folder: a checkpoint, as ``save_pretrained`` writes it.
         repo_id: ``user/name`` on the Hub; ``name`` for the user who is logged in.
         private: whether a new repository is private.
+        without: names of files that stay here.
 
     Returns:
         The address of the repository.
@@ -95,6 +97,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
             folder_path=folder,
             commit_message="Upload a dropout-grpo checkpoint",
             delete_patterns=_OF_A_MODEL,
+            ignore_patterns=list(without),
         )
     except Exception as error:  # also of the HTTP library, which differs between versions of huggingface_hub
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

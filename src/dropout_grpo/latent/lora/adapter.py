@@ -48,6 +48,12 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
 
     assert config.r is not None, "no adapter is wanted"
     inner = model.model
+    tables = {name.rpartition(".")[2] for name in _token_rows(inner, model.tokens)}
+    if several := sorted(tables & set(config.target_modules or ())):
+        raise UserError(
+            f"lora: target_modules has {several[0]}, the embeddings or the head, and of these only the rows of the "
+            "latent tokens are trained: leave it out."
+        )
     if has_adapter(inner):
         _refuse_another(model, config)
         return model
@@ -65,7 +71,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
         torch.manual_seed(seed)
         try:
             put_adapter(inner, adapter)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"lora does not fit {model.name}: {error}") from error
     inner.eval()
     model.find_sites()  # the layers are wrapped
@@ -75,11 +81,13 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
 def _refuse_another(model: LatentModel, config: LoRAConfig) -> None:
     has = peft_config(model.model)
     differs = (has.r, has.lora_alpha) != (config.r, config.lora_alpha)
-    if differs or (config.target_modules and set(config.target_modules) != has.target_modules):
+    names = [has.target_modules] if isinstance(has.target_modules, str) else sorted(has.target_modules or ())
+    layers = {name.rpartition(".")[2] for name in names}  # PEFT writes "all-linear" of a small model as whole names
+    if differs or (config.target_modules and set(config.target_modules) != layers):
         raise UserError(
-            f"{model.name} is an adapter already, with r={has.r} and lora_alpha={has.lora_alpha}, and lora asks for "
-            "another: ask for the same to train it further, or merge it "
-            f"(dropout-grpo merge {model.name} --out FOLDER) and start from FOLDER."
+            f"{model.name} is an adapter already, with r={has.r}, lora_alpha={has.lora_alpha} and target_modules "
+            f"{', '.join(sorted(layers))}, and lora asks for another: ask for the same to train it further, or "
+            f"merge it (dropout-grpo merge {model.name} --out FOLDER) and start from FOLDER."
         )
 
 
@@ -152,8 +160,10 @@ def adapter_off(model: LatentModel) -> Iterator[None]:
         yield
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper  # of modules_to_save
 
-    layers = [module for module in model.model.modules() if isinstance(module, BaseTunerLayer)]
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    layers = [module for module in model.model.modules() if isinstance(module, kinds)]
     try:
         for layer in layers:
             layer.enable_adapters(False)

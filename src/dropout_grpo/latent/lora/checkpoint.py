@@ -17,7 +17,7 @@ from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError
 from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm, load_tokenizer
 from dropout_grpo.latent.io.load_errors import some
-from dropout_grpo.latent.tokens import add_latent_tokens, embedding_table, is_tied, record_tied, untie
+from dropout_grpo.latent.tokens import LATENT_TOKENS, add_latent_tokens, embedding_table, is_tied, record_tied, untie
 
 if TYPE_CHECKING:
     from peft import LoraConfig, LoraModel
@@ -105,6 +105,9 @@ def load_with_adapter(
     except UserError as error:
         remedy = f"If it has moved, correct base_model_name_or_path in {ADAPTER_CONFIG}."
         raise UserError(f"the base of the adapter {path} is gone or damaged: {error} {remedy}") from error
+    own = load_tokenizer(path)
+    if own.get_vocab().keys() - tokenizer.get_vocab().keys() - set(LATENT_TOKENS):
+        tokenizer = own  # it has words that the base's lacks, such as a padding token
     add_latent_tokens(model, tokenizer)  # as when the adapter was made, so that the base is the same model
     weights = _load_weights(path)
     tied = merge and is_tied(model)
@@ -118,11 +121,14 @@ def load_with_adapter(
     if merge:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            tuner.merge_and_unload(safe_merge=True)  # in place
+            try:
+                tuner.merge_and_unload(safe_merge=True)  # in place
+            except (RuntimeError, ValueError) as error:
+                raise UserError(f"the adapter {path} cannot be merged: {error}") from error
     if tied:
         _tie_if_equal(model)
     model.name_or_path = str(path)
-    return model, load_tokenizer(path)
+    return model, own
 
 
 def fill_adapter(model: PreTrainedModel, path: str | Path) -> None:
