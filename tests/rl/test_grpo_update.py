@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dropout_grpo.errors import UserError
+from dropout_grpo.rl import update as update_module
 from dropout_grpo.rl.groups import Groups
 from dropout_grpo.rl.reference import ReferencePolicy
 from dropout_grpo.rl.trainer import GRPOTrainer
@@ -246,6 +248,37 @@ def test_rounding_between_rollout_and_replay_is_not_clipped(
     assert line["replay/logprob_diff_max"] == pytest.approx(0.01, abs=1e-4)  # still measured
     for batch in replays.surrogates:
         assert torch.allclose(batch["logprobs"] * batch["mask"], batch["old"] * batch["mask"], atol=1e-6)
+
+
+def test_a_batch_that_did_not_fit_is_compared_with_the_rollouts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: what had fitted before was compared with its own replay."""
+    found, replay = [], update_module.replay
+    for fails in (False, True):
+        calls: list[int] = []
+
+        def limited(*args: Any, fails: bool = fails, calls: list[int] = calls, **options: Any) -> Tensor:
+            calls.append(0)
+            if fails and len(calls) == 2:
+                raise torch.OutOfMemoryError("out of memory")
+            return replay(*args, **options)
+
+        monkeypatch.setattr(update_module, "replay", limited)
+        config = replace(CONFIG, max_steps=1, micro_batch_size=8)
+        made = trainer(tmp_path / str(fails), config, reward_funcs=[alternating])
+        sample = made.sampler.sample
+
+        def rounded(step: int, sample: Any = sample) -> Any:
+            groups, logged = sample(step)
+            groups.answers.logprobs.add_(0.01)
+            return groups, logged
+
+        monkeypatch.setattr(made.sampler, "sample", rounded)
+        made.train()
+        found.append((len(calls), read_metrics(tmp_path / str(fails))[0]["replay/logprob_diff_mean"]))
+    assert [calls for calls, _ in found] == [2, 5]
+    assert [gap for _, gap in found] == pytest.approx([0.01] * 2, abs=1e-4)
 
 
 def test_weights_without_requires_grad_stay_and_have_no_optimiser_state(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from dropout_grpo.data.answers import answers_match
 from dropout_grpo.evaluation.answering import ModelAnswers
 from dropout_grpo.evaluation.statistics import majorities, mean_interval, pass_at_k_curves
 
-_CURVES = ("pass@k", "maj@k")
 _SINGLE = ("coverage", "bma")
 _FIGURES = (
     "completions/mean_length",

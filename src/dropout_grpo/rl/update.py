@@ -97,8 +97,11 @@ class PolicyUpdate:
         shares = processes.balanced(costs, processes.size())
         mine = replayed[sorted(shares[processes.rank()])]
 
+        replays: list[tuple[Tensor, Tensor]] = []  # rows and their log-probs
+
         def accumulate(size: int) -> list[list[float]]:
-            return self.accumulate(groups, advantages, mine.split(size), totals, beta, unchanged=unchanged)
+            replays.clear()  # of micro-batches that did not fit
+            return self.accumulate(groups, advantages, mine.split(size), totals, beta, replays if unchanged else None)
 
         sums = [[0.0] * 7]  # of a process without a group
         if len(mine):
@@ -109,6 +112,8 @@ class PolicyUpdate:
                 clear=lambda: self.model.zero_grad(set_to_none=True),
                 relieve=partial(checkpointing_instead, self.model, self.config.gradient_checkpointing),
             )
+        for rows, logprobs in replays:  # for later updates on the batch too
+            groups.answers.logprobs[rows] = logprobs
         *added, gap_max = zip(*sums, strict=True)
         loss, kl, low, high, gap_sum, tokens = processes.add_up(*(sum(values) for values in added))
         metrics = {
@@ -138,10 +143,12 @@ class PolicyUpdate:
         micro_batches: Sequence[Tensor],
         totals: Totals,
         beta: float,
-        *,
-        unchanged: bool = False,
+        replays: list[tuple[Tensor, Tensor]] | None = None,
     ) -> list[list[float]]:
         """Accumulate gradients of the objective over micro-batches of groups, given by their indices.
+
+        With a list of ``replays`` the policy is unchanged: see ``backward``. It gets the rows of each micro-batch and
+        their log-probs.
 
         Returns:
             For each micro-batch: its part of the loss; sums over its answer tokens of the KL, of those clipped below
@@ -160,8 +167,9 @@ class PolicyUpdate:
                 temperature = self.config.temperature
                 logprobs = replay(self.model, *rollouts, self.exploration, temperature=temperature, mask=used)
             gap = torch.where(used, logprobs.detach() - old_logprobs, torch.zeros_like(old_logprobs)).abs()
-            if unchanged:
-                old_logprobs = answers.logprobs[rows] = logprobs.detach()  # for later updates on the batch too
+            if replays is not None:
+                old_logprobs = logprobs.detach()
+                replays.append((rows, old_logprobs))
             part = self._objective(
                 logprobs,
                 old_logprobs,

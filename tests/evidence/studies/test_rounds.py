@@ -200,7 +200,7 @@ def test_the_plan_of_half_a_billion_from_files_and_a_model_to_tables(tmp_path: P
     assert {name for name in record["runs"] if name[-2:] in ("-1", "-2")} == {
         f"{arm}-{seed}" for arm in (*ARMS, "deterministic") for seed in (1, 2)
     }
-    assert len(record["transformers"]["equal"]) == 5
+    assert len(record["transformers"]["equal"]) == 4
     assert set(record["transformers"]["equal"].values()) == {5}
     assert [len(tests) for tests in record["pairs"].values()] == [2] * 6
     block_name, page = "gsm8k-qwen.pairs", tmp_path / "page.md"

@@ -70,9 +70,9 @@ def add_device(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, default=None, help=where)
 
 
-def add_json(parser: ArgumentParser, what: str = "print one JSON object on standard output") -> None:
+def add_json(parser: ArgumentParser) -> None:
     """Add ``--json``. All else that the command prints then goes to standard error."""
-    parser.add_argument("--json", action="store_true", help=what)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
 def recipe_of(options: Namespace) -> Recipe:
