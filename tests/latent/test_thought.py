@@ -9,6 +9,7 @@ import torch
 from dropout_grpo.latent.thought import (
     PauseThought,
     ProjectionThought,
+    build_thought,
 )
 from helpers.tiny_latent import tiny_latent
 
@@ -65,3 +66,14 @@ def test_projection_starts_from_its_seed_alone() -> None:
 
 
 DTYPES_AND_SEEDS = [(torch.float32, 3), (torch.float32, 4), (torch.float64, 3)]
+
+
+def test_the_seeds_of_a_gpu_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: the user's own sampling on the GPU began again."""
+
+    def refuse(seed: int) -> None:
+        raise AssertionError(seed)
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    first, second = (build_thought("projection", torch.zeros(4), prj_dim=3, seed=5) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -258,3 +258,12 @@ def test_a_save_forgets_graphs_which_read_the_weights_where_they_were() -> None:
             pass
         assert [parameter.data_ptr() for parameter in model.parameters()] != before
     assert model not in graphs._RECORDINGS
+
+
+def test_halving_twice_keeps_the_masters() -> None:
+    """Fault: where memory had run out between, the low bits were lost."""
+    parameter = nn.Parameter(torch.randn(7, generator=torch.Generator().manual_seed(0)))
+    whole = parameter.detach().clone()
+    for _ in range(2):
+        halve(parameter)
+        assert torch.equal(master_of(parameter), whole)

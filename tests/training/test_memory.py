@@ -1,5 +1,6 @@
 """Micro-batches that do not fit are halved, and gradients of failed attempts are discarded."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,6 +77,30 @@ def test_less_than_one_item_there_is_not() -> None:
     with pytest.raises(UserError, match=r"out of memory with micro_batch_size=8, the smallest value. A training"):
         MicroBatches("micro_batch_size", 16).fit(4, work, rows=8)
     assert work.sizes == [2, 1]
+
+
+def test_the_last_failed_attempt_is_not_held() -> None:
+    """Fault: the error's traceback held its tensors while weights were put back in their dtype."""
+    held = []
+
+    def work(size: int) -> None:
+        tensor = torch.zeros(3)
+        held.append(weakref.ref(tensor))
+        raise RuntimeError(WORDS)
+
+    with pytest.raises(UserError) as caught:
+        MicroBatches("micro_batch_size", 1).fit(1, work)
+    assert caught.value.__context__ is None
+    assert held[0]() is None
+
+
+def test_graphs_leave_room_for_the_optimizers_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: the first step ran out of memory that only graphs had."""
+    given_back: list[int] = []
+    made = trainer(tmp_path, replace(CONFIG, max_steps=3), reward_funcs=[alternating])
+    monkeypatch.setattr(loop, "give_back_recordings", lambda: given_back.append(made.updates))
+    made.train()
+    assert given_back == [0]
 
 
 def test_other_errors_are_not_memory() -> None:

@@ -96,6 +96,14 @@ def test_what_is_missing_is_named(given: dict[str, Any], message: str) -> None:
         as_latent_model(**{"model": plain(), **given})
 
 
+def test_flash_attention_is_refused_by_its_name() -> None:
+    """Fault: the message said that the model could not be run from embeddings."""
+    model = tiny_model("llama", vocab_size=PLAIN_TOKENS)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match="load the model with attn_implementation='sdpa'"):
+        as_latent_model(model, processing_class=tiny_tokenizer(), latent_steps=2)
+
+
 def test_the_thoughts_of_an_object_are_not_replaced(tmp_path: Path) -> None:
     """Fault: a trained projection began again from the seed."""
     tiny_latent(thought="projection").save_pretrained(tmp_path)

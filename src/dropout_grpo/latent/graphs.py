@@ -79,6 +79,7 @@ class CUDAGraphs:
         finally:  # the side stream may still write to buffers that are freed when this fails
             current.wait_stream(stream)
         forget_casts()
+        _clear_workspaces()
         try:
             with torch.cuda.stream(current):  # torch leaves the side stream current when a recording fails
                 run = work.run(model)
@@ -93,6 +94,7 @@ class CUDAGraphs:
             raise
         finally:
             forget_casts()
+            _clear_workspaces()
 
     def replay(self, model: Recurrence) -> None:
         """Replay the blocks until all rows have ended."""
@@ -105,6 +107,16 @@ class CUDAGraphs:
 @lru_cache(maxsize=8)
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
+
+
+def _clear_workspaces() -> None:
+    """Free cuBLAS's workspaces, before the first recording and after the last one.
+
+    A recorded product writes to the workspace of its stream, and all graphs are recorded on one stream. Since torch
+    2.13 the end of one graph frees this workspace. If it is allocated inside a recording, it lies in the graphs' pool,
+    whose memory no other tensor gets while one of them is left.
+    """
+    getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()  # a build without CUDA has none
 
 
 def _end_allocation(device: torch.device, pool: Any) -> None:

@@ -70,9 +70,9 @@ class Recurrence(nn.Module):
         prompt_format: how questions become prompts: ``coconut``, ``codi``, or ``chat``, the tokenizer's chat template.
 
     Raises:
-        UserError: latent tokens are missing, a token has no embedding, ``latent_steps`` is below 0, the kind of thought
-            or the prompt format is unknown, sites are not found, or the model gives other results here than its own
-            forward pass.
+        UserError: latent tokens are missing, a token has no embedding, the attention is FlashAttention's,
+            ``latent_steps`` is below 0, the kind of thought or the prompt format is unknown, sites are not found, or
+            the model gives other results here than its own forward pass.
     """
 
     def __init__(
@@ -111,6 +111,12 @@ class Recurrence(nn.Module):
         self.thought = build_thought(thought, latent, prj_dim=prj_dim, seed=seed)
         self.thought.to(model.device)
         own = model.config._attn_implementation
+        if str(own).startswith("flash_attention"):
+            name = model.name_or_path or type(model).__name__
+            raise UserError(
+                f"attn_implementation={own!r} of {name}: its kernels cannot share a prompt between the rollouts of a "
+                "group: load the model with attn_implementation='sdpa'."
+            )
         self._own_attention = "eager" if own == SHARED_PREFIX else own
         self._gradient_checkpointing = False
         self.shares_prefix = shares_prefix(model)

@@ -67,7 +67,7 @@ class ProjectionThought(nn.Module):
         super().__init__()
         self.prj_dim = prj_dim
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # torch initialises from the global generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             layers: list[tuple[str, nn.Module]] = [
                 ("1", nn.Linear(width, prj_dim)),
                 ("2", nn.GELU()),

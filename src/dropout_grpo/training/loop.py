@@ -23,8 +23,9 @@ from transformers.trainer_utils import TrainOutput
 from dropout_grpo.config.choices import ParamDtype, TrackerName
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.sharding import start_together
-from dropout_grpo.errors import UserError
+from dropout_grpo.errors import UserError, out_of_memory_is
 from dropout_grpo.latent.casts import autocast, held_in_bf16
+from dropout_grpo.latent.graphs import allow_recordings_again, give_back_recordings
 from dropout_grpo.latent.lora.checkpoint import has_adapter
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.files import checkpoint_folder, jsonable
@@ -39,7 +40,7 @@ from dropout_grpo.training.machine import bf16_for, freed_memory_kept, return_fr
 from dropout_grpo.training.masters import masters_as_weights, with_masters
 from dropout_grpo.training.memory import MicroBatches
 from dropout_grpo.training.model_argument import require_trainable
-from dropout_grpo.training.optimizer import update
+from dropout_grpo.training.optimizer import NO_ROOM, update
 from dropout_grpo.training.plan import (
     GB,
     Plan,
@@ -387,9 +388,13 @@ class Trainer(ABC):
 
         An optimiser's first step allocates its state, which malloc keeps apart from what is freed soon.
         """
-        make_dense(self.model)
-        self.model.trained |= not has_adapter(self.model.model)
         first, self._stepped = self._stepped is not self.optimizer, self.optimizer
+        if first:  # its state needs room, and graphs hold memory that nothing else can use
+            give_back_recordings()
+            allow_recordings_again()
+        with out_of_memory_is(NO_ROOM):
+            make_dense(self.model)
+        self.model.trained |= not has_adapter(self.model.model)
         with nullcontext() if first else freed_memory_kept():
             return update(
                 self.model,

@@ -92,9 +92,9 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def halve(parameter: nn.Parameter, *, keep_low: bool = True) -> None:
     """Make a parameter bf16, with its masters' low bits beside it or without. Its gradient will be float32.
 
-    A parameter that is bf16 already becomes its own masters.
+    A parameter that is bf16 already becomes its own masters, unless it has some.
     """
-    weight, low = halves(parameter.detach().float().contiguous())
+    weight, low = halves(master_of(parameter).float().contiguous())
     parameter.data = weight
     if keep_low:
         setattr(parameter, _LOW, low)

@@ -90,14 +90,12 @@ class MicroBatches:
                 given_back = give_back_recordings()
                 smallest = size <= 1 and not given_back
                 relieved = smallest and relieve is not None and relieve()
-                if smallest and not relieved:
-                    raise UserError(
-                        f"out of memory with {self.option}={rows}, the smallest value. {LESS_MEMORY}"
-                    ) from error
             # The traceback, which holds the failed attempt's tensors, is freed only after the except block.
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if smallest and not relieved:  # without the traceback: what is put back in order now needs memory too
+                raise UserError(f"out of memory with {self.option}={rows}, the smallest value. {LESS_MEMORY}")
             if relieved:
                 continue
             if given_back:

@@ -23,7 +23,7 @@ class NonFinite(UserError):
     """A loss, gradient, weight or logit that is NaN or infinite."""
 
 
-_NO_ROOM = f"out of memory in the optimiser's step; the first one allocates its state. {LESS_MEMORY}"
+NO_ROOM = f"out of memory in the optimiser's step; the first one allocates its state. {LESS_MEMORY}"
 
 
 def build_optimizer(
@@ -126,7 +126,7 @@ def update(
         NonFinite: the loss or the gradient is not finite; no weight has been changed. Raised in all processes.
         UserError: memory runs out. The first step allocates the optimiser's state.
     """
-    with out_of_memory_is(_NO_ROOM), updating(model):
+    with out_of_memory_is(NO_ROOM), updating(model):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         total = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True))
         norm = float(total)

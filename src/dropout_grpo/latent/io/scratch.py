@@ -52,7 +52,7 @@ def scratch_model(
     else:  # other architectures have separate settings for what GPT-2 derives from the above
         sizes |= {"intermediate_size": 4 * n_embd, "num_key_value_heads": n_head, "head_dim": n_embd // n_head}
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             kind = type(AutoConfig.for_model(model_type).get_text_config())  # of a model that also sees, its text model
             return AutoModelForCausalLM.from_config(kind(**sizes))

@@ -68,7 +68,7 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             put_adapter(inner, adapter)
         except (TypeError, ValueError) as error:
