@@ -54,4 +54,4 @@ def test_another_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     words += [f"--grpo.{name}={value}" for name, value in GRPO.items()]
     assert main([*words, f"--lora.r={LORA.r}", f"--lora.lora_alpha={LORA.lora_alpha}"]) == 0
     assert main([*words, "--lora.r=3"]) == 2
-    assert "is an adapter already, with r=2 and lora_alpha=4, and lora asks for another" in capsys.readouterr().err
+    assert "is an adapter already, with r=2, lora_alpha=4 and target_modules" in capsys.readouterr().err
