@@ -89,6 +89,7 @@ def test_a_block_left_early_ends_the_process(tmp_path: Path) -> None:
     assert gone(int(out.read_text().split()[0]))
 
 
+@pytest.mark.slow
 def test_the_demo_is_the_same_with_its_arms_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     run = tmp_path / "run"

@@ -14,7 +14,7 @@ from dropout_grpo.config.curriculum import CurriculumConfig
 from dropout_grpo.config.grpo_config import GRPOConfig
 from dropout_grpo.config.model import ModelConfig
 from dropout_grpo.config.recipe import Recipe
-from dropout_grpo.config.recipe_file import recipe_names
+from dropout_grpo.config.recipe_file import load_recipe, recipe_names
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.runs.files import jsonable
 from helpers.grpo_run import Replays
@@ -90,10 +90,9 @@ def test_grpo_takes_two_steps_that_move_the_weights(name: str, elsewhere: Path) 
         assert "eval/pass@1" in line
 
 
-def test_dynamic_sampling_is_reduced_too(elsewhere: Path) -> None:
+def test_dynamic_sampling_is_reduced_too() -> None:
     """Fault: 2 questions in each of 10 batches were more than the 4 problems."""
-    words = ["--grpo.dynamic_sampling_max_gen_batches", "10", "--smoke"]
-    assert main(["grpo", "--recipe", "prosqa", "--checkpoint", "none", *words]) == 0
+    assert smoke(load_recipe("prosqa", {"grpo.dynamic_sampling_max_gen_batches": "10"})).grpo.questions_per_step == 4
 
 
 def test_the_demo_and_eval_have_it_too(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ TWO = (
 FOUR = ("grpo, one mixed group", "sft", "grpo, dynamic sampling and KL, sharded", "llama, sharded")
 
 
-@pytest.mark.parametrize(("count", "names"), [(2, TWO), (4, FOUR)])
+@pytest.mark.parametrize(("count", "names"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
 def test_every_world_size_gives_the_same_update(
     count: int, names: tuple[str, ...], single: Path, tmp_path: Path
 ) -> None:

@@ -34,13 +34,13 @@ def grpo(folder: Path, sft: Killer) -> Killer:
     return Killer(["grpo", "--recipe", str(folder / "recipe.yaml"), "--checkpoint", str(coconut)], folder / "grpo")
 
 
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_three_kills(command: str, request: pytest.FixtureRequest) -> None:
     assert request.getfixturevalue(command).kill(3).kills == 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_fifty_kills(command: str, request: pytest.FixtureRequest) -> None:
     tally = request.getfixturevalue(command).kill(50)
     print(f"{command}: {tally}")
@@ -56,7 +56,7 @@ def _of_two(command: str, folder: Path, sft: Killer) -> Killer:
     return Killer(argv, place, processes=2)
 
 
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_a_kill_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
     """torchrun's agent ends the other one and names the rank; the run resumes."""
     tally = _of_two(command, folder, sft).kill(1)
@@ -65,7 +65,7 @@ def test_a_kill_of_one_of_two_processes(command: str, folder: Path, sft: Killer)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_ten_kills_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
     tally = _of_two(command, folder, sft).kill(10)
     print(f"{command}, two processes: {tally}")
@@ -109,6 +109,7 @@ def _spin() -> None:
         torch.ones(200, 200) @ torch.ones(200, 200)
 
 
+@pytest.mark.slow
 def test_the_same_command_beside_a_busy_process_gives_the_same_bits(sft: Killer, tmp_path: Path) -> None:
     """Nothing is chosen by a timing; here the program chooses precision and attention."""
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("bf16: false\n", ""))
