@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from evidence.places import ROOT
 
 WARNING = re.compile(r"warn|deprecat|will be removed", re.IGNORECASE)
@@ -55,6 +57,7 @@ def published(count: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 def test_no_library_complains(tmp_path: Path) -> None:
     """In one process, in which a warning is an error; loggers, which do not use Python's warnings, write to stderr."""
     train, valid, out = tmp_path / "train.jsonl", tmp_path / "valid.txt", tmp_path / "out"

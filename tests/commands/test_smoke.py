@@ -20,7 +20,8 @@ from dropout_grpo.runs.files import jsonable
 from helpers.grpo_run import Replays
 from helpers.tiny_latent import read_metrics, tiny_latent, tiny_problems
 
-NAMES = recipe_names()
+FAST = ("gsm8k-qwen-0.5b", "prosqa")
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in recipe_names()]
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ def compare_gpus(counts: list[int]) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_processes_compare_their_gpus(tmp_path: Path) -> None:
     for own, shared in in_processes(2, compare_gpus, tmp_path / "out", [2, 1]):
         assert own == "each has its own"

@@ -125,6 +125,7 @@ print(before - inside, resident_memory() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its malloc is another")
 def test_memory_of_float32_weights_goes_back() -> None:
     """64 of 128 MiB are free for others inside the block. After it, the memory of the copies in bf16 is free."""

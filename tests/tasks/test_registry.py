@@ -5,6 +5,8 @@ import sys
 from dataclasses import is_dataclass
 from pathlib import Path
 
+import pytest
+
 from dropout_grpo.data.files import load_problems
 from dropout_grpo.tasks.base import SPLIT_NAMES
 from dropout_grpo.tasks.registry import DEFAULT_TASK, TASKS
@@ -80,6 +82,7 @@ assert main(["sft", "--smoke", "--data.task", "cups", "--data.cups.swaps", "3", 
 """
 
 
+@pytest.mark.slow
 def test_a_third_task_is_one_file(tmp_path: Path) -> None:
     """``data`` makes its problems, and ``--smoke`` trains on them."""
     (tmp_path / "cups.py").write_text(CUPS, encoding="utf-8")

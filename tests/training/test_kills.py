@@ -56,6 +56,7 @@ def _of_two(command: str, folder: Path, sft: Killer) -> Killer:
     return Killer(argv, place, processes=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_a_kill_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
     """torchrun's agent ends the other one and names the rank; the run resumes."""

@@ -136,6 +136,7 @@ def test_blocks_without_a_file_say_so_and_unknown_tables_are_refused() -> None:
         block({"tiny-cpu": MADE_UP}, "tiny-cpu.lines")  # a table of sweeps, and this result is not a sweep
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--questions 1 --problems 2 --prompt_tokens 5 --latent_steps 1 --answer_tokens 3 --cot_tokens 1 --repeats 1"
     cases = "--num_generations [2] --jobs [evaluation] --beside [] --device cpu"

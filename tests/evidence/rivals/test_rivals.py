@@ -239,6 +239,7 @@ def test_a_model_whose_values_are_not_found_is_refused_by_name() -> None:
         model.noise(rival("svp"), torch.tensor([1]))
 
 
+@pytest.mark.slow
 @every_rival
 def test_noise_on_weights_goes_on_with_the_weights_of_its_last_refresh(tmp_path: Path, kind: str) -> None:
     """Refreshed before steps 1 and 4, stopped in between: the checkpoint of step 2 has the weights before step 1."""

@@ -42,6 +42,7 @@ def record(made: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_every_arm_is_a_run_folder(made: Path, record: dict[str, Any]) -> None:
     assert set(record["arms"]) == {"temperature", "greedy", "held_05", "old"}
     assert (record["seeds"], record["problems"], record["split"]) == ([1], 6, "test")
