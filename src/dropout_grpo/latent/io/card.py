@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dropout_grpo.latent.io.causal_lm import is_generic
+from dropout_grpo.latent.lora.checkpoint import ADAPTER_CONFIG
 from dropout_grpo.latent.tokens import CHAT, CODI
 
 _TAGS = ["latent-reasoning", "coconut", "dropout-grpo"]
@@ -52,7 +53,7 @@ class CardFacts:
 
 def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> None:
     """Write ``README.md``, the model card."""
-    complete = (folder / "custom_generate").is_dir() and not (folder / "adapter_config.json").is_file()
+    complete = (folder / "custom_generate").is_dir() and not (folder / ADAPTER_CONFIG).is_file()
     data = ModelCardData(
         license=_licence_of(facts.base),
         base_model=facts.base if facts.base and not Path(facts.base).exists() else None,

@@ -48,21 +48,22 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
 
     assert config.r is not None, "no adapter is wanted"
     inner = model.model
-    tables = {name.rpartition(".")[2] for name in _token_rows(inner, model.tokens)}
+    if has_adapter(inner):
+        _refuse_another(model, config)
+        return model
+    rows = _token_rows(inner, model.tokens)
+    tables = {name.rpartition(".")[2] for name in rows}
     if several := sorted(tables & set(config.target_modules or ())):
         raise UserError(
             f"lora: target_modules has {several[0]}, the embeddings or the head, and of these only the rows of the "
             "latent tokens are trained: leave it out."
         )
-    if has_adapter(inner):
-        _refuse_another(model, config)
-        return model
     adapter = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=0.0,
         target_modules="all-linear" if config.target_modules is None else list(config.target_modules),
-        trainable_token_indices=_token_rows(inner, model.tokens),
+        trainable_token_indices=rows,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in inner.modules()),
         base_model_name_or_path=_base(model),
         task_type="CAUSAL_LM",
