@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dropout_grpo.exploration.seeds import normal_matrix
+from dropout_grpo.exploration.seeds import normal_quantiles, random_bits, stream
 from evidence.rivals.value_weights import Copies, OnValueWeights, RowChange
 
 MOST_HELD = 2**26
@@ -40,6 +40,18 @@ class GaussianV(OnValueWeights):
             for change in changes.values():
                 change.held = change.matrices(0, len(seeds))
         return changes
+
+
+def normal_matrix(seeds: Tensor, name: str, size: int, dtype: torch.dtype) -> Tensor:
+    """Standard normal [B, size], for a size in the thousands: each word of the named stream gives four numbers.
+
+    Number i is the quantile of 16 bits of word i // 4, lowest bits first. This takes less than half of the time of
+    ``dropout_grpo.exploration.seeds.normal``.
+    """
+    words = random_bits(seeds, stream(name, -(-size // 4), seeds.device))
+    # The lowest bits come first in memory on machines that PyTorch has packages for: they are little-endian.
+    index = words.view(torch.int16)[:, :size].to(torch.int32).bitwise_and_(0xFFFF)
+    return torch.nn.functional.embedding(index, normal_quantiles(dtype, seeds.device)[:, None])[..., 0]
 
 
 @dataclass(slots=True, kw_only=True)

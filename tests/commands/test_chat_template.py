@@ -95,6 +95,23 @@ def test_variables_are_written_into_the_template_and_the_last_value_holds(start:
     assert tokenizer.chat_template.count("set think") == 1
 
 
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("{% set think = reasoning | default(true) %}\n{{ think }}", "False"),
+        ("{% set name = 'A' %}\n{% set name = name ~ 'B' %}\n{{ name }}", "AB"),
+        ("{% set reasoning = true %}\n{{ reasoning }}", "False"),
+    ],
+)
+def test_lines_that_a_template_starts_with_see_the_variables(template: str, prompt: str) -> None:
+    """Fault: variables came after such lines, and of two lines for one name the first was lost."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    set_template_variables(tokenizer, {"reasoning": True})
+    set_template_variables(tokenizer, {"reasoning": False})
+    assert tokenizer.apply_chat_template(asked("Ann"), tokenize=False) == prompt
+
+
 def test_what_a_template_cannot_have_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(UserError, match="the tokenizer has no chat template"):

@@ -102,9 +102,10 @@ def test_weights_are_float32_again_also_after_an_error() -> None:
     assert torch.equal(model.model.get_decoder().layers[0].mlp.down_proj.weight, down.bfloat16().float())
 
 
-def test_thoughts_are_read_without_autocast_too() -> None:
-    """As a callback may in a training. Fault: float32 states met the head's bf16 weights."""
-    model = tiny_latent("llama").requires_grad_(False)
+@pytest.mark.parametrize("thought", ["hidden_state", "projection"])
+def test_thoughts_are_read_without_autocast_too(thought: str) -> None:
+    """As a callback may in a training. Fault: float32 states met bf16 weights of the head, and of a projection."""
+    model = tiny_latent("llama", thought=thought).requires_grad_(False)
     with held_in_bf16(model):
         assert "lm_head" in {name.rpartition(".")[0].rpartition(".")[2] for name in in_bf16(model)}
         inside = model.thoughts(["Ann has 3 ?"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model, PreTrainedTokenizerFast
 
@@ -123,3 +124,41 @@ def test_the_card_names_a_tokenizer_class_that_gives_the_models_ids(tmp_path: Pa
     assert 'tokenizer = PreTrainedTokenizerFast.from_pretrained("CHECKPOINT", padding_side="left")' in card
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert tokenizer([QUESTIONS[0]])["input_ids"] == [model.tokenizer(QUESTIONS[0])["input_ids"]]
+
+
+def test_an_answer_is_greedy_whatever_the_base_samples_with(tmp_path: Path) -> None:
+    """Fault: a base's sampling and penalties, made for its answers in words, held for those after thoughts too."""
+    model = tiny_latent(latent_steps=3)
+    model.model.generation_config.update(
+        do_sample=True, temperature=9.0, repetition_penalty=9.0, no_repeat_ngram_size=1
+    )
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert plain.generation_config.repetition_penalty == 9
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")
+    inputs = tokenizer([q + "\n" for q in QUESTIONS], return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
+    more = {"custom_generate": str(tmp_path), "trust_remote_code": True, "max_new_tokens": 6}
+    answers = plain.generate(**inputs, **more)
+    assert tokenizer.batch_decode(answers, skip_special_tokens=True) == model.answer(QUESTIONS, 6)
+    assert not torch.equal(plain.generate(**inputs, **more, repetition_penalty=9.0), answers), (
+        "the caller's option holds"
+    )
+
+
+def test_the_number_of_thoughts_is_that_of_the_folder_now(tmp_path: Path) -> None:
+    """Fault: in one process a folder kept the number that it was first read with."""
+    model = tiny_latent(latent_steps=3)
+    for steps in (3, 0):
+        model.latent_steps = steps
+        model.save_pretrained(tmp_path)
+        assert transformers_answers(tmp_path, QUESTIONS) == model.answer(QUESTIONS, 6)
+
+
+@pytest.mark.parametrize("card", [b"---\nname: a: b\n---\n", b"---\n- 1\n---\n", b"---\n1: a\n---\n", b"\xff"])
+def test_a_bases_card_that_cannot_be_read_has_no_licence(tmp_path: Path, card: bytes) -> None:
+    """Fault: a training ended in a traceback."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "README.md").write_bytes(card)
+    save_latent_model(tiny_latent(), tmp_path / "saved", CardFacts(base=str(tmp_path / "base")))
+    assert ModelCard.load(tmp_path / "saved" / "README.md").data.license is None

@@ -163,3 +163,13 @@ def test_a_file_is_converted_once(
     assert_same_weights(dict(again.state_dict()), {n: w.double() for n, w in first.state_dict().items()})
     assert again.name_or_path == first.name_or_path == str(tmp_path / "once.gguf")
     assert reloaded.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_file_where_the_cache_should_be_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: an error of huggingface_hub, without the remedy."""
+    write_gguf(tmp_path / "tiny.gguf", "llama")
+    (tmp_path / "cache").touch()
+    whole = weights_gguf.cached_assets_path
+    monkeypatch.setattr(weights_gguf, "cached_assets_path", lambda *names: whole(*names, assets_dir=tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"cannot be written.*Set HF_ASSETS_CACHE to a folder with room"):
+        load_causal_lm(tmp_path / "tiny.gguf")

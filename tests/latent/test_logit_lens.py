@@ -80,6 +80,8 @@ def test_what_cannot_be_read_is_refused() -> None:
     assert model.thoughts([]) == []
     with pytest.raises(UserError, match="top_k=0 must be at least 1"):
         model.thoughts(["Ann"], top_k=0)
+    with pytest.raises(UserError, match="latent_steps=-1: the number of thoughts must be 0 or more"):
+        model.thoughts(["Ann"], latent_steps=-1)
     with pytest.raises(UserError, match="seeds without an exploration"):
         model.thoughts(["Ann"], seeds=[1])
     for wrong in ("shared_dropout", SharedDropout):  # fault: an AttributeError and a TypeError

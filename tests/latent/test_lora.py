@@ -98,6 +98,7 @@ def test_only_the_adapter_and_the_latent_tokens_are_trained(kind: str, tmp_path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_the_adapter_off_the_base_is_back(kind: str, tmp_path: Path) -> None:
     base, model = LatentModel.from_pretrained(saved_base(tmp_path / "a", kind)), tiny_lora(tmp_path, kind, trained=True)
+    next(p for p in model.model.parameters() if p.requires_grad).requires_grad_(False)  # as the caller may
     on, trainable = said(model), [p.requires_grad for p in model.parameters()]
     with adapter_off(model):
         assert torch.equal(said(model), said(base))  # its own rows of the latent tokens among it: all are scored
@@ -106,6 +107,12 @@ def test_with_the_adapter_off_the_base_is_back(kind: str, tmp_path: Path) -> Non
     assert torch.equal(said(model), on)
     assert not torch.allclose(on, said(base), atol=0.1)
     assert [p.requires_grad for p in model.parameters()] == trainable
+
+
+def test_an_adapter_without_a_rank_is_refused(tmp_path: Path) -> None:
+    model = LatentModel.from_pretrained(saved_base(tmp_path))
+    with pytest.raises(UserError, match="lora: r, the rank of the adapter, is not set: give a number"):
+        trainer(tmp_path / "run", model=model, peft_config=LoRAConfig())
 
 
 def test_the_reference_of_an_adapter_is_no_copy(tmp_path: Path) -> None:

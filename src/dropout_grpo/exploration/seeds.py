@@ -65,23 +65,11 @@ def normal(seeds: Tensor, streams: Tensor) -> Tensor:
     They are looked up in a table, since logarithms on a CPU and a GPU may differ in the last bit. The largest quantile
     is 4.3, and the variance is 0.9999.
     """
-    return _quantiles(torch.float64, seeds.device)[_shift_right(random_bits(seeds, streams), 48)]
-
-
-def normal_matrix(seeds: Tensor, name: str, size: int, dtype: torch.dtype) -> Tensor:
-    """Standard normal [B, size], for a size in the thousands: each word of the named stream gives four numbers.
-
-    Number i is the quantile of 16 bits of word i // 4, lowest bits first. This takes less than half of the
-    time of ``normal``.
-    """
-    words = random_bits(seeds, stream(name, -(-size // 4), seeds.device))
-    # The lowest bits come first in memory on machines that PyTorch has packages for: they are little-endian.
-    index = words.view(torch.int16)[:, :size].to(torch.int32).bitwise_and_(0xFFFF)
-    return torch.nn.functional.embedding(index, _quantiles(dtype, seeds.device)[:, None])[..., 0]
+    return normal_quantiles(torch.float64, seeds.device)[_shift_right(random_bits(seeds, streams), 48)]
 
 
 @lru_cache(maxsize=8)
-def _quantiles(dtype: torch.dtype, device: torch.device) -> Tensor:
+def normal_quantiles(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Quantiles of a standard normal, in the middle of each of 65,536 parts of equal probability."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     return torch.special.ndtri(middles).to(device, dtype)

@@ -67,6 +67,8 @@ def read_thoughts(
     """The thoughts about encoded questions, ids and mask [N, S]; see ``LatentModel.thoughts``."""
     if top_k < 1:
         raise UserError(f"top_k={top_k} must be at least 1.")
+    if latent_steps < 0:
+        raise UserError(f"latent_steps={latent_steps}: the number of thoughts must be 0 or more.")
     if len(seeds) and exploration is None:
         raise UserError("seeds without an exploration make no masks: give one, such as SharedDropout(p=0.1).")
     plain = _hidden_states(model, ids, mask, latent_steps, None)  # [N, n + 1, D]

@@ -1,7 +1,7 @@
 """The latent recurrence, step by step: ``read``, ``think_eagerly``, ``score``.
 
 The curriculum, rollouts, replay, evaluation and ``ask`` all call these methods, through ``LatentModel``. There is only
-one other implementation in the package: the benchmark's published baseline, which is timed against this one.
+one other implementation in the package: ``io/custom_generate/generate.py``, for models that run without it.
 
 Shapes: B rows, S prompt positions, T own positions, L new positions, D width, V vocabulary.
 
@@ -220,7 +220,8 @@ class Recurrence(nn.Module):
     def gradient_checkpointing(self) -> bool:
         """Whether a backward pass runs the decoder layers again; see ``checkpointing.py``. False at first.
 
-        ``model.gradient_checkpointing_enable()`` of transformers, before or after wrapping, also makes it True.
+        ``model.gradient_checkpointing_enable()`` of transformers, before or after wrapping, also makes it True. Only
+        setting it to False switches it off again.
         """
         if switched_off(self.sites):  # transformers' own
             self._gradient_checkpointing = True
@@ -286,7 +287,8 @@ class Recurrence(nn.Module):
         keyed = keyed_noise(noise)
         for _ in range(steps):
             by_key = {} if keyed is None else keyed.key_factors("latent", state.latent_step, key_positions(state, 1))
-            fed_back = self.thought(state.hidden)  # [B, 1, D]
+            with frozen_weights_cast(self):
+                fed_back = self.thought(state.hidden)  # [B, 1, D]
             with self._noisy(noise, "latent", state.latent_step) as factors:
                 if THOUGHT_SITE in factors:
                     fed_back = times(fed_back, factors[THOUGHT_SITE])

@@ -109,8 +109,8 @@ def _latent_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def add_latent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add the latent tokens that are missing, resize the embeddings, and initialise them from ``<<``, as Coconut does.
 
-    If the tokenizer does not know ``<<``, they are initialised from the mean embedding, as are all words without one. A
-    latent token that the tokenizer has and the embeddings lack counts as missing.
+    If the tokenizer does not know ``<<``, they are initialised from the mean embedding. Other words without an
+    embedding start as they do. A latent token that the tokenizer has and the embeddings lack counts as missing.
 
     Raises:
         UserError: the tokenizer would give a latent token the id of a word, because its ids have gaps.
@@ -242,11 +242,13 @@ def set_template_variables(tokenizer: PreTrainedTokenizerBase, variables: Mappin
     for name, value in variables.items():
         if not name.isidentifier() or not _is_literal(value):
             raise UserError(f"chat_template_kwargs: a template cannot have {name!r} with the value {value!r:.40}.")
-    lines: dict[str, str] = {}
+    others = []  # of earlier calls, or the template's own
     while found := _SET.match(template):
-        lines[found[1]], template = found[0], template[found.end() :]
-    lines |= {name: f"{{% set {name} = {value!r} %}}\n" for name, value in variables.items()}  # as Jinja reads it, too
-    tokenizer.chat_template = "".join(lines.values()) + template
+        template = template[found.end() :]
+        if found[1] not in variables:
+            others.append(found[0])
+    new = [f"{{% set {name} = {value!r} %}}\n" for name, value in variables.items()]  # repr as Jinja reads it, too
+    tokenizer.chat_template = "".join([*new, *others]) + template
 
 
 def _is_literal(value: Any) -> bool:

@@ -88,6 +88,14 @@ def with_noise(
         w[:, columns] += added
 
 
+def test_the_numbers_of_a_matrix_are_quantiles_of_the_seeds_bits() -> None:
+    seeds = [0, -1, 2**63 - 1]
+    for size in (50, 49):
+        expected = torch.stack([splitmix.normal_matrix(seed, "layers.0.mlp", size) for seed in seeds])
+        packed = gaussian_v.normal_matrix(torch.tensor(seeds), "layers.0.mlp", size, torch.float64)
+        torch.testing.assert_close(packed, expected, rtol=0, atol=1e-9)
+
+
 @every_rival
 @pytest.mark.parametrize("model_kind", [*KINDS, "gpt_neox", "opt"])
 def test_weights_perturbed_everywhere_are_the_oracles(kind: str, model_kind: str) -> None:

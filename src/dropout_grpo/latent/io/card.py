@@ -8,6 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
 from dropout_grpo.latent.io.causal_lm import is_generic
 from dropout_grpo.latent.lora.checkpoint import ADAPTER_CONFIG
@@ -120,11 +121,14 @@ def without_folder(text: str) -> str:
 
 
 def _licence_of(base: str | None) -> str | None:
-    """The licence in the base's own card, if the base is a folder with a card."""
+    """The licence in the base's own card, if the base is a folder with a card that can be read."""
     readme = None if base is None else Path(base) / "README.md"
     if readme is None or not readme.is_file():
         return None
-    licence = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
+    try:
+        licence = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
+    except (OSError, ValueError, TypeError, YAMLError):  # somebody else's file
+        return None
     return licence if isinstance(licence, str) else None
 
 

@@ -1,7 +1,7 @@
 """Latent models as plain Hugging Face folders: safetensors, a tokenizer and ``latent_config.json``.
 
-Two published layouts load as well: a folder with the latent tokens but no ``latent_config.json``
-(ModalityDance/latent-tts-coconut), and facebookresearch/coconut's ``state_dict`` over a base model.
+Published layouts load as well: a folder with the latent tokens but no ``latent_config.json``
+(ModalityDance/latent-tts-coconut), facebookresearch/coconut's ``state_dict`` over a base model, and CODI's.
 """
 
 import json

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import cached_assets_path
+from huggingface_hub import cached_assets_path, constants
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -69,11 +69,11 @@ def converted(file: Path) -> Path:
     _source(file)
     facts = file.stat()
     digest = _digest(file.resolve(), facts.st_size, facts.st_mtime_ns)
-    folder = cached_assets_path("dropout-grpo", "gguf", f"{file.stem}-{digest[:16]}")
     try:
+        folder = cached_assets_path("dropout-grpo", "gguf", f"{file.stem}-{digest[:16]}")
         lock = folder.with_name(f"{folder.name}.lock").open("w")
-    except OSError as error:
-        raise _unwritable(file, folder, error) from error
+    except (OSError, ValueError) as error:  # ValueError: there is a file where the cache should be
+        raise _unwritable(file, Path(constants.HF_ASSETS_CACHE), error) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of several processes converts, and the others wait
         if (folder / "config.json").is_file():

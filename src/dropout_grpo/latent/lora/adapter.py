@@ -40,13 +40,14 @@ def add_lora(model: LatentModel, config: LoRAConfig, *, seed: int) -> LatentMode
         seed: seed of the adapter's initial weights.
 
     Raises:
-        UserError: PEFT is missing, the model has an adapter that differs from ``config``, its base could not be loaded
-            again, or it has no layers with the names in ``target_modules``.
+        UserError: PEFT is missing, ``r`` is not set, the model has an adapter that differs from ``config``, its base
+            could not be loaded again, or it has no layers with the names in ``target_modules``.
     """
     require_peft()
     from peft import LoraConfig
 
-    assert config.r is not None, "no adapter is wanted"
+    if config.r is None:
+        raise UserError("lora: r, the rank of the adapter, is not set: give a number, such as 16.")
     inner = model.model
     if has_adapter(inner):
         _refuse_another(model, config)
@@ -165,6 +166,7 @@ def adapter_off(model: LatentModel) -> Iterator[None]:
 
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     layers = [module for module in model.model.modules() if isinstance(module, kinds)]
+    frozen = [parameter for layer in layers for parameter in layer.parameters() if not parameter.requires_grad]
     try:
         for layer in layers:
             layer.enable_adapters(False)
@@ -172,3 +174,5 @@ def adapter_off(model: LatentModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter in frozen:  # PEFT has switched on the gradients of all of the adapter
+            parameter.requires_grad_(False)

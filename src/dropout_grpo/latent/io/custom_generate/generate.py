@@ -8,6 +8,9 @@
 
 This file needs only transformers. It reads ``latent_config.json`` and ``thought.safetensors`` from the
 checkpoint. All options of ``generate`` apply to the answer. The prompt is left-padded, and only the answer is returned.
+
+Without options an answer is greedy: sampling and penalties that ``generation_config.json`` has from the base model are
+for answers in words.
 """
 
 import json
@@ -21,6 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
+
+_GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 def generate(
@@ -45,15 +50,16 @@ def generate(
     if ids is None:
         raise ValueError("give input_ids: the tokens of the questions, each with a final newline.")
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-    checkpoint = str(model.name_or_path)
-    config, start, end, eos = _settings(checkpoint)
+    checkpoint, revision = str(model.name_or_path), getattr(model.config, "_commit_hash", None)
+    config = json.loads(_file(checkpoint, revision, "latent_config.json").read_text(encoding="utf-8"))
+    start, end, eos = _tokens(checkpoint, revision)
     steps = config["latent_steps"] if latent_steps is None else latent_steps
     embed, rows = model.get_input_embeddings(), ids.shape[0]
     one = mask.new_ones(rows, 1)
     if not bool((ids[:, -1] == start).all()):
         ids, mask = torch.cat([ids, torch.full_like(ids[:, :1], start)], dim=1), torch.cat([mask, one], dim=1)
     embeds = inputs_of_step = embed(ids)  # [B, S, D]
-    thought = _thought(checkpoint, config).to(embeds)
+    thought = _thought(checkpoint, revision, config).to(embeds)
     positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
     # transformers before 5.24 has the older name
     cache_name = "cache" if "cache" in signature(model.get_decoder().forward).parameters else "past_key_values"
@@ -71,9 +77,10 @@ def generate(
             embeds = torch.cat([embeds, inputs_of_step], dim=1)
             mask, positions = torch.cat([mask, one], dim=1), positions[:, -1:] + 1
     options.pop("token_type_ids", None)  # of some tokenizers, as long as the question
-    if options.get("generation_config") is None and "eos_token_id" not in options:
+    if options.get("generation_config") is None:
         stops = model.generation_config.eos_token_id
-        options["eos_token_id"] = sorted({*(stops if isinstance(stops, list) else [stops]), eos} - {None})
+        stops = sorted({*(stops if isinstance(stops, list) else [stops]), eos} - {None})
+        options = {**_GREEDY, "eos_token_id": stops, **options}
     marker = embed(torch.full_like(ids[:, :1], end))
     answers: Tensor = model.generate(  # type: ignore[operator]
         inputs_embeds=torch.cat([embeds, marker], dim=1), attention_mask=torch.cat([mask, one], dim=1), **options
@@ -82,28 +89,26 @@ def generate(
 
 
 @lru_cache(maxsize=8)
-def _settings(checkpoint: str) -> tuple[dict, int, int, int | None]:
-    """``latent_config.json``, and the ids of the start and end markers and of EOS."""
-    config = json.loads(_file(checkpoint, "latent_config.json").read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+def _tokens(checkpoint: str, revision: str | None) -> tuple[int, int, int | None]:
+    """The ids of the start and end markers and of EOS."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
     vocabulary = tokenizer.get_vocab()
-    start, end = vocabulary["<|start-latent|>"], vocabulary["<|end-latent|>"]
-    return config, start, end, tokenizer.eos_token_id
+    return vocabulary["<|start-latent|>"], vocabulary["<|end-latent|>"], tokenizer.eos_token_id
 
 
-def _file(checkpoint: str, name: str) -> Path:
-    path = cached_file(checkpoint, name)
+def _file(checkpoint: str, revision: str | None, name: str) -> Path:
+    path = cached_file(checkpoint, name, revision=revision)
     if path is None:
         raise OSError(f"{checkpoint} has no {name}.")
     return Path(path)
 
 
-def _thought(checkpoint: str, config: dict) -> nn.Module:
+def _thought(checkpoint: str, revision: str | None, config: dict) -> nn.Module:
     """The module that makes a thought: the hidden state itself, a learned vector (pause), or a projection."""
     kind = config.get("thought", "hidden_state")
     if kind == "hidden_state":
         return nn.Identity()
-    tensors = load_file(_file(checkpoint, "thought.safetensors"))
+    tensors = load_file(_file(checkpoint, revision, "thought.safetensors"))
     if kind == "pause":
         return _Pause(tensors["vector"])
     inner, width = tensors["prj.1.weight"].shape
