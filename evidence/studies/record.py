@@ -305,8 +305,11 @@ def compare_arms(first: Sequence[Path], second: Sequence[Path]) -> list[dict[str
 def compare_shares(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     """Like ``statistics.compare``, for two arms of several networks; entry i is the share that solves problem i.
 
-    A win is a problem that more networks of the second arm solve. Each problem counts once, since the networks of an
-    arm are alike: McNemar's exact test is of wins against losses, and the interval is that of the mean over problems.
+    A win is a problem that a larger share of the second arm's networks solves. Each problem counts once, since the
+    networks of an arm are alike: McNemar's exact test is of wins against losses, and the interval is that of the mean
+    over problems. Where the arms have different numbers of networks, equal arms do not win and lose exactly alike: of
+    two networks against one, where few networks solve a problem, more problems are won than lost by chance. The
+    interval has no such lean.
     """
     ahead = [b - a for a, b in zip(first, second, strict=True)]
     wins, losses = sum(d > 0 for d in ahead), sum(d < 0 for d in ahead)

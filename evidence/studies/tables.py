@@ -225,12 +225,15 @@ def pairs(record: Record) -> str:
 
 
 def curve(record: Record) -> str:
-    """pass@1 on the validation problems: stages of the curriculum, GRPO steps."""
+    """pass@1 on validation problems: after stages of the curriculum and GRPO steps, and at the end on all of them."""
     rows = []
     for name, points in record["curves"].items():
         for point in points:
             where = f"stage {point['stage']}, update" if "stage" in point else "step"
             rows.append([record["names"][name], f"{where} {point['step']}", percent(point["eval/pass@1"])])
+        run = record["runs"][name]
+        for end in run["evaluations"] if "mixed_groups" in run else ():  # GRPO is validated on fewer problems
+            rows.append([record["names"][name], f"the end, on {end['n']} problems", percent(end["pass@1"])])
     return table(["run", "after", "pass@1, percent"], rows)
 
 
@@ -271,7 +274,10 @@ def notes(record: Record) -> str:
     ]
     parts.append(f"Mixed groups in the first and last ten steps: {'; '.join(mixed)}.")
     of_grpo = f", of GRPO {' and '.join(map(str, seeds))}" if seeds else ""
-    return " ".join([*parts, f"Seed {first['seed']}{of_grpo}; {_versions(first)}; commit {first['commit']}."])
+    others = sorted({run["seed"] for run in runs.values()} - {first["seed"], *seeds})
+    of_pilots = f", of its pilots {' and '.join(map(str, others))}" if others else ""
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in runs.values()))
+    return " ".join([*parts, f"Seed {first['seed']}{of_grpo}{of_pilots}; {_versions(first)}; commit {commits}."])
 
 
 def example(record: Record) -> str:

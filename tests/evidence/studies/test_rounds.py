@@ -208,10 +208,12 @@ def test_the_plan_of_half_a_billion_from_files_and_a_model_to_tables(tmp_path: P
     assert recompute([page], tmp_path) == Report(compared=2 * 12, differing=[])
     assert "| masks, p = 0.05 | valid.json | 5 |" in block(tmp_path, "gsm8k-qwen.pilots")
     notes = block(tmp_path, "gsm8k-qwen.notes")
-    assert "25 of 25 answers of 5 checkpoints are the same" in notes
+    assert "20 of 20 answers of 4 checkpoints are the same" in notes
     assert "; held masks, sampled answers 0 and 0 %;" in notes
-    assert "Seed 0, of GRPO 1 and 2;" in notes
-    assert "| temperature alone, seed 2 | step 2 |" in block(tmp_path, "gsm8k-qwen.curve")
+    assert "Seed 0, of GRPO 1 and 2, of its pilots 3;" in notes
+    curve = block(tmp_path, "gsm8k-qwen.curve")
+    assert "| temperature alone, seed 2 | step 2 |" in curve
+    assert "| temperature alone, seed 2 | the end, on 5 problems |" in curve
     draw(tmp_path)
     assert "held masks, sampled answers" in (tmp_path / "gsm8k-qwen.svg").read_text("utf-8")
 
