@@ -40,6 +40,11 @@ def test_batches_and_epochs_are_calculated(given: dict[str, Any], processes: int
     ("given", "message"),
     [
         ({"num_train_epochs": 1, "max_steps": 7}, "max_steps=7 and num_train_epochs=1 both decide the same"),
+        ({"num_train_epochs": 1, "max_steps": 200}, "max_steps=200 and num_train_epochs=1 both"),  # its default
+        (
+            {"gradient_accumulation_steps": 8, "micro_batch_size": 64},
+            "micro_batch_size=64 and gradient_accumulation_steps=8 both decide the same",
+        ),
         (
             {"per_device_train_batch_size": 8, "prompts_per_step": 7},
             "prompts_per_step=7 and per_device_train_batch_size=8 both decide the same",
@@ -64,6 +69,12 @@ def test_every_name_of_trl_that_is_elsewhere_is_refused_with_what_is_here(name: 
     for value in ELSEWHERE[name].accepted:
         if value != "no":
             assert replace(GRPOConfig(**{name: value}), eval_steps=0) == GRPOConfig()
+
+
+def test_a_batch_size_that_is_the_default_counts_as_given() -> None:
+    """Fault: 512 answers at once."""
+    config = GRPOConfig(per_device_train_batch_size=512, micro_batch_size=256)
+    assert (config.settled(100, 1).prompts_per_step, config.settled(100, 1).micro_batch_size) == (64, 256)
 
 
 def test_values_of_trl_with_the_same_meaning() -> None:
@@ -97,6 +108,9 @@ def test_values_of_trl_with_the_same_meaning() -> None:
         ({"loss_type": "bnpo"}, "loss_type='bnpo' must be one of sum, grpo, dr_grpo, dapo"),
         ({"train_only": ["a"]}, "train_only is no longer an option: train an adapter"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"sync_ref_model": "no", "beta": 0.1}, "sync_ref_model='no' must be True or False"),
+        ({"replay": 0}, "replay=0 must be True or False"),
+        ({"bf16": "yes"}, "bf16='yes' must be True or False"),
     ],
 )
 def test_other_names_and_values_are_refused(given: dict[str, Any], message: str) -> None:
@@ -205,11 +219,91 @@ def test_an_unknown_metric_and_a_validation_that_cannot_happen_are_refused(tmp_p
     made = GRPOTrainer(tiny_latent(), digits, config, tiny_problems(5), run=tmp_path, evaluate=lambda model: 0.5)
     with pytest.raises(UserError, match=r"metric_for_best_model 'reward' is not .* which has pass@1: choose"):
         made.train()
+    (line,) = read_metrics(tmp_path)
+    assert line["eval/pass@1"] == 0.5, "the step is not lost"
+    sets: dict[str, Any] = {"a": tiny_problems(2), "b": tiny_problems(2)}
+    names = r"pass@1, masked_pass@1, pass@2, a/pass@1, a/masked_pass@1, a/pass@2, b/pass@1, b/masked_pass@1, b/pass@2"
+    with pytest.raises(UserError, match=rf"metric_for_best_model 'reward' is not .* which has {names}: choose"):
+        GRPOTrainer(tiny_latent(), digits, replace(config, num_generations_eval=2), tiny_problems(5), sets)
+    known = replace(config, num_generations_eval=2, metric_for_best_model="b/pass@2", max_steps=1)
+    made = GRPOTrainer(tiny_latent(), digits, known, tiny_problems(5), sets, run=tmp_path / "known")
+    made.train()
+    assert made.state.best_metric == read_metrics(tmp_path / "known")[0]["eval/b/pass@2"]
     given: dict[str, Any] = {"eval_dataset": tiny_problems(2), "evaluate": lambda model: 0.5}
     with pytest.raises(UserError, match="eval_dataset and evaluate both say"):
         GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), **given)
     with pytest.raises(UserError, match="evaluation says how eval_dataset is asked, and there is none"):
         GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), evaluation=EvaluationConfig())
+
+
+def test_a_measure_before_the_training_is_not_its_best(tmp_path: Path) -> None:
+    """Fault: it was, so that early stopping counted against it, and the best step 0 had no checkpoint."""
+    from transformers import EarlyStoppingCallback
+
+    shares = iter([0.9, 0.5, 0.6])
+    made = GRPOTrainer(
+        tiny_latent(),
+        digits,
+        replace(CONFIG, max_steps=2, eval_steps=1, metric_for_best_model="pass@1"),
+        tiny_problems(5),
+        run=tmp_path,
+        evaluate=lambda model: next(shares),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=1)],
+    )
+    assert made.evaluate() == {"eval/pass@1": 0.9}
+    assert made.train().global_step == 2
+    assert (made.state.best_metric, made.state.best_global_step) == (0.6, 2)
+
+
+def test_a_callback_may_ask_for_a_validation_when_it_sees_the_numbers(tmp_path: Path) -> None:
+    """Fault: what was asked for in on_log was forgotten."""
+    from transformers import TrainerCallback
+
+    class Curious(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+            if state.global_step == 2 and "reward" in logs:
+                control.should_evaluate = True
+
+    config = replace(CONFIG, max_steps=3, eval_steps=0)
+    made = GRPOTrainer(
+        tiny_latent(), digits, config, tiny_problems(5), tiny_problems(2), run=tmp_path, callbacks=[Curious()]
+    )
+    made.train()
+    assert ["eval/pass@1" in line for line in read_metrics(tmp_path)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "told"),
+    [
+        (
+            {"metric_for_best_model": "pass@1"},
+            {},
+            "metric_for_best_model=pass@1: no effect; it needs eval_dataset,",
+        ),
+        ({"num_generations_eval": 8}, {}, "num_generations_eval=8: no effect; it needs eval_dataset."),
+        (
+            {"num_generations_eval": 8, "eval_steps": 1},
+            {"evaluate": lambda model: 0.5},
+            "num_generations_eval=8: no effect; it needs eval_dataset.",
+        ),
+    ],
+)
+def test_options_of_a_validation_that_there_is_not_are_told(
+    options: dict[str, Any], given: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GRPOTrainer(tiny_latent(), digits, replace(CONFIG, **options), tiny_problems(5), **given)
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_accelerates_own_sharding_is_told_to_have_no_effect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5), fsdp=True)
+    assert "accelerate" not in capsys.readouterr().err
+    GRPOTrainer(tiny_latent(), digits, CONFIG, tiny_problems(5))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: accelerate's FSDP has no effect: to shard weights, give the trainer fsdp=True." in said
 
 
 @pytest.mark.parametrize(

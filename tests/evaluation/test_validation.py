@@ -7,6 +7,7 @@ import pytest
 from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.evaluation import validation
 from dropout_grpo.evaluation.validation import Validation
+from dropout_grpo.exploration import SharedDropout
 from helpers.tiny_latent import tiny_latent, tiny_problems
 
 
@@ -55,3 +56,11 @@ def test_its_trial_has_the_thoughts_of_a_call(told: int | None, stage: int | Non
         {"": tiny_problems(2)}, EvaluationConfig(latent_steps=told, num_samples=0), seed=0, bf16=False
     )
     assert validate.work(model, stage).run(2).state.latent_step == asked
+
+
+def test_validation_leaves_out_the_model_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: its answers were decoded and thrown away, half of the time of a validation under masks."""
+    monkeypatch.setattr("dropout_grpo.evaluation.answering.AverageOverMasks", None)
+    model, config = tiny_latent(), EvaluationConfig(num_samples=2, max_new_tokens=2)
+    validate = Validation({"": tiny_problems(2)}, config, SharedDropout(0.3), seed=0, bf16=False)
+    assert list(validate(model)) == validate.measures == ["pass@1", "masked_pass@1", "pass@2"]

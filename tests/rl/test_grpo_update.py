@@ -193,7 +193,7 @@ def test_truncated_answers_get_no_gradient_when_masked(
     assert torch.equal(batch["mask"], used[replayed].flatten(0, 1))
     assert line["completions/max_length"] == length  # metrics are of what was sampled
     assert batch["totals"].rollouts == 12
-    assert batch["totals"].tokens == (mask & ended[:, None]).sum()
+    assert batch["totals"].tokens == mask.sum()  # dapo averages over those of the cut answers too, as TRL's does
     assert torch.equal(batch["advantages"], torch.tensor([-0.5, 0.5] * 2 * int(replayed.sum())))  # rewards are of all
 
 

@@ -25,7 +25,13 @@ class _NamesOfTRL(type):
 
     def __call__(cls, output_dir: str | Path | None = None, **given: Any) -> Any:
         names = tuple(option.name for option in fields(cast(Any, cls)))
-        return super().__call__(output_dir, **accepted(given, names))
+        given.pop("_named", None)  # of vars(config)
+        replaced = len(given) >= len(names) - 1  # dataclasses.replace gives all of them
+        given = accepted(given, names)
+        config = super().__call__(output_dir, **given)
+        if not replaced:
+            object.__setattr__(config, "_named", frozenset(given))
+        return config
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
     greater_is_better: bool | None = None
 
     SECTION: ClassVar[str] = ""
+    _named: ClassVar[frozenset[str]] = frozenset()  # of an object: the options that it was made with
 
     def __post_init__(self) -> None:
         """Check as ``GRPOOptions`` does."""
@@ -111,11 +118,11 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
         size, accumulated, k = self.per_device_train_batch_size, self.gradient_accumulation_steps, self.num_generations
         if size is None and accumulated is None:
             return {}
-        own = self._given("micro_batch_size")  # smaller where memory is short; the batch stays as it is
         if size is None:
             assert accumulated is not None
+            self._refuse_both("micro_batch_size", f"gradient_accumulation_steps={accumulated}")
             groups = math.ceil(self.prompts_per_step / (accumulated * processes))
-            return {"micro_batch_size": own or groups * k}
+            return {"micro_batch_size": groups * k}
         self._refuse_both("prompts_per_step", f"per_device_train_batch_size={size}")
         answers = size * (accumulated or 1) * processes
         if answers % k:
@@ -123,12 +130,17 @@ class GRPOConfig(GRPOOptions, metaclass=_NamesOfTRL):
                 f"per_device_train_batch_size={size} x gradient_accumulation_steps={accumulated or 1} x {processes} "
                 f"processes are {answers} answers, not whole groups of num_generations={k}: change one of them."
             )
+        own = self._given("micro_batch_size")  # smaller where memory is short; the batch stays as it is
         return {"prompts_per_step": answers // k, "micro_batch_size": own or max(size, k)}
 
     def _given(self, name: str) -> Any:
-        """The value of an option of ``GRPOOptions``; None for its default."""
+        """The value of an option of ``GRPOOptions`` that was given; None for its default.
+
+        After ``dataclasses.replace`` an option counts as given if it differs from its default.
+        """
         value = getattr(self, name)
-        return None if value == GRPOOptions.__dataclass_fields__[name].default else value
+        unlike_default = value != GRPOOptions.__dataclass_fields__[name].default
+        return value if unlike_default or name in self._named else None
 
     def _refuse_both(self, ours: str, theirs: str) -> None:
         if (value := self._given(ours)) is not None:

@@ -85,7 +85,7 @@ def number_types(option: Any) -> set[type]:
 
 
 def check_ranges(config: Any, section: str = "") -> None:
-    """Check every option of a config that has a range, and that no option is None that must have a value.
+    """Check every option of a config that has a range or is a switch, and that none is None that must have a value.
 
     Args:
         config: a dataclass.
@@ -101,6 +101,8 @@ def check_ranges(config: Any, section: str = "") -> None:
             raise UserError(f"{name} must have a value: give it one, or leave it out for its default.")
         if get_origin(option.type) is Literal and value not in get_args(option.type):
             raise UserError(f"{name}={value!r:.40} must be one of {', '.join(map(str, get_args(option.type)))}.")
+        if bool in (option.type, *get_args(option.type)) and not isinstance(value, bool | None):
+            raise UserError(f"{name}={value!r:.40} must be True or False.")
         if bounds is None or value is None:
             continue
         if (numbers := _list_type(option.type)) and not _fits(value, numbers):

@@ -135,7 +135,7 @@ class CurriculumTrainer(Trainer):
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         part: str = "sft",
     ) -> None:
-        join_processes()
+        join_processes(fsdp=fsdp)
         config = CurriculumConfig() if args is None else args
         if not isinstance(config, CurriculumConfig):
             raise UserError(f"args is a {type(args).__name__}: give a dropout_grpo.CurriculumConfig.")

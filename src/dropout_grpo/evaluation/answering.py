@@ -122,6 +122,7 @@ def answer_problems(
     progress: Callable[[int], None] | None = None,
     batches: MicroBatches | None = None,
     encoded: Sequence[list[int]] | None = None,
+    average: bool = True,
 ) -> list[ModelAnswers]:
     """Ask a model all problems.
 
@@ -135,6 +136,7 @@ def answer_problems(
         progress: called with the number of finished problems after each batch.
         batches: batches of an earlier call, whose size is used again; new ones if None.
         encoded: the questions as ``check_evaluation`` returns them, of an earlier call.
+        average: answer with the model average too, where there are masks.
 
     Raises:
         UserError: see ``check_evaluation``; not even one problem fits in memory; logits are not finite.
@@ -147,7 +149,8 @@ def answer_problems(
     def answer_first(indices: list[int], size: int) -> list[ModelAnswers]:
         prompts = Prompts(*model.pad([encoded[i] for i in indices[:size]]))
         with torch.no_grad(), autocast(model.device, bf16):
-            return _answer_batch(model, [problems[i] for i in indices[:size]], prompts, config, exploration, seed)
+            some = [problems[i] for i in indices[:size]]
+            return _answer_batch(model, some, prompts, config, exploration, seed, average=average)
 
     answered: dict[int, ModelAnswers] = {}
     batches = batches or evaluation_batches(config)
@@ -169,6 +172,8 @@ def _answer_batch(
     config: EvaluationConfig,
     exploration: Exploration,
     seed: int,
+    *,
+    average: bool,
 ) -> list[ModelAnswers]:
     """Read each question once; think once with the plain network and once under each mask."""
     n, length, steps = config.num_samples, config.max_new_tokens, _latent_steps(model, config)
@@ -190,7 +195,7 @@ def _answer_batch(
         drawn = model.generate(state, length, strategy=strategy, noise=noise)
         require_finite_answers(drawn, lambda row: _place(problems[row // n]))
         samples, sample_lengths = model.decode(drawn.token_ids, drawn.mask), drawn.mask.sum(-1).tolist()
-        if noise is not None:
+        if noise is not None and average:
             common = model.generate(state, length, strategy=AverageOverMasks(n), noise=noise)
             averages = [*model.decode(common.token_ids[::n], common.mask[::n])]
     return [

@@ -9,7 +9,7 @@ from dropout_grpo.config.evaluation import EvaluationConfig
 from dropout_grpo.data.problem import Problem
 from dropout_grpo.errors import UserError, at_place
 from dropout_grpo.evaluation.answering import ModelAnswers, answer_problems, check_evaluation, evaluation_batches
-from dropout_grpo.evaluation.measures import summarize
+from dropout_grpo.evaluation.measures import powers_of_two, summarize
 from dropout_grpo.exploration.base import Exploration, NoExploration
 from dropout_grpo.latent.casts import autocast
 from dropout_grpo.latent.decoding import Sampling
@@ -59,6 +59,13 @@ class Validation:
         self._encoded: dict[str, list[list[int]]] = {}  # by set
         self._batches = evaluation_batches(config)
 
+    @property
+    def measures(self) -> list[str]:
+        """Names of the shares that a call returns."""
+        n = self.config.num_samples
+        own = ["pass@1", *(["masked_pass@1", *(f"pass@{k}" for k in powers_of_two(n) if k > 1)] if n else ())]
+        return own + [f"{name}/{measure}" for name in self.sets if len(self.sets) > 1 for measure in own]
+
     def __call__(
         self, model: LatentModel, latent_steps: int | None = None, max_new_tokens: int | None = None
     ) -> dict[str, float]:
@@ -81,6 +88,7 @@ class Validation:
                 bf16=self.bf16,
                 batches=self._batches,
                 encoded=self._questions(model, name),
+                average=False,
             )
         return validation_metrics(answered)
 

@@ -45,7 +45,8 @@ def token_weight(mask: Tensor, loss_type: LossType, totals: Totals, dtype: torch
     """Weight of each answer token in the loss, [R, L] of type ``dtype`` from the answer mask [R, L].
 
     ``sum`` sums tokens and averages rollouts (the default here). As in TRL, ``grpo`` averages within an answer first,
-    ``dr_grpo`` divides the sum by ``max_completion_length``, and ``dapo`` averages over all tokens of the batch.
+    ``dr_grpo`` divides the sum by ``max_completion_length``, and ``dapo`` averages over all tokens of the batch,
+    including those of masked truncated answers.
     """
     weight = mask.to(dtype)
     if loss_type == "sum":

@@ -144,7 +144,7 @@ class GRPOTrainer(Trainer):
         **of_trl: Any,
     ) -> None:
         require_accepted(of_trl, tuple(signature(GRPOTrainer).parameters)[:-1])
-        join_processes()
+        join_processes(fsdp=fsdp)
         args = GRPOConfig() if args is None else args
         if not isinstance(args, GRPOOptions):
             raise UserError(f"args is a {type(args).__name__}: give a dropout_grpo.GRPOConfig.")
@@ -214,6 +214,10 @@ class GRPOTrainer(Trainer):
         self.baseline = MovingAverage()
         self._watch = Watch(config)
         require_one_validation(eval_dataset, evaluate, evaluation, config.eval_steps)
+        if config.num_generations_eval and eval_dataset is None:
+            _tell_without_effect(config, "num_generations_eval", "eval_dataset")
+        if beside.metric_for_best_model and (config.eval_steps == 0 or (eval_dataset is None and evaluate is None)):
+            _tell_without_effect(beside, "metric_for_best_model", "eval_dataset, and eval_steps above 0")
         if eval_dataset is not None:
             if evaluation is not None and evaluation.max_new_tokens < config.max_completion_length:
                 console.print(
@@ -226,11 +230,7 @@ class GRPOTrainer(Trainer):
             )
             differ = noisy or evaluation.temperature > 0  # the samples of a problem
             if config.num_generations_eval and not differ:
-                console.print(
-                    f"warning: {config.named('num_generations_eval')}={config.num_generations_eval}: no effect; it "
-                    "needs masks or evaluation.temperature above 0.",
-                    markup=False,
-                )
+                _tell_without_effect(config, "num_generations_eval", "masks or evaluation.temperature above 0")
             evaluation = replace(evaluation, num_samples=config.num_generations_eval if differ else 0)
             sets = as_sets(eval_dataset, "eval_dataset")
             evaluate = Validation(sets, evaluation, exploration, seed=seed, bf16=bf16)
@@ -257,6 +257,8 @@ class GRPOTrainer(Trainer):
             greater_is_better=beside.greater_is_better,
         )
         self.sampler.trainer_state = self.state
+        if isinstance(evaluate, Validation):
+            self._callbacks.require_best(evaluate.measures)
 
     def step(self, step: int) -> dict[str, float]:
         """Sample a batch of rollouts, make ``num_iterations`` updates on it, and return the metrics."""
@@ -272,10 +274,10 @@ class GRPOTrainer(Trainer):
         metrics |= selection
         if config.log_completions and step % config.logging_steps == 0:
             console.print(self._completions(step, groups, advantages))
-        groups = self._without_unused(groups)
+        groups, tokens = self._without_unused(groups)
         metrics["rollout_time"] = time.monotonic() - start
         for iteration in range(config.num_iterations):
-            metrics |= self._iterate(step, iteration, groups, advantages)
+            metrics |= self._iterate(step, iteration, groups, advantages, tokens)
         if self.update.reference is not None:
             self.update.reference.end_step(step, self.model)
         metrics["step_time"] = time.monotonic() - start
@@ -307,15 +309,20 @@ class GRPOTrainer(Trainer):
             metrics["groups/step_skipped"] = int(len(selected) == 0)
         return groups.select(selected), advantages[selected], metrics
 
-    def _without_unused(self, groups: Groups) -> Groups:
-        """The groups without the tokens that the update leaves out: answers not judged, and truncated ones if asked."""
+    def _without_unused(self, groups: Groups) -> tuple[Groups, int]:
+        """The groups without the tokens that the update leaves out: answers not judged, and truncated ones if asked.
+
+        The number is that of the tokens with the truncated answers, over which ``dapo`` averages, as in TRL: otherwise
+        a batch of which most is cut would make larger steps.
+        """
         answers = groups.answers
         used = answers.mask & self._counted(groups.rewards).flatten()[:, None].to(answers.mask.device)
+        tokens = int(used.sum())
         if self.config.mask_truncated_completions:
             used = used & ~self._truncated(answers)[:, None]
-        return replace(groups, answers=replace(answers, mask=used))
+        return replace(groups, answers=replace(answers, mask=used)), tokens
 
-    def _iterate(self, step: int, iteration: int, groups: Groups, advantages: Tensor) -> dict[str, float]:
+    def _iterate(self, step: int, iteration: int, groups: Groups, advantages: Tensor, tokens: int) -> dict[str, float]:
         """Make one of the updates on a step's groups, iteration 0 to ``num_iterations - 1``; return its metrics."""
         config, beta = self.config, scheduled_beta(self.config, self.learning_rate)
         metrics = {"beta": beta} if config.beta_schedule == "learning_rate" else {}
@@ -326,7 +333,9 @@ class GRPOTrainer(Trainer):
                 groups = replace(groups, seeds=fold(groups.seeds, -1 - iteration))
             counted = int(self._counted(groups.rewards).sum())
             unchanged = iteration == 0 and config.replay
-            gradient = self.update.backward(groups, advantages, rollouts=counted, beta=beta, unchanged=unchanged)
+            gradient = self.update.backward(
+                groups, advantages, rollouts=counted, tokens=tokens, beta=beta, unchanged=unchanged
+            )
         if gradient is None:  # it is exactly 0
             if groups.indices or config.filter_groups is None:
                 self.optimizer.step()  # no effect without gradients, but the schedule expects it before its own step
@@ -512,3 +521,8 @@ class GRPOTrainer(Trainer):
 
         with masters_as_weights(self.model):
             return processes.on_main(push)
+
+
+def _tell_without_effect(config: GRPOOptions, option: str, needs: str) -> None:
+    value = getattr(config, option)
+    console.print(f"warning: {config.named(option)}={value}: no effect; it needs {needs}.", markup=False)

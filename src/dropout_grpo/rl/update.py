@@ -64,6 +64,7 @@ class PolicyUpdate:
         advantages: Tensor,
         *,
         rollouts: int | None = None,
+        tokens: int | None = None,
         beta: float | None = None,
         unchanged: bool = False,
     ) -> dict[str, float] | None:
@@ -73,6 +74,7 @@ class PolicyUpdate:
             groups: rows of the answers without a token in ``mask`` are left out of the update.
             advantages: [N, K].
             rollouts: number of rollouts that the objective averages over; N * K when None.
+            tokens: number of answer tokens that ``dapo`` averages over; those in ``mask`` when None.
             beta: weight of the KL; the config's when None.
             unchanged: the policy is the one that sampled the rollouts, and they are replayed under their own masks. The
                 replay's log-probs then replace those of the rollouts, which differ by rounding: in bf16 by about 0.01,
@@ -80,9 +82,10 @@ class PolicyUpdate:
         """
         beta = self.config.beta if beta is None else beta
         k, mask = groups.seeds.shape[1], groups.answers.mask
+        used_tokens = max(1, int(mask.sum()))
         totals = Totals(
             rollouts=max(1, groups.seeds.numel() if rollouts is None else rollouts),
-            tokens=max(1, int(mask.sum())),
+            tokens=used_tokens if tokens is None else max(1, tokens),
             max_completion_length=self.config.max_completion_length,
         )
         used = mask.view(*groups.seeds.shape, -1).any(-1).cpu()  # [N, K]
@@ -115,15 +118,15 @@ class PolicyUpdate:
         for rows, logprobs in replays:  # for later updates on the batch too
             groups.answers.logprobs[rows] = logprobs
         *added, gap_max = zip(*sums, strict=True)
-        loss, kl, low, high, gap_sum, tokens = processes.add_up(*(sum(values) for values in added))
+        loss, kl, low, high, gap_sum, replayed_tokens = processes.add_up(*(sum(values) for values in added))
         metrics = {
             "loss": loss,
-            "kl": kl / totals.tokens,
-            "clip_ratio/low_mean": low / totals.tokens,
-            "clip_ratio/high_mean": high / totals.tokens,
-            "clip_ratio/region_mean": (low + high) / totals.tokens,
+            "kl": kl / used_tokens,
+            "clip_ratio/low_mean": low / used_tokens,
+            "clip_ratio/high_mean": high / used_tokens,
+            "clip_ratio/region_mean": (low + high) / used_tokens,
             "replay/logprob_diff_max": processes.greatest(max(gap_max))[0],
-            "replay/logprob_diff_mean": gap_sum / max(1.0, tokens),
+            "replay/logprob_diff_mean": gap_sum / max(1.0, replayed_tokens),
         }
         if processes.size() > 1:
             metrics["replay/imbalance"] = processes.imbalance(costs, shares)

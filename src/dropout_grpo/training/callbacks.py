@@ -19,7 +19,7 @@ The events of a run, in transformers' order::
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 from types import SimpleNamespace
@@ -224,19 +224,34 @@ class Callbacks:
         self._call("on_log", logs=logs)
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
-        """Log and announce a validation, and keep the best value of ``metric_for_best_model``."""
+        """Log and announce a validation."""
         self.log(metrics)
-        renamed = _theirs(metrics)
-        self._call("on_evaluate", metrics=renamed)
+        self._call("on_evaluate", metrics=_theirs(metrics))
+
+    def require_best(self, names: Collection[str]) -> None:
+        """Check that ``metric_for_best_model``, if any, is one of a validation's metrics, named as in its result.
+
+        Raises:
+            UserError: it is not.
+        """
+        wanted = self._args.metric_for_best_model
+        if wanted is not None and wanted.removeprefix(THEIRS) not in names:
+            raise UserError(
+                f"metric_for_best_model {wanted.removeprefix(THEIRS)!r} is not a metric of the validation, which has "
+                f"{', '.join(names)}: choose one of these."
+            )
+
+    def keep_best(self, metrics: Mapping[str, float]) -> None:
+        """Keep the best value of ``metric_for_best_model``, after the validation of a step.
+
+        Raises:
+            UserError: see ``require_best``.
+        """
         wanted, best = self._args.metric_for_best_model, self.state.best_metric
         if wanted is None:
             return
-        if wanted not in renamed:
-            names = ", ".join(name.removeprefix(THEIRS) for name in renamed)
-            raise UserError(
-                f"metric_for_best_model {wanted.removeprefix(THEIRS)!r} is not a metric of the validation, which has "
-                f"{names}: choose one of these."
-            )
+        renamed = {name: value for name, value in _theirs(metrics).items() if name.startswith(THEIRS)}
+        self.require_best([name.removeprefix(THEIRS) for name in renamed])
         value = renamed[wanted]
         if best is None or (value > best if self._args.greater_is_better else value < best):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step

@@ -4,6 +4,7 @@ What a step does is in `curriculum/trainer.py` and `rl/trainer.py`; what surroun
 happens.
 """
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -59,10 +60,16 @@ _NOT_GIVEN_BACK = int(2 * GB)
 """Memory of a process that is not worth giving back: a small model's steps would be longer."""
 
 
-def join_processes() -> None:
+def join_processes(*, fsdp: bool) -> None:
     """Join those of a launched script, such as ``torchrun script.py``; only rank 0 prints. See ``processes.join``."""
     processes.join()
     console.quiet = console.quiet or not processes.is_main()
+    for name in ("FSDP", "DEEPSPEED"):
+        if not fsdp and os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            console.print(
+                f"warning: accelerate's {name} has no effect: to shard weights, give the trainer fsdp=True.",
+                markup=False,
+            )
 
 
 class Trainer(ABC):
@@ -274,14 +281,17 @@ class Trainer(ABC):
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         """Log a step, and validate after it, where these are due."""
-        control = self._callbacks.control
-        logs, validates = control.should_log, control.should_evaluate and self._evaluate is not None
+        logs = self._callbacks.control.should_log
         if logs:
             self._callbacks.log(metrics)
+            self._callbacks.agree()  # on what a callback asks for when it sees the numbers
+        validates = self._callbacks.control.should_evaluate and self._evaluate is not None
         if validates:
             metrics = self.validated(step, metrics)
         if logs or validates or step % self.state.logging_steps == 0:  # a resume counts on these lines
             self.write(step, metrics)
+        if validates:
+            self._callbacks.keep_best(metrics)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a line of metrics.jsonl."""
