@@ -12,6 +12,7 @@ from torch import Tensor
 from dropout_grpo.cli.main import main
 from dropout_grpo.commands.shared import measure as command
 from dropout_grpo.commands.shared.models import exploration_for
+from dropout_grpo.config.exploration import ExplorationConfig
 from dropout_grpo.data.files import load_problems, save_problems
 from dropout_grpo.evaluation import answering
 from dropout_grpo.evaluation.answering import EvaluationConfig, answer_problems
@@ -217,6 +218,9 @@ def test_a_file_that_shares_problems_with_the_validation_file_is_warned_of(
     assert f"warning: 1 of 3 questions of {second} are also in data.valid" in said
     assert evaluate(checkpoint, [first], tmp_path / "gone", *OPTIONS, "--data.valid", "gone.json") == 0
     assert "warning" not in capfd.readouterr().err
+    (tmp_path / "valid.json").write_text('[{"problem": "1 + 1 ?", "answer": "2"}]', encoding="utf-8")
+    assert evaluate(checkpoint, [first], tmp_path / "other", *OPTIONS, *valid) == 0  # fault: exit 2
+    assert "warning: data.valid is not compared with the files: " in " ".join(capfd.readouterr().err.split())
 
 
 def test_a_checkpoint_is_measured_under_the_masks_that_it_was_trained_with(
@@ -287,6 +291,22 @@ def test_a_checkpoint_cannot_name_code_to_run(
         assert evaluate(folder, [file], tmp_path / "run", "--bf16", "false") == 2
         assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("told", ["noise.py:Noise", "lib/noise.py:Noise"])
+def test_noise_of_ones_own_is_used_with_the_recorded_options_when_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: str
+) -> None:
+    """Faults: it was refused with the remedy that had been followed; from another folder its options were lost."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_latent()
+    model.exploration = {"kind": "noise.py:Noise", "sites": ["mlp"], "phases": ["answer"], "options": {"scale": 2}}
+    config = exploration_for(model, {"kind": told})
+    assert (config.kind, config.sites, config.phases) == (told, ["mlp"], ["answer"])
+    assert config.options == {"scale": 2}
+    assert "(as the checkpoint was trained)" in " ".join(capsys.readouterr().err.split())
+    other = exploration_for(model, {"kind": "other.py:Noise"})
+    assert (other.sites, other.options) == (ExplorationConfig().sites, {})
 
 
 def test_problems_or_a_model_replaced_under_their_names_are_noticed(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dropout_grpo.cli.main import main
 from dropout_grpo.config.evaluation import EvaluationConfig
@@ -227,3 +228,18 @@ def test_the_thoughts_about_some_problems(
     assert main([*words, "--data.columns.question", "q"]) == 0
     about = "\n\nwrong: "  # after it there are no times
     assert capsys.readouterr().out.partition(about)[2] == text.partition(about)[2]
+
+
+def test_layers_without_experts_before_those_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: a traceback, since the two kinds of layers have paths of other lengths."""
+    config = AutoConfig.for_model("qwen3_moe", vocab_size=28, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "num_experts": 4}
+    config.update({**sizes, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "mlp_only_layers": [0]})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (residual,) = [site for site in inspected(tmp_path, capsys)["sites"] if site["kind"] == "residual"]  # type: ignore[attr-defined]
+    assert residual["modules"] == [
+        "output of layers.0-1.self_attn.o_proj",
+        "output of layers.0.mlp.down_proj",
+        "output of layers.1.mlp",
+    ]

@@ -236,10 +236,14 @@ def test_a_checkpoint_to_resume_from_stays_one_and_only_its_model_goes_up(hub: F
 def test_a_dry_run_prints_the_files_and_the_card(
     hub: FakeHub, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    card = checkpoint / "README.md"
+    card.write_text("mine", encoding="utf-8")
     assert main(["push", str(checkpoint), "me/mine", "--private", "--dry_run"]) == 0
+    assert card.read_text(encoding="utf-8") == "mine", "a dry run writes nothing"
     said = capsys.readouterr().out
     assert said.startswith("to me/mine, private if new:\n")
     assert f"{(checkpoint / 'model.safetensors').stat().st_size:,} bytes  model.safetensors\n" in said
     assert "bytes  custom_generate/generate.py\n" in said
-    assert said.endswith((checkpoint / "README.md").read_text(encoding="utf-8"))
     assert not hub.calls
+    assert main(["push", str(checkpoint), "me/mine"]) == 0
+    assert said.endswith(card.read_text(encoding="utf-8"))

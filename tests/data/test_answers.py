@@ -111,6 +111,7 @@ def test_canonical_answer(text: str, canonical: str) -> None:
         *("2+2", "2**9", "(18)", "max(3,4)", "18 - 3", "18 x 3", "1/2/3", "1e", "1.2.3", "1 000", "\u0663", "½"),
         *("72, or 73", "72,in total", "3 5/2", "3 1/2/3", "1 2 1/2", "3 1/0", r"\18", r"\boxed{1} \boxed{2}"),
         *("3 million", "2 dozen eggs", "$5 hundred", "1/2 million", "5 thousands", "2 dozens"),
+        *("3 halves", "5 hundredths", "2 tenths of it", "3 and one half"),
         *("3 ½", "3 cups ½", "7 ²", "3 and a half", "3 and a half cups", "18 or twenty"),
     ],
 )

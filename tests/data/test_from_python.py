@@ -53,6 +53,25 @@ def test_names_of_trl_and_of_ones_own_are_read() -> None:
     assert as_problems(own, "train_dataset", Columns(question="q", answer="a")) == with_columns(own)
 
 
+def test_a_column_that_the_user_names_has_no_stand_in() -> None:
+    """Fault: a prompt or a solution was read in the place of a mistyped column."""
+    row = {"problem": "2 + 3 ?", "final": "5", "prompt": "another", "solution": "x = 7"}
+    with pytest.raises(UserError, match="field 'problm' is missing"):
+        as_problems([row], "train_dataset", Columns(question="problm", answer="final"))
+    with pytest.raises(UserError, match="field 'finl' is missing"):
+        as_problems([row], "train_dataset", Columns(question="problem", answer="finl"))
+    (problem,) = as_problems([row], "train_dataset", Columns(question="problem", answer="final"))
+    assert (problem.question, problem.answer) == ("2 + 3 ?", "5")
+
+
+def test_problems_need_no_answers_where_none_are_required() -> None:
+    """Fault: they were refused, and the same rows as dicts were not."""
+    problems = [Problem(id=0, question="Name 3 things that float.", steps=(), answer="")]
+    assert as_problems(problems, "train_dataset", require_answers=False) == problems
+    with pytest.raises(UserError, match="no completion can match the answer ''"):
+        as_problems(problems, "train_dataset")
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [

@@ -87,6 +87,8 @@ def test_greedy_is_what_greedy_decoding_says(backend: DropoutGRPOLM) -> None:
 def test_sampling_and_running_text_are_refused(backend: DropoutGRPOLM) -> None:
     with pytest.raises(UserError, match="decodes greedily"):
         backend.generate_until([request("generate_until", "Ann has 3 ?", {"do_sample": True, "temperature": 0.7})])
+    with pytest.raises(UserError, match="decodes greedily"):  # transformers samples at 1; fault: it was ignored
+        backend.generate_until([request("generate_until", "Ann has 3 ?", {"do_sample": True})])
     with pytest.raises(UserError, match="running text"):
         backend.loglikelihood_rolling([request("loglikelihood_rolling", "Ann")])
 
@@ -170,3 +172,10 @@ def test_the_harness_cuda_0_is_the_cpu_where_there_is_no_gpu(
     words = [*named, "--include_path", "mine", "--device=cuda:1", "-b", "3"]
     assert with_defaults(words) == words
     assert with_defaults(["ls", "tasks"]) == ["ls", "tasks"]
+
+
+def test_an_argument_that_the_backend_does_not_have_is_refused(checkpoint: Path) -> None:
+    """Fault: it was ignored."""
+    with pytest.raises(UserError, match="model_args: latent_step is not an argument of this backend, which has"):
+        DropoutGRPOLM(pretrained=str(checkpoint), latent_step=3)
+    assert DropoutGRPOLM(pretrained=str(checkpoint), max_batch_size=8).batch_size == 64

@@ -105,6 +105,23 @@ class FakePackage(ModuleType):
         self.configs.append(values)
 
 
+def test_a_tracker_that_cannot_start_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a traceback, such as without a login."""
+
+    def refuse(**options: Any) -> FakeRun:
+        raise RuntimeError("no API key configured")
+
+    package = FakePackage("wandb")
+    package.init = refuse  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    run = RunFolder(tmp_path / "demo", "demo", {}, report_to=("wandb",))
+    with (
+        pytest.raises(UserError, match=r"report_to wandb cannot start: no API key configured. Log in,"),
+        run.tracking("a", 0),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_each_part_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
     package = FakePackage(name)

@@ -159,7 +159,11 @@ def _warn_of_validation_problems(recipe: Recipe, sets: dict[str, list[Problem]])
     for valid in recipe.data.sources("valid"):
         if not Path(valid).is_file() or valid in sets:
             continue
-        seen = load_problems(valid, columns=recipe.data.columns, require_steps=False)
+        try:
+            seen = load_problems(valid, columns=recipe.data.columns, require_steps=False)
+        except UserError as error:  # it may have other columns, and is not what is measured
+            console.print(f"warning: data.valid is not compared with the files: {error}", markup=False)
+            continue
         for file, problems in sets.items():
             warn_of_overlap(problems, file, seen, f"data.valid {valid}")
 

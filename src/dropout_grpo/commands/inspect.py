@@ -190,17 +190,16 @@ def _modules(sites: Sequence[Site]) -> list[str]:
     if sites[0].kind == ATTENTION_WEIGHTS:
         return ["attention weights after the softmax, of each key position"]
     ends = {"attention": "output", "mlp": "output", "heads": "input", "values": "input", "mlp_hidden": "input"}
-    by_kind: dict[str, list[list[str]]] = {}
+    alike: dict[tuple[str, int], list[list[str]]] = {}  # dense layers and mixtures of experts have other paths
     for site in sites:
         if site.kind in ends:
-            by_kind.setdefault(site.kind, []).append(site.path.split("."))
-    ranges = {
-        kind: ".".join(
-            parts[0] if len(set(parts)) == 1 else f"{parts[0]}-{parts[-1]}" for parts in zip(*paths, strict=True)
-        )
-        for kind, paths in by_kind.items()
-    }
-    return [f"{ends[kind]} of {path}" for kind, path in ranges.items()] or ["the vector fed back"]
+            path = site.path.split(".")
+            alike.setdefault((site.kind, len(path)), []).append(path)
+    ranges = []
+    for (kind, _), paths in alike.items():
+        parts = [names[0] if len(set(names)) == 1 else f"{names[0]}-{names[-1]}" for names in zip(*paths, strict=True)]
+        ranges.append(f"{ends[kind]} of {'.'.join(parts)}")
+    return ranges or ["the vector fed back"]
 
 
 def dry_run(model: LatentModel, exploration: Exploration) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def add_options(parser: ArgumentParser) -> None:
     card = "run folder of an eval, for the card's results"
     parser.add_argument("--eval_run", type=str | None, default=None, help=card)
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--dry_run", action="store_true", help="print the files and the card, and upload nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print the files and the card; write and upload nothing")
 
 
 def run(options: Namespace) -> None:
@@ -36,7 +36,7 @@ def push(
         eval_run: run folder of an ``eval`` of this checkpoint, whose results go into the card; None for the results
             of the training run.
         private: whether a new repository is private.
-        dry_run: upload nothing.
+        dry_run: write and upload nothing.
 
     Returns:
         The address of the repository; of a dry run the files with their sizes, and the card.
@@ -53,11 +53,10 @@ def push(
     if not (checkpoint / LATENT_CONFIG).is_file():
         raise UserError(f"{checkpoint} has no {LATENT_CONFIG}: give a checkpoint folder that sft, grpo or merge wrote.")
     _require_public_base(checkpoint)
-    describe(checkpoint, eval_run, is_on_hub)
+    card = describe(checkpoint, eval_run, is_on_hub, write=not dry_run)
     if dry_run:
         files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name not in ONLY_TO_RESUME)
         sizes = [f"{file.stat().st_size:>14,} bytes  {file.relative_to(checkpoint)}" for file in files]
-        card = (checkpoint / "README.md").read_text(encoding="utf-8")
         return "\n".join([f"to {repo_id}, {'private if new' if private else 'public'}:", *sizes, "", card.rstrip()])
     return push_folder(checkpoint, repo_id, private=private, without=ONLY_TO_RESUME)
 

@@ -27,7 +27,8 @@ _NUMBER = re.compile(
     )
     (?: \ ?+ (?: \\?+ % | {_CURRENCY} ) )?+
     (?! \ (?:hundred|thousand|million|billion|trillion|dozen)s?\b )  # 3 million is not 3
-    (?! \ (?: and\ an?\ (?:half|third|quarter) | or )\b )            # nor is 3 and a half, nor 3 or 4
+    (?! \ (?: and\ (?:an?|one)\ (?:half|third|quarter) | or )\b )    # nor is 3 and a half, nor 3 or 4
+    (?! \ (?: halves | (?:ten|hundred|thousand)ths? )\b )            # nor 3 halves
     (?! \ (?:[ap]\.?m\b) )                                           # 5 am is not 5 pm
     (?: ,?+ \  [^\W\d_{_NUMERALS}] [^\d=+*<>\\^{_NUMERALS}]*+ | [ .]*+ )  # 18 dollars; 72, in total; 18.
     """,

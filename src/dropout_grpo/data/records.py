@@ -175,6 +175,8 @@ def as_problems(
 
 
 def _has_answer(row: Any, columns: Columns) -> bool:
+    if isinstance(row, Problem):
+        return bool(row.answer)
     return not isinstance(row, Mapping) or columns.answer in row or SOLUTION in row
 
 
@@ -227,15 +229,17 @@ def _check_gold(answer: str, where: str, columns: Columns) -> None:
 
 
 def _with_our_names(record: Any, columns: Columns) -> Any:
-    """A mapping as a dict, with TRL's columns under the names that are read; anything else as it is."""
+    """A mapping as a dict, with TRL's columns under our default names, not under names that the user has chosen.
+
+    Anything else is returned as it is.
+    """
     if not isinstance(record, Mapping):
         return record
     named = dict(record)
-    prompt, ours = named.get(PROMPT), columns.question
-    if prompt is not None and (ours not in named or ours == COCONUT_COLUMNS.question):
-        named[ours] = prompt  # also where scripts for TRL map GSM8K's question to a prompt and keep both
-    if SOLUTION in named and columns.answer not in named:
-        named[columns.answer] = named[SOLUTION]
+    if named.get(PROMPT) is not None and columns.question == COCONUT_COLUMNS.question:
+        named[columns.question] = named[PROMPT]  # scripts for TRL map GSM8K's question to a prompt, and keep both
+    if SOLUTION in named and columns.answer == COCONUT_COLUMNS.answer:
+        named.setdefault(columns.answer, named[SOLUTION])
     return named
 
 

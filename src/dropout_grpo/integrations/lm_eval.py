@@ -46,11 +46,12 @@ class DropoutGRPOLM(LM):
         base: model that a Coconut state_dict file was trained from.
         max_gen_toks: answer tokens at most, where a task does not say.
         batch_size: questions at once; ``auto`` is 64.
+        max_batch_size: the harness's own limit of ``auto``; no effect.
         device: where the model runs; CUDA if available, when not given. The harness's own command line gives
             ``cuda:0`` when the user gives nothing, so that on a machine without CUDA this means the CPU.
 
     Raises:
-        UserError: the checkpoint cannot be loaded.
+        UserError: an unknown argument, or the checkpoint cannot be loaded.
     """
 
     def __init__(
@@ -61,9 +62,15 @@ class DropoutGRPOLM(LM):
         max_gen_toks: int = 64,
         batch_size: int | str = 64,
         device: str | None = None,
-        **unused: Any,
+        max_batch_size: int | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        if unknown:
+            raise UserError(
+                f"model_args: {next(iter(unknown))} is not an argument of this backend, which has pretrained, "
+                "latent_steps, base, max_gen_toks, batch_size and device."
+            )
         model = LatentModel.from_pretrained(pretrained, latent_steps=latent_steps, base=base)
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             _log.warning("device %s: there is no CUDA device here; the model runs on the CPU.", device)
@@ -89,7 +96,8 @@ class DropoutGRPOLM(LM):
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             options = request.args[1]
-            if options.get("do_sample") and float(options.get("temperature") or 0) > 0:
+            temperature = options.get("temperature")  # transformers samples at 1 without one
+            if options.get("do_sample") and (temperature is None or float(temperature) > 0):
                 raise UserError("do_sample=True: the backend decodes greedily; set do_sample to false in the task.")
             by_length[int(options.get("max_gen_toks", self.max_gen_toks))].append(i)
         texts = [""] * len(requests)

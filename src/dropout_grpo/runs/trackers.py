@@ -62,18 +62,23 @@ class Trackers:
         PartialState()  # accelerate's log messages need it
         for name in report_to:
             kind = LOGGER_TYPE_TO_CLASS[name]
-            if name == "tensorboard":
-                tracker = kind(part, str(folder / name), purge_step=done + 1)
-                tracker.start()
-            else:
-                run = folder.resolve().name
-                same: dict[str, Any] = {"resume": "allow" if done else "never"}
-                if name == "wandb" and run_id is not None:
-                    same = {"id": f"{run_id}-{part}", "resume": "allow"}
-                project = os.environ.get(f"{name.upper()}_PROJECT") or _PROJECT
-                tracker = kind(project, name=f"{run}-{part}", group=run, **same)
-                tracker.start()
-                tracker.store_init_configuration(_texts(config))  # TensorBoard would add a second run
+            try:
+                if name == "tensorboard":
+                    tracker = kind(part, str(folder / name), purge_step=done + 1)
+                    tracker.start()
+                else:
+                    run = folder.resolve().name
+                    same: dict[str, Any] = {"resume": "allow" if done else "never"}
+                    if name == "wandb" and run_id is not None:
+                        same = {"id": f"{run_id}-{part}", "resume": "allow"}
+                    project = os.environ.get(f"{name.upper()}_PROJECT") or _PROJECT
+                    tracker = kind(project, name=f"{run}-{part}", group=run, **same)
+                    tracker.start()
+                    tracker.store_init_configuration(_texts(config))  # TensorBoard would add a second run
+            except Exception as error:  # each tracker has its own, such as for a missing login
+                raise UserError(
+                    f"report_to {name} cannot start: {error}. Log in, use its offline mode, or leave it out."
+                ) from error
             self._trackers.append(tracker)
 
     def log(self, record: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dropout_grpo.config.recipe import Recipe
 from dropout_grpo.errors import UserError
-from dropout_grpo.latent.io.card import CardFacts, Measured, without_folder, write_card
+from dropout_grpo.latent.io.card import CARD, CardFacts, Measured, card_of, without_folder
 from dropout_grpo.latent.io.checkpoint import latent_config
 from dropout_grpo.latent.thought import HiddenStateThought
 from dropout_grpo.latent.tokens import COCONUT
@@ -33,14 +33,19 @@ def describe_measured(run: Path, command: str) -> None:
 
 
 def describe(
-    checkpoint: Path, eval_run: Path | None = None, is_on_hub: Callable[[str], bool] = lambda name: True
-) -> None:
-    """Write the model card of a checkpoint.
+    checkpoint: Path,
+    eval_run: Path | None = None,
+    is_on_hub: Callable[[str], bool] = lambda name: True,
+    *,
+    write: bool = True,
+) -> str:
+    """Write the model card of a checkpoint, and return its text.
 
     Args:
         checkpoint: a latent checkpoint. If it is in a run folder, the card has the run's method, base and command.
         eval_run: run folder of an ``eval`` of this checkpoint; None takes the results of the checkpoint's own run.
         is_on_hub: whether the Hub has a model of this name. A base that is neither here nor there is left out.
+        write: replace the file; False for the text alone.
 
     Raises:
         UserError: a file is damaged or cannot be written, or the eval run measured another checkpoint.
@@ -50,14 +55,17 @@ def describe(
     facts = facts_of(checkpoint, eval_run)
     if facts.base and not Path(facts.base).exists() and not is_on_hub(facts.base):
         facts = replace(facts, base=None)
-    with writing(checkpoint):
-        write_card(
-            checkpoint,
-            latent_steps=config["latent_steps"],
-            thought=config.get("thought", HiddenStateThought.kind),
-            prompt_format=config.get("prompt_format", COCONUT),
-            facts=facts,
-        )
+    card = card_of(
+        checkpoint,
+        latent_steps=config["latent_steps"],
+        thought=config.get("thought", HiddenStateThought.kind),
+        prompt_format=config.get("prompt_format", COCONUT),
+        facts=facts,
+    )
+    if write:
+        with writing(checkpoint):
+            card.save(checkpoint / CARD)
+    return str(card)
 
 
 def facts_of(checkpoint: Path, eval_run: Path | None = None) -> CardFacts:

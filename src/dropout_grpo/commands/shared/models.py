@@ -84,9 +84,10 @@ def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationC
     if recorded.get("p") == 0 and "p" not in told:
         recorded = {}  # masks that change nothing
     kind = recorded.get("kind")
-    if kind in (None, "none") or told.get("kind", kind) != kind:
+    same = Path(told.get("kind", kind or "")).name == kind  # a file's class is recorded without the file's folder
+    if kind in (None, "none") or not same:
         config, why = ExplorationConfig(**told), "as given" if told else "the default; the checkpoint records none"
-    elif kind not in KINDS and kind not in old_names.KINDS:
+    elif "kind" not in told and kind not in KINDS and kind not in old_names.KINDS:
         raise UserError(
             f"{model.name} was trained with exploration.kind {kind!r:.80}, which is not of this package: give it with "
             "--exploration.kind, if you trust its code, or another kind."
@@ -99,7 +100,8 @@ def exploration_for(model: LatentModel, told: Mapping[str, Any]) -> ExplorationC
         if "kind" not in told:  # otherwise the command has told it
             for line in without_effect(config, "exploration"):
                 console.print(line, markup=False)
-        why = "as the checkpoint was trained" + (f", but for {', '.join(told)}" if told else "")
+        others = [name for name in told if name != "kind"]
+        why = "as the checkpoint was trained" + (f", but for {', '.join(others)}" if others else "")
     settings = [f"p {config.p}"] if "dropout" in config.kind else []
     settings += [f"{name} {value}" for name, value in config.options.items()]
     settings += [f"sites {', '.join(config.sites)}", f"phases {', '.join(config.phases)}"]

@@ -52,8 +52,11 @@ class CardFacts:
     measured: Sequence[Measured] = ()
 
 
-def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> None:
-    """Write ``README.md``, the model card."""
+CARD = "README.md"
+
+
+def card_of(folder: Path, *, latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> ModelCard:
+    """The model card of a folder; it belongs into its file ``CARD``."""
     complete = (folder / "custom_generate").is_dir() and not (folder / ADAPTER_CONFIG).is_file()
     data = ModelCardData(
         license=_licence_of(facts.base),
@@ -88,7 +91,7 @@ def write_card(folder: Path, *, latent_steps: int, thought: str, prompt_format: 
     if is_generic(folder):
         usage = usage.replace("AutoTokenizer", "PreTrainedTokenizerFast")
     body.append(_USAGE + (usage if complete else _ADAPTER))
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
 
 
 def write_custom_generate(folder: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dropout_grpo.distributed.sharding import whole_state
 from dropout_grpo.errors import UserError, reading
-from dropout_grpo.latent.io.card import CardFacts, write_card, write_custom_generate
+from dropout_grpo.latent.io.card import CARD, CardFacts, card_of, write_custom_generate
 from dropout_grpo.latent.io.causal_lm import file_of, load_causal_lm
 from dropout_grpo.latent.io.coconut import load_coconut_checkpoint, state_dict_of
 from dropout_grpo.latent.io.codi import is_codi, load_codi_checkpoint
@@ -86,13 +86,13 @@ def save_latent_model(
         write_custom_generate(folder)
     model.tokenizer.save_pretrained(folder)
     if card:
-        write_card(
+        card_of(
             folder,
             latent_steps=model.latent_steps,
             thought=model.thought.kind,
             prompt_format=model.prompt_format,
             facts=facts or CardFacts(),
-        )
+        ).save(folder / CARD)
     config: dict[str, Any] = {"latent_steps": model.latent_steps, "thought": model.thought.kind}
     if isinstance(model.thought, ProjectionThought):
         config["prj_dim"] = model.thought.prj_dim
