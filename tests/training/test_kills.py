@@ -40,7 +40,7 @@ def test_three_kills(command: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
+@pytest.mark.parametrize("command", ["sft", "grpo"])
 def test_fifty_kills(command: str, request: pytest.FixtureRequest) -> None:
     tally = request.getfixturevalue(command).kill(50)
     print(f"{command}: {tally}")
@@ -49,7 +49,7 @@ def test_fifty_kills(command: str, request: pytest.FixtureRequest) -> None:
 
 def _of_two(command: str, folder: Path, sft: Killer) -> Killer:
     place = folder / f"{command}-two"
-    place.mkdir(exist_ok=True)
+    place.mkdir()
     argv = [command, "--recipe", str(folder / "recipe.yaml")]
     if command == "grpo":
         argv += ["--checkpoint", str(sft.folder / "whole" / "checkpoints" / "coconut")]
@@ -57,19 +57,12 @@ def _of_two(command: str, folder: Path, sft: Killer) -> Killer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
-def test_a_kill_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
-    """torchrun's agent ends the other one and names the rank; the run resumes."""
-    tally = _of_two(command, folder, sft).kill(1)
-    assert tally.told == 1
-    assert tally.slowest < 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
+@pytest.mark.parametrize("command", ["sft", "grpo"])
 def test_ten_kills_of_one_of_two_processes(command: str, folder: Path, sft: Killer) -> None:
+    """torchrun's agent ends the other one and names the rank; the run resumes."""
     tally = _of_two(command, folder, sft).kill(10)
     print(f"{command}, two processes: {tally}")
+    assert tally.told > 0, "where a checkpoint is there to continue from"
     assert tally.slowest < 10, "the agent waits 5 seconds for a process before it kills it"
 
 
