@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (UserError, OSError, yaml.YAMLError) as error:
         print(f"study: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("study: stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
 
 
 def study_of_arms(options: argparse.Namespace) -> None:

@@ -317,3 +317,17 @@ def test_a_failed_command_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
     assert "no_such_option" in (tmp_path / "bad.log").read_text(encoding="utf-8")
     assert finished(lines["good"])
     assert "good: done; 2 of 2" in capsys.readouterr().err
+
+
+def test_a_study_that_is_stopped_says_how_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: a traceback."""
+
+    def stop(options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "study_of_rounds", stop)
+    with pytest.raises(SystemExit, match="130"):
+        study.main(["--settings", str(SETTINGS.with_name("gsm8k.yaml"))])
+    assert "stopped; the same command continues" in capsys.readouterr().err
