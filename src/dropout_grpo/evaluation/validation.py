@@ -31,7 +31,12 @@ def require_one_validation(eval_dataset: object, evaluate: object, evaluation: o
     if evaluation is not None and eval_dataset is None:
         raise UserError("evaluation says how eval_dataset is asked, and there is none: give it, or leave both out.")
     if eval_steps > 0 and eval_dataset is None and evaluate is None:
-        console.print(f"warning: eval_steps={eval_steps}: no effect; it needs eval_dataset.", markup=False)
+        tell_without_effect("eval_steps", eval_steps, "eval_dataset")
+
+
+def tell_without_effect(option: str, value: object, needs: str) -> None:
+    """Print a warning that an option of a validation has no effect without what it needs."""
+    console.print(f"warning: {option}={value}: no effect; it needs {needs}.", markup=False)
 
 
 class Validation:
@@ -62,8 +67,7 @@ class Validation:
     @property
     def measures(self) -> list[str]:
         """Names of the shares that a call returns."""
-        n = self.config.num_samples
-        own = ["pass@1", *(["masked_pass@1", *(f"pass@{k}" for k in powers_of_two(n) if k > 1)] if n else ())]
+        own = _shares_of(self.config.num_samples)
         return own + [f"{name}/{measure}" for name in self.sets if len(self.sets) > 1 for measure in own]
 
     def __call__(
@@ -167,4 +171,10 @@ def validation_metrics(answered: Mapping[str, Sequence[ModelAnswers]]) -> dict[s
 
 def _shares(answered: Sequence[ModelAnswers]) -> dict[str, float]:
     row = summarize(answered)
-    return {name: row[name] for name in row if name.startswith(("pass@", "masked_pass@"))}
+    return {name: row[name] for name in _shares_of(len(answered[0].samples))}
+
+
+def _shares_of(num_samples: int) -> list[str]:
+    """Names of the shares of one set."""
+    sampled = ["masked_pass@1", *(f"pass@{k}" for k in powers_of_two(num_samples) if k > 1)]
+    return ["pass@1", *(sampled if num_samples else ())]

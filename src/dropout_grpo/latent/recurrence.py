@@ -287,9 +287,8 @@ class Recurrence(nn.Module):
         keyed = keyed_noise(noise)
         for _ in range(steps):
             by_key = {} if keyed is None else keyed.key_factors("latent", state.latent_step, key_positions(state, 1))
-            with frozen_weights_cast(self):
-                fed_back = self.thought(state.hidden)  # [B, 1, D]
             with self._noisy(noise, "latent", state.latent_step) as factors:
+                fed_back = self.thought(state.hidden)  # [B, 1, D]
                 if THOUGHT_SITE in factors:
                     fed_back = times(fed_back, factors[THOUGHT_SITE])
                 cache, inputs = self._inputs(state, fed_back, by_key)

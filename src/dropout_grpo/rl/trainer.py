@@ -29,7 +29,7 @@ from dropout_grpo.data.rewards import RewardFunction, as_reward_functions, rewar
 from dropout_grpo.distributed import processes
 from dropout_grpo.distributed.sharding import as_shards
 from dropout_grpo.errors import UserError
-from dropout_grpo.evaluation.validation import Validation, require_one_validation
+from dropout_grpo.evaluation.validation import Validation, require_one_validation, tell_without_effect
 from dropout_grpo.exploration.base import Exploration, FollowsTraining
 from dropout_grpo.exploration.build import options_of, require_exploration
 from dropout_grpo.exploration.dropout import SharedDropout
@@ -215,9 +215,11 @@ class GRPOTrainer(Trainer):
         self._watch = Watch(config)
         require_one_validation(eval_dataset, evaluate, evaluation, config.eval_steps)
         if config.num_generations_eval and eval_dataset is None:
-            _tell_without_effect(config, "num_generations_eval", "eval_dataset")
+            samples = config.num_generations_eval
+            tell_without_effect(config.named("num_generations_eval"), samples, "eval_dataset")
         if beside.metric_for_best_model and (config.eval_steps == 0 or (eval_dataset is None and evaluate is None)):
-            _tell_without_effect(beside, "metric_for_best_model", "eval_dataset, and eval_steps above 0")
+            metric = beside.metric_for_best_model
+            tell_without_effect("metric_for_best_model", metric, "eval_dataset, and eval_steps above 0")
         if eval_dataset is not None:
             if evaluation is not None and evaluation.max_new_tokens < config.max_completion_length:
                 console.print(
@@ -230,7 +232,8 @@ class GRPOTrainer(Trainer):
             )
             differ = noisy or evaluation.temperature > 0  # the samples of a problem
             if config.num_generations_eval and not differ:
-                _tell_without_effect(config, "num_generations_eval", "masks or evaluation.temperature above 0")
+                needs = "masks or evaluation.temperature above 0"
+                tell_without_effect(config.named("num_generations_eval"), config.num_generations_eval, needs)
             evaluation = replace(evaluation, num_samples=config.num_generations_eval if differ else 0)
             sets = as_sets(eval_dataset, "eval_dataset")
             evaluate = Validation(sets, evaluation, exploration, seed=seed, bf16=bf16)
@@ -521,8 +524,3 @@ class GRPOTrainer(Trainer):
 
         with masters_as_weights(self.model):
             return processes.on_main(push)
-
-
-def _tell_without_effect(config: GRPOOptions, option: str, needs: str) -> None:
-    value = getattr(config, option)
-    console.print(f"warning: {config.named(option)}={value}: no effect; it needs {needs}.", markup=False)

@@ -62,19 +62,21 @@ class Trackers:
         PartialState()  # accelerate's log messages need it
         for name in report_to:
             kind = LOGGER_TYPE_TO_CLASS[name]
+            if name == "tensorboard":
+                place: tuple[str, ...] = (part, str(folder / name))
+                options: dict[str, Any] = {"purge_step": done + 1}
+            else:
+                run = folder.resolve().name
+                same: dict[str, Any] = {"resume": "allow" if done else "never"}
+                if name == "wandb" and run_id is not None:
+                    same = {"id": f"{run_id}-{part}", "resume": "allow"}
+                place = (os.environ.get(f"{name.upper()}_PROJECT") or _PROJECT,)
+                options = {"name": f"{run}-{part}", "group": run, **same}
             try:
-                if name == "tensorboard":
-                    tracker = kind(part, str(folder / name), purge_step=done + 1)
-                    tracker.start()
-                else:
-                    run = folder.resolve().name
-                    same: dict[str, Any] = {"resume": "allow" if done else "never"}
-                    if name == "wandb" and run_id is not None:
-                        same = {"id": f"{run_id}-{part}", "resume": "allow"}
-                    project = os.environ.get(f"{name.upper()}_PROJECT") or _PROJECT
-                    tracker = kind(project, name=f"{run}-{part}", group=run, **same)
-                    tracker.start()
-                    tracker.store_init_configuration(_texts(config))  # TensorBoard would add a second run
+                tracker = kind(*place, **options)
+                tracker.start()
+                if name != "tensorboard":  # it would add a second run
+                    tracker.store_init_configuration(_texts(config))
             except Exception as error:  # each tracker has its own, such as for a missing login
                 raise UserError(
                     f"report_to {name} cannot start: {error}. Log in, use its offline mode, or leave it out."

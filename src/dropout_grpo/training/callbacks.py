@@ -250,9 +250,9 @@ class Callbacks:
         wanted, best = self._args.metric_for_best_model, self.state.best_metric
         if wanted is None:
             return
-        renamed = {name: value for name, value in _theirs(metrics).items() if name.startswith(THEIRS)}
-        self.require_best([name.removeprefix(THEIRS) for name in renamed])
-        value = renamed[wanted]
+        measured = {name.removeprefix(OURS): metrics[name] for name in metrics if name.startswith(OURS)}
+        self.require_best(measured)
+        value = measured[wanted.removeprefix(THEIRS)]
         if best is None or (value > best if self._args.greater_is_better else value < best):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from dropout_grpo.distributed.processes import on_main
 from dropout_grpo.errors import UserError, at_place, reading
+from dropout_grpo.latent.io.card import CARD
 from dropout_grpo.latent.io.checkpoint import save_latent_model
 from dropout_grpo.latent.model import LatentModel
 from dropout_grpo.runs.files import sync, write_json, writing
@@ -30,8 +31,6 @@ OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
 REFERENCE_FILE, MANIFEST_FILE = "reference.safetensors", "manifest.json"
 ONLY_TO_RESUME = (OPTIMIZER_FILE, STATE_FILE, REFERENCE_FILE, MANIFEST_FILE)
 """Files of a training checkpoint that its model does not need."""
-
-_CARD = "README.md"  # ``push`` writes it later, which damages nothing
 
 
 class DamagedCheckpoint(UserError):
@@ -107,7 +106,7 @@ def trainer_state(path: Path) -> dict[str, Any]:
         UserError: a file cannot be read.
     """
     written = _json(path / MANIFEST_FILE)
-    written.pop(_CARD, None)
+    written.pop(CARD, None)  # ``push`` writes it later, which damages nothing
     with reading(path):
         files = _manifest(path)
     for name in sorted(written.keys() | files.keys()):
@@ -159,7 +158,7 @@ def _manifest(folder: Path, written: Mapping[str, Mapping[str, Tensor] | None] =
         written: by name of the file, the tensors that ``save_file`` has just written. Such a file is not read again.
     """
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    for name in (MANIFEST_FILE, _CARD):
+    for name in (MANIFEST_FILE, CARD):
         files.pop(name, None)
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_sha256, files.values(), map(written.get, files))

@@ -14,6 +14,7 @@ from dropout_grpo.latent.io.causal_lm import is_generic
 from dropout_grpo.latent.lora.checkpoint import ADAPTER_CONFIG
 from dropout_grpo.latent.tokens import CHAT, CODI
 
+CARD = "README.md"
 _TAGS = ["latent-reasoning", "coconut", "dropout-grpo"]
 _PAPER = "https://arxiv.org/abs/2606.10184"
 
@@ -50,9 +51,6 @@ class CardFacts:
     method: str | None = None
     command: str | None = None
     measured: Sequence[Measured] = ()
-
-
-CARD = "README.md"
 
 
 def card_of(folder: Path, *, latent_steps: int, thought: str, prompt_format: str, facts: CardFacts) -> ModelCard:
@@ -125,7 +123,7 @@ def without_folder(text: str) -> str:
 
 def _licence_of(base: str | None) -> str | None:
     """The licence in the base's own card, if the base is a folder with a card that can be read."""
-    readme = None if base is None else Path(base) / "README.md"
+    readme = None if base is None else Path(base) / CARD
     if readme is None or not readme.is_file():
         return None
     try:
